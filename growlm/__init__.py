@@ -1,0 +1,15 @@
+"""growlm: language models that grow while they train.
+
+config = growlm.ModelConfig(layers=2, embed=64, heads=2, kv_heads=2, head_dim=32, mlp=176, vocab=256)
+params = growlm.init(config, jax.random.key(0))
+logits = growlm.apply(config, params, tokens)
+grown = growlm.grow(params, config, dataclasses.replace(config, layers=8), order="stack")
+"""
+
+from growlm import growth, laws
+from growlm.errors import InputError
+from growlm.growth import grow
+from growlm.model import apply, init
+from growlm.weights import ModelConfig
+
+__all__ = ["InputError", "ModelConfig", "apply", "grow", "growth", "init", "laws"]

@@ -1,0 +1,117 @@
+"""Batches of windows of tokens, addressed by example number.
+
+The example at position i is a pure function of (tokens, seed, length, i). To restart, a run therefore needs
+no iterator state, only the integer `examples_seen`. It counts examples, not batches, so that the batch size
+may change in mid-run: grain's own iterator state counts batches, and would then skip or repeat examples.
+
+Legend: B batch, C count of batches, N windows in the split, T length + 1 tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from growlm.errors import InputError
+
+# The tokens are in memory: one thread makes the next batches while the device works on this one, and more
+# threads would only compete for the interpreter.
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+
+
+def batches(
+    tokens: np.ndarray, *, seed: int, batch: int, length: int, start: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[np.ndarray]:
+    """Endless training batches from example number `start` on, made ahead in a background thread.
+
+    The tokens are cut into windows of length + 1, back to back. Every epoch passes over all windows once, in
+    a new order; a batch may span two epochs. Another length means other windows in another order: a run that
+    changes its length goes on at the same position there, and may meet text again that it has seen in this
+    epoch.
+
+    Args:
+      tokens: uint8[tokens], or any one-dimensional array of integers.
+      seed: at least 0; picks the order.
+      batch: examples per batch, over all processes.
+      length: tokens per example that are predicted; a window is one longer.
+      start: examples already consumed. The batches from `start` on are the tail of the batches from 0 on.
+      shard: (process, processes). Process p gets rows p * batch / processes and following of every batch.
+
+    Returns:
+      An iterator over int32[batch / processes, length + 1]; inputs are [:, :-1], targets are [:, 1:].
+
+    Raises:
+      InputError: the tokens hold not one window, or a number is out of range.
+    """
+    _at_least(0, seed=seed, start=start)
+    process, processes = _check_shard(batch, shard)
+    windows_NT = _windows(tokens, length, at_least=1)
+    examples = grain.MapDataset.source(windows_NT).shuffle(seed=_spread(seed)).repeat()[start:]
+    # In parts of B / processes rows, part j is the share of process j mod processes in batch j div processes.
+    # drop_remainder: nothing is dropped, but grain counts the parts in integers, where its floats overflow.
+    parts = examples.batch(batch // processes, drop_remainder=True, batch_fn=_stack)
+    return iter(parts[process::processes].to_iter_dataset(READ))
+
+
+def validation_batches(
+    tokens: np.ndarray, *, batch: int, length: int, count: int, shard: tuple[int, int] = (0, 1)
+) -> np.ndarray:
+    """The same batches at every call, their windows spread evenly over the tokens.
+
+    Args:
+      tokens: uint8[tokens], or any one-dimensional array of integers.
+      batch: examples per batch, over all processes.
+      length: tokens per example that are predicted; a window is one longer.
+      count: how many batches; fewer come if the tokens hold fewer, as no window comes twice.
+      shard: (process, processes), as in `batches`.
+
+    Returns:
+      int32[count or fewer, batch / processes, length + 1].
+
+    Raises:
+      InputError: the tokens hold not one batch, or a number is out of range.
+    """
+    _at_least(1, count=count)
+    process, processes = _check_shard(batch, shard)
+    windows_NT = _windows(tokens, length, at_least=batch)
+    count = min(count, len(windows_NT) // batch)
+    chosen = np.arange(count * batch) * len(windows_NT) // (count * batch)
+    chosen_CB = chosen.reshape(count, processes, batch // processes)[:, process]
+    return windows_NT[chosen_CB].astype(np.int32)
+
+
+def _windows(tokens: np.ndarray, length: int, at_least: int) -> np.ndarray:
+    """The windows, [N, length + 1], as a view; the few tokens left over at the end are not used."""
+    _at_least(1, length=length)
+    width = length + 1
+    if len(tokens) < at_least * width:
+        needed = f"{at_least} x {width} = {at_least * width}" if at_least > 1 else str(width)
+        raise InputError(f"too little text: {needed} tokens are needed, the split holds {len(tokens)}")
+    return tokens[: len(tokens) // width * width].reshape(-1, width)
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(rows).astype(np.int32)
+
+
+def _spread(seed: int) -> int:
+    """A 32-bit seed far from that of seed + 1: grain shuffles epoch e by seed + e, so runs would share it."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
+def _check_shard(batch: int, shard: tuple[int, int]) -> tuple[int, int]:
+    """The shard, checked to be one of equal parts of the batch."""
+    process, processes = shard
+    _at_least(1, batch=batch, processes=processes)
+    if batch % processes:
+        raise InputError(f"batch {batch} does not split evenly over {processes} processes")
+    if not 0 <= process < processes:
+        raise InputError(f"process must be 0 to {processes - 1}, not {process}")
+    return process, processes
+
+
+def _at_least(bound: int, **values: int) -> None:
+    """Checks every value; its name is for the message."""
+    for name, value in values.items():
+        if value < bound:
+            raise InputError(f"{name} must be at least {bound}, not {value}")

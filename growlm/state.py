@@ -1,0 +1,42 @@
+"""The state of training: one pytree that is checkpointed, restored and grown as a whole."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from growlm.weights import Params
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "opt_state", "step", "tokens", "examples", "key"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What training carries from step to step, over all stages of a run.
+
+    The counters are host integers: 300 billion tokens do not fit the 32 bits that JAX has by default. `examples` is
+    the position in the data, `key` the run's key, from which growth draws fresh values.
+    """
+
+    params: Params
+    opt_state: Any
+    step: np.int64
+    tokens: np.int64
+    examples: np.int64
+    key: jax.Array
+
+    def advanced(self, params: Params, opt_state: Any, batch: int, length: int) -> "TrainState":
+        """The state one step later."""
+        return dataclasses.replace(
+            self,
+            params=params,
+            opt_state=opt_state,
+            step=self.step + np.int64(1),
+            tokens=self.tokens + np.int64(batch * length),
+            examples=self.examples + np.int64(batch),
+        )

@@ -1,0 +1,1 @@
+"""Studies: many runs side by side, and the report that says what growing was worth."""

@@ -1,0 +1,45 @@
+"""How numbers are written, the same in the terminal, on the page and in the figures. Unknown is a dash."""
+
+UNKNOWN = "-"
+
+
+def count(value: float | None) -> str:
+    """Tokens or parameters in three digits: 950, 1.36B, 300B."""
+    if value is None:
+        return UNKNOWN
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= 0.9995 * scale:
+            return f"{value / scale:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def flops(value: float | None) -> str:
+    """FLOPs in three digits with an exponent: 8.00e20."""
+    return UNKNOWN if value is None else f"{value:.2e}".replace("e+0", "e").replace("e+", "e")
+
+
+def flops_short(value: float) -> str:
+    """FLOPs at a round tick of an axis: 5e17."""
+    return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats per token: 2.1510."""
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def percent(value: float | None) -> str:
+    """A change with its sign: +54.6%."""
+    return UNKNOWN if value is None else f"{value:+.1%}"
+
+
+def duration(seconds: float | None) -> str:
+    """Time in its two largest units: 42s, 3m 05s, 7h, 4d 06h."""
+    if seconds is None:
+        return UNKNOWN
+    seconds = round(seconds)
+    for size, unit, part, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= size:
+            rest = seconds % size // part
+            return f"{seconds // size}{unit} {rest:02d}{small}" if rest else f"{seconds // size}{unit}"
+    return f"{seconds}s"

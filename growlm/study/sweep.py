@@ -1,0 +1,159 @@
+"""A sweep: runs that share what they have in common, trained one after the other into one folder."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from growlm.data import load_corpus
+from growlm.errors import unknown
+from growlm.training.loop import DivergedError
+from growlm.training.metrics import write_json
+from growlm.training.run import Runner, RunPlan, claim_folder, leave_points, plan_run
+from growlm.training.settings import SweepConfig
+from growlm.training.stages import Stage
+
+STORE = "stages"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    """A sweep checked against its corpora, before anything is written."""
+
+    config: SweepConfig
+    runs: dict[str, RunPlan]
+
+    def shares(self) -> dict[str, list[tuple[Stage, bool]]]:
+        """For each run its stages, and whether an earlier run of the sweep trains that stage as far."""
+        trained: dict[str, int] = {}
+        shares: dict[str, list[tuple[Stage, bool]]] = {}
+        for name, plan in self.runs.items():
+            shares[name] = [(stage, trained.get(stage.address, 0) >= stage.last_step) for stage in plan.stages]
+            for stage in plan.stages:
+                trained[stage.address] = max(trained.get(stage.address, 0), stage.last_step)
+        return shares
+
+    def flops(self) -> tuple[float, float]:
+        """(FLOPs that the sweep trains, FLOPs that sharing saves it)."""
+        stages = [stage for plan in self.runs.values() for stage in plan.stages]
+        furthest: dict[str, float] = {}
+        for stage in stages:
+            furthest[stage.address] = max(furthest.get(stage.address, 0.0), _flops(stage))
+        trained = sum(furthest.values())
+        return trained, sum(map(_flops, stages)) - trained
+
+
+def _flops(stage: Stage) -> float:
+    return stage.cost_at(stage.last_step).flops - stage.first_cost.flops
+
+
+def plan_sweep(config: SweepConfig) -> SweepPlan:
+    """Checks every run. Raises InputError."""
+    corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
+    return SweepPlan(config, {name: plan_run(run, corpora[run.corpus]) for name, run in config.runs.items()})
+
+
+def describe(plan: SweepPlan) -> str:
+    """The stages of every run with their addresses, and what sharing saves."""
+    lines = []
+    for name, shares in plan.shares().items():
+        for stage, shared in shares:
+            note = "  shared" if shared else ""
+            size = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
+            lines.append(
+                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.address}  {size:>16}  "
+                f"{stage.config.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
+            )
+    trained, saved = plan.flops()
+    lines.append(f"{len(plan.runs)} runs, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs")
+    return "\n".join(lines)
+
+
+def run_sweep(
+    plan: SweepPlan, workdir: Path, stop: threading.Event, command: str, only: str | None = None
+) -> dict[str, str]:
+    """Trains every run of a sweep (or `only` one) into workdir/NAME, the stages into workdir/stages.
+
+    Returns the errors of runs that diverged, by name; the others go on. Started again, it goes on where it was.
+    Raises InputError where the folder holds something else, StoppedError when asked to stop.
+    """
+    if only is not None and only not in plan.runs:
+        raise unknown("run", only, plan.runs)
+    claim_folder(workdir, dataclasses.asdict(plan.config))
+    runner = Runner(workdir / STORE, leave_points(list(plan.runs.values())), stop)
+    status = {name: _former_status(workdir, name) for name in plan.runs}
+    _write_summary(plan, workdir, command, status, {})
+    errors: dict[str, str] = {}
+    for name, run in plan.runs.items():
+        if only in (None, name):
+            claim_folder(workdir / name, dataclasses.asdict(run.config))
+            try:
+                runner.train(run, workdir / name, name)
+                status[name] = "done"
+            except DivergedError as error:
+                status[name], errors[name] = "failed", str(error)
+            _write_summary(plan, workdir, command, status, errors)
+    return errors
+
+
+def _former_status(workdir: Path, name: str) -> str:
+    """How far an earlier call, or another worker, brought a run."""
+    path = workdir / "sweep.json"
+    return json.loads(path.read_text())["runs"][name]["status"] if path.exists() else "pending"
+
+
+def _write_summary(
+    plan: SweepPlan, workdir: Path, command: str, status: dict[str, str], errors: dict[str, str]
+) -> None:
+    """sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
+    config, (trained, saved) = plan.config, plan.flops()
+    runs = {
+        name: {"stages": [_entry(*share) for share in shares], "status": status[name], "error": errors.get(name)}
+        for name, shares in plan.shares().items()
+    }
+    summary = {
+        "title": config.title,
+        "command": command,
+        "baseline": config.baseline,
+        "grown": config.grown,
+        "controls": config.controls,
+        "runs": runs,
+        "flops_trained": trained,
+        "flops_saved_by_sharing": saved,
+        "hardware": hardware(),
+        "commit": commit(),
+    }
+    write_json(workdir / "sweep.json", summary)
+
+
+def _entry(stage: Stage, shared: bool) -> dict[str, Any]:
+    tokens = stage.tokens_at(stage.last_step) - stage.first_tokens
+    return {"address": stage.address, "tokens": tokens, "flops": _flops(stage), "reused": shared}
+
+
+def hardware() -> str:
+    """The devices and the machine, in words."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return f"{len(devices)} x {kind}, {os.cpu_count()} CPU cores ({platform.machine()}), jax {jax.__version__}"
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, with a + where it was changed; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=10"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() or None

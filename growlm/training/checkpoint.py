@@ -1,0 +1,75 @@
+"""Checkpoints of the whole state by orbax, asynchronous, restored at exactly the stored shapes and dtypes."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
+
+from growlm.errors import InputError
+from growlm.state import TrainState
+from growlm.weights import path_of
+
+
+class Checkpoints:
+    """The checkpoints of one stage, by step. `keep_steps`, where runs leave the stage, are kept for ever."""
+
+    def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
+        self._kept = set(keep_steps)
+        policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(self._kept))])
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that are there, whole."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState) -> None:
+        """Starts to write a checkpoint; nothing is written where the step is there already."""
+        step = int(state.step)
+        if step not in self.steps():
+            # force: a stage of a sweep may be trained again from an earlier step than its last
+            self._manager.save(step, args=ocp.args.StandardSave(_to_tree(state)), force=True)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct)."""
+        expected = jax.tree.map(_abstract, _to_tree(like))
+        self._check_stored(step, expected)
+        return _from_tree(self._manager.restore(step, args=ocp.args.StandardRestore(expected)))
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and frees the writer's threads."""
+        self._manager.close()
+
+    def _check_stored(self, step: int, expected: dict[str, Any]) -> None:
+        """Orbax casts dtypes without a word and may pad shapes: what is stored must be what is expected."""
+        stored = self._manager.item_metadata(step)
+        have = {path_of(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(stored)}
+        want = {path_of(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(expected)}
+        for path in want.keys() | have.keys():
+            if have.get(path) != want.get(path):
+                raise InputError(
+                    f"checkpoint {self._manager.directory}/{step}: {path} is {have.get(path)}, not {want.get(path)}"
+                )
+
+
+def _to_tree(state: TrainState) -> dict[str, Any]:
+    """Plain arrays under plain names; a key is stored as its data."""
+    tree = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return tree | {"key": jax.random.key_data(state.key)}
+
+
+def _from_tree(tree: dict[str, Any]) -> TrainState:
+    counters = {name: tree[name][()] for name in ("step", "tokens", "examples")}
+    return TrainState(**tree | counters | {"key": jax.random.wrap_key_data(tree["key"])})
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)

@@ -1,0 +1,130 @@
+"""From an experiment file and the command line to validated settings; one line for whatever is wrong in them."""
+
+import ast
+import dataclasses
+import importlib.util
+import typing
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from growlm.errors import InputError, unknown
+from growlm.training.settings import RunConfig, SweepConfig
+
+
+def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
+    """The plain settings of `FILE.py[:variant]` with `config.key=value` overrides on top.
+
+    The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Raises InputError:
+    a file that is not there or has no get_config, an override that is no key=value.
+    """
+    name, _, variant = spec.partition(":")
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(
+            f"config {name!r}: no such file; allowed is an experiment file such as experiments/quickstart.py"
+        )
+    module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"config {name!r} defines no get_config()")
+    config = module.get_config(variant) if variant else module.get_config()
+    settings = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    for override in overrides:
+        _override(settings, override)
+    return settings
+
+
+def _override(settings: dict[str, Any], text: str) -> None:
+    """Applies `stages[1].schedule.peak=3e-4`. Names are checked later, all in one place, when dataclasses are built."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise InputError(f"override '--config.{text}': allowed is --config.key=value")
+    keys = path.replace("[", ".").replace("]", "").split(".")
+    node: Any = settings
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list | tuple):
+            if not key.isdigit() or int(key) >= len(node):
+                raise InputError(f"--config.{path}: {key!r} is no index; allowed are 0 to {len(node) - 1}")
+            node = node[int(key)]
+            continue
+        if not isinstance(node, dict):
+            raise InputError(f"--config.{path}: {'.'.join(keys[:depth])} is the value {node!r}, it has no {key!r}")
+        if last:
+            node[key] = _literal(value)
+        else:
+            node = node.setdefault(key, {})
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def build_run(settings: dict[str, Any]) -> RunConfig:
+    """A validated run. Raises InputError."""
+    if "runs" in settings:
+        raise InputError(f"this config is a sweep of {', '.join(settings['runs'])}: use growlm sweep")
+    return _build(RunConfig, settings, "config")
+
+
+def build_sweep(settings: dict[str, Any]) -> SweepConfig:
+    """A validated sweep: what every run says for itself lies over what the config says for all. Raises InputError."""
+    if "runs" not in settings:
+        raise InputError("this config is one run: use growlm train, or give it 'runs'")
+    own = {field.name for field in dataclasses.fields(SweepConfig)}
+    common = {key: value for key, value in settings.items() if key not in own}
+    runs = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in settings["runs"].items()}
+    return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": runs}, "config")
+
+
+def _build(cls: type, settings: Any, where: str) -> Any:
+    """A dataclass from a mapping, recursively by its annotations."""
+    if isinstance(settings, cls):
+        return settings
+    if not isinstance(settings, dict):
+        raise InputError(f"{where} is {settings!r}: allowed are the keys of {cls.__name__}")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if extra := [key for key in settings if key not in fields]:
+        raise unknown("config key", extra[0], fields, where=where)
+    required = [name for name, field in fields.items() if _required(field)]
+    if missing := [name for name in required if name not in settings]:
+        raise InputError(f"{where} has no {missing[0]!r}: it needs {', '.join(required)}")
+    hints = typing.get_type_hints(cls)
+    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in settings.items()}
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """The value in its declared type; 1e6 is an integer where one is asked for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is UnionType:
+        return None if value is None else _convert(next(a for a in arguments if a is not NoneType), value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return (
+            value if arguments[1] is Any else {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        )
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
+        return value
+    raise InputError(f"{where} is {value!r}: allowed is {getattr(origin or hint, '__name__', hint)}")

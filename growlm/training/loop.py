@@ -1,0 +1,166 @@
+"""Training one stage: batches in, updates, metrics one step late, evaluations and checkpoints where they are due."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from growlm.data import Corpus, batches, validation_batches
+from growlm.state import TrainState
+from growlm.training.checkpoint import Checkpoints
+from growlm.training.metrics import MetricsLog, Progress, Stopwatch
+from growlm.training.stages import Stage
+from growlm.training.step import compile_steps
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+class StoppedError(RuntimeError):
+    """The process was asked to stop, and what it had was saved."""
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set, so that the loop can save before it leaves."""
+    requested = threading.Event()
+    in_main = threading.current_thread() is threading.main_thread()  # only there may Python set handlers
+    former = {
+        number: signal.signal(number, lambda *_: requested.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if in_main
+    }
+    try:
+        yield requested
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class Recorder:
+    """Fetches the metrics of a step while the device works on the next one; checks, shows and records them."""
+
+    def __init__(self, stage: Stage, log: MetricsLog, bar: Progress, watch: Stopwatch, step: int):
+        self._stage, self._log, self._bar, self._watch = stage, log, bar, watch
+        self._late: tuple[int, dict[str, jax.Array]] | None = None
+        self._finite = step
+        self._mark = (step, watch.seconds)
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step that may not be computed yet, and settles the step before."""
+        self.settle()
+        self._late = (step, metrics)
+
+    def settle(self, **extra: float) -> None:
+        """Waits for the step that was pushed last. Raises DivergedError unless its loss and gradient are finite."""
+        if self._late is None:
+            return
+        (step, metrics), self._late = self._late, None
+        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise DivergedError(
+                f"loss {loss}, gradient norm {grad_norm} between steps {self._finite} and {step}: stopped; "
+                "the last good checkpoint is kept"
+            )
+        self._finite = step
+        speed = self._speed(step)
+        self._bar.step(loss, speed)
+        if extra or step % self._stage.run.log_every_steps == 0:
+            self.record(step, loss=loss, grad_norm=grad_norm, tokens_per_second=speed, **extra)
+            self._mark = (step, self._watch.seconds)
+
+    def record(self, step: int, **values: float | None) -> None:
+        """One line of metrics.jsonl, with what every line has."""
+        stage, cost = self._stage, self._stage.cost_at(step)
+        self._log.write(
+            {
+                "stage": stage.number,
+                "step": step,
+                "tokens": stage.tokens_at(step),
+                "flops": cost.flops,
+                "flops_exact": cost.flops_exact,
+                "seconds": self._watch.seconds,
+                "learning_rate": stage.learning_rate_at(step),
+            }
+            | values
+        )
+
+    def _speed(self, step: int) -> float:
+        """Tokens per second since the last record."""
+        marked_step, marked_seconds = self._mark
+        tokens = self._stage.tokens_at(step) - self._stage.tokens_at(marked_step)
+        return tokens / max(self._watch.seconds - marked_seconds, 1e-9)
+
+
+def train_stage(
+    stage: Stage,
+    state: TrainState,
+    corpus: Corpus,
+    checkpoints: Checkpoints,
+    metrics_path: Path,
+    title: str,
+    ends: frozenset[int],
+    seconds_before: float,
+    stop: threading.Event,
+) -> TrainState:
+    """Trains from the state's step to the step at which the run leaves the stage, and saves there.
+
+    `ends` are all steps at which runs leave this stage. Raises DivergedError, or StoppedError when asked to stop.
+    """
+    config, run = stage.config, stage.run
+    shape = {"batch": config.batch, "length": config.length}
+    step_fn, evaluate = compile_steps(config.model, config.optimizer, **shape, dtype=run.dtype, remat=run.remat)
+    held_out = validation_batches(corpus.validation, count=run.evaluation.batches, **shape)
+    source = batches(corpus.train, seed=run.seed, start=int(state.examples), **shape)
+    known = max(checkpoints.steps(), default=-1)
+
+    with (
+        contextlib.closing(MetricsLog(metrics_path, known)) as log,
+        Progress(title, stage.first_step, int(state.step), stage.last_step) as bar,
+    ):
+        watch = Stopwatch(seconds_before if log.seconds is None else log.seconds)
+        recorder = Recorder(stage, log, bar, watch, int(state.step))
+        if state.step == stage.first_step:
+            recorder.record(stage.first_step, loss=None, val_loss=_validation_loss(evaluate, state, held_out))
+
+        watch.start()
+        while state.step < stage.last_step:
+            step = int(state.step) + 1
+            rate = np.float32(stage.learning_rate_at(step))
+            params, opt_state, metrics = step_fn(state.params, state.opt_state, next(source), rate)
+            state = state.advanced(params, opt_state, config.batch, config.length)
+            recorder.push(step, metrics)
+
+            stopping = stop.is_set()
+            ending = step in ends or step == stage.last_step
+            evaluating = ending or _passes(stage, step, run.evaluation.every_tokens)
+            saving = ending or stopping or _passes(stage, step, run.checkpoint.every_tokens)
+            if not (evaluating or saving):
+                continue
+            jax.block_until_ready(state.params)
+            watch.pause()
+            # Settled before it is saved: no checkpoint holds a step whose loss or gradient was not finite.
+            recorder.settle(**({"val_loss": _validation_loss(evaluate, state, held_out)} if evaluating else {}))
+            if saving:
+                checkpoints.save(state)
+            if stopping:
+                checkpoints.wait()
+                raise StoppedError(f"stopped and saved at step {step}; the same command goes on from there")
+            watch.start()
+    return state
+
+
+def _passes(stage: Stage, step: int, every_tokens: int) -> bool:
+    """Whether this step passes a multiple of so many tokens; never where that is 0."""
+    return every_tokens > 0 and stage.tokens_at(step) // every_tokens > stage.tokens_at(step - 1) // every_tokens
+
+
+def _validation_loss(evaluate: Callable, state: TrainState, held_out: np.ndarray) -> float:
+    """Mean loss over the fixed validation batches, in nats a token."""
+    return float(np.mean([float(evaluate(state.params, tokens=batch)) for batch in held_out]))

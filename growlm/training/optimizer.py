@@ -1,0 +1,14 @@
+"""The optimizer of a stage. The learning rate is not in it: the train step takes that as an argument."""
+
+import optax
+
+from growlm.training.settings import OptimizerConfig
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW with clipped gradients; the updates are to be scaled by minus the learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+    )

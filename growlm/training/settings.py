@@ -1,0 +1,187 @@
+"""The settings of runs and sweeps: frozen dataclasses that check themselves, and name what is allowed."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from growlm.errors import InputError, unknown
+from growlm.growth import OPERATORS, OPTIMIZER_STATES
+from growlm.model import REMAT_POLICIES
+from growlm.training.schedules import AT_GROWTH, SCHEDULES
+from growlm.weights import ModelConfig
+
+
+def _check_name(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise unknown(key, value, allowed)
+
+
+def _check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=True) -> None:
+    """One message for every number out of range. NaN fails both comparisons, so it is refused too."""
+    above = low is None or value > low or (low_allowed and value == low)
+    below = high is None or value < high or (high_allowed and value == high)
+    if not (above and below):
+        left = "" if low is None else f"{'>=' if low_allowed else '>'} {low}"
+        right = "" if high is None else f"{'<=' if high_allowed else '<'} {high}"
+        raise InputError(f"{key} is {value!r}: allowed is {' and '.join(filter(None, (left, right)))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over tokens. `restart` counts tokens from the start of the stage, `continue` goes on counting.
+
+    peak: the highest rate. final: what it decays to, as a share of the peak. warmup_tokens: linear from zero.
+    horizon_tokens: where cosine and wsd end; 0 means at the end of this stage. decay: the share of the horizon that
+    wsd decays over. exponent: of the power schedule, peak x (tokens / warmup_tokens) ^ exponent.
+    """
+
+    kind: str = "cosine"
+    peak: float = 1e-3
+    final: float = 0.1
+    warmup_tokens: int = 0
+    horizon_tokens: int = 0
+    decay: float = 0.2
+    exponent: float = -0.51
+    at_growth: str = "restart"
+
+    def __post_init__(self):
+        _check_name("schedule.kind", self.kind, SCHEDULES)
+        _check_name("schedule.at_growth", self.at_growth, AT_GROWTH)
+        _check_range("schedule.peak", self.peak, low=0, low_allowed=False)
+        _check_range("schedule.final", self.final, low=0, high=1)
+        _check_range("schedule.warmup_tokens", self.warmup_tokens, low=0)
+        _check_range("schedule.horizon_tokens", self.horizon_tokens, low=0)
+        _check_range("schedule.decay", self.decay, low=0, high=1)
+        _check_range("schedule.exponent", self.exponent, high=0)
+        if self.kind == "power" and not self.warmup_tokens:
+            raise InputError("schedule.warmup_tokens is 0: the power schedule falls from there, so it must be > 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as the paper uses it: weight decay on every parameter, gradients clipped by their global norm."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            _check_range(f"optimizer.{name}", getattr(self, name), low=0, high=1, high_allowed=False)
+        _check_range("optimizer.eps", self.eps, low=0, low_allowed=False)
+        _check_range("optimizer.weight_decay", self.weight_decay, low=0)
+        _check_range("optimizer.clip", self.clip, low=0, low_allowed=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowthConfig:
+    """How a stage starts from the one before it: the operator, its options, and what becomes of the optimizer state."""
+
+    operator: str = "direct"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer_state: str = "reset"
+
+    def __post_init__(self):
+        _check_name("growth.operator", self.operator, OPERATORS)
+        _check_name("growth.optimizer_state", self.optimizer_state, OPTIMIZER_STATES)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One stage: a shape trained for `tokens` tokens, in batches of `batch` examples of `length` tokens."""
+
+    model: ModelConfig
+    tokens: int
+    batch: int
+    length: int
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    growth: GrowthConfig | None = None
+
+    def __post_init__(self):
+        _check_range("stage.batch", self.batch, low=1)
+        _check_range("stage.length", self.length, low=1)
+        if self.tokens < self.batch * self.length:
+            raise InputError(
+                f"stage.tokens is {self.tokens}, smaller than one batch: "
+                f"{self.batch} x {self.length} = {self.batch * self.length} tokens"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Whole batches in the budget; a remainder smaller than a batch is not trained on."""
+        return self.tokens // (self.batch * self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens."""
+
+    every_tokens: int = 0
+    batches: int = 8
+
+    def __post_init__(self):
+        _check_range("evaluation.every_tokens", self.every_tokens, low=0)
+        _check_range("evaluation.batches", self.batches, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every so many tokens (0: only where a stage ends), of which the last `max_to_keep` stay."""
+
+    every_tokens: int = 0
+    max_to_keep: int = 2
+
+    def __post_init__(self):
+        _check_range("checkpoint.every_tokens", self.every_tokens, low=0)
+        _check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A run: stages one after the other, on one corpus and seed. dtype is the compute dtype; parameters are float32."""
+
+    stages: tuple[StageConfig, ...]
+    seed: int = 0
+    corpus: str = "stdlib"
+    dtype: str = "float32"
+    remat: str = "none"
+    log_every_steps: int = 10
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self):
+        _check_name("dtype", self.dtype, ("float32", "bfloat16"))
+        _check_name("remat", self.remat, REMAT_POLICIES)
+        _check_range("seed", self.seed, low=0, high=2**31 - 1)
+        _check_range("log_every_steps", self.log_every_steps, low=1)
+        if not self.stages:
+            raise InputError("stages is empty: a run needs at least one")
+        for number, stage in enumerate(self.stages):
+            if (number > 0) != (stage.growth is not None):
+                rule = "needs a growth" if number else "starts from nothing: it takes no growth"
+                raise InputError(f"stages[{number}] {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Runs by name, and which of them the others are measured against."""
+
+    runs: dict[str, RunConfig]
+    baseline: str
+    title: str = ""
+    grown: tuple[str, ...] = ()
+    controls: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.runs:
+            raise InputError("runs is empty: a sweep needs at least one")
+        for name in (self.baseline, *self.grown, *self.controls):
+            if name not in self.runs:
+                raise unknown("run", name, self.runs, where="baseline, grown or controls")
+        for name in self.runs:
+            if name == "stages" or Path(name).name != name:
+                raise InputError(f"run name {name!r}: allowed is a folder's name other than 'stages'")

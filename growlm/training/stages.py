@@ -1,0 +1,109 @@
+"""Stages resolved: where each begins and ends, and the address under which runs of a sweep share it."""
+
+import dataclasses
+import hashlib
+import json
+from functools import cached_property
+from typing import Any
+
+from growlm.laws.flops import exact_flops_per_token, training_flops
+from growlm.training.schedules import WITH_HORIZON, learning_rate
+from growlm.training.settings import RunConfig, StageConfig
+from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """FLOPs since the run began: 6 N D as the paper counts, and exact with attention."""
+
+    flops: float = 0.0
+    flops_exact: float = 0.0
+
+    def plus(self, model: ModelConfig, tokens: int, length: int) -> "Cost":
+        """The cost after so many more tokens of this model."""
+        matmul = matmul_parameter_count(model)
+        per_token = exact_flops_per_token(matmul, model.layers, model.heads, model.head_dim, length)
+        return Cost(self.flops + training_flops(parameter_count(model), tokens), self.flops_exact + per_token * tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of one run, with all that comes before it. Counters run on through the stages of a run."""
+
+    config: StageConfig
+    run: RunConfig
+    fingerprint: str  # of the corpus
+    parent: "Stage | None"
+
+    @cached_property
+    def number(self) -> int:
+        """0 for the first stage."""
+        return self.parent.number + 1 if self.parent else 0
+
+    @cached_property
+    def first_step(self) -> int:
+        """The step counter where the stage begins."""
+        return self.parent.last_step if self.parent else 0
+
+    @cached_property
+    def last_step(self) -> int:
+        """The step counter where this run leaves the stage."""
+        return self.first_step + self.config.steps
+
+    @cached_property
+    def first_tokens(self) -> int:
+        """Tokens seen where the stage begins."""
+        return self.parent.tokens_at(self.parent.last_step) if self.parent else 0
+
+    @cached_property
+    def first_cost(self) -> Cost:
+        """What was spent where the stage begins."""
+        return self.parent.cost_at(self.parent.last_step) if self.parent else Cost()
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens seen at a step of this stage."""
+        return self.first_tokens + (step - self.first_step) * self.config.batch * self.config.length
+
+    def cost_at(self, step: int) -> Cost:
+        """What was spent at a step of this stage."""
+        tokens = self.tokens_at(step) - self.first_tokens
+        return self.first_cost.plus(self.config.model, tokens, self.config.length)
+
+    @cached_property
+    def schedule_start(self) -> int:
+        """The token at which the schedule began: here, or where the stage that it continues has it."""
+        continues = self.parent and self.config.schedule.at_growth == "continue"
+        return self.parent.schedule_start if continues else self.first_tokens
+
+    @cached_property
+    def horizon(self) -> int:
+        """Where the schedule ends, counted from its start."""
+        return self.config.schedule.horizon_tokens or self.tokens_at(self.last_step) - self.schedule_start
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of the update that leads to `step`."""
+        return learning_rate(self.config.schedule, self.tokens_at(step) - self.schedule_start, self.horizon)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything that determines the stage's result but the point at which it stops."""
+        own = dataclasses.asdict(self.config)
+        del own["tokens"]
+        if self.config.schedule.kind in WITH_HORIZON:
+            own["schedule"]["horizon_tokens"] = self.horizon
+        shared = {name: getattr(self.run, name) for name in ("seed", "dtype", "remat")}
+        parent = {"address": self.parent.address, "last_step": self.parent.last_step} if self.parent else None
+        return own | shared | {"corpus": self.fingerprint, "parent": parent}
+
+    @cached_property
+    def address(self) -> str:
+        """The hash of `settings`: stages of equal address are one stage, trained once."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resolve(run: RunConfig, fingerprint: str) -> list[Stage]:
+    """The stages of a run, each knowing its parent."""
+    stages: list[Stage] = []
+    for config in run.stages:
+        stages.append(Stage(config, run, fingerprint, stages[-1] if stages else None))
+    return stages
