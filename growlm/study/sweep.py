@@ -87,34 +87,35 @@ def run_sweep(
         raise unknown("run", only, plan.runs)
     claim_folder(workdir, dataclasses.asdict(plan.config))
     runner = Runner(workdir / STORE, leave_points(list(plan.runs.values())), stop)
-    status = {name: _former_status(workdir, name) for name in plan.runs}
-    _write_summary(plan, workdir, command, status, {})
+    _write_summary(plan, workdir, command)
     errors: dict[str, str] = {}
     for name, run in plan.runs.items():
         if only in (None, name):
             claim_folder(workdir / name, dataclasses.asdict(run.config))
             try:
                 runner.train(run, workdir / name, name)
-                status[name] = "done"
+                _write_summary(plan, workdir, command, {name: {"status": "done", "error": None}})
             except DivergedError as error:
-                status[name], errors[name] = "failed", str(error)
-            _write_summary(plan, workdir, command, status, errors)
+                errors[name] = str(error)
+                _write_summary(plan, workdir, command, {name: {"status": "failed", "error": str(error)}})
     return errors
 
 
-def _former_status(workdir: Path, name: str) -> str:
+def _former_outcome(workdir: Path, name: str) -> dict[str, Any]:
     """How far an earlier call, or another worker, brought a run."""
     path = workdir / "sweep.json"
-    return json.loads(path.read_text())["runs"][name]["status"] if path.exists() else "pending"
+    former = json.loads(path.read_text())["runs"][name] if path.exists() else {"status": "pending", "error": None}
+    return {key: former[key] for key in ("status", "error")}
 
 
 def _write_summary(
-    plan: SweepPlan, workdir: Path, command: str, status: dict[str, str], errors: dict[str, str]
+    plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]] | None = None
 ) -> None:
     """sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
     config, (trained, saved) = plan.config, plan.flops()
+    outcomes = {name: _former_outcome(workdir, name) for name in plan.runs} | (outcomes or {})
     runs = {
-        name: {"stages": [_entry(*share) for share in shares], "status": status[name], "error": errors.get(name)}
+        name: {"stages": [_entry(*share) for share in shares]} | outcomes[name]
         for name, shares in plan.shares().items()
     }
     summary = {

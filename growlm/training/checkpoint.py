@@ -21,7 +21,8 @@ class Checkpoints:
         self._kept = set(keep_steps)
         policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(self._kept))])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handler = ocp.StandardCheckpointHandler()  # named, or a manager that has not saved yet reads no metadata
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
     def steps(self) -> list[int]:
         """The steps that are there, whole."""

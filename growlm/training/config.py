@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import traceback
 import typing
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,7 +19,7 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     """The plain settings of `FILE.py[:variant]` with `config.key=value` overrides on top.
 
     The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Raises InputError:
-    a file that is not there or has no get_config, an override that is no key=value.
+    a file that is not there, fails or has no get_config, an override that is no key=value.
     """
     name, _, variant = spec.partition(":")
     path = Path(name)
@@ -26,16 +27,40 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
         raise InputError(
             f"config {name!r}: no such file; allowed is an experiment file such as experiments/quickstart.py"
         )
+    try:
+        config = _run_file(path, variant)
+    except InputError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        at = f" in line {lines[-1]}" if lines else ""
+        message = " ".join(str(error).split())
+        raise InputError(f"config {spec!r} fails{at}: {type(error).__name__}: {message}") from error
+    if not isinstance(config, ConfigDict | dict):
+        raise InputError(f"config {spec!r}: get_config() returns {config!r}; allowed is a ConfigDict")
+    settings = _unshared(config)
+    for override in overrides:
+        _override(settings, override)
+    return settings
+
+
+def _run_file(path: Path, variant: str) -> Any:
+    """What get_config() of an experiment file returns."""
     module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise InputError(f"config {name!r} defines no get_config()")
-    config = module.get_config(variant) if variant else module.get_config()
-    settings = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    for override in overrides:
-        _override(settings, override)
-    return settings
+        raise InputError(f"config {str(path)!r} defines no get_config()")
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _unshared(value: Any) -> Any:
+    """A plain copy in which nothing is held twice: two stages may share a dict, and an override is for one of them."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _override(settings: dict[str, Any], text: str) -> None:
@@ -46,18 +71,18 @@ def _override(settings: dict[str, Any], text: str) -> None:
     keys = path.replace("[", ".").replace("]", "").split(".")
     node: Any = settings
     for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, list | tuple):
-            if not key.isdigit() or int(key) >= len(node):
+        if isinstance(node, list):
+            if not key.isdecimal() or int(key) >= len(node):
                 raise InputError(f"--config.{path}: {key!r} is no index; allowed are 0 to {len(node) - 1}")
-            node = node[int(key)]
-            continue
-        if not isinstance(node, dict):
+            key = int(key)
+        elif not isinstance(node, dict):
             raise InputError(f"--config.{path}: {'.'.join(keys[:depth])} is the value {node!r}, it has no {key!r}")
-        if last:
+        elif keys[:depth] == ["runs"] and key not in node:
+            raise unknown("run", key, node, where=f"--config.{path}")
+        if depth == len(keys) - 1:
             node[key] = _literal(value)
         else:
-            node = node.setdefault(key, {})
+            node = node[key] if isinstance(node, list) else node.setdefault(key, {})
 
 
 def _literal(text: str) -> Any:
@@ -70,7 +95,7 @@ def _literal(text: str) -> Any:
 def build_run(settings: dict[str, Any]) -> RunConfig:
     """A validated run. Raises InputError."""
     if "runs" in settings:
-        raise InputError(f"this config is a sweep of {', '.join(settings['runs'])}: use growlm sweep")
+        raise InputError("this config has 'runs', it is a sweep: use growlm sweep")
     return _build(RunConfig, settings, "config")
 
 
@@ -78,7 +103,14 @@ def build_sweep(settings: dict[str, Any]) -> SweepConfig:
     """A validated sweep: what every run says for itself lies over what the config says for all. Raises InputError."""
     if "runs" not in settings:
         raise InputError("this config is one run: use growlm train, or give it 'runs'")
-    own = {field.name for field in dataclasses.fields(SweepConfig)}
+    own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
+    if extra := [key for key in settings if key not in own | of_runs]:
+        raise unknown("config key", extra[0], own | of_runs, where="config")
+    if not isinstance(settings["runs"], dict):
+        raise InputError(f"config.runs is {settings['runs']!r}: allowed are runs by name")
+    for name, run in settings["runs"].items():
+        if not isinstance(run, dict):
+            raise InputError(f"config.runs.{name} is {run!r}: allowed are the keys of RunConfig")
     common = {key: value for key, value in settings.items() if key not in own}
     runs = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in settings["runs"].items()}
     return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": runs}, "config")

@@ -57,23 +57,33 @@ class Recorder:
         self.settle()
         self._late = (step, metrics)
 
-    def settle(self, **extra: float) -> None:
-        """Waits for the step that was pushed last. Raises DivergedError unless its loss and gradient are finite."""
+    def settle(self, val_loss: float | None = None, evaluated: bool = False) -> None:
+        """Waits for the step that was pushed last.
+
+        val_loss is that of the state after it, to be recorded if `evaluated`. Raises DivergedError unless the loss, the
+        gradient and that are finite.
+        """
         if self._late is None:
             return
         (step, metrics), self._late = self._late, None
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(
-                f"loss {loss}, gradient norm {grad_norm} between steps {self._finite} and {step}: stopped; "
-                "the last good checkpoint is kept"
-            )
+        self._check(step, loss=loss, gradient_norm=grad_norm)
         self._finite = step
+        if val_loss is not None:  # the next step would meet it
+            self._check(step + 1, validation_loss=val_loss)
         speed = self._speed(step)
         self._bar.step(loss, speed)
-        if extra or step % self._stage.run.log_every_steps == 0:
+        if evaluated or step % self._stage.run.log_every_steps == 0:
+            extra = {"val_loss": val_loss} if evaluated else {}
             self.record(step, loss=loss, grad_norm=grad_norm, tokens_per_second=speed, **extra)
             self._mark = (step, self._watch.seconds)
+
+    def _check(self, step: int, **values: float) -> None:
+        if not all(map(math.isfinite, values.values())):
+            said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+            raise DivergedError(
+                f"{said} between steps {self._finite} and {step}: stopped; the last good checkpoint is kept"
+            )
 
     def record(self, step: int, **values: float | None) -> None:
         """One line of metrics.jsonl, with what every line has."""
@@ -145,8 +155,8 @@ def train_stage(
                 continue
             jax.block_until_ready(state.params)
             watch.pause()
-            # Settled before it is saved: no checkpoint holds a step whose loss or gradient was not finite.
-            recorder.settle(**({"val_loss": _validation_loss(evaluate, state, held_out)} if evaluating else {}))
+            # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
+            recorder.settle(_validation_loss(evaluate, state, held_out if evaluating else held_out[:1]), evaluating)
             if saving:
                 checkpoints.save(state)
             if stopping:

@@ -23,6 +23,11 @@ def _write_whole(path: Path, text: str) -> None:
     part.replace(path)
 
 
+def is_part(path: Path) -> bool:
+    """Whether this is what a process leaves that was killed while it wrote a file."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records in a file. The last line may be half a line, if its writer was killed: it is left out."""
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []

@@ -17,7 +17,7 @@ from growlm.growth import grow_state, plan_growth
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.loop import train_stage
-from growlm.training.metrics import read_records, write_json, write_records
+from growlm.training.metrics import is_part, read_records, write_json, write_records
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
@@ -39,6 +39,11 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
     for stage in stages:
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(f"model.vocab is {stage.config.model.vocab}: {corpus.name!r} has {corpus.vocab} tokens")
+        width = stage.config.length + 1
+        for split, tokens, rows in (("train", corpus.train, 1), ("validation", corpus.validation, stage.config.batch)):
+            if len(tokens) < rows * width:
+                needed = f"{rows} x (length + 1) = {rows * width} {split} tokens"
+                raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         if stage.parent:
             growth = stage.config.growth
             plan_growth(growth.operator, stage.parent.config.model, stage.config.model, **growth.options)
@@ -48,25 +53,35 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
 def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     """Makes the folder this run's own, or checks that it is. Raises InputError where it holds something else."""
     path, config = folder / "config.json", json.loads(json.dumps(config))
-    if path.exists():
-        if (held := json.loads(path.read_text())) != config:
-            difference = _first_difference(held, config)
-            raise InputError(f"{folder} holds a different run: {difference}; allowed is a new folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and holds no run: allowed is a new or empty folder")
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, config)
+    try:
+        if path.exists():
+            if (held := json.loads(path.read_text(encoding="utf-8"))) != config:
+                difference = _first_difference(held, config)
+                raise InputError(f"{folder} holds a different run: {difference}; allowed is a new folder")
+        elif folder.exists() and (not folder.is_dir() or not all(map(is_part, folder.iterdir()))):
+            raise InputError(f"{folder} exists and holds no run: allowed is a new or empty folder")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, config)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise InputError(f"{path} is not JSON, {folder} holds no run: allowed is a new or empty folder") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be used: {error.strerror}; allowed is a new or empty folder") from error
 
 
 def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
     """Where two JSON values differ first, in words."""
-    if isinstance(held, dict) and isinstance(wanted, dict) and held.keys() == wanted.keys():
+    where = path or "its config"
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        if extra := sorted(held.keys() ^ wanted.keys()):
+            return f"{where} has {extra[0]!r} only {'there' if extra[0] in held else 'here'}"
         pairs = [(f"{path}.{key}" if path else key, held[key], wanted[key]) for key in held]
-    elif isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
+    elif isinstance(held, list) and isinstance(wanted, list):
+        if len(held) != len(wanted):
+            return f"{where} has {len(held)} entries there and {len(wanted)} here"
         pairs = [(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(held, wanted, strict=True))]
     else:
-        return f"{path or 'its config'} is {held!r} there and {wanted!r} here"
+        return f"{where} is {held!r} there and {wanted!r} here"
     return next(_first_difference(a, b, where) for where, a, b in pairs if a != b)
 
 

@@ -1,6 +1,7 @@
 """The settings of runs and sweeps: frozen dataclasses that check themselves, and name what is allowed."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ def _check_name(key: str, value: str, allowed: Iterable[str]) -> None:
 
 
 def _check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=True) -> None:
-    """One message for every number out of range. NaN fails both comparisons, so it is refused too."""
+    """One message for every number out of range. NaN fails both comparisons; no setting may be infinite either."""
+    if abs(value) == math.inf:
+        raise InputError(f"{key} is {value!r}: allowed are finite numbers")
     above = low is None or value > low or (low_allowed and value == low)
     below = high is None or value < high or (high_allowed and value == high)
     if not (above and below):
@@ -183,5 +186,5 @@ class SweepConfig:
             if name not in self.runs:
                 raise unknown("run", name, self.runs, where="baseline, grown or controls")
         for name in self.runs:
-            if name == "stages" or Path(name).name != name:
+            if not isinstance(name, str) or name in ("", "..", "stages") or Path(name).name != name:
                 raise InputError(f"run name {name!r}: allowed is a folder's name other than 'stages'")

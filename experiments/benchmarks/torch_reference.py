@@ -1,0 +1,174 @@
+"""growlm's decoder and train step in eager PyTorch: the yardstick of train_step.py. No growlm code runs in it.
+
+The same architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, untied head), written as
+one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention, fused AdamW. Parameters are float32 and
+are cast to the compute dtype where they are used, as in growlm. Modules carry the names of growlm's weights, and
+`torch_parameters` turns a growlm tree (parameters or gradients) into a state dict.
+
+Shape suffixes: B batch, T positions, D embed, H heads, K kv_heads, h head_dim, F mlp, V vocab, N = B x T rows.
+"""
+
+import math
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from growlm.training.settings import OptimizerConfig
+from growlm.weights import ModelConfig, Params, Weight, declared, map_weights
+
+
+class Linear(nn.Linear):
+    """A product with a float32 matrix, computed in the dtype of the input."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        """[..., inputs] -> [..., outputs]."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Norm(nn.Module):
+    """RMSNorm with a gain."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(config.embed))
+        self.eps = config.norm_eps
+
+    def forward(self, x):
+        """[..., D] -> [..., D]."""
+        return F.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), self.eps)
+
+
+def rotary_table(length: int, head_dim: int, theta: float, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [T, h/2], computed in float32, in the dtype and on the device of `like`."""
+    frequency_h = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=like.device) / head_dim)
+    angle_Th = torch.arange(length, dtype=torch.float32, device=like.device)[:, None] * frequency_h
+    return angle_Th.cos().to(like.dtype), angle_Th.sin().to(like.dtype)
+
+
+def rotate(x_BHTh: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turns each pair (i, i + h/2) by its position's angle."""
+    cos, sin = rotary
+    a, b = x_BHTh.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        query_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.grouped = config.kv_heads != config.heads
+        self.query = Linear(config.embed, query_width)
+        self.key = Linear(config.embed, kv_width)
+        self.value = Linear(config.embed, kv_width)
+        self.out = Linear(query_width, config.embed)
+
+    def forward(self, x_BTD, rotary):
+        """[B, T, D] -> [B, T, D]."""
+        q_BHTh = rotate(self._heads(self.query(x_BTD)), rotary)
+        k_BKTh = rotate(self._heads(self.key(x_BTD)), rotary)
+        v_BKTh = self._heads(self.value(x_BTD))
+        o_BHTh = F.scaled_dot_product_attention(q_BHTh, k_BKTh, v_BKTh, is_causal=True, enable_gqa=self.grouped)
+        return self.out(o_BHTh.transpose(1, 2).flatten(2))
+
+    def _heads(self, y):
+        return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate = Linear(config.embed, config.mlp)
+        self.up = Linear(config.embed, config.mlp)
+        self.down = Linear(config.mlp, config.embed)
+
+    def forward(self, x_BTD):
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class Block(nn.Module):
+    """One decoder layer, pre-norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn_norm, self.attn = Norm(config), Attention(config)
+        self.mlp_norm, self.mlp = Norm(config), Mlp(config)
+
+    def forward(self, x_BTD, rotary):
+        """[B, T, D] -> [B, T, D]."""
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """The decoder with an untied head, and its loss."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab, config.embed)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = Norm(config)
+        self.head = Linear(config.embed, config.vocab)
+
+    def forward(self, tokens_BT, dtype: torch.dtype):
+        """int64[B, T] -> float32 logits [B, T, V]."""
+        x_BTD = self.embedding(tokens_BT).to(dtype)
+        rotary = rotary_table(tokens_BT.shape[1], self.config.head_dim, self.config.rope_theta, like=x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, rotary)
+        return self.head(self.final_norm(x_BTD)).float()
+
+
+def next_token_loss(decoder: Decoder, tokens_BS: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Mean cross-entropy, in nats a token, of predicting tokens[:, 1:] from what comes before each."""
+    logits_BTV = decoder(tokens_BS[:, :-1], dtype)
+    return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())
+
+
+def make_optimizer(decoder: Decoder, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW on every parameter; fused, the fastest of PyTorch's forms."""
+    return torch.optim.AdamW(
+        decoder.parameters(),
+        lr=learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def train_step(
+    decoder: Decoder, optimizer: torch.optim.Optimizer, clip: float, tokens_BS: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """One update; gives the loss before it."""
+    loss = next_token_loss(decoder, tokens_BS, dtype)
+    loss.backward()
+    nn.utils.clip_grad_norm_(decoder.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def torch_parameters(config: ModelConfig, params: Params) -> dict[str, torch.Tensor]:
+    """A growlm tree (parameters, or gradients) as a state dict of the decoder: one matrix per block, transposed."""
+    leaves = jax.tree.leaves(map_weights(lambda weight, leaf: (weight, np.asarray(leaf)), config, params), is_leaf=_pair)
+    return {name: torch.tensor(value) for weight, leaf in leaves for name, value in _named(weight, leaf)}
+
+
+def decoder_of(config: ModelConfig, params: Params, device: str) -> Decoder:
+    """The decoder with these parameters."""
+    decoder = Decoder(config)
+    decoder.load_state_dict(torch_parameters(config, params))
+    return decoder.to(device)
