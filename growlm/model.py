@@ -35,10 +35,14 @@ def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
     return x @ w.reshape(x.shape[-1], -1)
 
 
+def _at_least_float32(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def rms_norm(x: jax.Array, eps: float) -> jax.Array:
-    """x over its root mean square along the last axis, computed in float32."""
-    x32 = x.astype(jnp.float32)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+    """x over its root mean square along the last axis, computed in float32 or better."""
+    y = x.astype(_at_least_float32(x.dtype))
+    return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +66,7 @@ def _heads_first_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Arr
     q = q_BTHh.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     q_nGh = q.reshape(batch * kv_heads, -1, head_dim) * head_dim**-0.5  # n: batch x kv_heads, G: group x T
     k_nSh, v_nSh = (x.transpose(0, 2, 1, 3).reshape(-1, length, head_dim) for x in (k_BTKh, v_BTKh))
-    score_nGS = jnp.einsum("ngh,nsh->ngs", q_nGh, k_nSh, preferred_element_type=jnp.float32)
+    score_nGS = jnp.einsum("ngh,nsh->ngs", q_nGh, k_nSh, preferred_element_type=_at_least_float32(q_nGh.dtype))
     position_G = jnp.tile(jnp.arange(length), heads // kv_heads)
     visible_GS = position_G[:, None] >= jnp.arange(length)
     weight_nGS = jax.nn.softmax(jnp.where(visible_GS, score_nGS, -1e30)).astype(v_nSh.dtype)
@@ -192,6 +196,10 @@ def _hidden(config: ModelConfig, params: Params, tokens_BT: jax.Array, dtype: An
     return Decoder(config, dtype, remat).apply({"params": params}, tokens_BT)
 
 
+def _logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
+    return jnp.matmul(x_ND, head_DV, preferred_element_type=_at_least_float32(x_ND.dtype))
+
+
 @partial(jax.jit, static_argnames="config")
 def _init(config: ModelConfig, key: jax.Array) -> Params:
     # The parameters depend on no token: the shortest batch will do.
@@ -216,11 +224,11 @@ def apply(
       config: the model's shape.
       params: as `init` gives them.
       tokens: int32[batch, length], below config.vocab.
-      dtype: the compute dtype of the layers, float32 or bfloat16; the logits are float32 either way.
+      dtype: the compute dtype of the layers, float32 or bfloat16 (float64 under jax_enable_x64).
       remat: a name in REMAT_POLICIES.
 
     Returns:
-      float32[batch, length, vocab].
+      float32[batch, length, vocab] (float64 where that is the compute dtype).
 
     Raises:
       InputError: tokens of another rank or type, a tree that is not this model's, an unknown remat policy.
@@ -228,7 +236,7 @@ def apply(
     _check_tokens(tokens, 1)
     check_params(config, params)
     x_ND, head_DV = _hidden(config, params, tokens, dtype, remat)
-    logits_NV = jnp.matmul(x_ND, head_DV, preferred_element_type=jnp.float32)
+    logits_NV = _logits(x_ND, head_DV)
     return logits_NV.reshape(*tokens.shape, config.vocab)
 
 
@@ -242,6 +250,6 @@ def next_token_loss(
     _check_tokens(tokens, 2)
     x_ND, head_DV = _hidden(config, params, tokens[:, :-1], dtype, remat)
     target_N = tokens[:, 1:].reshape(-1)
-    logits_NV = jnp.matmul(x_ND, head_DV, preferred_element_type=jnp.float32)
+    logits_NV = _logits(x_ND, head_DV)
     target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(logits_NV, axis=1) - target_logit_N)

@@ -1,4 +1,4 @@
-"""growlm's decoder and train step in eager PyTorch: the yardstick of train_step.py. No growlm code runs in it.
+"""growlm's decoder and train step in eager PyTorch: the yardstick of train_step.py.
 
 The same architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, untied head), written as
 one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention, fused AdamW. Parameters are float32 and
@@ -9,6 +9,7 @@ Shape suffixes: B batch, T positions, D embed, H heads, K kv_heads, h head_dim, 
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from growlm.errors import InputError
 from growlm.training.settings import OptimizerConfig
-from growlm.weights import ModelConfig, Params, Weight, declared, map_weights
+from growlm.weights import ModelConfig, Params, Weight, check_params, declared, path_of
 
 
 class Linear(nn.Linear):
@@ -162,13 +164,85 @@ def train_step(
 
 
 def torch_parameters(config: ModelConfig, params: Params) -> dict[str, torch.Tensor]:
-    """A growlm tree (parameters, or gradients) as a state dict of the decoder: one matrix per block, transposed."""
-    leaves = jax.tree.leaves(map_weights(lambda weight, leaf: (weight, np.asarray(leaf)), config, params), is_leaf=_pair)
-    return {name: torch.tensor(value) for weight, leaf in leaves for name, value in _named(weight, leaf)}
+    """A growlm tree (parameters, or gradients) as a state dict of the decoder."""
+    check_params(config, params)
+    leaves = {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    entries = (_entries(weight, leaves[weight.path]) for weight in declared(config))
+    return {name: value for named in entries for name, value in named.items()}
 
 
-def decoder_of(config: ModelConfig, params: Params, device: str) -> Decoder:
-    """The decoder with these parameters."""
+def _entries(weight: Weight, leaf: np.ndarray) -> dict[str, torch.Tensor]:
+    """One weight under its names in the decoder: a stacked one becomes an entry for every block."""
+    name = weight.path.replace("/", ".") + ("" if weight.elementwise else ".weight")
+    if not weight.stacked:
+        return {name: _layout(weight, leaf)}
+    return {name.replace("blocks", f"blocks.{i}"): _layout(weight, block) for i, block in enumerate(leaf)}
+
+
+def _layout(weight: Weight, value: np.ndarray) -> torch.Tensor:
+    """A matrix as nn.Linear holds it, [written, read]; gains and the embedding's rows stay as they are."""
+    if weight.elementwise or weight.path == "embedding":
+        return torch.tensor(value)
+    read = math.prod(size for size, dim in zip(value.shape, weight.dims, strict=True) if dim.reads)
+    return torch.tensor(value.reshape(read, -1).T)
+
+
+def decoder_of(config: ModelConfig, params: Params) -> Decoder:
+    """The decoder with growlm's parameters, on the device of JAX."""
     decoder = Decoder(config)
     decoder.load_state_dict(torch_parameters(config, params))
-    return decoder.to(device)
+    return decoder.to(device_beside_jax())
+
+
+def device_beside_jax() -> str:
+    """The device that JAX computes on, in PyTorch's words. Raises InputError where PyTorch does not see it."""
+    backend = jax.default_backend()
+    if backend == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    if backend == "cpu":
+        return "cpu"
+    raise InputError(f"jax computes on {backend}, which this torch {torch.__version__} does not see")
+
+
+def _tokens(tokens_BS: jax.Array) -> torch.Tensor:
+    return torch.tensor(np.asarray(tokens_BS), dtype=torch.int64, device=device_beside_jax())
+
+
+def loss_of(config: ModelConfig, params: Params, tokens_BS: jax.Array) -> float:
+    """The loss in float32."""
+    with torch.no_grad():
+        return next_token_loss(decoder_of(config, params), _tokens(tokens_BS), torch.float32).item()
+
+
+def repeated_step(
+    config: ModelConfig,
+    params: Params,
+    tokens_BS: jax.Array,
+    optimizer_config: OptimizerConfig,
+    learning_rate: float,
+    dtype: str,
+) -> Callable[[int], None]:
+    """A function that takes so many train steps on one batch, from these parameters on, and waits for the last."""
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does
+    decoder, tokens = decoder_of(config, params), _tokens(tokens_BS)
+    optimizer = make_optimizer(decoder, optimizer_config, learning_rate)
+    compute_dtype = getattr(torch, dtype)
+
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            loss = train_step(decoder, optimizer, optimizer_config.clip, tokens, compute_dtype)
+        loss.item()
+
+    return repeat
+
+
+def repeated_product(rows: int, dtype: str) -> Callable[[int], None]:
+    """A function that computes a square product so many times, and waits for the last."""
+    a, b = torch.randn(2, rows, rows, device=device_beside_jax()).to(getattr(torch, dtype))
+
+    def repeat(times: int) -> None:
+        for _ in range(times):
+            c = a @ b
+        c[0, 0].item()
+
+    return repeat

@@ -1,10 +1,10 @@
 """The report of a run or a sweep: what each run reached, what growing saved, and whether that stands up."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from growlm.errors import InputError
+from growlm.files import write_whole
 from growlm.laws.speedup import Curve, curve, speedup
 from growlm.study import figures, numbers
 from growlm.study.page import page
@@ -103,9 +103,9 @@ def write_report(folder: str | Path) -> Path:
     rows = _rows(study)
     drawn = {axis: tuple(figures.png(study, axis, theme) for theme in figures.THEMES) for axis in figures.AXES}
     for axis, (light, _) in drawn.items():
-        _write(folder / f"loss_{axis}.png", light)
+        write_whole(folder / f"loss_{axis}.png", light)
     target = folder / "report.html"
-    _write(target, page(study, verdict(rows), *_results(rows), _notes(study, rows), drawn).encode())
+    write_whole(target, page(study, verdict(rows), *_results(rows), _notes(study, rows), drawn).encode())
     return target
 
 
@@ -226,13 +226,3 @@ def _results(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 def _notes(study: Study, rows: list[Row]) -> dict[str, str]:
     """What each run is for, where a sweep says so, and what is wrong with it."""
     return {row.run: "; ".join(filter(None, (study.runs[row.run].purpose, row.note))) for row in rows}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: someone may be looking at the old one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

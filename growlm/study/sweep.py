@@ -13,8 +13,8 @@ import jax
 
 from growlm.data import load_corpus
 from growlm.errors import unknown
+from growlm.files import write_json
 from growlm.training.loop import DivergedError
-from growlm.training.metrics import write_json
 from growlm.training.run import Runner, RunPlan, claim_folder, leave_points, plan_run
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage

@@ -32,7 +32,8 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
         at = f" in line {lines[-1]}" if lines else ""
         message = " ".join(str(error).split())
         raise InputError(f"config {spec!r} fails{at}: {type(error).__name__}: {message}") from error

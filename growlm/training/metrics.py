@@ -1,7 +1,6 @@
 """The records of a stage: JSON lines that survive a kill, and the progress bar that shows them."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,21 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    _write_whole(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def is_part(path: Path) -> bool:
-    """Whether this is what a process leaves that was killed while it wrote a file."""
-    return path.name.startswith(".") and path.name.endswith(".part")
+from growlm.files import write_whole
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -36,7 +21,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:
     """Writes all records, whole or not at all."""
-    _write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_whole(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 class MetricsLog:

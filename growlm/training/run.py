@@ -13,11 +13,12 @@ import jax
 
 from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError
+from growlm.files import is_part, write_json
 from growlm.growth import grow_state, plan_growth
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.loop import train_stage
-from growlm.training.metrics import is_part, read_records, write_json, write_records
+from growlm.training.metrics import read_records, write_records
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve

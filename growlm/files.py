@@ -1,0 +1,26 @@
+"""Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file beside its place and moves it there in one step."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as indented JSON."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def is_part(path: Path) -> bool:
+    """Whether this is what a process leaves that was killed while it wrote a file."""
+    return path.name.startswith(".") and path.name.endswith(".part")

@@ -1,0 +1,456 @@
+import dataclasses
+import itertools
+import json
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import block_by_block, build, exact_products_and_short_compiles, leaf_at, noisy, random_tokens
+
+import growlm
+from growlm import InputError, ModelConfig
+from growlm.growth import ORDERS, connection_rate, grow_state, layer_order, plan_growth
+from growlm.model import rms_norm
+from growlm.state import TrainState
+from growlm.training.optimizer import make_optimizer
+from growlm.training.settings import OptimizerConfig
+from growlm.training.step import abstract_state, train_step
+from growlm.weights import check_params, declared, map_weights, parameter_count
+
+SOURCE = ModelConfig(layers=3, embed=16, heads=4, kv_heads=2, head_dim=6, mlp=20, vocab=40, qkv_bias=True, qk_norm=True)
+OPTIMIZER = make_optimizer(OptimizerConfig())
+OUTSIDE = ("embedding", "final_norm/scale", "head")
+
+apply = jax.jit(growlm.apply, static_argnums=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_compiles():
+    with exact_products_and_short_compiles():
+        yield
+
+
+def deep(layers, config=SOURCE):
+    return dataclasses.replace(config, layers=layers)
+
+
+NUMBER = {weight.path: number for number, weight in enumerate(declared(SOURCE))}
+LAYER, LEAF = 1 << 10, 1 << 14  # below them the place in a block, and 16 layers
+
+
+def coded(config, offset=0.0):
+    """Every value says which leaf, which layer and which place in it: whole numbers that float32 holds exactly."""
+
+    def values(weight):
+        shape = weight.block_shape(config)
+        place = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+        assert place.size <= LAYER and config.layers <= 16
+        code = place + LEAF * NUMBER[weight.path] + offset
+        return np.stack([code + LAYER * layer for layer in range(config.layers)]) if weight.stacked else code
+
+    return build(config, values)
+
+
+def assert_grown_by(order, source, target, before, after):
+    """Layer t of every block weight is layer order[t] of the source, all else is the source's, bit for bit."""
+    check_params(target, after)
+    assert len(order) == target.layers
+    for weight in declared(target):
+        old, new = leaf_at(before, weight.path), leaf_at(after, weight.path)
+        assert new.dtype == old.dtype
+        if weight.stacked:
+            for layer, origin in enumerate(order):
+                np.testing.assert_array_equal(new[layer], old[origin], err_msg=f"{weight.path} {layer}")
+        else:
+            np.testing.assert_array_equal(new, old, err_msg=weight.path)
+
+
+def trained(config, optimizer=OPTIMIZER, params=None):
+    """A state in the middle of training: non-zero counters, and moments that are coded like the weights."""
+    params = coded(config) if params is None else params
+    opt_state = optax.tree_utils.tree_set(optimizer.init(params), count=jnp.asarray(7, jnp.int32))
+    if optimizer is OPTIMIZER:
+        opt_state = optax.tree_utils.tree_set(opt_state, mu=coded(config, 0.25), nu=coded(config, 0.5))
+    # more tokens than 32 bits count
+    return TrainState(params, opt_state, np.int64(11), np.int64(300e9), np.int64(23), jax.random.key(5))
+
+
+def adam_of(opt_state):
+    (adam,) = (part for part in opt_state if isinstance(part, optax.ScaleByAdamState))
+    return adam
+
+
+# Orders
+
+
+@pytest.mark.parametrize(
+    ("order", "source", "target", "layers"),
+    [
+        ("stack", 2, 8, [0, 1, 0, 1, 0, 1, 0, 1]),
+        ("interleave", 2, 8, [0, 0, 0, 0, 1, 1, 1, 1]),
+        ("stack", 3, 6, [0, 1, 2, 0, 1, 2]),
+        ("interleave", 3, 6, [0, 0, 1, 1, 2, 2]),
+        ("stack", 3, 7, [0, 1, 2, 0, 1, 2, 0]),
+        ("interleave", 3, 7, [0, 0, 0, 1, 1, 2, 2]),
+        ("stack", 3, 3, [0, 1, 2]),
+        ("interleave", 3, 3, [0, 1, 2]),
+        ("stack", 1, 3, [0, 0, 0]),
+        ([2, 0, 1, 1], 3, 4, [2, 0, 1, 1]),
+        ((0, 0), 1, 2, [0, 0]),
+    ],
+)
+def test_layer_order_and_the_slices_that_come_of_it(order, source, target, layers):
+    assert layer_order(order, source, target) == tuple(layers)
+    before = coded(deep(source))
+    after = growlm.grow(before, deep(source), deep(target), "direct", order=order)
+    assert_grown_by(layers, deep(source), deep(target), before, after)
+    # and the code of every value says so itself
+    for path in NUMBER:
+        value = leaf_at(after, path)
+        np.testing.assert_array_equal(value // LEAF, NUMBER[path])
+        if path not in OUTSIDE:
+            found = value % LEAF // LAYER
+            np.testing.assert_array_equal(found, np.reshape(layers, (-1,) + (1,) * (value.ndim - 1)) + 0 * value)
+
+
+@given(source=st.integers(1, 40), factor=st.integers(1, 6), rest=st.integers(0, 39))
+def test_named_orders_use_every_layer_about_equally(source, factor, rest):
+    target = source * factor + rest % source
+    for name in ORDERS:
+        order = layer_order(name, source, target)
+        assert len(order) == target
+        counts = np.bincount(order, minlength=source)
+        assert counts.min() >= factor and counts.max() <= factor + 1
+    stack, interleave = layer_order("stack", source, target), layer_order("interleave", source, target)
+    assert all(b == (a + 1) % source for a, b in itertools.pairwise(stack))
+    assert list(interleave) == sorted(interleave)
+
+
+# arXiv 2405.15319, section 5.1 and the toy example there; partial stacking of 6 layers to 24, layers from 1
+@pytest.mark.parametrize(
+    ("order", "rate"),
+    [
+        (layer_order("stack", 8, 24), 21 / 23),
+        (layer_order("interleave", 8, 24), 7 / 23),
+        (layer_order("stack", 3, 6), 4 / 5),
+        (layer_order("interleave", 3, 6), 2 / 5),
+        (layer_order("stack", 6, 24), 20 / 23),
+        ([0, 1] + [2, 3, 4, 5] * 5 + [4, 5], 18 / 23),
+        ([0, 1] + [2, 3, 4] * 7 + [5], 17 / 23),
+        ([0, 1, 2] * 7 + [3, 4, 5], 17 / 23),
+        ([0, 1, 2, 3] + [4, 5] * 10, 14 / 23),
+        ([0], 1.0),
+        ([3, 2, 1, 0], 0.0),
+    ],
+)
+def test_connection_rate_is_the_papers(order, rate):
+    assert connection_rate(order) == pytest.approx(rate)
+
+
+def test_connection_rates_as_the_paper_prints_them():
+    printed = [f"{100 * connection_rate(layer_order(*o)):.1f}" for o in (("stack", 8, 24), ("interleave", 8, 24))]
+    assert printed == ["91.3", "30.4"]
+    assert f"{100 * connection_rate(layer_order('stack', 6, 24)):.1f}" == "87.0"
+
+
+# The function of the grown model
+
+
+def logits_of_the_blocks(params, order, tokens):
+    """The logits of the source's blocks applied in that order, one after the other."""
+    x = rms_norm(block_by_block(SOURCE, params, order, tokens), SOURCE.norm_eps) * params["final_norm"]["scale"]
+    return (x @ params["head"]).reshape(*tokens.shape, -1)
+
+
+@st.composite
+def depths_and_orders(draw):
+    source = draw(st.integers(1, 4))
+    target = draw(st.integers(source, 5))
+    every_list = st.lists(st.integers(0, source - 1), min_size=target, max_size=target)
+    return source, target, draw(st.sampled_from(sorted(ORDERS)) | every_list)
+
+
+@settings(deadline=None, max_examples=15)
+@given(depths_and_orders())
+def test_grown_model_applies_the_sources_blocks_in_that_order(case):
+    # arXiv 2405.15319, equation 1 and algorithm 1: the large model is M o M o ... o M
+    source, target, order = case
+    params, tokens = noisy(deep(source), seed=source), random_tokens(SOURCE, 2, 5)
+    grown = growlm.grow(params, deep(source), deep(target), order=order)
+    layers = layer_order(order, source, target)
+    assert_grown_by(layers, deep(source), deep(target), params, grown)
+    np.testing.assert_allclose(
+        apply(deep(target), grown, tokens), logits_of_the_blocks(params, layers, tokens), atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("order", ["stack", "interleave", [0, 1, 2]])
+def test_growth_by_nothing_keeps_the_function_and_says_so(order):
+    params, tokens = noisy(SOURCE), random_tokens(SOURCE, 2, 5)
+    grown = growlm.grow(params, SOURCE, SOURCE, order=order)
+    chex.assert_trees_all_equal(grown, params)
+    np.testing.assert_array_equal(apply(SOURCE, grown, tokens), apply(SOURCE, params, tokens))
+    assert plan_growth("direct", SOURCE, SOURCE, order=order).preserves_function
+
+
+@pytest.mark.parametrize(("layers", "order"), [(5, "stack"), (5, "interleave"), (3, [2, 1, 0])])
+def test_copied_or_moved_layers_change_the_function_and_the_plan_says_so(layers, order):
+    params, tokens = noisy(SOURCE), random_tokens(SOURCE, 2, 5)
+    grown = growlm.grow(params, SOURCE, deep(layers), order=order)
+    assert jnp.abs(apply(deep(layers), grown, tokens) - apply(SOURCE, params, tokens)).max() > 0.1
+    plan = plan_growth("direct", SOURCE, deep(layers), order=order)
+    assert not plan.preserves_function and plan.reason
+
+
+def test_default_is_g_stack():
+    params = coded(SOURCE)
+    chex.assert_trees_all_equal(
+        growlm.grow(params, SOURCE, deep(6)), growlm.grow(params, SOURCE, deep(6), "direct", order="stack")
+    )
+
+
+def test_tied_model_grows_without_a_head():
+    tied = dataclasses.replace(SOURCE, tie_embeddings=True, qkv_bias=False, qk_norm=False)
+    before = coded(tied)
+    after = growlm.grow(before, tied, deep(6, tied))
+    assert "head" not in after
+    assert_grown_by([0, 1, 2, 0, 1, 2], tied, deep(6, tied), before, after)
+
+
+def test_growing_twice_is_growing_by_the_composed_order():
+    params = coded(deep(2))
+    twice = growlm.grow(growlm.grow(params, deep(2), deep(4)), deep(4), deep(8), order="interleave")
+    once = growlm.grow(params, deep(2), deep(8), order=[0, 0, 1, 1, 0, 0, 1, 1])
+    chex.assert_trees_all_equal(twice, once)
+
+
+def test_growth_leaves_its_input_as_it_was():
+    params = coded(SOURCE)
+    growlm.grow(params, SOURCE, deep(6))
+    chex.assert_trees_all_equal(params, coded(SOURCE))
+    for how in ("reset", "map"):
+        state = trained(SOURCE)
+        grow_state(state, SOURCE, deep(6), OPTIMIZER, optimizer_state=how)
+        chex.assert_trees_all_equal(state.params, coded(SOURCE))
+        chex.assert_trees_all_equal(adam_of(state.opt_state).mu, coded(SOURCE, 0.25))
+        assert int(adam_of(state.opt_state).count) == 7
+
+
+# The whole state
+
+
+@pytest.mark.parametrize("how", ["reset", "map"])
+def test_grown_state_is_one_of_the_targets_and_keeps_its_place(how):
+    state, target = trained(SOURCE), deep(7)
+    grown, _ = grow_state(state, SOURCE, target, OPTIMIZER, optimizer_state=how, order="interleave")
+    assert_grown_by([0, 0, 0, 1, 1, 2, 2], SOURCE, target, state.params, grown.params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        (grown.params, grown.opt_state),
+        (lambda abstract: (abstract.params, abstract.opt_state))(abstract_state(target, OptimizerConfig())),
+    )
+    assert (grown.step, grown.tokens, grown.examples) == (11, 300_000_000_000, 23)
+    assert {type(grown.step), type(grown.tokens), type(grown.examples)} == {np.int64}
+    np.testing.assert_array_equal(jax.random.key_data(grown.key), jax.random.key_data(state.key))
+
+
+def test_reset_starts_the_optimizer_afresh():
+    grown, report = grow_state(trained(SOURCE), SOURCE, deep(6), OPTIMIZER, optimizer_state="reset")
+    adam = adam_of(grown.opt_state)
+    chex.assert_trees_all_equal((adam.mu, adam.nu), (jax.tree.map(jnp.zeros_like, grown.params),) * 2)
+    assert int(adam.count) == 0
+    assert report["optimizer_state"] == "reset"
+
+
+def test_reset_is_the_default_as_in_the_paper():
+    grown, report = grow_state(trained(SOURCE), SOURCE, deep(6), OPTIMIZER)
+    assert report["optimizer_state"] == "reset" and int(adam_of(grown.opt_state).count) == 0
+
+
+def test_map_grows_both_moments_like_the_weights_and_keeps_the_count():
+    order = [2, 0, 1, 1, 0, 2]
+    state = trained(SOURCE)
+    grown, report = grow_state(state, SOURCE, deep(6), OPTIMIZER, optimizer_state="map", order=order)
+    adam = adam_of(grown.opt_state)
+    assert_grown_by(order, SOURCE, deep(6), coded(SOURCE, 0.25), adam.mu)
+    assert_grown_by(order, SOURCE, deep(6), coded(SOURCE, 0.5), adam.nu)
+    assert int(adam.count) == 7
+    assert report["optimizer_state"] == "map"
+
+
+def test_reset_may_change_the_optimizer():
+    other = optax.adafactor(1e-3)
+    grown, _ = grow_state(trained(SOURCE), SOURCE, deep(6), other, optimizer_state="reset")
+    chex.assert_trees_all_equal(grown.opt_state, other.init(grown.params))
+
+
+step_of_five = jax.jit(partial(train_step, deep(5), OPTIMIZER, jnp.float32, "none"))
+
+
+@pytest.mark.parametrize("how", ["reset", "map"])
+def test_training_goes_on_from_the_grown_state(how):
+    state = trained(SOURCE, params=noisy(SOURCE))
+    small = jax.tree.map(lambda leaf: 1e-3 * jnp.abs(leaf), noisy(SOURCE, seed=1))
+    opt_state = optax.tree_utils.tree_set(state.opt_state, mu=small, nu=small)
+    grown, _ = grow_state(
+        dataclasses.replace(state, opt_state=opt_state), SOURCE, deep(5), OPTIMIZER, optimizer_state=how
+    )
+    params, opt_state, losses = grown.params, grown.opt_state, []
+    for _ in range(8):
+        params, opt_state, metrics = step_of_five(params, opt_state, random_tokens(SOURCE, 2, 9), jnp.float32(3e-3))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.1
+    assert int(adam_of(opt_state).count) == (8 if how == "reset" else 15)
+
+
+# The report
+
+
+def test_report_is_json_and_says_where_every_leaf_came_from():
+    source, target = deep(6), deep(24)
+    _, report = grow_state(trained(source), source, target, OPTIMIZER, optimizer_state="map")
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    order = [0, 1, 2, 3, 4, 5] * 4
+    assert report["operator"] == "direct" and report["order"] == order
+    assert report["connection_rate"] == pytest.approx(20 / 23)
+    assert report["preserves_function"] is False
+    assert report["source"] == dataclasses.asdict(source) and report["target"] == dataclasses.asdict(target)
+    assert (report["parameters_before"], report["parameters_after"]) == (
+        parameter_count(source),
+        parameter_count(target),
+    )
+    assert report["leaves"] == {
+        path: "carried over" if path in OUTSIDE else {"copied_layers": order} for path in NUMBER
+    }
+
+
+@pytest.mark.parametrize(
+    ("order", "rate"), [("stack", 21 / 23), ("interleave", 7 / 23), ([7] * 17 + list(range(7)), 6 / 23)]
+)
+def test_report_of_8_to_24_layers_has_the_connection_rate(order, rate):
+    _, report = grow_state(trained(deep(8)), deep(8), deep(24), OPTIMIZER, order=order)
+    assert report["connection_rate"] == pytest.approx(rate)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_report_of_growth_by_nothing_claims_the_function():
+    _, report = grow_state(trained(SOURCE), SOURCE, SOURCE, OPTIMIZER)
+    assert report["preserves_function"] is True and report["connection_rate"] == 1.0
+
+
+# What is refused, by grow and by grow_state alike
+
+WIDE = dataclasses.replace(SOURCE, layers=6, embed=32)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        (deep(6), {"operator": "dirct"}, "unknown growth operator 'dirct': did you mean 'direct'? allowed: direct"),
+        (deep(6), {"ordr": "stack"}, "unknown option of direct 'ordr': did you mean 'order'? allowed: order"),
+        (deep(6), {"noise": 0.2}, "unknown option of direct 'noise': allowed: order"),
+        (deep(6), {"order": "stak"}, "unknown layer order 'stak': did you mean 'stack'? allowed: interleave, stack"),
+        (deep(6), {"order": [0, 1, 2]}, "order lists 3 layers and the target has 6"),
+        (deep(6), {"order": []}, "order lists 0 layers and the target has 6"),
+        (deep(4), {"order": [0, 1, 2, 3]}, "order holds layer 3: allowed are the source's layers 0 to 2"),
+        (deep(4), {"order": [0, 1, 2, -1]}, "order holds layer -1: allowed are the source's layers 0 to 2"),
+        (deep(4), {"order": [0, True, 2, 0]}, "order holds True: allowed are the source's layers 0 to 2"),
+        (deep(4), {"order": [0, 1.0, 2, 0]}, "order holds 1.0: allowed are the source's layers 0 to 2"),
+        (deep(4), {"order": ["0", 1, 2, 0]}, "order holds '0': allowed are the source's layers 0 to 2"),
+        (deep(2), {}, "the target's model.layers 2 is smaller than the source's 3"),
+        (dataclasses.replace(WIDE, embed=8), {}, "the target's model.embed 8 is smaller than the source's 16"),
+        (dataclasses.replace(SOURCE, vocab=39), {}, "the target's model.vocab 39 is smaller than the source's 40"),
+        (WIDE, {}, "direct grows layers: model.embed is 16 in the source and 32 in the target"),
+        (
+            dataclasses.replace(SOURCE, layers=6, heads=8, kv_heads=4),
+            {},
+            "direct grows layers: model.heads is 4 in the source and 8 in the target",
+        ),
+        (
+            dataclasses.replace(SOURCE, head_dim=4),
+            {},
+            "direct grows layers: model.head_dim is 6 in the source and 4 in the target",
+        ),
+        (
+            dataclasses.replace(SOURCE, layers=6, tie_embeddings=True),
+            {},
+            "direct grows layers: model.tie_embeddings is False in the source and True in the target",
+        ),
+        (
+            dataclasses.replace(SOURCE, layers=6, norm_eps=1e-6),
+            {},
+            "direct grows layers: model.norm_eps is 1e-05 in the source and 1e-06 in the target",
+        ),
+    ],
+)
+def test_growth_that_does_not_fit_is_refused(target, options, message):
+    with pytest.raises(InputError) as error:
+        growlm.grow(coded(SOURCE), SOURCE, target, **options)
+    assert str(error.value) == message
+    with pytest.raises(InputError) as error:
+        grow_state(trained(SOURCE), SOURCE, target, OPTIMIZER, **options)
+    assert str(error.value) == message
+
+
+def test_parameters_that_are_not_the_sources_are_refused():
+    cases = [
+        (coded(deep(2)), "parameter 'blocks/attn_norm/scale' has shape (2, 16); this model's shape is (3, 16)"),
+        (coded(SOURCE) | {"lm_head": jnp.zeros(3)}, "parameter 'lm_head' is not declared for this model"),
+        ({k: v for k, v in coded(SOURCE).items() if k != "head"}, "parameter 'head' is declared for this model and"),
+        (coded(SOURCE) | {"embedding": jnp.zeros((41, 16))}, "parameter 'embedding' has shape (41, 16)"),
+    ]
+    for params, message in cases:
+        with pytest.raises(InputError) as error:
+            growlm.grow(params, SOURCE, deep(6))
+        assert message in str(error.value)
+        for how in ("reset", "map"):
+            with pytest.raises(InputError) as error:
+                state = dataclasses.replace(trained(SOURCE), params=params)
+                grow_state(state, SOURCE, deep(6), OPTIMIZER, optimizer_state=how)
+            assert message in str(error.value)
+
+
+def test_unknown_treatment_of_the_optimizer_state_is_refused():
+    with pytest.raises(InputError, match="unknown optimizer_state 'rest': did you mean 'reset'"):
+        grow_state(trained(SOURCE), SOURCE, deep(6), OPTIMIZER, optimizer_state="rest")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (optax.adafactor(1e-3), "unknown optimizer moment 'v_row'"),
+        (optax.sgd(1e-3, momentum=0.9), "unknown optimizer moment 'trace'"),
+        (optax.amsgrad(1e-3), "unknown optimizer moment 'nu_max'"),
+        (optax.MultiSteps(optax.adam(1e-3), 2), "unknown optimizer moment 'acc_grads'"),
+        (optax.sm3(1e-3), "no rule grows it; use reset"),
+        (optax.masked(optax.adam(1e-3), lambda p: map_weights(lambda w, _: w.stacked, SOURCE, p)), "no rule grows it"),
+    ],
+    ids=["adafactor", "momentum", "amsgrad", "accumulation", "sm3", "masked"],
+)
+def test_map_refuses_a_state_that_it_has_no_rule_for(optimizer, message):
+    state = dataclasses.replace(trained(SOURCE), opt_state=optimizer.init(coded(SOURCE)))
+    with pytest.raises(InputError, match=message):
+        grow_state(state, SOURCE, deep(6), optimizer, optimizer_state="map")
+
+
+@pytest.mark.parametrize(
+    "optimizer", [optax.adam(1e-3), optax.lion(1e-3), optax.sgd(1e-3)], ids=["adam", "lion", "sgd"]
+)
+def test_map_refuses_the_state_of_another_optimizer(optimizer):
+    with pytest.raises(InputError, match=r"the optimizer changed at growth: .*use 'reset'"):
+        grow_state(trained(SOURCE), SOURCE, deep(6), optimizer, optimizer_state="map")
+
+
+def test_map_refuses_moments_of_another_depth_or_precision():
+    state = trained(SOURCE)
+    shallow = dataclasses.replace(state, opt_state=OPTIMIZER.init(coded(deep(2))))
+    with pytest.raises(InputError, match=r"has shape \(2, 16\); this model's shape is \(3, 16\)"):
+        grow_state(shallow, SOURCE, deep(6), OPTIMIZER, optimizer_state="map")
+    low = optax.tree_utils.tree_set(state.opt_state, mu=jax.tree.map(jnp.bfloat16, coded(SOURCE)))
+    with pytest.raises(InputError, match="optimizer state '1/mu/"):
+        grow_state(dataclasses.replace(state, opt_state=low), SOURCE, deep(6), OPTIMIZER, optimizer_state="map")

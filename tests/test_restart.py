@@ -1,0 +1,225 @@
+"""Runs that are really killed, at chosen moments and at any, end with the same bits as one that was left alone."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+# One stage of one layer and one of two, with a checkpoint every 4 steps, of which only the latest stays.
+STEPS = 10
+TOTAL = 2 * STEPS
+ROOT = Path(__file__).resolve().parents[1]
+
+# What runs instead of `python -m growlm`: the same command in a process that sends itself a signal at one moment.
+#   batch   when the nth batch is asked for (a stage that goes on counts from 1), and nothing is being written
+#   rename  just before a file or folder gets a name that ends so: until then it is not there
+#   remove  when the nth file of a folder is deleted, whose name ends so
+#   grow    before growth, or after it
+DRIVER = """
+import itertools, json, os, signal, sys, time
+from growlm.__main__ import main
+from growlm.training import loop, run
+
+moment = json.loads(sys.argv[1])
+kind, where = moment["kind"], moment.get("where", "")
+left = itertools.count(moment.get("n", 1), -1)
+removing = []
+
+
+def now():
+    if next(left) == 1:
+        time.sleep(moment.get("after", 0))
+        os.kill(os.getpid(), getattr(signal, moment["signal"]))
+
+
+def audit(event, args):
+    if kind == "rename" and event == "os.rename" and os.fspath(args[1]).endswith(where):
+        now()
+    if kind == "remove" and event == "shutil.rmtree":
+        removing[:] = [os.fspath(args[0]).endswith(where)]
+    if kind == "remove" and event == "os.remove" and (any(removing) or where + "/" in os.fspath(args[0])):
+        now()
+
+
+def counted(*args, **kwargs):
+    for batch in batches(*args, **kwargs):
+        now()
+        yield batch
+
+
+def growing(*args, **kwargs):
+    if where == "before":
+        now()
+    result = grow_state(*args, **kwargs)
+    if where == "after":
+        now()
+    return result
+
+
+sys.addaudithook(audit)
+if kind == "batch":
+    batches, loop.batches = loop.batches, counted
+if kind == "grow":
+    grow_state, run.grow_state = run.grow_state, growing
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+class Bench:
+    """A folder with configs, and processes that train them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        schedule = {"kind": "cosine", "peak": 1e-2, "warmup_tokens": 3 * tiny.STEP}
+        growth = {"operator": "direct", "optimizer_state": "map"}
+        self.settings = tiny.run(
+            tiny.write_corpus(folder),
+            tiny.stage(STEPS, schedule=schedule),
+            tiny.grown(STEPS, schedule=schedule, growth=growth),
+            checkpoint={"every_tokens": 4 * tiny.STEP, "max_to_keep": 1},
+            evaluation={"every_tokens": 3 * tiny.STEP, "batches": 2},
+        )
+        self.write("train", self.settings)
+        # One cache of compiled programs for all processes: a start costs 2 seconds instead of 8.
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        self.environment = os.environ | cache | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+
+    def write(self, command: str, settings: dict) -> None:
+        """The config of `growlm train` or of `growlm sweep`."""
+        tiny.write_config(self.folder / f"{command}.py", settings)
+
+    def start(self, name: str, moment: dict | None = None, command: str = "train") -> subprocess.Popen:
+        code = ["-c", DRIVER, json.dumps({"signal": "SIGKILL"} | moment)] if moment else ["-m", "growlm"]
+        arguments = [command, f"--config={self.folder / command}.py", f"--workdir={self.folder / name}"]
+        return subprocess.Popen(
+            [sys.executable, *code, *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(self, name: str, moment: dict | None = None, command: str = "train") -> tuple[int, str]:
+        """Starts the command and waits. Returns the exit code and what was said."""
+        with self.start(name, moment, command) as process:
+            out, err = process.communicate(timeout=120)
+        return process.returncode, out + err
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("restart"))
+    code, said = bench.finish("reference")
+    assert code == 0, said
+    assert len(tiny.records(bench.folder / "reference")) == TOTAL + 2  # and one at the start of each stage
+    return bench
+
+
+def assert_as_reference(bench: Bench, name: str) -> None:
+    """The same records but for the clock, the same reports and the same arrays."""
+    folder, reference = bench.folder / name, bench.folder / "reference"
+    assert tiny.timeless(folder) == tiny.timeless(reference)
+    have, want = (json.loads((home / "growth-1.json").read_text()) for home in (folder, reference))
+    assert have | {"seconds": 0} == want | {"seconds": 0}
+    have, want = tiny.checkpoints(folder), tiny.checkpoints(reference)
+    assert have.keys() == want.keys() == {(0, STEPS), (STEPS, TOTAL)}
+    for stage, path in want.items():
+        tiny.assert_same_arrays(tiny.read_checkpoint(have[stage]), tiny.read_checkpoint(path))
+
+
+END_1, END_2 = (0, STEPS), (STEPS, TOTAL)
+SETTLED = 1.0  # seconds in which a checkpoint of some kB is surely written
+
+# Moments in the order of training, and the checkpoints (first step of the stage, step) that are there then. Every
+# start goes on from the kill before it.
+MOMENTS = {
+    "while the first file is written": ({"kind": "rename", "where": "/config.json"}, set()),
+    "in stage 1, before a checkpoint": ({"kind": "batch", "n": 3}, set()),
+    "while the first checkpoint is written": ({"kind": "rename", "where": "/checkpoints/4"}, set()),
+    "in stage 1, after a checkpoint": ({"kind": "batch", "n": 7, "after": SETTLED}, {(0, 4)}),
+    "while another checkpoint is written": ({"kind": "rename", "where": "/checkpoints/8"}, {(0, 4)}),
+    "while what that left is removed": ({"kind": "remove", "where": "/8.orbax-checkpoint-tmp", "n": 2}, {(0, 4)}),
+    "while an old checkpoint is removed": ({"kind": "remove", "where": "/checkpoints/4", "n": 2}, {(0, 4), (0, 8)}),
+    "after the last step of stage 1": ({"kind": "rename", "where": f"/checkpoints/{STEPS}"}, {(0, 4), (0, 8)}),
+    "between stage 1 and growth": ({"kind": "grow", "where": "before"}, {END_1}),
+    "right after growth": ({"kind": "grow", "where": "after"}, {END_1}),
+    "before the first step of stage 2": ({"kind": "batch", "n": 1}, {END_1}),
+    "in stage 2": ({"kind": "batch", "n": 7, "after": SETTLED}, {END_1, (STEPS, 16)}),
+    "when all is trained": ({"kind": "rename", "where": "many/metrics.jsonl"}, {END_1, END_2}),
+}
+
+
+def test_a_run_killed_at_every_moment_ends_with_the_same_bits(bench):
+    for moment, (where, there) in MOMENTS.items():
+        code, said = bench.finish("many", where)
+        assert code == -signal.SIGKILL, f"not killed {moment}: {code} {said}"
+        assert tiny.checkpoints(bench.folder / "many").keys() == there, moment
+    code, said = bench.finish("many")
+    assert code == 0, said
+    assert_as_reference(bench, "many")
+
+
+def test_a_run_killed_from_outside_at_any_time_ends_with_the_same_bits(bench):
+    delays = [random.uniform(0, 0.4) for _ in range(3)]
+    codes = []
+    for delay in delays:
+        with bench.start("any") as process:
+            begun = time.time()
+            while process.poll() is None and not any(
+                path.stat().st_mtime >= begun for path in (bench.folder / "any").glob("checkpoints/*/stage.json")
+            ):
+                time.sleep(0.005)
+            time.sleep(delay)
+            process.kill()
+            process.communicate()
+        codes.append(process.returncode)
+    assert codes[0] == -signal.SIGKILL, delays  # a later one may have been done before its time
+    code, said = bench.finish("any")
+    assert code == 0, said
+    assert_as_reference(bench, "any")
+
+
+def test_sigterm_saves_where_it_is_and_exits_0(bench):
+    stops = (
+        ({"kind": "batch", "n": 6}, 6),
+        ({"kind": "grow", "where": "before"}, STEPS + 1),  # the step that follows is saved
+    )
+    for where, step in stops:
+        code, said = bench.finish("asked", where | {"signal": "SIGTERM"})
+        assert code == 0, said
+        assert f"growlm: stopped and saved at step {step}; the same command goes on" in said.splitlines()[-1]
+        first = STEPS if step > STEPS else 0
+        assert (first, step) in tiny.checkpoints(bench.folder / "asked")
+        assert tiny.records(bench.folder / "asked")[-1]["step"] == step
+    code, said = bench.finish("asked")
+    assert code == 0, said
+    assert_as_reference(bench, "asked")
+
+
+def test_a_killed_sweep_goes_on_and_its_runs_have_the_bits_of_a_run_alone(bench):
+    first, second = bench.settings["stages"]
+    common = {key: value for key, value in bench.settings.items() if key != "stages"}
+    runs = {"base": {"stages": [first]}, "grown": {"stages": [first, second]}}
+    bench.write("sweep", common | {"runs": runs, "baseline": "base", "grown": ("grown",)})
+    for where in ({"kind": "rename", "where": "/grown/config.json"}, {"kind": "batch", "n": 7}):
+        code, said = bench.finish("shared", where, command="sweep")
+        assert code == -signal.SIGKILL, said
+    sweep = json.loads((bench.folder / "shared" / "sweep.json").read_text())
+    assert {name: entry["status"] for name, entry in sweep["runs"].items()} == {"base": "done", "grown": "pending"}
+
+    code, said = bench.finish("shared", command="sweep")
+    assert code == 0 and "report.html" in said, said
+    sweep = json.loads((bench.folder / "shared" / "sweep.json").read_text())
+    assert {entry["status"] for entry in sweep["runs"].values()} == {"done"}
+    assert tiny.timeless(bench.folder / "shared" / "grown") == tiny.timeless(bench.folder / "reference")
+    have, want = tiny.checkpoints(bench.folder / "shared"), tiny.checkpoints(bench.folder / "reference")
+    tiny.assert_same_arrays(tiny.read_checkpoint(have[END_2]), tiny.read_checkpoint(want[END_2]))

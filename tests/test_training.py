@@ -1,0 +1,530 @@
+"""What training does: schedules, addresses, the update, checkpoints, records, and stages that runs share."""
+
+import dataclasses
+import json
+import math
+import random
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import growlm
+from growlm.__main__ import main
+from growlm.data import batches, load_corpus
+from growlm.errors import InputError
+from growlm.study.sweep import describe, plan_sweep, run_sweep
+from growlm.training import loop
+from growlm.training import run as run_module
+from growlm.training.checkpoint import Checkpoints
+from growlm.training.loop import StoppedError
+from growlm.training.run import train
+from growlm.training.schedules import learning_rate
+from growlm.training.settings import OptimizerConfig, ScheduleConfig
+from growlm.training.stages import resolve
+from growlm.training.step import abstract_state, compile_steps, init_state
+from growlm.weights import ModelConfig, parameter_count
+
+STEP = tiny.STEP
+SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))
+GO_ON = threading.Event()  # never set
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def plan(*stages, **options):
+    """The resolved stages of a run on a corpus that need not exist."""
+    return resolve(tiny.run_config("none", *stages, **options), "fingerprint")
+
+
+# --- Schedules -------------------------------------------------------------------------------------------------------
+
+SCHEDULES = {
+    "cosine": (
+        {"final": 0.1, "warmup_tokens": 100},
+        {0: 0.0, 50: 1.0, 100: 2.0, 350: 0.2 + 1.8 * (1 + math.sqrt(0.5)) / 2, 600: 1.1, 1100: 0.2, 9999: 0.2},
+    ),
+    "wsd": (
+        {"final": 0.1, "warmup_tokens": 110, "decay": 0.5},
+        {55: 1.0, 110: 2.0, 111: 2.0, 550: 2.0, 825: 1.1, 1100: 0.2, 9999: 0.2},
+    ),
+    "constant": ({"warmup_tokens": 100}, {25: 0.5, 100: 2.0, 1100: 2.0, 9999: 2.0}),
+    "power": ({"warmup_tokens": 100, "exponent": -0.5}, {50: 1.0, 100: 2.0, 400: 1.0, 1600: 0.5, 10_000: 0.2}),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_at_warm_up_peak_end_and_after(kind):
+    options, expected = SCHEDULES[kind]
+    schedule = ScheduleConfig(kind=kind, peak=2.0, **options)
+    assert {tokens: learning_rate(schedule, tokens, 1100) for tokens in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
+def test_a_schedule_without_warm_up_starts_at_the_peak(kind):
+    assert learning_rate(ScheduleConfig(kind=kind, peak=2.0, warmup_tokens=0), 0, 1100) == 2.0
+
+
+def test_the_constants_of_a_schedule_without_decay_or_horizon_do_no_harm():
+    assert learning_rate(ScheduleConfig(kind="wsd", peak=2.0, decay=0.0), 1099, 1100) == 2.0
+    assert learning_rate(ScheduleConfig(kind="cosine", peak=2.0, warmup_tokens=1100), 1100, 1100) == 2.0
+
+
+def rates(stages):
+    """Of every stage, the rate of its first and its last step."""
+    return [(stage.learning_rate_at(stage.first_step + 1), stage.learning_rate_at(stage.last_step)) for stage in stages]
+
+
+def test_restart_counts_from_the_start_of_the_stage():
+    schedule = {"kind": "cosine", "peak": 1.0, "warmup_tokens": 2 * STEP, "at_growth": "restart"}
+    second, third = tiny.grown(8, schedule=schedule), tiny.grown(16, 4, schedule=schedule)
+    stages = plan(tiny.stage(4, schedule=schedule), second, third)
+    assert rates(stages) == [pytest.approx((0.5, 0.1))] * 3
+    assert [stage.schedule_start for stage in stages] == [0, 4 * STEP, 12 * STEP]
+
+
+def test_continue_counts_from_where_the_earlier_schedule_began():
+    first = {"kind": "constant", "peak": 1.0, "warmup_tokens": 4 * STEP}
+    power = {"kind": "power", "peak": 1.0, "warmup_tokens": 4 * STEP, "exponent": -0.5, "at_growth": "continue"}
+    stages = plan(tiny.stage(4, schedule=first), tiny.grown(12, schedule=power), tiny.grown(48, 4, schedule=power))
+    assert [stage.schedule_start for stage in stages] == [0, 0, 0]
+    assert rates(stages) == [pytest.approx(pair) for pair in ((0.25, 1.0), (0.8**0.5, 0.5), (17**-0.5 * 2, 0.25))]
+
+
+def test_continue_after_a_restart_counts_from_that_restart():
+    restart = {"kind": "cosine", "peak": 1.0, "warmup_tokens": 2 * STEP, "final": 0.0}
+    further = restart | {"at_growth": "continue"}
+    second, third = tiny.grown(6, schedule=restart), tiny.grown(4, 4, schedule=further)
+    stages = plan(tiny.stage(4, schedule=restart), second, third)
+    assert [stage.schedule_start for stage in stages] == [0, 4 * STEP, 4 * STEP]
+    # From that start it is 10 steps to the end, 2 of them warm-up: the first of the last 4 is 5/8 of the way down.
+    assert rates(stages)[2] == pytest.approx(((1 + math.cos(math.pi * 5 / 8)) / 2, 0.0))
+
+
+def test_a_horizon_of_its_own_ends_the_schedule_where_it_says():
+    schedule = {"kind": "wsd", "peak": 1.0, "horizon_tokens": 20 * STEP, "decay": 0.5, "final": 0.0}
+    assert rates(plan(tiny.stage(15, schedule=schedule))) == [pytest.approx((1.0, 0.5))]
+
+
+# --- Addresses -------------------------------------------------------------------------------------------------------
+
+CONSTANT = {"kind": "constant", "peak": 1e-2}
+COSINE = {"kind": "cosine", "peak": 1e-2}
+
+
+def address(*stages, fingerprint="fingerprint", **options):
+    return resolve(tiny.run_config("none", *stages, **options), fingerprint)[-1].address
+
+
+def test_equal_settings_have_an_equal_address():
+    assert address(tiny.stage(4)) == address(tiny.stage(4))
+    assert address(tiny.stage(4), tiny.grown(4)) == address(tiny.stage(4), tiny.grown(4))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        CONSTANT,
+        {"kind": "power", "warmup_tokens": 10},
+        COSINE | {"horizon_tokens": 5000},
+        {"kind": "wsd", "horizon_tokens": 5000},
+    ],
+)
+def test_where_a_stage_stops_is_not_in_its_address(schedule):
+    assert address(tiny.stage(4, schedule=schedule)) == address(tiny.stage(9, schedule=schedule))
+    grown = address(tiny.stage(4), tiny.grown(4, schedule=schedule))
+    assert grown == address(tiny.stage(4), tiny.grown(9, schedule=schedule))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_where_a_stage_stops_is_in_its_address_if_the_rate_depends_on_it(kind):
+    schedule = {"kind": kind}
+    assert address(tiny.stage(4, schedule=schedule)) != address(tiny.stage(9, schedule=schedule))
+    # A horizon that is the stage's own end says the same in other words.
+    spelled = schedule | {"horizon_tokens": 4 * STEP}
+    assert address(tiny.stage(4, schedule=schedule)) == address(tiny.stage(4, schedule=spelled))
+
+
+def test_what_changes_the_result_changes_the_address():
+    base, order = tiny.stage(4), {"operator": "direct", "options": {"order": "interleave"}}
+    variants = [
+        address(base, tiny.grown(4)),
+        address(base, tiny.grown(4), seed=1),
+        address(base, tiny.grown(4), fingerprint="another text"),
+        address(base, tiny.grown(4), dtype="bfloat16"),
+        address(tiny.stage(5), tiny.grown(4)),  # the same stage, left at another point
+        address(tiny.stage(4, schedule=COSINE), tiny.grown(4)),
+        address(base, tiny.grown(4, growth=order)),
+        address(base, tiny.grown(4, growth={"operator": "direct", "optimizer_state": "map"})),
+        address(base, tiny.grown(4, layers=3)),
+        address(base, tiny.grown(4, batch=2)),
+        address(base, tiny.grown(4, length=8)),
+        address(base, tiny.grown(4, schedule=CONSTANT | {"peak": 2e-2})),
+        address(base, tiny.grown(4, optimizer={"weight_decay": 0.0})),
+        address(tiny.stage(4, layers=2)),
+    ]
+    assert len(set(variants)) == len(variants)
+
+
+def test_what_only_watches_does_not_change_the_address():
+    plain = address(tiny.stage(4))
+    assert plain == address(tiny.stage(4), log_every_steps=7)
+    assert plain == address(tiny.stage(4), evaluation={"every_tokens": 100, "batches": 1})
+    assert plain == address(tiny.stage(4), checkpoint={"every_tokens": 100, "max_to_keep": 9})
+
+
+# --- The update ------------------------------------------------------------------------------------------------------
+
+
+def by_path(tree):
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_five_updates_are_those_of_optax_adamw(corpus, tmp_path):
+    schedule = {"kind": "constant", "peak": 1e-2, "warmup_tokens": 3 * STEP}
+    config = tiny.run_config(corpus, tiny.stage(5, schedule=schedule), seed=3)
+    train(config, tmp_path / "run", GO_ON)
+
+    def loss_of(params, tokens):
+        logits = growlm.apply(SMALL, params, tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    params = growlm.init(SMALL, jax.random.split(jax.random.key(3))[0])
+    adamw = optax.adamw(lambda count: 1e-2 * jnp.minimum(1.0, (count + 1) / 3), b1=0.9, b2=0.95, weight_decay=0.1)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    state = optimizer.init(params)
+    stream = batches(load_corpus(corpus).train, seed=3, batch=tiny.BATCH, length=tiny.LENGTH, start=0)
+    step = jax.jit(jax.value_and_grad(loss_of))
+    expected = []
+    for tokens, _ in zip(stream, range(5), strict=False):
+        loss, gradients = step(params, tokens)
+        expected.append((float(loss), float(optax.tree.norm(gradients))))
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+
+    recorded = tiny.records(tmp_path / "run")[1:]
+    assert [(record["loss"], record["grad_norm"]) for record in recorded] == [pytest.approx(pair) for pair in expected]
+    assert max(norm for _, norm in expected) > 1  # clipped at least once
+    assert [record["learning_rate"] for record in recorded] == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2, 1e-2])
+    trained = tiny.read_checkpoint(tiny.checkpoints(tmp_path / "run")[0, 5])
+    for path, value in by_path({"params": params}).items():
+        np.testing.assert_allclose(trained[path], value, rtol=0, atol=1e-6, err_msg=path)
+
+
+# --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def at_step(state, step):
+    return dataclasses.replace(state, step=np.int64(step))
+
+
+@pytest.fixture(scope="module")
+def state():
+    return init_state(SMALL, OptimizerConfig(), 0)
+
+
+@pytest.fixture
+def saved(tmp_path, state):
+    """A folder with a checkpoint of `state` at step 0."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    checkpoints.save(state)
+    checkpoints.wait()
+    yield checkpoints
+    checkpoints.close()
+
+
+def test_a_checkpoint_gives_back_every_bit_and_counts_beyond_32_bits(saved, state):
+    counters = {"step": np.int64(3), "tokens": np.int64(300_000_000_001), "examples": np.int64(2**40 + 1)}
+    large = dataclasses.replace(state, **counters, key=jax.random.key(7))
+    saved.save(large)
+    saved.wait()
+    restored = saved.restore(3, abstract_state(SMALL, OptimizerConfig()))
+    assert {name: getattr(restored, name) for name in counters} == counters
+    assert all(isinstance(getattr(restored, name), np.int64) for name in counters)
+    assert jnp.array_equal(jax.random.key_data(restored.key), jax.random.key_data(large.key))
+    assert jax.tree.structure(restored) == jax.tree.structure(large)
+    for part in ("params", "opt_state"):
+        have, want = (tiny.copy_of(by_path(getattr(each, part))) for each in (restored, large))
+        tiny.assert_same_arrays(have, want)
+
+
+def test_what_is_stored_in_other_shapes_is_refused_not_padded(saved):
+    with pytest.raises(InputError, match=r"checkpoints/0: \S+ is \(\(1, .*, not \(\(2, "):
+        saved.restore(0, abstract_state(LARGE, OptimizerConfig()))
+    narrow = ModelConfig(**tiny.MODEL | {"mlp": 23})
+    with pytest.raises(InputError, match="/mlp/"):
+        saved.restore(0, abstract_state(narrow, OptimizerConfig()))
+
+
+def test_what_is_stored_in_another_dtype_is_refused_not_cast(saved, state):
+    def half(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+
+    like = dataclasses.replace(state, params=jax.tree.map(half, state.params))
+    with pytest.raises(InputError, match=r"params/\S+ is .*float32.*, not .*bfloat16"):
+        saved.restore(0, like)
+
+
+def test_what_is_not_stored_or_stored_too_much_is_refused(saved, state):
+    tied = ModelConfig(**tiny.MODEL | {"tie_embeddings": True})
+    with pytest.raises(InputError, match=r"/head is .*, not None"):
+        saved.restore(0, abstract_state(tied, OptimizerConfig()))
+    biased = ModelConfig(**tiny.MODEL | {"qkv_bias": True})
+    with pytest.raises(InputError, match=r"_bias is None, not "):
+        saved.restore(0, abstract_state(biased, OptimizerConfig()))
+
+
+def test_a_manager_that_has_not_saved_restores_too(saved, state, tmp_path):
+    again = Checkpoints(tmp_path / "checkpoints", 2)
+    assert jnp.array_equal(again.restore(0, state).params["embedding"], state.params["embedding"])
+    again.close()
+
+
+def test_the_last_few_and_those_where_runs_leave_are_kept(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2, keep_steps=(2, 3))
+    for step in range(1, 8):
+        checkpoints.save(at_step(state, step))
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3, 6, 7]
+    stamp = (tmp_path / "checkpoints" / "3").stat().st_mtime_ns
+    checkpoints.save(at_step(state, 3))  # there already: not written again
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "6", "7"]
+    assert (tmp_path / "checkpoints" / "3").stat().st_mtime_ns == stamp
+
+
+def test_a_save_under_way_is_not_changed_by_the_steps_that_follow(tmp_path):
+    """The step donates its state: a save that reads it later would write what came after, or freed memory."""
+    model = dataclasses.replace(SMALL, embed=128, mlp=512, vocab=4096)  # 16 MB of state: no write is over at once
+    like, state = abstract_state(model, OptimizerConfig()), init_state(model, OptimizerConfig(), 0)
+    update = jax.jit(lambda trees: jax.tree.map(lambda leaf: leaf * 2 + 1, trees), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 9)
+    copies, under_way = {}, []
+    for _ in range(4):
+        copies[int(state.step)] = tiny.copy_of((state.params, state.opt_state))
+        checkpoints.save(state)
+        saving = tmp_path / "checkpoints" / str(state.step)
+        for _ in range(3):
+            state = state.advanced(*update((state.params, state.opt_state)), 1, 1)
+        jax.block_until_ready(state.params)
+        under_way.append(not saving.exists())
+    checkpoints.wait()
+    assert any(under_way)  # otherwise this test has seen nothing
+    for step, copy in copies.items():
+        restored = checkpoints.restore(step, like)
+        tiny.assert_same_arrays(tiny.copy_of(by_path((restored.params, restored.opt_state))), by_path(copy))
+    checkpoints.close()
+
+
+# --- Records ---------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_a_step_late_and_complete_and_count_tokens_and_flops(corpus, tmp_path, monkeypatch):
+    written = []  # of every step, when it is sent off: the last one on record
+
+    def compile_and_watch(*args, **kwargs):
+        step, evaluate = compile_steps(*args, **kwargs)
+
+        def watched(*args):
+            (path,) = (tmp_path / "run").glob("checkpoints/*/metrics.jsonl")
+            written.append([json.loads(line)["step"] for line in path.read_text().splitlines()][-1])
+            return step(*args)
+
+        return watched, evaluate
+
+    monkeypatch.setattr(loop, "compile_steps", compile_and_watch)
+    config = tiny.run_config(corpus, tiny.stage(7), evaluation={"every_tokens": 4 * STEP, "batches": 2})
+    train(config, tmp_path / "run", GO_ON)
+    # Step 1 is sent off with step 0 on record, step 3 before step 2 is; after the evaluation at 4 nothing is pending.
+    assert written == [0, 0, 1, 2, 4, 4, 5]
+    recorded = tiny.records(tmp_path / "run")
+    assert [record["step"] for record in recorded] == list(range(8))
+    assert [record["step"] for record in recorded if "val_loss" in record] == [0, 4, 7]
+    assert recorded[0]["loss"] is None and all(math.isfinite(record["loss"]) for record in recorded[1:])
+    assert all(record["tokens_per_second"] > 0 and record["grad_norm"] > 0 for record in recorded[1:])
+    seconds = [record["seconds"] for record in recorded]
+    assert seconds == sorted(seconds) and seconds[-1] > 0
+
+
+def test_records_of_two_stages_count_on(corpus, tmp_path):
+    config = tiny.run_config(corpus, tiny.stage(4), tiny.grown(3, batch=2), log_every_steps=3)
+    train(config, tmp_path / "run", GO_ON)
+    recorded = tiny.records(tmp_path / "run")
+    assert [(r["stage"], r["step"]) for r in recorded] == [(0, 0), (0, 3), (0, 4), (1, 4), (1, 6), (1, 9), (1, 10)]
+    tokens = {(0, 0): 0, (0, 3): 3 * 64, (0, 4): 4 * 64, (1, 4): 256, (1, 6): 320, (1, 9): 416, (1, 10): 448}
+    assert {(r["stage"], r["step"]): r["tokens"] for r in recorded} == tokens
+    n, m = parameter_count(SMALL), parameter_count(LARGE)
+    for record in recorded:
+        first, second = min(record["tokens"], 256), max(record["tokens"] - 256, 0)
+        assert record["flops"] == 6 * n * first + 6 * m * second
+        # Attention costs 6 x layers x heads x head_dim x (length + 1) a token, the lookup nothing.
+        lookup, attention = 256 * 16 + 16, 6 * 16 * 17
+        gains = 2 * 16
+        exact = (6 * (n - lookup - gains) + attention) * first + (6 * (m - lookup - 2 * gains) + 2 * attention) * second
+        assert record["flops_exact"] == exact
+    home = tiny.checkpoints(tmp_path / "run")[4, 10]
+    arrays = tiny.read_checkpoint(home)
+    assert [int(arrays[f"['{name}']"]) for name in ("step", "tokens", "examples")] == [10, 448, 4 * 4 + 6 * 2]
+
+
+# --- Growth in a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer_state", ["map", "reset"])
+def test_the_optimizer_state_is_mapped_or_reset_at_growth(corpus, tmp_path, monkeypatch, optimizer_state):
+    begun = []
+
+    def stop_after_growth(stage, state, *rest):
+        begun.append(state)
+        if stage.parent:
+            raise StoppedError("seen enough")
+        return loop.train_stage(stage, dataclasses.replace(state), *rest)
+
+    monkeypatch.setattr(run_module, "train_stage", stop_after_growth)
+    growth = {"operator": "direct", "options": {"order": [0, 1, 1]}, "optimizer_state": optimizer_state}
+    config = tiny.run_config(corpus, tiny.stage(3, layers=2), tiny.grown(2, layers=3, growth=growth))
+    with pytest.raises(StoppedError):
+        train(config, tmp_path / "run", GO_ON)
+
+    report = json.loads((tmp_path / "run" / "growth-1.json").read_text())
+    assert (report["optimizer_state"], report["step"], report["tokens"]) == (optimizer_state, 3, 3 * STEP)
+    assert report["order"] == [0, 1, 1]
+    before, grown = tiny.read_checkpoint(tiny.checkpoints(tmp_path / "run")[0, 3]), begun[1]
+    assert (grown.step, grown.tokens, grown.examples) == (3, 3 * STEP, 3 * tiny.BATCH)
+    adam = grown.opt_state[1]
+    assert (adam.count, before["['opt_state'][1]['count']"]) == (3 if optimizer_state == "map" else 0, 3)
+    trees = {"['params']": grown.params, "['opt_state'][1]['mu']": adam.mu, "['opt_state'][1]['nu']": adam.nu}
+    for name, tree in trees.items():
+        for path, value in by_path(tree).items():
+            if name != "['params']" and optimizer_state == "reset":
+                assert not value.any(), name + path
+            else:
+                old = before[name + path]
+                assert old.any()
+                np.testing.assert_array_equal(
+                    value, old[jnp.array([0, 1, 1])] if "blocks" in path else old, name + path
+                )
+
+
+# --- Sweeps ----------------------------------------------------------------------------------------------------------
+
+TIMINGS = tuple(range(2, 22, 2))
+
+
+def timings(corpus, order):
+    """Runs that grow the same base at ten points."""
+    runs = {f"at{steps}": [tiny.stage(steps), tiny.grown(2)] for steps in order}
+    return tiny.sweep(corpus, runs, baseline="at20")
+
+
+@pytest.fixture
+def trained_steps(monkeypatch):
+    """How many steps were really trained, by layers."""
+    count = {1: 0, 2: 0}
+
+    def compile_and_count(model, *args, **kwargs):
+        step, evaluate = compile_steps(model, *args, **kwargs)
+
+        def counted(*args):
+            count[model.layers] += 1
+            return step(*args)
+
+        return counted, evaluate
+
+    monkeypatch.setattr(loop, "compile_steps", compile_and_count)
+    return count
+
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """One of the timings, trained by itself."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(tiny.run_config(corpus, tiny.stage(8), tiny.grown(2)), folder, GO_ON)
+    return folder
+
+
+def assert_as_alone(folder, alone):
+    """Of a stage that runs leave at several points, the validation loss is measured at all of them."""
+    for have, want in zip(tiny.timeless(folder / "at8"), tiny.timeless(alone), strict=True):
+        assert have | want == have
+        assert have.keys() - want.keys() <= {"val_loss"}
+    have, want = tiny.checkpoints(folder)[8, 10], tiny.checkpoints(alone)[8, 10]
+    assert have.parents[1].name == want.parents[1].name  # the address
+    tiny.assert_same_arrays(tiny.read_checkpoint(have), tiny.read_checkpoint(want))
+
+
+def test_ten_timings_cost_one_base_and_say_so(corpus, alone, tmp_path, capsys, trained_steps):
+    config = tiny.write_config(tmp_path / "timings.py", timings(corpus, sorted(TIMINGS, reverse=True)))
+    arguments = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'sweep'}"]
+    assert main([*arguments, "--list"]) == 0
+    listing = capsys.readouterr().out
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(listing)
+    assert trained_steps == {1: 20, 2: 10 * 2}
+
+    base = 6 * parameter_count(SMALL) * STEP
+    saved, trained = base * (sum(TIMINGS) - 20), base * 20 + 6 * parameter_count(LARGE) * STEP * 20
+    assert f"10 runs, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs" in listing
+    sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert (sweep["flops_saved_by_sharing"], sweep["flops_trained"]) == (saved, trained)
+    bases = {entry["stages"][0]["address"] for entry in sweep["runs"].values()}
+    ends = {entry["stages"][1]["address"] for entry in sweep["runs"].values()}
+    assert (len(bases), len(ends)) == (1, 10)
+    assert all(name in listing for name in bases | ends)
+    reused = {name: [stage["reused"] for stage in entry["stages"]] for name, entry in sweep["runs"].items()}
+    reach = {name: int(name.removeprefix("at")) for name in reused}  # a ConfigDict sorts its keys
+    earlier = {name: list(reach.values())[:number] for number, name in enumerate(reach)}
+    assert reused == {name: [max(earlier[name], default=0) >= reach[name], False] for name in reach}
+    assert listing.count("  shared\n") == sum(first for first, _ in reused.values()) >= 4
+    for steps in TIMINGS:
+        last = tiny.records(tmp_path / "sweep" / f"at{steps}")[-1]
+        assert (last["step"], last["tokens"]) == (steps + 2, (steps + 2) * STEP)
+        assert last["flops"] == base * steps + 6 * parameter_count(LARGE) * STEP * 2
+    assert_as_alone(tmp_path / "sweep", alone)
+
+    # Once more: nothing is left to train.
+    before = tiny.snapshot(tmp_path / "sweep" / "stages")
+    assert main(arguments) == 0
+    assert trained_steps == {1: 20, 2: 20}
+    assert {path for path, content in tiny.snapshot(tmp_path / "sweep" / "stages").items()} == set(before)
+
+
+def test_the_order_of_the_runs_makes_no_difference(corpus, alone, tmp_path, trained_steps):
+    order = random.Random(1).sample((4, 8, 14, 20), 4)
+    assert order != sorted(order, reverse=True)
+    sweep = plan_sweep(tiny.build_sweep(timings(corpus, order)))
+    assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "") == {}
+    assert trained_steps == {1: 20, 2: 4 * 2}
+    assert_as_alone(tmp_path / "sweep", alone)
+
+
+def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, trained_steps):
+    sweep = plan_sweep(tiny.build_sweep(timings(corpus, (20, 8))))
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", only="at8")
+    assert trained_steps == {1: 8, 2: 2}
+    assert_as_alone(tmp_path / "sweep", alone)
+    status = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    assert {name: entry["status"] for name, entry in status.items()} == {"at20": "pending", "at8": "done"}
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "")
+    assert trained_steps == {1: 20, 2: 4}
+    assert_as_alone(tmp_path / "sweep", alone)
+
+
+def test_a_stage_with_a_horizon_is_shared_only_where_it_ends_alike(corpus):
+    def runs(schedule):
+        return {f"at{n}": [tiny.stage(n, schedule=schedule), tiny.grown(2)] for n in (4, 8)} | {
+            "double": [tiny.stage(8, schedule=schedule), tiny.grown(3)]
+        }
+
+    horizon = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, runs(COSINE), baseline="at8")))
+    base, top = (6 * parameter_count(model) * STEP for model in (SMALL, LARGE))
+    # Two bases of their own; `double` takes the longer, and its growth of three steps passes the end of `at8`.
+    assert horizon.flops() == (base * 12 + top * 5, base * 8 + top * 2)
+    assert "shared" in describe(horizon).splitlines()[4]

@@ -1,0 +1,117 @@
+"""A run so small that a test can train it: text of a few words, models of 16 dimensions, batches of 64 tokens."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from growlm.training.config import build_run, build_sweep
+
+BATCH, LENGTH = 4, 16
+STEP = BATCH * LENGTH  # tokens
+MODEL = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24, "vocab": 256}
+WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "layer", "by", "layer", "and", "goes", "on", "larger")
+
+
+def write_corpus(folder: Path) -> str:
+    """A text file of 64 kB, the same every time."""
+    path = folder / "corpus.txt"
+    path.write_text(" ".join(random.Random(0).choices(WORDS, k=15_000)))
+    return str(path)
+
+
+def stage(steps: int, layers: int = 1, **options) -> dict:
+    """A stage; one with a growth where options say so."""
+    settings = {"model": MODEL | {"layers": layers}, "tokens": steps * STEP, "batch": BATCH, "length": LENGTH}
+    return settings | {"schedule": {"kind": "constant", "peak": 1e-2}} | options
+
+
+def grown(steps: int, layers: int = 2, **options) -> dict:
+    return stage(steps, layers, **({"growth": {"operator": "direct"}} | options))
+
+
+def run(corpus: str, *stages: dict, **options) -> dict:
+    """The settings of a run, as an experiment file has them."""
+    settings = {"corpus": corpus, "stages": list(stages), "log_every_steps": 1, "evaluation": {"batches": 2}}
+    return settings | options
+
+
+def run_config(corpus: str, *stages: dict, **options):
+    return build_run(run(corpus, *stages, **options))
+
+
+def sweep(corpus: str, runs: dict, baseline: str, **options) -> dict:
+    """The settings of a sweep; `runs` maps names to stages."""
+    common = run(corpus, **options)
+    del common["stages"]
+    return common | {"runs": {name: {"stages": stages} for name, stages in runs.items()}, "baseline": baseline}
+
+
+def sweep_config(*args, **options):
+    return build_sweep(sweep(*args, **options))
+
+
+def write_config(path: Path, settings: dict) -> str:
+    """An experiment file with these settings."""
+    path.write_text(
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({settings!r})\n"
+    )
+    return str(path)
+
+
+def copy_of(tree):
+    """NumPy arrays that share nothing with the tree."""
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def records(folder: Path) -> list[dict]:
+    """metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(folder: Path) -> list[dict]:
+    """metrics.jsonl without what the clock says."""
+    clock = ("seconds", "tokens_per_second")
+    return [{key: value for key, value in record.items() if key not in clock} for record in records(folder)]
+
+
+def checkpoints(folder: Path) -> dict[tuple[int, int], Path]:
+    """Every finished checkpoint under a run folder or a store, by (first step of its stage, step)."""
+    stages = [(path.parent, json.loads(path.read_text())) for path in folder.glob("**/stage.json")]
+    return {
+        ((settings["parent"] or {"last_step": 0})["last_step"], int(path.name)): path
+        for home, settings in stages
+        for path in (home / "checkpoints").iterdir()
+        if path.name.isdecimal()
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path, read by orbax without growlm."""
+    tree = ocp.PyTreeCheckpointer().restore(path / "default")
+    return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def assert_same_arrays(have: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    """Bit for bit, dtypes too."""
+    assert have.keys() == want.keys()
+    for path, value in want.items():
+        assert (have[path].dtype, have[path].shape) == (value.dtype, value.shape), path
+        assert have[path].tobytes() == value.tobytes(), path
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path under a folder with its content: what must be the same where nothing may change."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def remove(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
