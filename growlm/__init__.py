@@ -6,10 +6,31 @@ logits = growlm.apply(config, params, tokens)
 grown = growlm.grow(params, config, dataclasses.replace(config, layers=8), order="stack")
 """
 
-from growlm import growth, laws
-from growlm.errors import InputError
-from growlm.growth import grow
-from growlm.model import apply, init
-from growlm.weights import ModelConfig
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from growlm import growth, laws
+    from growlm.errors import InputError
+    from growlm.growth import grow
+    from growlm.model import apply, init
+    from growlm.weights import ModelConfig
 
 __all__ = ["InputError", "ModelConfig", "apply", "grow", "growth", "init", "laws"]
+
+_HOME = {
+    "InputError": "growlm.errors",
+    "ModelConfig": "growlm.weights",
+    "apply": "growlm.model",
+    "grow": "growlm.growth",
+    "init": "growlm.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when they are first used: `growlm --help` does not wait for JAX."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"growlm.{name}")
+    raise AttributeError(f"module 'growlm' has no attribute {name!r}")

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,6 +16,20 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class _Once(argparse.Action):
+    """An option that is an error when it is given twice: the second would silently win."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        """Keeps the value."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {value}")
+        setattr(namespace, self.dest, value)
+
+
+_CONFIG = {"action": _Once, "required": True, "metavar": "FILE.py[:variant]", "help": "an experiment file"}
+_WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder of the run or the sweep"}
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -40,11 +54,12 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
     from growlm.training.loop import stop_requests
 
     plan = plan_sweep(build_sweep(load_config(args.config, overrides)))
-    print(describe(plan), flush=True)
+    chosen = plan.select(args.run)
+    print(describe(plan, chosen), flush=True)
     if args.list:
         return 0
     with stop_requests() as stop:
-        errors = run_sweep(plan, args.workdir, stop, _command_line(), args.run)
+        errors = run_sweep(plan, args.workdir, stop, _command_line(), chosen)
     for name, error in errors.items():
         print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
     rows = summarise(args.workdir)
@@ -64,39 +79,42 @@ def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
 
+# For each command: what it does, and its options beside --workdir. With --config come the keys of the config.
+_COMMANDS: dict[str, tuple[Callable[..., int], dict[str, dict]]] = {
+    "train": (_train, {"--config": _CONFIG}),
+    "sweep": (
+        _sweep,
+        {
+            "--config": _CONFIG,
+            "--list": {"action": "store_true", "help": "print the runs and their stages, and train nothing"},
+            "--run": {"action": _Once, "metavar": "NAME", "help": "only this run"},
+        },
+    ),
+    "report": (_report, {}),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="growlm", description="Language models that grow while they train.")
+    parser = _Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
-
-    def command(name: str, function, config: bool) -> argparse.ArgumentParser:
+    for name, (function, options) in _COMMANDS.items():
         sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__, allow_abbrev=False)
-        sub.set_defaults(function=function, takes_overrides=config)
-        if config:
-            sub.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="an experiment file")
+        sub.add_argument("--workdir", **_WORKDIR)
+        for option, settings in options.items():
+            sub.add_argument(option, **settings)
+        if "--config" in options:
             sub.epilog = "--config.key=value sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"
-        sub.add_argument("--workdir", required=True, type=Path, help="the folder of the run or the sweep")
-        return sub
-
-    command("train", _train, config=True)
-    sweep = command("sweep", _sweep, config=True)
-    sweep.add_argument("--list", action="store_true", help="print the runs and their stages, and train nothing")
-    sweep.add_argument("--run", metavar="NAME", help="train only this run")
-    command("report", _report, config=False)
     return parser
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     args, rest = _parser().parse_known_args(arguments)
-    overrides = [text.removeprefix("--config.") for text in rest if text.startswith("--config.")]
-    strangers = [text for text in rest if not text.startswith("--config.")]
-    if strangers or (overrides and not args.takes_overrides):
-        allowed = (
-            ["--workdir", "--config", "--config.key=value", "--list", "--run"]
-            if args.takes_overrides
-            else ["--workdir"]
-        )
-        raise unknown(f"argument of {args.command}", (strangers or rest)[0], allowed)
-    return args.function(args, overrides)
+    function, options = _COMMANDS[args.command]
+    overrides = [text for text in rest if text.startswith("--config.") and "--config" in options]
+    if strangers := [text for text in rest if text not in overrides]:
+        keys = ["--config.key=value"] if "--config" in options else []
+        raise unknown(f"argument of {args.command}", strangers[0], ["--workdir", *options, *keys])
+    return function(args, [text.removeprefix("--config.") for text in overrides])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -59,7 +59,7 @@ class ModelConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"model.{name} is {value!r}: allowed are positive integers")
         for name in ("norm_eps", "rope_theta"):
-            if not (value := getattr(self, name)) > 0:
+            if not 0 < (value := getattr(self, name)) < math.inf:
                 raise InputError(f"model.{name} is {value!r}: allowed are positive numbers")
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")

@@ -62,6 +62,7 @@ BAD_SETTINGS = {
     "stages[0].model.heads=3": ("heads 3", "kv_heads 2"),
     "stages[0].model.kv_heads=0": ("kv_heads", "0", "positive"),
     "stages[0].model.head_dim=7": ("head_dim", "7", "even"),
+    "stages[0].model.rope_theta=1e999": ("rope_theta", "inf", "positive"),
     "stages[0].model.vocab=100": ("vocab", "100", "256"),
     "stages[0].model.layers=True": ("layers", "True", "int"),
     "stages[0].model=3": ("model", "3", "ModelConfig"),

@@ -37,7 +37,14 @@ def short_compiles():
         yield
 
 
-def reference(config, params, tokens):
+def turns_by_hand(config, length):
+    """The rotation of every pair as a complex number, [position, pair]."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-2 * np.arange(half) / config.head_dim)
+    return np.exp(1j * np.arange(length)[:, None] * frequency)
+
+
+def reference(config, params, tokens, turns):
     """The decoder once more: NumPy, float64, one example, one head and one position at a time."""
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     half, group = config.head_dim // 2, config.heads // config.kv_heads
@@ -46,9 +53,7 @@ def reference(config, params, tokens):
         return x / np.sqrt(np.mean(x * x) + config.norm_eps) * gain
 
     def turn(x, position):
-        pairs = x[:half] + 1j * x[half:]
-        angle = position * config.rope_theta ** (-2 * np.arange(half) / config.head_dim)
-        pairs = pairs * np.exp(1j * angle)
+        pairs = (x[:half] + 1j * x[half:]) * turns[position]
         return np.concatenate([pairs.real, pairs.imag])
 
     def project(attn, layer, name, head, x):
@@ -89,7 +94,7 @@ def test_logits_are_those_of_the_reference(config):
     params, tokens = noisy(config), random_tokens(config, 2, 9)
     logits = apply(config, params, tokens)
     chex.assert_shape(logits, (2, 9, config.vocab))
-    expected = reference(config, params, tokens)
+    expected = reference(config, params, tokens, turns_by_hand(config, 9))
     assert expected.std() > 0.3
     np.testing.assert_allclose(logits, expected, atol=2e-5)
 
@@ -256,6 +261,19 @@ def test_bfloat16_is_close_and_the_logits_stay_float32():
     exact, rounded = (loss(FULL, params, tokens, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     assert rounded.dtype == jnp.float32
     assert rounded == pytest.approx(float(exact), rel=0.01)
+
+
+def test_float64_is_float64_all_the_way():
+    with jax.enable_x64(True):
+        params, tokens = noisy(FULL), random_tokens(FULL, 2, 9)
+        exact, rounded = (loss(FULL, params, tokens, dtype=dtype) for dtype in (jnp.float64, jnp.float32))
+        assert (exact.dtype, rounded.dtype) == (jnp.float64, jnp.float32)
+        assert rounded == pytest.approx(float(exact), rel=1e-5)
+        logits = apply(FULL, params, tokens, dtype=jnp.float64)
+        assert logits.dtype == jnp.float64
+        cos, sin = rotary_table(9, FULL.head_dim, FULL.rope_theta)  # float32 in any case
+        expected = reference(FULL, params, tokens, np.asarray(cos[:, 0]) + 1j * np.asarray(sin[:, 0]))
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])

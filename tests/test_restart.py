@@ -148,7 +148,7 @@ MOMENTS = {
     "in stage 1, after a checkpoint": ({"kind": "batch", "n": 7, "after": SETTLED}, {(0, 4)}),
     "while another checkpoint is written": ({"kind": "rename", "where": "/checkpoints/8"}, {(0, 4)}),
     "while what that left is removed": ({"kind": "remove", "where": "/8.orbax-checkpoint-tmp", "n": 2}, {(0, 4)}),
-    "while an old checkpoint is removed": ({"kind": "remove", "where": "/checkpoints/4", "n": 2}, {(0, 4), (0, 8)}),
+    "while an old checkpoint is removed": ({"kind": "remove", "where": "/checkpoints/4", "n": 9}, {(0, 4), (0, 8)}),
     "after the last step of stage 1": ({"kind": "rename", "where": f"/checkpoints/{STEPS}"}, {(0, 4), (0, 8)}),
     "between stage 1 and growth": ({"kind": "grow", "where": "before"}, {END_1}),
     "right after growth": ({"kind": "grow", "where": "after"}, {END_1}),

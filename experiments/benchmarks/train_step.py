@@ -9,11 +9,13 @@ AdamW) in eager PyTorch, on the same device and batch and with as many threads. 
 and their losses in float32 must agree before anything is timed.
 
 The measurements take turns, round after round, so that a machine whose load changes meets all of them alike: numbers
-are medians over rounds, and a ratio is one of neighbours in a round. Still, measure on a quiet machine. Other
-processes hold up PyTorch's threads, which wait for each other after every operation, more than XLA's.
+are medians over rounds, and a ratio is one of neighbours in a round. Still, measure on a quiet machine: other processes
+hold up PyTorch's threads, which spin while they wait for each other, several times more than XLA's. Where a machine is
+not quiet, OMP_WAIT_POLICY=PASSIVE in the environment (no spinning) or `taskset -c 0` (one thread on both sides) makes
+the ratio a fair one.
 
-It was written for GPUs too and has been run on CPUs only. On a GPU it needs a jax and a torch that both see it, and
-products of float32 arrays run in TF32 on both sides. Cost: half a minute on two CPU cores; --shape=124M and
+It was written for GPUs too, but has been run on CPUs only. On a GPU it needs a jax and a torch that both see it, and
+products of float32 arrays run in TF32 on both sides. Cost: under a minute on two CPU cores; --shape=124M and
 --shape=1.1B are meant for GPUs.
 
 tokens_BS is int32[batch, length + 1].
@@ -22,12 +24,14 @@ tokens_BS is int32[batch, length + 1].
 import argparse
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -47,7 +51,7 @@ from growlm.weights import ModelConfig, Params, matmul_parameter_count, paramete
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {
-    "demo": {"layers": 8, "embed": 64, "heads": 2, "mlp": 176, "vocab": 256, "batch": 16, "length": 128},
+    "demo": {"layers": 8, "embed": 64, "heads": 2, "mlp": 176, "vocab": 256, "batch": 8, "length": 128},
     "embed128": {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128},
     "124M": {"layers": 12, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 32000, "batch": 16, "length": 1024},
     "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 4, "length": 2048},
@@ -132,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
 def read_setting(arguments: Sequence[str]) -> Setting:
     """The setting that the command line asks for."""
     values = vars(_parser().parse_args(arguments))
+    if not 0 < values["seconds"] < math.inf:
+        raise InputError(f"seconds is {values['seconds']}: allowed are positive numbers")
     given = {name: value for name in SIZES if (value := values.pop(name))}
     sizes = SHAPES[values["shape"]] | given
     sizes.setdefault("kv_heads", sizes["heads"])
@@ -149,12 +155,13 @@ def host_threads() -> int:
 
 
 def load_torch() -> ModuleType:
-    """The module with PyTorch's side, which computes with as many threads as XLA."""
+    """The module with PyTorch's side; PyTorch computes with as many threads as XLA."""
     if find_spec("torch") is None:
         raise InputError("--compare=torch: torch is not installed")
+    import torch
     import torch_reference
 
-    torch_reference.torch.set_num_threads(host_threads())
+    torch.set_num_threads(host_threads())
     return torch_reference
 
 
@@ -209,19 +216,15 @@ def contenders(
     setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: ModuleType | None
 ) -> dict[str, Contender]:
     """What is timed, in the order of a round."""
-    rows, dtype = setting.product_rows, setting.dtype
-    step, product = (
-        partial(Contender, flops=setting.flops, tokens=setting.tokens),
-        partial(Contender, flops=2 * rows**3),
-    )
-    found = {}
+    c, rows = setting, setting.product_rows
+    steps = {"growlm": repeated_step(c, params, tokens_BS)}
+    products = {"product, jax": repeated_product(rows, c.dtype)}
     if torch_side:
-        repeated = torch_side.repeated_step(setting.model, params, tokens_BS, OPTIMIZER, LEARNING_RATE, dtype)
-        found = {"torch": step(repeated), "product, torch": product(torch_side.repeated_product(rows, dtype))}
-    return {
-        "growlm": step(repeated_step(setting, params, tokens_BS)),
-        "product, jax": product(repeated_product(rows, dtype)),
-    } | found
+        steps["torch"] = torch_side.repeated_step(c.model, params, tokens_BS, OPTIMIZER, LEARNING_RATE, c.dtype)
+        products["product, torch"] = torch_side.repeated_product(rows, c.dtype)
+    return {name: Contender(repeat, c.flops, c.tokens) for name, repeat in steps.items()} | {
+        name: Contender(repeat, 2.0 * rows**3) for name, repeat in products.items()
+    }
 
 
 def _seconds(repeat: Repeat, times: int) -> float:
@@ -230,13 +233,16 @@ def _seconds(repeat: Repeat, times: int) -> float:
     return time.perf_counter() - began
 
 
+def _warm_up(repeat: Repeat, seconds: float) -> int:
+    """Does it twice, since the first time may compile; gives how often it fits into that many seconds."""
+    repeat(1)
+    return max(1, round(seconds / _seconds(repeat, 1)))
+
+
 def measure(found: dict[str, Contender], rounds: int, seconds: float) -> Times:
-    """Seconds for doing each thing once, in turns. The first time, which compiles and warms up, does not count."""
-    times = {}
-    for name, contender in found.items():
-        contender.repeat(1)
-        times[name] = max(1, round(seconds / _seconds(contender.repeat, 1)))
-    turns = [{name: _seconds(c.repeat, times[name]) / times[name] for name, c in found.items()} for _ in range(rounds)]
+    """Times the contenders in turns, each for about so many seconds a round."""
+    counts = {name: _warm_up(contender.repeat, seconds) for name, contender in found.items()}
+    turns = [{name: _seconds(found[name].repeat, n) / n for name, n in counts.items()} for _ in range(rounds)]
     return {name: [turn[name] for turn in turns] for name in found}
 
 
@@ -268,33 +274,41 @@ def speed_ratio(times: Times) -> dict[str, Any] | None:
     return {"rounds": rounds, "min": min(rounds), "median": statistics.median(rounds), "max": max(rounds)}
 
 
-def record(setting: Setting, found: dict[str, Contender], loss: dict[str, float], times: Times) -> dict[str, Any]:
-    """Everything about the measurement, for a line of JSON."""
-    peaks = peak(found, times)
+def conditions(setting: Setting) -> dict[str, Any]:
+    """What the numbers depend on; taken before the benchmark itself is a load on the machine."""
     return {
         "benchmark": "train_step",
         **dataclasses.asdict(setting),
         "hardware": hardware(),
         "threads": host_threads(),
-        "torch": sys.modules["torch"].__version__ if setting.compare else None,
+        "torch": version("torch") if setting.compare else None,
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "load_average": os.getloadavg()[0],
         "commit": commit(),
-        "loss": loss,
+    }
+
+
+def measurements(found: dict[str, Contender], times: Times) -> dict[str, Any]:
+    """What came out."""
+    peaks = peak(found, times)
+    return {
         "results": {name: summary(contender, times[name], peaks) for name, contender in found.items()},
         "torch_over_growlm": speed_ratio(times),
         "seconds_by_round": times,
     }
 
 
-def describe(setting: Setting) -> str:
-    """What is measured, and on what, in three lines."""
+def describe(setting: Setting, given: dict[str, Any]) -> str:
+    """What is measured, how and on what, in three lines."""
     c = setting.model
     heads = f"{c.heads} heads x {c.head_dim} ({c.kv_heads} of keys and values)"
+    torch = f", torch {given['torch']}" if given["torch"] else ""
     return (
         f"{setting.shape}: {c.layers} layers, embed {c.embed}, {heads}, mlp {c.mlp}, vocab {c.vocab}; "
         f"{count(parameter_count(c))} parameters\n"
         f"batch {setting.batch} x {setting.length} tokens, {setting.dtype}, remat {setting.remat}; "
-        f"{setting.rounds} rounds of about {setting.seconds:g} s each\n"
-        f"{hardware()}; {host_threads()} threads"
+        f"{setting.rounds} rounds, about {setting.seconds:g} s for each measurement\n"
+        f"{given['hardware']}{torch}; {given['threads']} host threads; load average {given['load_average']:.2f}"
     )
 
 
@@ -320,20 +334,26 @@ def table(results: dict[str, dict[str, float]]) -> str:
     )
 
 
+def _verdict(ratio: dict[str, Any]) -> str:
+    rounds = " ".join(f"{value:.2f}" for value in ratio["rounds"])
+    spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
+    return f"growlm takes {ratio['median']:.2f} steps in the time of one of torch's ({spread}; by round {rounds})"
+
+
 def benchmark(setting: Setting) -> None:
     """Measures and prints."""
     torch_side = load_torch() if setting.compare else None
-    print(describe(setting), flush=True)
+    given = conditions(setting)
+    print(describe(setting, given), flush=True)
     params, tokens_BS = start(setting)
     loss = losses(setting, params, tokens_BS, torch_side)
     print("loss before training:", ", ".join(f"{name} {value:.6f}" for name, value in loss.items()), flush=True)
     found = contenders(setting, params, tokens_BS, torch_side)
-    result = record(setting, found, loss, measure(found, setting.rounds, setting.seconds))
-    print(f"\n{table(result['results'])}")
-    if ratio := result["torch_over_growlm"]:
-        rounds = " ".join(f"{value:.2f}" for value in ratio["rounds"])
-        print(f"\ngrowlm is {ratio['median']:.2f} times as fast as torch; round by round {rounds}")
-    print(f"\n{json.dumps(result)}")
+    result = measurements(found, measure(found, setting.rounds, setting.seconds))
+    print(f"\n{table(result['results'])}\n")
+    if setting.compare:
+        print(f"{_verdict(result['torch_over_growlm'])}\n")
+    print(json.dumps({**given, "loss": loss, **result}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

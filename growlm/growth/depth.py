@@ -28,6 +28,8 @@ def layer_order(order: str | Sequence[int], source: int, target: int) -> tuple[i
         if order not in ORDERS:
             raise unknown("layer order", order, ORDERS)
         return tuple(ORDERS[order](source, target))
+    if not isinstance(order, list | tuple):
+        raise InputError(f"order is {order!r}: allowed are {', '.join(ORDERS)} or a list of the source's layers")
     if bad := [layer for layer in order if isinstance(layer, bool) or not isinstance(layer, int)]:
         raise InputError(f"order holds {bad[0]!r}: allowed are the source's layers 0 to {source - 1}")
     if len(order) != target:

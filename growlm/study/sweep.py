@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ class SweepPlan:
 
     config: SweepConfig
     runs: dict[str, RunPlan]
+
+    def select(self, name: str | None) -> list[str]:
+        """The run of that name, or all. Raises InputError."""
+        if name is not None and name not in self.runs:
+            raise unknown("run", name, self.runs)
+        return [name] if name else list(self.runs)
 
     def shares(self) -> dict[str, list[tuple[Stage, bool]]]:
         """For each run its stages, and whether an earlier run of the sweep trains that stage as far."""
@@ -59,11 +66,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     return SweepPlan(config, {name: plan_run(run, corpora[run.corpus]) for name, run in config.runs.items()})
 
 
-def describe(plan: SweepPlan) -> str:
-    """The stages of every run with their addresses, and what sharing saves."""
+def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
+    """The stages of the chosen runs with their addresses, and what sharing saves the whole sweep."""
     lines = []
     for name, shares in plan.shares().items():
-        for stage, shared in shares:
+        for stage, shared in shares if name in chosen else ():
             note = "  shared" if shared else ""
             size = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
             lines.append(
@@ -76,28 +83,26 @@ def describe(plan: SweepPlan) -> str:
 
 
 def run_sweep(
-    plan: SweepPlan, workdir: Path, stop: threading.Event, command: str, only: str | None = None
+    plan: SweepPlan, workdir: Path, stop: threading.Event, command: str, chosen: Sequence[str]
 ) -> dict[str, str]:
-    """Trains every run of a sweep (or `only` one) into workdir/NAME, the stages into workdir/stages.
+    """Trains the chosen runs of a sweep into workdir/NAME, the stages into workdir/stages.
 
     Returns the errors of runs that diverged, by name; the others go on. Started again, it goes on where it was.
     Raises InputError where the folder holds something else, StoppedError when asked to stop.
     """
-    if only is not None and only not in plan.runs:
-        raise unknown("run", only, plan.runs)
     claim_folder(workdir, dataclasses.asdict(plan.config))
     runner = Runner(workdir / STORE, leave_points(list(plan.runs.values())), stop)
     _write_summary(plan, workdir, command)
     errors: dict[str, str] = {}
-    for name, run in plan.runs.items():
-        if only in (None, name):
-            claim_folder(workdir / name, dataclasses.asdict(run.config))
-            try:
-                runner.train(run, workdir / name, name)
-                _write_summary(plan, workdir, command, {name: {"status": "done", "error": None}})
-            except DivergedError as error:
-                errors[name] = str(error)
-                _write_summary(plan, workdir, command, {name: {"status": "failed", "error": str(error)}})
+    for name in chosen:
+        claim_folder(workdir / name, dataclasses.asdict(plan.runs[name].config))
+        try:
+            runner.train(plan.runs[name], workdir / name, name)
+            outcome = {"status": "done", "error": None}
+        except DivergedError as error:
+            errors[name] = str(error)
+            outcome = {"status": "failed", "error": str(error)}
+        _write_summary(plan, workdir, command, {name: outcome})
     return errors
 
 

@@ -96,7 +96,7 @@ def _literal(text: str) -> Any:
 def build_run(settings: dict[str, Any]) -> RunConfig:
     """A validated run. Raises InputError."""
     if "runs" in settings:
-        raise InputError("this config has 'runs', it is a sweep: use growlm sweep")
+        raise InputError("this --config has 'runs', it is a sweep: use growlm sweep")
     return _build(RunConfig, settings, "config")
 
 
