@@ -186,13 +186,15 @@ class Decoder(nn.Module):
 
 
 def _check_tokens(tokens: jax.Array, least: int) -> None:
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer) or tokens.shape[1] < least:
-        raise InputError(f"tokens are {tokens.dtype}{list(tokens.shape)}: allowed are integers [batch, >= {least}]")
+    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
+        raise InputError(f"tokens are {dtype}{list(shape)}: allowed are integers [batch >= 1, length >= {least}]")
 
 
 def _hidden(config: ModelConfig, params: Params, tokens_BT: jax.Array, dtype: Any, remat: str):
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
+    check_params(config, params)
     return Decoder(config, dtype, remat).apply({"params": params}, tokens_BT)
 
 
@@ -209,8 +211,9 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
 def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh parameters: a nested dict of float32 arrays in the declared shapes, block weights as [layers, ...].
 
-    The scales are those of the paper's code (arXiv 2405.15319, lit_gpt `_init_weights`), but for a head small enough
-    that the initial loss is log(vocab).
+    Matrices start with the standard deviation sqrt(2 / (5 fan_in)) of the paper's code (arXiv 2405.15319, lit_gpt
+    `_init_weights`), those that write the stream at 1 / sqrt(2 layers) of it (GPT-2), embedding and head at
+    0.25 / sqrt(embed), so small that the initial loss is log(vocab); gains are 1, biases 0.
     """
     return _init(config, key)
 
@@ -223,7 +226,7 @@ def apply(
     Args:
       config: the model's shape.
       params: as `init` gives them.
-      tokens: int32[batch, length], below config.vocab.
+      tokens: int32[batch, length], below config.vocab (others are clipped: checking would fetch them).
       dtype: the compute dtype of the layers, float32 or bfloat16 (float64 under jax_enable_x64).
       remat: a name in REMAT_POLICIES.
 
@@ -234,10 +237,13 @@ def apply(
       InputError: tokens of another rank or type, a tree that is not this model's, an unknown remat policy.
     """
     _check_tokens(tokens, 1)
-    check_params(config, params)
+    return _apply(config, params, tokens, jnp.dtype(dtype), remat)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "remat"))
+def _apply(config: ModelConfig, params: Params, tokens: jax.Array, dtype: Any, remat: str) -> jax.Array:
     x_ND, head_DV = _hidden(config, params, tokens, dtype, remat)
-    logits_NV = _logits(x_ND, head_DV)
-    return logits_NV.reshape(*tokens.shape, config.vocab)
+    return _logits(x_ND, head_DV).reshape(*tokens.shape, config.vocab)
 
 
 def next_token_loss(

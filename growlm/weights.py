@@ -59,8 +59,12 @@ class ModelConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"model.{name} is {value!r}: allowed are positive integers")
         for name in ("norm_eps", "rope_theta"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise InputError(f"model.{name} is {value!r}: allowed are positive numbers")
+        for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"model.{name} is {value!r}: allowed are True and False")
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
         if self.head_dim % 2:

@@ -287,6 +287,10 @@ def test_list_writes_nothing(capsys, bench):
     out, err = capsys.readouterr()
     assert tiny.snapshot(bench) == before and not err
     assert "scratch 1/1" in out and "grown 1/2" in out and "grown 2/2" in out and "FLOPs" in out
+    assert main([*SWEEP, "--list", "--run=grown"]) == 0
+    out = capsys.readouterr().out
+    assert tiny.snapshot(bench) == before
+    assert "scratch 1/1" not in out and "grown 2/2" in out
 
 
 def test_help_works_and_loads_no_jax():

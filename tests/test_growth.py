@@ -355,6 +355,8 @@ WIDE = dataclasses.replace(SOURCE, layers=6, embed=32)
         (deep(6), {"ordr": "stack"}, "unknown option of direct 'ordr': did you mean 'order'? allowed: order"),
         (deep(6), {"noise": 0.2}, "unknown option of direct 'noise': allowed: order"),
         (deep(6), {"order": "stak"}, "unknown layer order 'stak': did you mean 'stack'? allowed: interleave, stack"),
+        (deep(6), {"order": 3}, "order is 3: allowed are stack, interleave or a list of the source's layers"),
+        (deep(6), {"order": None}, "order is None: allowed are stack, interleave or a list of the source's layers"),
         (deep(6), {"order": [0, 1, 2]}, "order lists 3 layers and the target has 6"),
         (deep(6), {"order": []}, "order lists 0 layers and the target has 6"),
         (deep(4), {"order": [0, 1, 2, 3]}, "order holds layer 3: allowed are the source's layers 0 to 2"),

@@ -500,19 +500,19 @@ def test_the_order_of_the_runs_makes_no_difference(corpus, alone, tmp_path, trai
     order = random.Random(1).sample((4, 8, 14, 20), 4)
     assert order != sorted(order, reverse=True)
     sweep = plan_sweep(tiny.build_sweep(timings(corpus, order)))
-    assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "") == {}
+    assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None)) == {}
     assert trained_steps == {1: 20, 2: 4 * 2}
     assert_as_alone(tmp_path / "sweep", alone)
 
 
 def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, trained_steps):
     sweep = plan_sweep(tiny.build_sweep(timings(corpus, (20, 8))))
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", only="at8")
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select("at8"))
     assert trained_steps == {1: 8, 2: 2}
     assert_as_alone(tmp_path / "sweep", alone)
     status = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
     assert {name: entry["status"] for name, entry in status.items()} == {"at20": "pending", "at8": "done"}
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "")
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None))
     assert trained_steps == {1: 20, 2: 4}
     assert_as_alone(tmp_path / "sweep", alone)
 
@@ -527,4 +527,4 @@ def test_a_stage_with_a_horizon_is_shared_only_where_it_ends_alike(corpus):
     base, top = (6 * parameter_count(model) * STEP for model in (SMALL, LARGE))
     # Two bases of their own; `double` takes the longer, and its growth of three steps passes the end of `at8`.
     assert horizon.flops() == (base * 12 + top * 5, base * 8 + top * 2)
-    assert "shared" in describe(horizon).splitlines()[4]
+    assert "shared" in describe(horizon, horizon.select(None)).splitlines()[4]

@@ -299,7 +299,7 @@ def test_size_that_is_no_positive_integer_is_refused(name, value):
 
 
 @pytest.mark.parametrize("name", ["norm_eps", "rope_theta"])
-@pytest.mark.parametrize("value", [0, 0.0, -1e-5, math.nan])
+@pytest.mark.parametrize("value", [0, 0.0, -1e-5, math.nan, math.inf])
 def test_constant_that_is_not_positive_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
