@@ -1,13 +1,15 @@
 """Model growth: pure functions that turn a small model's training state into a larger one's."""
 
-from growlm.growth.apply import OPERATORS, OPTIMIZER_STATES, Growth, grow, grow_state, plan_growth
+from growlm.growth.apply import OPTIMIZER_STATES, grow, grow_state
 from growlm.growth.depth import ORDERS, connection_rate, layer_order
+from growlm.growth.operators import OPERATORS, Growth, claim, plan_growth
 
 __all__ = [
     "OPERATORS",
     "OPTIMIZER_STATES",
     "ORDERS",
     "Growth",
+    "claim",
     "connection_rate",
     "grow",
     "grow_state",

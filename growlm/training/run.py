@@ -47,7 +47,8 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         if stage.parent:
             growth = stage.config.growth
-            plan_growth(growth.operator, stage.parent.config.model, stage.config.model, **growth.options)
+            key = jax.random.key(config.seed)  # any: only what fits is of interest here
+            plan_growth(growth.operator, stage.parent.config.model, stage.config.model, key, **growth.options)
     return RunPlan(config, corpus, stages)
 
 

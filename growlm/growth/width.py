@@ -1,0 +1,116 @@
+"""Axis maps of the width axes: copies that are split among their readers, zeros, and query heads in their groups."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from growlm.errors import InputError, unknown
+from growlm.growth.axis_map import AxisMap, Gather
+from growlm.weights import ModelConfig
+
+
+def _cycle(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+    return np.arange(new) % old
+
+
+def _repeat(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+    return np.arange(new) * old // new
+
+
+def _random(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+    return np.concatenate([np.arange(old), rng.integers(old, size=new - old)])
+
+
+# Which old coordinate each new one copies.
+SELECTIONS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
+    "cycle": _cycle,  # the whole axis again and again (bert2BERT and the paper's code with from_left)
+    "repeat": _repeat,  # every coordinate in place (muP upscaling)
+    "random": _random,  # Net2Net: extra coordinates drawn with replacement
+}
+
+
+def rng_of(key: jax.Array | None, operator: str) -> np.random.Generator:
+    """A NumPy generator from a JAX key: indices are plain numbers, known when growth is compiled."""
+    if key is None:
+        raise InputError(f"{operator} draws fresh values: it needs a key, such as jax.random.key(0)")
+    return np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))
+
+
+def query_heads(kv_index: np.ndarray, source: ModelConfig, target: ModelConfig) -> np.ndarray:
+    """The source query head of each target query head, given the source of each key-value head.
+
+    A query head attends to the key-value head of its group, so a copy must sit in a group that copies its own. The
+    groups that copy one group hand out its query heads in turn.
+    """
+    old_group, new_group = source.heads // source.kv_heads, target.heads // target.kv_heads
+    index = np.empty(target.heads, np.int64)
+    for kv_head in range(source.kv_heads):
+        groups = np.flatnonzero(kv_index == kv_head)
+        slots = (groups[:, None] * new_group + np.arange(new_group)).reshape(-1)
+        if len(slots) < old_group:
+            raise InputError(
+                f"model.heads {target.heads} over model.kv_heads {target.kv_heads} leaves {len(slots)} query heads for "
+                f"the {old_group} that share key-value head {kv_head}: allowed is a target with as many"
+            )
+        index[slots] = kv_head * old_group + np.arange(len(slots)) % old_group
+    return index
+
+
+def shares(index: np.ndarray, uneven: float, rng: np.random.Generator | None) -> np.ndarray:
+    """The part of a coordinate that is read from each of its copies; the parts of one coordinate add up to 1.
+
+    uneven 0 is the even split, 1 / copies. Else each part is scaled by 1 + uneven x U(-1, 1) before the parts are
+    brought back to 1: copies that are read differently learn differently (LEMON, arXiv 2310.07999).
+    """
+    part = np.ones(len(index)) if uneven == 0 else 1 + uneven * rng.uniform(-1, 1, len(index))
+    return part / np.bincount(index, part)[index]
+
+
+def copied(index: np.ndarray, old: int, uneven: float = 0.0, rng: np.random.Generator | None = None) -> AxisMap:
+    """An ordinary axis grown by copies: written as they are, read in parts, so that R^T P = I."""
+    return AxisMap.make(old, Gather.copies(index), Gather.copies(index, shares(index, uneven, rng)))
+
+
+def isometric(index: np.ndarray, old: int) -> AxisMap:
+    """The stream grown by copies: scaled so that P^T P = (new / old) I, and no norm notices (DESIGN, 'the one idea').
+
+    A coordinate with c copies is written sqrt(new / (old c)) times: for a whole factor that is 1.
+    """
+    new, count = len(index), np.bincount(index, minlength=old)[index]
+    scale = np.sqrt(new / (old * count))
+    return AxisMap.make(old, Gather.copies(index, scale), Gather.copies(index, scale * old / new))
+
+
+def padded_stream(old: int, new: int) -> AxisMap:
+    """The stream grown by zeros, scaled so that the mean square stays: sqrt(new / old) x [I; 0]."""
+    index = np.where(np.arange(new) < old, np.arange(new), -1)
+    scale = np.sqrt(new / old)
+    fresh = index < 0
+    return AxisMap.make(old, Gather.copies(index, scale), Gather.copies(index, 1 / scale), fresh_read=fresh)
+
+
+def padded(index: np.ndarray, old: int, fresh_write: bool = False) -> AxisMap:
+    """An ordinary axis grown by zeros. One side of a new coordinate is zero, the other the target's initial values.
+
+    fresh_write: what writes the coordinate is fresh and what reads it zero; else the other way round.
+    """
+    copy, fresh = Gather.copies(index), index < 0
+    return AxisMap.make(old, copy, copy, **{"fresh_write" if fresh_write else "fresh_read": fresh})
+
+
+def final_axis(stream: AxisMap, ordinary: AxisMap, tied: bool) -> AxisMap:
+    """What the last norm hands to the head. A tied head reads with the stream's own P, so the norm undoes it.
+
+    That asks P_final = P (P^T P)^-1, which for a scaled isometry is P x old / new.
+    """
+    if not tied:
+        return ordinary
+    undo = Gather.copies(stream.write.index, stream.write.scale * stream.old / stream.new)
+    return AxisMap.make(stream.old, undo, stream.write, fresh_read=stream.fresh_read)
+
+
+def check_selection(select: str) -> None:
+    """Raises InputError for a name that is not in SELECTIONS."""
+    if select not in SELECTIONS:
+        raise unknown("selection", select, SELECTIONS)
