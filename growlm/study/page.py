@@ -197,7 +197,7 @@ def _growth(title: str, report: dict[str, Any]) -> str:
     for key, value in report.items():
         text = value if isinstance(value, str) else json.dumps(value)
         if key not in ("source", "target") and len(text) <= 120:
-            facts[key] = f"{value:,}" if type(value) is int else text
+            facts[key] = f"{value:,}" if type(value) is int else f"{value:.3g}" if type(value) is float else text
     rows = "".join(
         f"<tr><td>{escape(key.replace('_', ' '))}</td><td>{escape(text)}</td></tr>" for key, text in facts.items()
     )
