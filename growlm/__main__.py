@@ -40,9 +40,9 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> int:
     from growlm.training.run import train
 
     run = build_run(load_config(args.config, overrides))
-    with stop_requests() as stop:
+    with stop_requests() as stop:  # the table too: a request that comes while it is printed finds all saved
         train(run, args.workdir, stop)
-    print(table(summarise(args.workdir)))
+        print(table(summarise(args.workdir)))
     return 0
 
 
@@ -60,10 +60,10 @@ def _sweep(args: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     with stop_requests() as stop:
         errors = run_sweep(plan, args.workdir, stop, _command_line(), chosen)
-    for name, error in errors.items():
-        print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
-    rows = summarise(args.workdir)
-    print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
+        for name, error in errors.items():
+            print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
+        rows = summarise(args.workdir)
+        print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
     return 1 if errors else 0
 
 

@@ -58,7 +58,6 @@ BAD_SETTINGS = {
     "stages[0].tokens=6.5": ("stages[0].tokens", "6.5", "int"),
     "stages[0].model.layers=3": ("layers 2", "source's 3"),
     "stages[1].model.embed=8": ("embed 8", "source's 16"),
-    "stages[1].model.mlp=32": ("mlp", "24", "32"),
     "stages[0].model.heads=3": ("heads 3", "kv_heads 2"),
     "stages[0].model.kv_heads=0": ("kv_heads", "0", "positive"),
     "stages[0].model.head_dim=7": ("head_dim", "7", "even"),
