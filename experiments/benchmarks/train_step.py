@@ -308,7 +308,7 @@ def describe(setting: Setting, given: dict[str, Any]) -> str:
         f"{count(parameter_count(c))} parameters\n"
         f"batch {setting.batch} x {setting.length} tokens, {setting.dtype}, remat {setting.remat}; "
         f"{setting.rounds} rounds, about {setting.seconds:g} s for each measurement\n"
-        f"{given['hardware']}{torch}; {given['threads']} host threads; load average {given['load_average']:.2f}"
+        f"{given['hardware']}{torch}; host threads {given['threads']}; load average {given['load_average']:.2f}"
     )
 
 
