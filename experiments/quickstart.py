@@ -2,8 +2,8 @@
 
     growlm sweep --config=experiments/quickstart.py --workdir=runs/quickstart        # or: make demo
 
-Text: the Python standard library as bytes. Cost: about five minutes and 750 MB on two cores. `:small` is about a quarter of it, for a
-notebook, and `:tiny` a few seconds, for tests; neither is long enough to show an effect.
+Text: the Python standard library as bytes. Cost: about five minutes and 750 MB on two cores. `:small` is about a
+quarter of it, for a notebook, and `:tiny` a few seconds, for tests; neither is long enough to show an effect.
 
 What was expected: the paper's effect in small. A probe at embed 128, in PyTorch and with one seed, had found a speed-up
 near 30 % at 7.7e13 FLOPs. What came out over seeds 0, 1 and 2, at 6.2e12 FLOPs (validation loss, nats a byte):
@@ -28,12 +28,15 @@ rates 1e-3, 2e-3, 3e-3, 4e-3 and 8e-3 end at 1.579, 1.532, 1.529, 1.554 and 1.61
 from ml_collections import ConfigDict
 
 from growlm import ModelConfig
+from growlm.errors import unknown
 from growlm.weights import parameter_count
 
 SHARE = {"": 1.0, "small": 0.25, "tiny": 0.01}
 
 
 def get_config(variant: str = "") -> ConfigDict:
+    if variant not in SHARE:
+        raise unknown("variant", variant, SHARE)
     share = SHARE[variant]
     small = {"layers": 2, "embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
     large = small | {"layers": 8}

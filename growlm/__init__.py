@@ -34,3 +34,8 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return importlib.import_module(f"growlm.{name}")
     raise AttributeError(f"module 'growlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return __all__

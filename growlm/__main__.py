@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         for option, settings in options.items():
             sub.add_argument(option, **settings)
         if "--config" in options:
-            sub.epilog = "--config.key=value sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"
+            sub.epilog = (
+                "--config.key=value sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"
+            )
     return parser
 
 
@@ -125,6 +127,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"growlm: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"growlm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("growlm: interrupted before training began", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         return _training_ended(error)
 

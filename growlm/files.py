@@ -1,9 +1,14 @@
 """Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it."""
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from growlm.errors import InputError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -24,3 +29,17 @@ def write_json(path: Path, value: Any) -> None:
 def is_part(path: Path) -> bool:
     """Whether this is what a process leaves that was killed while it wrote a file."""
     return path.name.startswith(".") and path.name.endswith(".part")
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps a folder for this process; the kernel lets go of it when the process ends, however that happens.
+
+    Raises InputError where another process has it, unless told to wait.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time") from None
+        yield

@@ -186,7 +186,7 @@ class Decoder(nn.Module):
 
 
 def _check_tokens(tokens: jax.Array, least: int) -> None:
-    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+    shape, dtype = jnp.shape(tokens), jnp.asarray(tokens).dtype
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
         raise InputError(f"tokens are {dtype}{list(shape)}: allowed are integers [batch >= 1, length >= {least}]")
 
@@ -226,7 +226,7 @@ def apply(
     Args:
       config: the model's shape.
       params: as `init` gives them.
-      tokens: int32[batch, length], below config.vocab (others are clipped: checking would fetch them).
+      tokens: int32[batch, length], from 0 to config.vocab - 1 (not checked: that would fetch them).
       dtype: the compute dtype of the layers, float32 or bfloat16 (float64 under jax_enable_x64).
       remat: a name in REMAT_POLICIES.
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import random
 import threading
 
 import jax
@@ -14,10 +13,8 @@ import pytest
 import tiny
 
 import growlm
-from growlm.__main__ import main
 from growlm.data import batches, load_corpus
 from growlm.errors import InputError
-from growlm.study.sweep import describe, plan_sweep, run_sweep
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
@@ -411,120 +408,3 @@ def test_the_optimizer_state_is_mapped_or_reset_at_growth(corpus, tmp_path, monk
                 np.testing.assert_array_equal(
                     value, old[jnp.array([0, 1, 1])] if "blocks" in path else old, name + path
                 )
-
-
-# --- Sweeps ----------------------------------------------------------------------------------------------------------
-
-TIMINGS = tuple(range(2, 22, 2))
-
-
-def timings(corpus, order):
-    """Runs that grow the same base at ten points."""
-    runs = {f"at{steps}": [tiny.stage(steps), tiny.grown(2)] for steps in order}
-    return tiny.sweep(corpus, runs, baseline="at20")
-
-
-@pytest.fixture
-def trained_steps(monkeypatch):
-    """How many steps were really trained, by layers."""
-    count = {1: 0, 2: 0}
-
-    def compile_and_count(model, *args, **kwargs):
-        step, evaluate = compile_steps(model, *args, **kwargs)
-
-        def counted(*args):
-            count[model.layers] += 1
-            return step(*args)
-
-        return counted, evaluate
-
-    monkeypatch.setattr(loop, "compile_steps", compile_and_count)
-    return count
-
-
-@pytest.fixture(scope="module")
-def alone(corpus, tmp_path_factory):
-    """One of the timings, trained by itself."""
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    train(tiny.run_config(corpus, tiny.stage(8), tiny.grown(2)), folder, GO_ON)
-    return folder
-
-
-def assert_as_alone(folder, alone):
-    """Of a stage that runs leave at several points, the validation loss is measured at all of them."""
-    for have, want in zip(tiny.timeless(folder / "at8"), tiny.timeless(alone), strict=True):
-        assert have | want == have
-        assert have.keys() - want.keys() <= {"val_loss"}
-    have, want = tiny.checkpoints(folder)[8, 10], tiny.checkpoints(alone)[8, 10]
-    assert have.parents[1].name == want.parents[1].name  # the address
-    tiny.assert_same_arrays(tiny.read_checkpoint(have), tiny.read_checkpoint(want))
-
-
-def test_ten_timings_cost_one_base_and_say_so(corpus, alone, tmp_path, capsys, trained_steps):
-    config = tiny.write_config(tmp_path / "timings.py", timings(corpus, sorted(TIMINGS, reverse=True)))
-    arguments = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'sweep'}"]
-    assert main([*arguments, "--list"]) == 0
-    listing = capsys.readouterr().out
-    assert main(arguments) == 0
-    assert capsys.readouterr().out.startswith(listing)
-    assert trained_steps == {1: 20, 2: 10 * 2}
-
-    base = 6 * parameter_count(SMALL) * STEP
-    saved, trained = base * (sum(TIMINGS) - 20), base * 20 + 6 * parameter_count(LARGE) * STEP * 20
-    assert f"10 runs, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs" in listing
-    sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert (sweep["flops_saved_by_sharing"], sweep["flops_trained"]) == (saved, trained)
-    bases = {entry["stages"][0]["address"] for entry in sweep["runs"].values()}
-    ends = {entry["stages"][1]["address"] for entry in sweep["runs"].values()}
-    assert (len(bases), len(ends)) == (1, 10)
-    assert all(name in listing for name in bases | ends)
-    reused = {name: [stage["reused"] for stage in entry["stages"]] for name, entry in sweep["runs"].items()}
-    reach = {name: int(name.removeprefix("at")) for name in reused}  # a ConfigDict sorts its keys
-    earlier = {name: list(reach.values())[:number] for number, name in enumerate(reach)}
-    assert reused == {name: [max(earlier[name], default=0) >= reach[name], False] for name in reach}
-    assert listing.count("  shared\n") == sum(first for first, _ in reused.values()) >= 4
-    for steps in TIMINGS:
-        last = tiny.records(tmp_path / "sweep" / f"at{steps}")[-1]
-        assert (last["step"], last["tokens"]) == (steps + 2, (steps + 2) * STEP)
-        assert last["flops"] == base * steps + 6 * parameter_count(LARGE) * STEP * 2
-    assert_as_alone(tmp_path / "sweep", alone)
-
-    # Once more: nothing is left to train.
-    before = tiny.snapshot(tmp_path / "sweep" / "stages")
-    assert main(arguments) == 0
-    assert trained_steps == {1: 20, 2: 20}
-    assert {path for path, content in tiny.snapshot(tmp_path / "sweep" / "stages").items()} == set(before)
-
-
-def test_the_order_of_the_runs_makes_no_difference(corpus, alone, tmp_path, trained_steps):
-    order = random.Random(1).sample((4, 8, 14, 20), 4)
-    assert order != sorted(order, reverse=True)
-    sweep = plan_sweep(tiny.build_sweep(timings(corpus, order)))
-    assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None)) == {}
-    assert trained_steps == {1: 20, 2: 4 * 2}
-    assert_as_alone(tmp_path / "sweep", alone)
-
-
-def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, trained_steps):
-    sweep = plan_sweep(tiny.build_sweep(timings(corpus, (20, 8))))
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select("at8"))
-    assert trained_steps == {1: 8, 2: 2}
-    assert_as_alone(tmp_path / "sweep", alone)
-    status = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
-    assert {name: entry["status"] for name, entry in status.items()} == {"at20": "pending", "at8": "done"}
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None))
-    assert trained_steps == {1: 20, 2: 4}
-    assert_as_alone(tmp_path / "sweep", alone)
-
-
-def test_a_stage_with_a_horizon_is_shared_only_where_it_ends_alike(corpus):
-    def runs(schedule):
-        return {f"at{n}": [tiny.stage(n, schedule=schedule), tiny.grown(2)] for n in (4, 8)} | {
-            "double": [tiny.stage(8, schedule=schedule), tiny.grown(3)]
-        }
-
-    horizon = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, runs(COSINE), baseline="at8")))
-    base, top = (6 * parameter_count(model) * STEP for model in (SMALL, LARGE))
-    # Two bases of their own; `double` takes the longer, and its growth of three steps passes the end of `at8`.
-    assert horizon.flops() == (base * 12 + top * 5, base * 8 + top * 2)
-    assert "shared" in describe(horizon, horizon.select(None)).splitlines()[4]

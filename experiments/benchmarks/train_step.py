@@ -9,10 +9,11 @@ AdamW) in eager PyTorch, on the same device and batch and with as many threads. 
 and their losses in float32 must agree before anything is timed.
 
 The measurements take turns, round after round, so that a machine whose load changes meets all of them alike: numbers
-are medians over rounds, and a ratio is one of neighbours in a round. Still, measure on a quiet machine: other processes
-hold up PyTorch's threads, which spin while they wait for each other, several times more than XLA's. Where a machine is
-not quiet, OMP_WAIT_POLICY=PASSIVE in the environment (no spinning) or `taskset -c 0` (one thread on both sides) makes
-the ratio a fair one.
+are medians over rounds, and a ratio is one of neighbours in a round. That is not enough where other processes use the
+cores: PyTorch's threads spin while they wait for each other, and with one of them held up a step takes ten times as
+long, where XLA's takes twice. (Without spinning, OMP_WAIT_POLICY=PASSIVE, PyTorch is slower on an idle machine, up to
+twice.) So the benchmark says how busy the cores were. Where they are not idle, `taskset -c 0 python ...` compares one
+thread with one.
 
 It was written for GPUs too, but has been run on CPUs only. On a GPU it needs a jax and a torch that both see it, and
 products of float32 arrays run in TF32 on both sides. Cost: under a minute on two CPU cores; --shape=124M and
@@ -33,6 +34,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -61,6 +63,9 @@ PRODUCT_ROWS = {"cpu": 2048}  # other backends: 8192
 OPTIMIZER = OptimizerConfig()
 LEARNING_RATE = 1e-5  # so small that hundreds of steps on one batch leave the model an ordinary one
 TOLERANCE = 1e-4  # nats, between the losses of one model in growlm and in PyTorch
+
+CORE_TIMES = Path("/proc/stat")
+QUIET = 0.2  # cores that may be busy with other processes
 
 HEADER = ("", "ms", "best ms", "tokens/s", "GFLOP/s", "of peak")
 
@@ -152,6 +157,23 @@ def read_setting(arguments: Sequence[str]) -> Setting:
 def host_threads() -> int:
     """The threads of XLA's CPU backend: one for each core that the process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _core_ticks() -> tuple[int, int]:
+    """Of all cores together: the time in which they worked, and all time."""
+    user, nice, system, idle, waiting, *rest = map(int, CORE_TIMES.read_text().split()[1:9])
+    worked = user + nice + system + sum(rest)
+    return worked, worked + idle + waiting
+
+
+def busy_cores() -> float | None:
+    """How many cores were working in half a second of waiting; None where the system does not say."""
+    if not CORE_TIMES.exists():
+        return None
+    worked, total = _core_ticks()
+    time.sleep(0.5)
+    worked_then, total_then = _core_ticks()
+    return os.cpu_count() * (worked_then - worked) / (total_then - total)
 
 
 def load_torch() -> ModuleType:
@@ -275,7 +297,7 @@ def speed_ratio(times: Times) -> dict[str, Any] | None:
 
 
 def conditions(setting: Setting) -> dict[str, Any]:
-    """What the numbers depend on; taken before the benchmark itself is a load on the machine."""
+    """What the numbers depend on."""
     return {
         "benchmark": "train_step",
         **dataclasses.asdict(setting),
@@ -283,7 +305,6 @@ def conditions(setting: Setting) -> dict[str, Any]:
         "threads": host_threads(),
         "torch": version("torch") if setting.compare else None,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "load_average": os.getloadavg()[0],
         "commit": commit(),
     }
 
@@ -308,7 +329,7 @@ def describe(setting: Setting, given: dict[str, Any]) -> str:
         f"{count(parameter_count(c))} parameters\n"
         f"batch {setting.batch} x {setting.length} tokens, {setting.dtype}, remat {setting.remat}; "
         f"{setting.rounds} rounds, about {setting.seconds:g} s for each measurement\n"
-        f"{given['hardware']}{torch}; host threads {given['threads']}; load average {given['load_average']:.2f}"
+        f"{given['hardware']}{torch}; host threads {given['threads']}"
     )
 
 
@@ -340,20 +361,30 @@ def _verdict(ratio: dict[str, Any]) -> str:
     return f"growlm takes {ratio['median']:.2f} steps in the time of one of torch's ({spread}; by round {rounds})"
 
 
+def _about_load(busy: list[float | None]) -> str:
+    if None in busy:
+        return "how busy the cores were with other processes is not known here"
+    unfair = max(busy) > QUIET and host_threads() > 1
+    warning = "; WARNING: a ratio to PyTorch is worth nothing then" if unfair else ""
+    return f"cores busy with other processes: {busy[0]:.1f} before, {busy[1]:.1f} after{warning}"
+
+
 def benchmark(setting: Setting) -> None:
     """Measures and prints."""
     torch_side = load_torch() if setting.compare else None
-    given = conditions(setting)
+    given, busy = conditions(setting), [busy_cores()]
     print(describe(setting, given), flush=True)
     params, tokens_BS = start(setting)
     loss = losses(setting, params, tokens_BS, torch_side)
     print("loss before training:", ", ".join(f"{name} {value:.6f}" for name, value in loss.items()), flush=True)
     found = contenders(setting, params, tokens_BS, torch_side)
     result = measurements(found, measure(found, setting.rounds, setting.seconds))
+    busy.append(busy_cores())
     print(f"\n{table(result['results'])}\n")
     if setting.compare:
-        print(f"{_verdict(result['torch_over_growlm'])}\n")
-    print(json.dumps({**given, "loss": loss, **result}))
+        print(_verdict(result["torch_over_growlm"]))
+    print(f"{_about_load(busy)}\n")
+    print(json.dumps({**given, "loss": loss, "busy_cores": busy, **result}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -158,6 +158,11 @@ def grow(
 OPTIMIZER_STATES = ("reset", "map")
 
 
+def growth_key(run_key: jax.Array, step: int) -> jax.Array:
+    """The key from which the growth at that step draws."""
+    return jax.random.fold_in(run_key, step)
+
+
 def grow_state(
     state: TrainState,
     source: ModelConfig,
@@ -185,7 +190,7 @@ def grow_state(
     """
     if optimizer_state not in OPTIMIZER_STATES:
         raise unknown("optimizer_state", optimizer_state, OPTIMIZER_STATES)
-    key = jax.random.fold_in(state.key, int(state.step))
+    key = growth_key(state.key, int(state.step))
     growth = plan_growth(operator, source, target, key, **options)
     check_params(source, state.params)
 
@@ -229,7 +234,10 @@ def _report(growth: Growth, source: ModelConfig, target: ModelConfig) -> dict[st
         "parameters_before": parameter_count(source),
         "parameters_after": parameter_count(target),
         "axes": {name: _provenance(axis) for name, axis in grown.items()},
-        "leaves": {weight.path: _grown_along(weight, grown) for weight in declared(target)},
+        "leaves": {
+            weight.path: _grown_along(weight, grown, growth.order != tuple(range(source.layers)))
+            for weight in declared(target)
+        },
     }
 
 
@@ -239,7 +247,7 @@ def _provenance(axis: AxisMap) -> dict[str, Any]:
     return {"from": np.maximum(axis.write.index, axis.read.index).tolist(), "fresh": fresh.tolist()}
 
 
-def _grown_along(weight: Weight, grown: dict[str, AxisMap]) -> list[str]:
+def _grown_along(weight: Weight, grown: dict[str, AxisMap], moved: bool) -> list[str]:
     """The axes along which a weight came from `order` and `axes`; none where it was carried over as it is."""
     axes = [axis for dim in weight.dims for axis in (dim.reads, dim.writes) if axis in grown]
-    return ["layers"] * weight.stacked + list(dict.fromkeys(axes))
+    return ["layers"] * (weight.stacked and moved) + list(dict.fromkeys(axes))

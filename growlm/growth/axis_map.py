@@ -20,10 +20,6 @@ class Gather:
         index = np.asarray(index, np.int64)
         return cls(index, np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape)))
 
-    def matrix(self, old: int) -> np.ndarray:
-        """The dense matrix, float64 [new, old]."""
-        return self.scale[:, None] * (self.index[:, None] == np.arange(old))
-
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         """The matrix times x along an axis: one gather, and a product where a scale is not 1."""
         y = jnp.take(x, jnp.asarray(np.maximum(self.index, 0)), axis=axis)
@@ -74,42 +70,27 @@ class AxisMap:
             np.array_equal(m.index, unit.index) and np.array_equal(m.scale, unit.scale) for m in (self.write, self.read)
         )
 
-    def dual(self) -> "AxisMap":
-        """The map of gradients: what is written by P is read by it."""
-        return AxisMap.make(self.old, self.read, self.write)
-
-    def compose(self, first: "AxisMap") -> "AxisMap":
-        """This map after another one."""
-
-        def after(second: Gather, before: Gather) -> Gather:
-            known = second.index >= 0
-            index = np.where(known, before.index[np.maximum(second.index, 0)], -1)
-            return Gather.copies(index, second.scale * before.scale[np.maximum(second.index, 0)])
-
-        def fresh(gather: Gather, mine: np.ndarray, before: np.ndarray) -> np.ndarray:
-            return mine | ((gather.index >= 0) & before[np.maximum(gather.index, 0)])
-
-        return AxisMap(
-            first.old,
-            after(self.write, first.write),
-            after(self.read, first.read),
-            fresh(self.write, self.fresh_write, first.fresh_write),
-            fresh(self.read, self.fresh_read, first.fresh_read),
-        )
-
     def defect(self) -> float:
         """How far R^T P is from the identity: 0 where reading undoes writing, the condition on an ordinary axis."""
         if self.fresh_write.any() and np.abs(self.read.scale[self.fresh_write]).max() > 0:
             return np.inf
         if self.fresh_read.any() and np.abs(self.write.scale[self.fresh_read]).max() > 0:
             return np.inf
-        product = self.read.matrix(self.old).T @ self.write.matrix(self.old)
-        return float(np.abs(product - np.eye(self.old)).max())
+        return _product_defect(self.read, self.write, self.old)
 
     def isometry_defect(self) -> float:
         """How far P^T P is from (new / old) I: 0 where the mean square stays, the condition on the stream."""
-        write = self.write.matrix(self.old)
-        return float(np.abs(write.T @ write * (self.old / self.new) - np.eye(self.old)).max())
+        mean = Gather(self.write.index, self.write.scale * self.old / self.new)
+        return _product_defect(mean, self.write, self.old)
+
+
+def _product_defect(a: Gather, b: Gather, old: int) -> float:
+    """Largest entry of |A^T B - I|; infinite where a new coordinate is read as another one than it was written."""
+    both = (a.scale != 0) & (b.scale != 0)
+    if np.any(a.index[both] != b.index[both]):
+        return np.inf
+    diagonal = np.bincount(a.index[both], (a.scale * b.scale)[both], minlength=old)
+    return float(np.abs(diagonal - 1).max())
 
 
 def identity(size: int) -> AxisMap:

@@ -24,7 +24,7 @@ from growlm.growth.width import (
 )
 from growlm.weights import ModelConfig
 
-# Sizes may grow; all else is what the two models must share.
+# Sizes may grow; these must be shared. norm_eps may change, and then no function is kept.
 SIZES = ("layers", "embed", "heads", "kv_heads", "mlp", "vocab")
 SHARED = ("head_dim", "tie_embeddings", "rope_theta", "qkv_bias", "qk_norm")
 
@@ -59,7 +59,7 @@ def direct(
     copied, `uneven` in [0, 1) how unequal the parts are (0: even, as the published code; the paper says uneven).
     """
     check_selection(select)
-    if not 0 <= uneven < 1:
+    if isinstance(uneven, bool) or not isinstance(uneven, int | float) or not 0 <= uneven < 1:
         raise InputError(f"uneven is {uneven!r}: allowed is 0 <= uneven < 1")
     rng = rng_of(key, "direct with uneven or random copies") if uneven or select == "random" else None
 
@@ -134,7 +134,7 @@ def _rest(source: ModelConfig, target: ModelConfig) -> dict[str, AxisMap]:
 
 
 def plan_growth(
-    operator: str, source: ModelConfig, target: ModelConfig, key: jax.Array | None = None, **options: Any
+    operator: str, source: ModelConfig, target: ModelConfig, key: jax.Array | None = None, /, **options: Any
 ) -> Growth:
     """The growth that an operator makes of two shapes.
 

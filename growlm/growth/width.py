@@ -112,5 +112,5 @@ def final_axis(stream: AxisMap, ordinary: AxisMap, tied: bool) -> AxisMap:
 
 def check_selection(select: str) -> None:
     """Raises InputError for a name that is not in SELECTIONS."""
-    if select not in SELECTIONS:
+    if not isinstance(select, str) or select not in SELECTIONS:
         raise unknown("selection", select, SELECTIONS)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from growlm.data import load_corpus
-from growlm.errors import unknown
-from growlm.files import write_json
+from growlm.errors import InputError, unknown
+from growlm.files import locked, write_json
 from growlm.training.loop import DivergedError
 from growlm.training.run import Runner, RunPlan, claim_folder, leave_points, plan_run
 from growlm.training.settings import SweepConfig
@@ -36,12 +36,12 @@ class SweepPlan:
             raise unknown("run", name, self.runs)
         return [name] if name else list(self.runs)
 
-    def shares(self) -> dict[str, list[tuple[Stage, bool]]]:
-        """For each run its stages, and whether an earlier run of the sweep trains that stage as far."""
+    def shares(self) -> dict[str, list[tuple[Stage, int]]]:
+        """For each run its stages, and how many steps of each an earlier run of the sweep trains already."""
         trained: dict[str, int] = {}
-        shares: dict[str, list[tuple[Stage, bool]]] = {}
+        shares: dict[str, list[tuple[Stage, int]]] = {}
         for name, plan in self.runs.items():
-            shares[name] = [(stage, trained.get(stage.address, 0) >= stage.last_step) for stage in plan.stages]
+            shares[name] = [(stage, _shared(stage, trained)) for stage in plan.stages]
             for stage in plan.stages:
                 trained[stage.address] = max(trained.get(stage.address, 0), stage.last_step)
         return shares
@@ -56,6 +56,10 @@ class SweepPlan:
         return trained, sum(map(_flops, stages)) - trained
 
 
+def _shared(stage: Stage, trained: dict[str, int]) -> int:
+    return min(trained.get(stage.address, stage.first_step), stage.last_step) - stage.first_step
+
+
 def _flops(stage: Stage) -> float:
     return stage.cost_at(stage.last_step).flops - stage.first_cost.flops
 
@@ -63,7 +67,22 @@ def _flops(stage: Stage) -> float:
 def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Checks every run. Raises InputError."""
     corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
-    return SweepPlan(config, {name: plan_run(run, corpora[run.corpus]) for name, run in config.runs.items()})
+    plan = SweepPlan(config, {name: plan_run(run, corpora[run.corpus]) for name, run in config.runs.items()})
+    _check_records(plan)
+    return plan
+
+
+def _check_records(plan: SweepPlan) -> None:
+    """Runs that share a stage share its records too: they must agree on what is measured."""
+    measured: dict[str, tuple[str, Any]] = {}
+    for name, run in plan.runs.items():
+        for stage in run.stages:
+            first, settings = measured.setdefault(stage.address, (name, run.config.evaluation))
+            if settings != run.config.evaluation:
+                raise InputError(
+                    f"runs {first} and {name} share stage {stage.address}: allowed is one evaluation for both, "
+                    f"not {settings} and {run.config.evaluation}"
+                )
 
 
 def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
@@ -71,7 +90,7 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
     lines = []
     for name, shares in plan.shares().items():
         for stage, shared in shares if name in chosen else ():
-            note = "  shared" if shared else ""
+            note = f"  {shared:,} steps shared" if shared else ""
             size = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
             lines.append(
                 f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.address}  {size:>16}  "
@@ -117,13 +136,18 @@ def _write_summary(
     plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]] | None = None
 ) -> None:
     """sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
+    with locked(workdir, wait=True):  # another worker may write its own run's outcome
+        write_json(workdir / "sweep.json", _summary(plan, workdir, command, outcomes or {}))
+
+
+def _summary(plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config, (trained, saved) = plan.config, plan.flops()
-    outcomes = {name: _former_outcome(workdir, name) for name in plan.runs} | (outcomes or {})
+    outcomes = {name: _former_outcome(workdir, name) for name in plan.runs} | outcomes
     runs = {
         name: {"stages": [_entry(*share) for share in shares]} | outcomes[name]
         for name, shares in plan.shares().items()
     }
-    summary = {
+    return {
         "title": config.title,
         "command": command,
         "baseline": config.baseline,
@@ -135,12 +159,17 @@ def _write_summary(
         "hardware": hardware(),
         "commit": commit(),
     }
-    write_json(workdir / "sweep.json", summary)
 
 
-def _entry(stage: Stage, shared: bool) -> dict[str, Any]:
+def _entry(stage: Stage, shared: int) -> dict[str, Any]:
     tokens = stage.tokens_at(stage.last_step) - stage.first_tokens
-    return {"address": stage.address, "tokens": tokens, "flops": _flops(stage), "reused": shared}
+    return {
+        "address": stage.address,
+        "tokens": tokens,
+        "flops": _flops(stage),
+        "reused": shared > 0,
+        "reused_steps": shared,
+    }
 
 
 def hardware() -> str:

@@ -40,6 +40,9 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     if not isinstance(config, ConfigDict | dict):
         raise InputError(f"config {spec!r}: get_config() returns {config!r}; allowed is a ConfigDict")
     settings = _unshared(config)
+    keys = [override.partition("=")[0] for override in overrides]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise InputError(f"--config.{twice[0]} is given twice: allowed is once")
     for override in overrides:
         _override(settings, override)
     return settings
@@ -89,7 +92,7 @@ def _override(settings: dict[str, Any], text: str) -> None:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
 
@@ -113,6 +116,9 @@ def build_sweep(settings: dict[str, Any]) -> SweepConfig:
         if not isinstance(run, dict):
             raise InputError(f"config.runs.{name} is {run!r}: allowed are the keys of RunConfig")
     common = {key: value for key, value in settings.items() if key not in own}
+    own_values = settings["runs"].values()
+    if dead := [key for key in common if own_values and all(key in run for run in own_values)]:
+        raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
     runs = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in settings["runs"].items()}
     return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": runs}, "config")
 

@@ -1,6 +1,7 @@
 """Training one stage: batches in, updates, metrics one step late, evaluations and checkpoints where they are due."""
 
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -67,10 +68,10 @@ class Recorder:
             return
         (step, metrics), self._late = self._late, None
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        self._check(step, loss=loss, gradient_norm=grad_norm)
+        self.check(step, loss=loss, gradient_norm=grad_norm)
         self._finite = step
         if val_loss is not None:  # the next step would meet it
-            self._check(step + 1, validation_loss=val_loss)
+            self.check(step + 1, validation_loss=val_loss)
         speed = self._speed(step)
         self._bar.step(loss, speed)
         if evaluated or step % self._stage.run.log_every_steps == 0:
@@ -78,7 +79,8 @@ class Recorder:
             self.record(step, loss=loss, grad_norm=grad_norm, tokens_per_second=speed, **extra)
             self._mark = (step, self._watch.seconds)
 
-    def _check(self, step: int, **values: float) -> None:
+    def check(self, step: int, **values: float) -> None:
+        """Raises DivergedError unless all values are finite."""
         if not all(map(math.isfinite, values.values())):
             said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
             raise DivergedError(
@@ -108,21 +110,26 @@ class Recorder:
         return tokens / max(self._watch.seconds - marked_seconds, 1e-9)
 
 
-def train_stage(
-    stage: Stage,
-    state: TrainState,
-    corpus: Corpus,
-    checkpoints: Checkpoints,
-    metrics_path: Path,
-    title: str,
-    ends: frozenset[int],
-    seconds_before: float,
-    stop: threading.Event,
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What a stage is trained with, beside its settings: `ends` are all steps at which runs leave it."""
+
+    corpus: Corpus
+    checkpoints: Checkpoints
+    metrics_path: Path
+    title: str
+    ends: frozenset[int]
+    seconds_before: float
+    stop: threading.Event
+    publish: Callable[[], None]  # called when there is something new to look at
+
+
+def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainState:
     """Trains from the state's step to the step at which the run leaves the stage, and saves there.
 
-    `ends` are all steps at which runs leave this stage. Raises DivergedError, or StoppedError when asked to stop.
+    Raises DivergedError, or StoppedError when asked to stop.
     """
+    corpus, checkpoints = around.corpus, around.checkpoints
     config, run = stage.config, stage.run
     shape = {"batch": config.batch, "length": config.length}
     step_fn, evaluate = compile_steps(config.model, config.optimizer, **shape, dtype=run.dtype, remat=run.remat)
@@ -131,13 +138,15 @@ def train_stage(
     known = max(checkpoints.steps(), default=-1)
 
     with (
-        contextlib.closing(MetricsLog(metrics_path, known)) as log,
-        Progress(title, stage.first_step, int(state.step), stage.last_step) as bar,
+        contextlib.closing(MetricsLog(around.metrics_path, known)) as log,
+        Progress(around.title, stage.first_step, int(state.step), stage.last_step) as bar,
     ):
-        watch = Stopwatch(seconds_before if log.seconds is None else log.seconds)
+        watch = Stopwatch(around.seconds_before if log.seconds is None else log.seconds)
         recorder = Recorder(stage, log, bar, watch, int(state.step))
         if state.step == stage.first_step:
-            recorder.record(stage.first_step, loss=None, val_loss=_validation_loss(evaluate, state, held_out))
+            val_loss = _validation_loss(evaluate, state, held_out)
+            recorder.check(stage.first_step, validation_loss=val_loss)
+            recorder.record(stage.first_step, loss=None, val_loss=val_loss)
 
         watch.start()
         while state.step < stage.last_step:
@@ -147,8 +156,8 @@ def train_stage(
             state = state.advanced(params, opt_state, config.batch, config.length)
             recorder.push(step, metrics)
 
-            stopping = stop.is_set()
-            ending = step in ends or step == stage.last_step
+            stopping = around.stop.is_set()
+            ending = step in around.ends or step == stage.last_step
             evaluating = ending or _passes(stage, step, run.evaluation.every_tokens)
             saving = ending or stopping or _passes(stage, step, run.checkpoint.every_tokens)
             if not (evaluating or saving):
@@ -159,6 +168,7 @@ def train_stage(
             recorder.settle(_validation_loss(evaluate, state, held_out if evaluating else held_out[:1]), evaluating)
             if saving:
                 checkpoints.save(state)
+            around.publish()
             if stopping:
                 checkpoints.wait()
                 raise StoppedError(f"stopped and saved at step {step}; the same command goes on from there")

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,16 @@ import jax
 
 from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError
-from growlm.files import is_part, write_json
-from growlm.growth import grow_state, plan_growth
+from growlm.files import is_part, locked, write_json
+from growlm.growth import grow_state, growth_key, plan_growth
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.loop import train_stage
+from growlm.training.loop import Surroundings, train_stage
 from growlm.training.metrics import read_records, write_records
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
-from growlm.training.step import abstract_state, init_state
+from growlm.training.step import abstract_state, init_state, run_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         if stage.parent:
             growth = stage.config.growth
-            key = jax.random.key(config.seed)  # any: only what fits is of interest here
+            key = growth_key(run_keys(config.seed)[1], stage.first_step)  # random copies may fit or not
             plan_growth(growth.operator, stage.parent.config.model, stage.config.model, key, **growth.options)
     return RunPlan(config, corpus, stages)
 
@@ -98,33 +99,35 @@ class Runner:
 
         Raises DivergedError or StoppedError; the folder then has what was recorded until there.
         """
+        publish = partial(self._write_folder, plan, folder)
         try:
-            self._reach(plan.stages[-1], plan, name)
+            self._reach(plan.stages[-1], plan, name, publish)
         finally:
-            self._write_folder(plan, folder)
+            publish()
 
-    def _reach(self, stage: Stage, plan: RunPlan, name: str) -> TrainState:
+    def _reach(self, stage: Stage, plan: RunPlan, name: str, publish: Callable[[], None]) -> TrainState:
         """The state at the end of a stage, trained from the best point there is.
 
         In this order: 1. the stage's own last checkpoint up to there, 2. its parent's end, grown, 3. from nothing.
         """
         folder, ends = self._store / stage.address, self._ends[stage.address]
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "stage.json", stage.settings | {"address": stage.address})
         keep = stage.run.checkpoint.max_to_keep
-        with contextlib.closing(Checkpoints(folder / "checkpoints", keep, ends)) as checkpoints:
+        with locked(folder), contextlib.closing(Checkpoints(folder / "checkpoints", keep, ends)) as checkpoints:
+            write_json(folder / "stage.json", stage.settings | {"address": stage.address})
             mine = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
             if mine:
                 state = checkpoints.restore(max(mine), abstract_state(stage.config.model, stage.config.optimizer))
             elif stage.parent:
-                state = self._grow(stage, self._reach(stage.parent, plan, name), folder)
+                state = self._grow(stage, self._reach(stage.parent, plan, name, publish), folder)
             else:
                 state = init_state(stage.config.model, stage.config.optimizer, stage.run.seed)
             if state.step == stage.last_step:
                 return state
             title = f"{name} {stage.number + 1}/{len(plan.stages)}"
             path, before = folder / "metrics.jsonl", self._seconds_before(stage)
-            return train_stage(stage, state, plan.corpus, checkpoints, path, title, ends, before, self._stop)
+            around = Surroundings(plan.corpus, checkpoints, path, title, ends, before, self._stop, publish)
+            return train_stage(stage, state, around)
 
     def _grow(self, stage: Stage, state: TrainState, folder: Path) -> TrainState:
         """Grows the parent's last state into this stage's first, and writes the report."""

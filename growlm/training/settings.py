@@ -186,5 +186,6 @@ class SweepConfig:
             if name not in self.runs:
                 raise unknown("run", name, self.runs, where="baseline, grown or controls")
         for name in self.runs:
-            if not isinstance(name, str) or name in ("", "..", "stages") or Path(name).name != name:
-                raise InputError(f"run name {name!r}: allowed is a folder's name other than 'stages'")
+            taken = name in ("", "..", "stages") or str(name).endswith((".json", ".html", ".png"))
+            if not isinstance(name, str) or taken or Path(name).name != name:
+                raise InputError(f"run name {name!r}: allowed is a folder's name, none that the sweep uses itself")

@@ -17,9 +17,14 @@ from growlm.training.settings import OptimizerConfig
 from growlm.weights import ModelConfig, Params
 
 
+def run_keys(seed: int) -> jax.Array:
+    """Two keys: for the initial parameters, and for what the run draws later."""
+    return jax.random.split(jax.random.key(seed))
+
+
 def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> TrainState:
     """The state at step 0 of a run."""
-    init_key, run_key = jax.random.split(jax.random.key(seed))
+    init_key, run_key = run_keys(seed)
     params = init(model, init_key)
     opt_state = jax.jit(make_optimizer(optimizer).init)(params)
     return TrainState(params, opt_state, np.int64(0), np.int64(0), np.int64(0), run_key)
