@@ -160,7 +160,7 @@ MOMENTS = {
     "right after growth": ({"kind": "grow", "where": "after"}, {END_1}),
     "before the first step of stage 2": ({"kind": "batch", "n": 1}, {END_1}),
     "in stage 2": ({"kind": "batch", "n": 7, "there": [STEPS, 16]}, {END_1, (STEPS, 16)}),
-    "when all is trained": ({"kind": "rename", "where": "many/metrics.jsonl"}, {END_1, END_2}),
+    "when all is trained": ({"kind": "rename", "where": "many/metrics.jsonl", "n": 3}, {END_1, END_2}),
 }
 
 

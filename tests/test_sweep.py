@@ -1,6 +1,7 @@
 """Sweeps: runs that begin alike share their beginning, and end as if each had been trained alone."""
 
 import json
+import random
 import threading
 
 import pytest
@@ -10,8 +11,10 @@ from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.files import locked
 from growlm.study.sweep import describe, plan_sweep, run_sweep
+from growlm.training import loop
 from growlm.training.config import build_sweep
 from growlm.training.run import train
+from growlm.training.step import compile_steps
 from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
