@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What runs instead of `python -m growlm`: the same command in a process that sends itself a signal at one moment.
 #   batch   when the nth batch is asked for (a stage that goes on counts from 1), and once the checkpoints of the steps
 #           `there` are on disk, and no others
-#   rename  just before a file or folder gets a name that ends so: until then it is not there
+#   rename  just before the nth file or folder gets a name that ends so: until then it is not there
 #   remove  when the nth file of a folder is deleted, whose name ends so
 #   grow    before growth, or after it
 DRIVER = """

@@ -16,9 +16,11 @@ from growlm.weights import ModelConfig, declared
 def exact_products_and_short_compiles():
     """Accelerators multiply float32 in fewer bits by default; and in these tests the time goes into compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
-    with jax.default_matmul_precision("highest"):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def nest(leaves):
