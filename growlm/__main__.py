@@ -103,9 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         for option, settings in options.items():
             sub.add_argument(option, **settings)
         if "--config" in options:
-            sub.epilog = (
-                "--config.key=value sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"
-            )
+            sub.epilog = "--config.key=value sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"
     return parser
 
 
