@@ -14,6 +14,5 @@ def unknown(kind: str, name: object, allowed: Iterable[str], where: str = "") ->
     near = difflib.get_close_matches(str(name), allowed, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     place = f" in {where}" if where else ""
-    return InputError(
-        f"unknown {kind} {str(name)!r}{place}: {hint}allowed: {', '.join(name or repr(name) for name in allowed) or 'none'}"
-    )
+    names = ", ".join(name or repr(name) for name in allowed) or "none"
+    return InputError(f"unknown {kind} {str(name)!r}{place}: {hint}allowed: {names}")
