@@ -111,7 +111,7 @@ class Attention(nn.Module):
         k_BTKh = rotate(self._project(x_ND, "key", batch), rotary)
         v_BTKh = self._project(x_ND, "value", batch)
         o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh)
-        return _dense(o_BTHh.reshape(x_ND.shape[0], -1), _weight(self, "out").reshape(-1, x_ND.shape[-1]))
+        return _dense(o_BTHh.reshape(x_ND.shape[0], -1), _weight(self, "out"))
 
     def _project(self, x_ND, name: str, batch: int):
         """Query, key or value heads [B, T, heads, h], with the bias and the norm that the family may have."""

@@ -17,6 +17,7 @@ from growlm.growth.width import (
     copied,
     final_axis,
     isometric,
+    pad_index,
     padded,
     padded_stream,
     query_heads,
@@ -90,15 +91,15 @@ def zero(
     values on the other; the stream is scaled by sqrt(new / old), so that no norm notices.
     """
     stream = padded_stream(source.embed, target.embed)
-    kv = _pad_index(source.kv_heads, target.kv_heads)
+    kv = pad_index(source.kv_heads, target.kv_heads)
     maps = {
         "stream": stream,
-        "embed": padded(_pad_index(source.embed, target.embed), source.embed),
+        "embed": padded(pad_index(source.embed, target.embed), source.embed),
         "final": final_axis(stream, padded(stream.write.index, source.embed), target.tie_embeddings),
         # A new query head may share an old value head, so it is what reads it that must be zero.
         "heads": padded(_pad_heads(source, target), source.heads, fresh_write=True),
         "kv_heads": padded(kv, source.kv_heads, fresh_write=True),
-        "mlp": padded(_pad_index(source.mlp, target.mlp), source.mlp),
+        "mlp": padded(pad_index(source.mlp, target.mlp), source.mlp),
     }
     layers = layer_order(order, source.layers, target.layers)
     silent = tuple(layer in layers[:position] for position, layer in enumerate(layers))
@@ -107,10 +108,6 @@ def zero(
 
 # Adding an operator is one function and one row.
 OPERATORS: dict[str, Callable[..., Growth]] = {"direct": direct, "zero": zero}
-
-
-def _pad_index(old: int, new: int) -> np.ndarray:
-    return np.where(np.arange(new) < old, np.arange(new), -1)
 
 
 def _pad_heads(source: ModelConfig, target: ModelConfig) -> np.ndarray:
@@ -129,7 +126,7 @@ def _rest(source: ModelConfig, target: ModelConfig) -> dict[str, AxisMap]:
     """The axes that every operator treats alike: heads keep their size, and new tokens are new."""
     return {
         "head_dim": identity(source.head_dim),
-        "vocab": padded(_pad_index(source.vocab, target.vocab), source.vocab),
+        "vocab": padded(pad_index(source.vocab, target.vocab), source.vocab),
     }
 
 

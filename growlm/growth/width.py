@@ -82,12 +82,15 @@ def isometric(index: np.ndarray, old: int) -> AxisMap:
     return AxisMap.make(old, Gather.copies(index, scale), Gather.copies(index, scale * old / new))
 
 
+def pad_index(old: int, new: int) -> np.ndarray:
+    """Old coordinates first, then new ones, which copy none (-1)."""
+    return np.where(np.arange(new) < old, np.arange(new), -1)
+
+
 def padded_stream(old: int, new: int) -> AxisMap:
     """The stream grown by zeros, scaled so that the mean square stays: sqrt(new / old) x [I; 0]."""
-    index = np.where(np.arange(new) < old, np.arange(new), -1)
-    scale = np.sqrt(new / old)
-    fresh = index < 0
-    return AxisMap.make(old, Gather.copies(index, scale), Gather.copies(index, 1 / scale), fresh_read=fresh)
+    index, scale = pad_index(old, new), np.sqrt(new / old)
+    return AxisMap.make(old, Gather.copies(index, scale), Gather.copies(index, 1 / scale), fresh_read=index < 0)
 
 
 def padded(index: np.ndarray, old: int, fresh_write: bool = False) -> AxisMap:

@@ -19,8 +19,7 @@ class Checkpoints:
     """The checkpoints of one stage, by step. `keep_steps`, where runs leave the stage, are kept for ever."""
 
     def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
-        self._kept = set(keep_steps)
-        policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(self._kept))])
+        policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(set(keep_steps)))])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         handler = ocp.StandardCheckpointHandler()  # named, or a manager that has not saved yet reads no metadata
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
