@@ -1,8 +1,10 @@
 """A run so small that a test can train it: text of a few words, models of 16 dimensions, batches of 64 tokens."""
 
+import contextlib
 import json
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -10,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from growlm.training.config import build_run, build_sweep
+from growlm.training.loop import StoppedError
+from growlm.training.run import train
 
 BATCH, LENGTH = 4, 16
 STEP = BATCH * LENGTH  # tokens
@@ -66,6 +70,17 @@ def write_config(path: Path, settings: dict) -> str:
 def copy_of(tree):
     """NumPy arrays that share nothing with the tree."""
     return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def train_in_parts(config, folder: Path) -> int:
+    """Trains a run that is told to stop after every step, and goes on until it ends; how often it stopped."""
+    stop = threading.Event()
+    stop.set()
+    for stops in range(20):
+        with contextlib.suppress(StoppedError):
+            train(config, folder, stop)
+            return stops
+    raise AssertionError("the run does not end")
 
 
 def records(folder: Path) -> list[dict]:
