@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from growlm.attention import attention
 from growlm.errors import InputError, unknown
+from growlm.loss import cross_entropy, logits
+from growlm.sharding import GATHERED, by_batch, current_mesh, gathered
 from growlm.weights import WEIGHTS, ModelConfig, Params, check_params
 
 # What the backward pass may keep of a block's forward pass; None keeps everything.
@@ -29,7 +32,7 @@ def _weight(module: nn.Module, name: str) -> jax.Array:
     """The declared weight of that name, in the compute dtype."""
     weight = WEIGHTS["/".join((*module.path, name))]
     value = module.param(name, weight.initial, module.config)
-    return value.astype(module.dtype)
+    return gathered(weight, module.config, value.astype(module.dtype))
 
 
 def _dense(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -59,33 +62,6 @@ def rotate(x_BTHh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = (table.astype(x_BTHh.dtype) for table in rotary)
     a, b = jnp.split(x_BTHh, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def _heads_first_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
-    """Causal attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
-    batch, length, heads, head_dim = q_BTHh.shape
-    kv_heads = k_BTKh.shape[2]
-    q = q_BTHh.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
-    q_nGh = q.reshape(batch * kv_heads, -1, head_dim) * head_dim**-0.5  # n: batch x kv_heads, G: group x T
-    k_nSh, v_nSh = (x.transpose(0, 2, 1, 3).reshape(-1, length, head_dim) for x in (k_BTKh, v_BTKh))
-    score_nGS = jnp.einsum("ngh,nsh->ngs", q_nGh, k_nSh, preferred_element_type=_at_least_float32(q_nGh.dtype))
-    position_G = jnp.tile(jnp.arange(length), heads // kv_heads)
-    visible_GS = position_G[:, None] >= jnp.arange(length)
-    weight_nGS = jax.nn.softmax(jnp.where(visible_GS, score_nGS, -1e30)).astype(v_nSh.dtype)
-    o_nGh = jnp.einsum("ngs,nsh->ngh", weight_nGS, v_nSh)
-    o = o_nGh.reshape(batch, kv_heads, -1, length, head_dim).transpose(0, 3, 1, 2, 4)
-    return o.reshape(batch, length, heads, head_dim)
-
-
-def attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
-    """Causal grouped-query attention, [B, T, H, h]; the kernel is chosen by the platform that it is compiled for."""
-    return jax.lax.platform_dependent(
-        q_BTHh,
-        k_BTKh,
-        v_BTKh,
-        cpu=_heads_first_attention,
-        default=partial(jax.nn.dot_product_attention, is_causal=True),
-    )
 
 
 class Norm(nn.Module):
@@ -149,10 +125,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_ND, rotary, batch: int, scale=None):
         """The stream [B x T, D] -> (the stream, None), the form that a scan carries; what is added, times the scale."""
+        x_ND = by_batch(x_ND)
         parts = {"config": self.config, "dtype": self.dtype}
         y_ND = x_ND + Attention(**parts, name="attn")(Norm(**parts, name="attn_norm")(x_ND), rotary, batch)
         y_ND = y_ND + Mlp(**parts, name="mlp")(Norm(**parts, name="mlp_norm")(y_ND))
         return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), None
+
+
+def _policy(remat: str) -> Any:
+    """The policy of that name; what layers gathered from other devices is not kept, or fsdp would be for nothing."""
+    mesh = current_mesh()
+    if remat == "none" and mesh and mesh.shape["fsdp"] > 1:
+        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+    return REMAT_POLICIES[remat]
 
 
 class Decoder(nn.Module):
@@ -187,7 +172,7 @@ class Decoder(nn.Module):
         return x_ND, self.embedding_VD.T if self.config.tie_embeddings else self.head_DV
 
     def _embed(self, tokens_BT):
-        return self.embedding_VD[tokens_BT.reshape(-1)]
+        return by_batch(self.embedding_VD[tokens_BT.reshape(-1)])
 
     def _through(self, x_ND, batch: int, scale_L):
         rotary = rotary_table(x_ND.shape[0] // batch, self.config.head_dim, self.config.rope_theta)
@@ -196,7 +181,7 @@ class Decoder(nn.Module):
 
     def _layers(self) -> nn.Module:
         block = Block
-        if (policy := REMAT_POLICIES[self.remat]) is not None:
+        if (policy := _policy(self.remat)) is not None:
             block = nn.remat(Block, policy=policy, prevent_cse=False, static_argnums=(3,))
         scanned = nn.scan(
             block,
@@ -256,10 +241,6 @@ def _hidden(
     return Decoder(top, dtype, remat).apply(variables, x_ND, tokens_BT.shape[0], top_scale_L, method="top")
 
 
-def _logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
-    return jnp.matmul(x_ND, head_DV, preferred_element_type=_at_least_float32(x_ND.dtype))
-
-
 @partial(jax.jit, static_argnames="config")
 def _init(config: ModelConfig, key: jax.Array) -> Params:
     # The parameters depend on no token: the shortest batch will do.
@@ -311,7 +292,7 @@ def _apply(
     config: ModelConfig, params: Params, tokens: jax.Array, dtype: Any, remat: str, block_scale: jax.Array | None
 ) -> jax.Array:
     x_ND, head_DV = _hidden(config, params, tokens, dtype, remat, block_scale, 0)
-    return _logits(x_ND, head_DV).reshape(*tokens.shape, config.vocab)
+    return logits(x_ND, head_DV).reshape(*tokens.shape, config.vocab)
 
 
 def next_token_loss(
@@ -340,7 +321,4 @@ def next_token_loss(
     """
     _check_tokens(tokens, 2)
     x_ND, head_DV = _hidden(config, params, tokens[:, :-1], dtype, remat, block_scale, frozen_layers)
-    target_N = tokens[:, 1:].reshape(-1)
-    logits_NV = _logits(x_ND, head_DV)
-    target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits_NV, axis=1) - target_logit_N)
+    return cross_entropy(x_ND, head_DV, tokens[:, 1:])

@@ -12,9 +12,9 @@ from trees import block_by_block, exact_products_and_short_compiles, leaf_at, no
 
 import growlm
 from growlm import InputError, ModelConfig
+from growlm.attention import _heads_first_attention
 from growlm.model import (
     REMAT_POLICIES,
-    _heads_first_attention,
     next_token_loss,
     rms_norm,
     rotary_table,

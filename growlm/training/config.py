@@ -84,12 +84,13 @@ def _override(settings: dict[str, Any], text: str) -> None:
         elif keys[:depth] == ["runs"] and key not in node:
             raise unknown("run", key, node, where=f"--config.{path}")
         if depth == len(keys) - 1:
-            node[key] = _literal(value)
+            node[key] = literal(value)
         else:
             node = node[key] if isinstance(node, list) else node.setdefault(key, {})
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """The Python literal that a text spells; where it spells none, the text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -1,6 +1,5 @@
 """`growlm grow`: a saved model in, a larger one out, checked on the way: plan, grow, verify, write."""
 
-import ast
 import dataclasses
 import inspect
 import itertools
@@ -28,6 +27,7 @@ from growlm.growth import (
 from growlm.growth.presets import Resolved, resolve, table
 from growlm.growth.verify import describe_verdict, verify
 from growlm.state import TrainState
+from growlm.training.config import literal
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import Saved, check_output, find_saved, read_state, save_grown
 from growlm.training.step import abstract_state, run_keys
@@ -133,10 +133,7 @@ def _pairs(prefix: str, texts: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"'{prefix}.{text}': allowed is {prefix}.key=value")
         if key in pairs:
             raise InputError(f"{prefix}.{key} is given twice: allowed is once")
-        try:
-            pairs[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            pairs[key] = value
+        pairs[key] = literal(value)
     return pairs
 
 
