@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from growlm.growth.axis_map import AxisMap, compose
+from growlm.growth.axis_map import AxisMap, along, compose
 from growlm.weights import FIELD_OF_AXIS, Dim, ModelConfig, Weight
 
 
@@ -89,7 +89,7 @@ class Growth:
         mask = np.zeros((1,) * len(weight.all_dims), bool)
         for number, _, read, write in self.axes(weight):
             of_axis = (of_read(read) if read else False) | (of_write(write) if write else False)
-            mask = mask | of_axis.reshape([-1 if other == number else 1 for other in range(mask.ndim)])
+            mask = mask | along(of_axis, number, mask.ndim)
         return mask if mask.any() else None
 
 
@@ -121,14 +121,13 @@ def initial_provenance(config: ModelConfig) -> dict[str, np.ndarray]:
     }
 
 
-def slice_mask(weight: Weight, provenance: dict[str, jax.Array], least: int = COPY) -> jax.Array:
-    """bool, broadcastable to the weight: which of its slices the last growth added (least=FRESH: gave initial values).
+def slice_mask(weight: Weight, provenance: dict[str, jax.Array]) -> jax.Array:
+    """bool, broadcastable to the weight: which of its slices the last growth added, copies and fresh ones.
 
     Provenance may be traced: one compiled step serves whatever was grown.
     """
     mask = np.zeros((1,) * len(weight.all_dims), bool)
     for number, dim in enumerate(weight.all_dims):
         for axis in filter(None, (dim.reads, dim.writes)):
-            of_axis = provenance[axis][1] >= least
-            mask = mask | of_axis.reshape([-1 if other == number else 1 for other in range(mask.ndim)])
+            mask = mask | along(provenance[axis][1] >= COPY, number, mask.ndim)
     return mask
