@@ -78,20 +78,20 @@ def _from_next_layer(growth: Growth, weight: Weight, value: jax.Array, grown: ja
     """AKI (bert2BERT, arXiv 2110.07143): what a matrix of the next layer has, where width adds a written coordinate."""
     added = [
         along(write.added, number, grown.ndim)
-        for number, dim, _, write in growth.axes(weight)
-        if dim.writes != "layers" and write and write.added.any()
+        for number, _, write in growth.width_axes(weight)
+        if write and write.added.any()
     ]
     if weight.elementwise or not weight.stacked or not added:
         return grown
     later = jnp.take(value, jnp.asarray(growth.added_from), axis=0, mode="clip")
-    for number, dim, read, write in growth.axes(weight):
-        later = later if dim.writes == "layers" else primal(read, write).take(later, number)
+    for number, read, write in growth.width_axes(weight):
+        later = primal(read, write).take(later, number)
     return jnp.where(sum(added) > 0, later, grown)
 
 
 def _diagonal(growth: Growth, weight: Weight, grown: jax.Array) -> jax.Array:
     """A copy reads the copies of its own number alone, as often as there are copies (HyperCloning's diagonal form)."""
-    axes = [(n, read, write) for n, dim, read, write in growth.axes(weight) if dim.writes != "layers"]
+    axes = growth.width_axes(weight)
     reads = [(n, read) for n, read, write in axes if read and not write and read.copied]
     writes = [(n, write) for n, read, write in axes if write and not read and write.copied]
     if weight.elementwise or not reads or not writes:
@@ -117,11 +117,11 @@ def _mix(growth: Growth, noise: Noise, weight: Weight, grown: jax.Array, drawn: 
 def _unseen(growth: Growth, weight: Weight, drawn: jax.Array) -> jax.Array:
     """The part of the noise that changes no activation: it reads the copies of a coordinate against each other."""
     against = False
-    for number, dim, read, write in growth.axes(weight):
+    for number, read, write in growth.width_axes(weight):
         if read and not write and read.copied:
             against, drawn = True, read.write.remainder(drawn, number)
             drawn = jnp.where(along(read.origin >= 0, number, drawn.ndim), drawn, 0)  # only copies read each other
-        elif write and dim.writes != "layers":
+        elif write:
             written = write.fresh_write | (np.asarray(write.write.scale) != 0)
             drawn = jnp.where(along(written, number, drawn.ndim), drawn, 0)
     if weight.residual:

@@ -77,6 +77,10 @@ class Growth:
             for number, dim in enumerate(weight.all_dims)
         ]
 
+    def width_axes(self, weight: Weight) -> list[tuple[int, AxisMap | None, AxisMap | None]]:
+        """The number and the maps of every array dimension but the layers."""
+        return [(number, read, write) for number, dim, read, write in self.axes(weight) if dim.writes != "layers"]
+
     def fresh(self, weight: Weight) -> np.ndarray | None:
         """Where a weight gets the target's initial values, broadcastable to its shape; None where nowhere."""
         return self._any(weight, lambda read: read.fresh_read, lambda write: write.fresh_write)
