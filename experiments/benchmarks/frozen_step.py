@@ -18,19 +18,18 @@ Cost: half a minute on two CPU cores, more where they are busy.
 tokens_BS is int32[batch, length + 1].
 """
 
-import argparse
 import dataclasses
 import json
-import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arguments import Parser, duration, exit_code, positive
 
 from growlm.errors import InputError
 from growlm.model import REMAT_POLICIES
@@ -62,36 +61,21 @@ class Setting:
     seconds: float
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, but for an error that is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(__doc__.partition("\n")[0])
     for name, size in SIZES.items():
-        parser.add_argument(f"--{name}", type=_positive, default=size, metavar="N")
-    parser.add_argument("--frozen", type=_positive, metavar="N", help="instead of three quarters of the layers")
+        parser.add_argument(f"--{name}", type=positive, default=size, metavar="N")
+    parser.add_argument("--frozen", type=positive, metavar="N", help="instead of three quarters of the layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the compute dtype")
     parser.add_argument("--remat", choices=REMAT_POLICIES, default="full", help="on CPUs, full is the fastest")
-    parser.add_argument("--rounds", type=_positive, default=7, metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.0, help="what each measurement of a round takes, about")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N")
+    parser.add_argument("--seconds", type=duration, default=1.0, help="what each measurement of a round takes, about")
     return parser
 
 
 def read_setting(arguments: Sequence[str]) -> Setting:
     """The setting that the command line asks for."""
     values = vars(_parser().parse_args(arguments))
-    if not 0 < values["seconds"] < math.inf:
-        raise InputError(f"seconds is {values['seconds']}: allowed are positive numbers")
     sizes = {name: values.pop(name) for name in SIZES if name not in ("batch", "length")}
     if sizes["embed"] % sizes["heads"]:
         raise InputError(f"embed {sizes['embed']} is not divisible by heads {sizes['heads']}")
@@ -186,12 +170,8 @@ def benchmark(setting: Setting) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns 0, or 2 for bad input."""
-    try:
-        benchmark(read_setting(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        print(f"frozen_step: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code("frozen_step", lambda: benchmark(read_setting(arguments)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Aims: in depth at most 1.5 copies and temporaries of at most 5 %, in width at mo
 ("zero, drawn"), the random numbers are nearly all of the time.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -24,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from arguments import Parser, exit_code, positive
 
 from growlm.errors import InputError
 from growlm.growth import grow
@@ -67,10 +67,19 @@ def seconds(function: Callable[[Params], Params], params: Params) -> float:
     return time.perf_counter() - began
 
 
-def measure(name: str, target: ModelConfig, dtype: str, rounds: int) -> dict[str, Any]:
+def source_of(name: str, target: ModelConfig) -> ModelConfig:
+    """The model that a case grows."""
+    _, divisors = CASES[name]
+    smaller = {size: getattr(target, size) // by for size, by in divisors.items()}
+    for size, value in smaller.items():
+        if not value:
+            raise InputError(f"{size} is {getattr(target, size)}: allowed are {divisors[size]} and more for {name!r}")
+    return dataclasses.replace(target, **smaller)
+
+
+def measure(name: str, source: ModelConfig, target: ModelConfig, dtype: str, rounds: int) -> dict[str, Any]:
     """One case: the compiled growth and a compiled copy of the target, in turn."""
-    options, divisors = CASES[name]
-    source = dataclasses.replace(target, **{size: getattr(target, size) // by for size, by in divisors.items()})
+    options, _ = CASES[name]
     shapes, wide = abstract(source, dtype), abstract(target, dtype)
     function = partial(grow, source=source, target=target, key=jax.random.key(0), **options)
     growth = jax.jit(function).lower(shapes).compile()
@@ -100,29 +109,35 @@ def row(result: dict[str, Any]) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a row for each case as it is measured, and a last line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser(__doc__.partition("\n")[0])
     for size, value in SIZES.items():
-        parser.add_argument(f"--{size}", type=int, default=value)
+        parser.add_argument(f"--{size}", type=positive, default=value, metavar="N")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N")
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; may be repeated")
-    args = parser.parse_args(arguments)
-    try:
-        target = ModelConfig(**{size: getattr(args, size) for size in SIZES})
-        print(f"{'case':<16} {'seconds':>8} {'GB':>7} {'copies':>7} {'(range)':<15} {'temporary':>9}", flush=True)
-        results = []
-        for name in args.case or CASES:
-            results.append(measure(name, target, args.dtype, args.rounds))
-            print(row(results[-1]), flush=True)
-    except InputError as error:
-        print(f"growth: {error}", file=sys.stderr)
-        return 2
+    return parser
+
+
+def benchmark(arguments: Sequence[str]) -> None:
+    """Prints a row for each case as it is measured, and a last line of JSON."""
+    args = _parser().parse_args(arguments)
+    target = ModelConfig(**{size: getattr(args, size) for size in SIZES})
+    sources = {name: source_of(name, target) for name in args.case or CASES}
+    print(f"{'case':<16} {'seconds':>8} {'GB':>7} {'copies':>7} {'(range)':<15} {'temporary':>9}", flush=True)
+    results = []
+    for name, source in sources.items():
+        results.append(measure(name, source, target, args.dtype, args.rounds))
+        print(row(results[-1]), flush=True)
     print(
         json.dumps({"cases": results, "target": dataclasses.asdict(target), "commit": commit(), "hardware": hardware()})
     )
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns 0, or 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code("growth", lambda: benchmark(arguments))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What the command lines of the benchmarks have in common: numbers, errors of one line, and the exit code."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from growlm.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with errors of one line."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError where argparse prints its usage and exits."""
+        raise InputError(f"{message} (see --help)")
+
+
+def positive(text: str) -> int:
+    """The value of an argument that counts something."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """The value of an argument in seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
+def exit_code(command: str, work: Callable[[], None]) -> int:
+    """Does the work. Returns 0, or 2 and a line on stderr for bad input."""
+    try:
+        work()
+    except InputError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    return 0
