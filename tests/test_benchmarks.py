@@ -33,7 +33,8 @@ def scripts():
     """Imports a file of experiments/benchmarks, as a script there would."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(BENCHMARKS)
-        patch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the benchmark sets it: not beyond this file
+        patch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the benchmark sets these: not beyond this file
+        patch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
         yield importlib.import_module
 
 
@@ -69,7 +70,7 @@ def test_benchmark_prints_a_table_and_a_record(alone):
     text, record = alone
     header = next(i for i, line in enumerate(text) if "tokens/s" in line)
     growlm, product = text[header + 1 : header + 3]
-    assert growlm.startswith("growlm ") and product.startswith("product, jax ") and product.endswith("%")
+    assert growlm.startswith("growlm ") and product.startswith("product, jax ")
     assert len(growlm) == len(product) == len(text[header])
     assert f"{record['results']['growlm']['tokens_per_second']:,.0f}" in growlm
     assert record["torch"] is None and record["torch_over_growlm"] is None
@@ -85,13 +86,46 @@ def test_benchmark_counts_the_flops_that_the_model_needs_and_no_others(alone):
     assert result["flops_per_second"] == pytest.approx(per_token * result["tokens_per_second"])
     assert result["milliseconds"] == pytest.approx(1e3 * np.median(record["seconds_by_round"]["growlm"]))
     assert 2 * 8 / result["tokens_per_second"] == pytest.approx(1e-3 * result["milliseconds"])
-    assert record["results"]["product, jax"]["share_of_peak"] == 1
+    assert record["results"]["product, jax"]["share_of_product"] == 1
+
+
+def test_mfu_is_the_share_of_the_chips_peak_where_that_is_known(benchmark, alone, monkeypatch):
+    text, record = alone
+    header = next(i for i, line in enumerate(text) if "tokens/s" in line)
+    assert record["results"]["growlm"]["mfu"] is None and text[header + 1].endswith(" -")
+    monkeypatch.setattr(benchmark, "peak_flops", {jax.devices()[0].device_kind: 1e10}.get)
+    text, record = run(benchmark)
+    for name in ("growlm", "product, jax"):
+        result = record["results"][name]
+        assert result["mfu"] == pytest.approx(result["flops_per_second"] / 1e10)
+        assert f"{result['mfu']:.1%}" in "".join(text)
+
+
+def test_several_shapes_are_measured_one_after_the_other(benchmark, capsys):
+    shared = ["--layers=1", "--embed=16", "--mlp=24", "--vocab=32", "--length=8"]
+    with exact_products_and_short_compiles():
+        assert benchmark.main(["--shape=embed128,demo", *shared, *SHORT]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    found = [(record["shape"], record["batch"], record["model"]["heads"]) for record in records]
+    assert found == [("embed128", 16, 4), ("demo", 8, 2)] and all(record["length"] == 8 for record in records)
+
+
+def test_defaults_are_those_of_the_shape_and_the_backend(benchmark, monkeypatch):
+    demo, large = benchmark.read_settings(["--shape=demo,1.1B"])
+    assert (demo.dtype, demo.remat, demo.product_rows) == ("float32", "full", 2048)
+    assert (large.dtype, large.remat, large.batch, large.length) == ("float32", "dots", 8, 2048)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (large,) = benchmark.read_settings(["--shape=1.1B", "--batch=4"])
+    assert (large.dtype, large.batch, large.product_rows) == ("bfloat16", 4, 8192)
+    (given,) = benchmark.read_settings(["--shape=124M", "--dtype=float32", "--remat=full", "--product_rows=64"])
+    assert (given.dtype, given.remat, given.product_rows) == ("float32", "full", 64)
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--shape=125M"], ("125M", "124M", "demo")),
+        (["--shape=demo,"], ("''", "124M", "demo")),
         (["--layers=0"], ("--layers", "'0'")),
         (["--heads=3"], ("64", "3")),
         (["--kv_heads=3"], ("2", "3")),
@@ -99,6 +133,7 @@ def test_benchmark_counts_the_flops_that_the_model_needs_and_no_others(alone):
         (["--remat=some"], ("some", "full")),
         (["--rounds=many"], ("--rounds", "many")),
         (["--seconds=nan"], ("nan",)),
+        (["--seconds=0"], ("--seconds", "'0'")),
         (["--compare=keras"], ("keras", "torch")),
         (["--steps=3"], ("--steps=3",)),
     ],
@@ -113,17 +148,41 @@ def test_bad_arguments_are_one_line_that_names_them(benchmark, capsys, arguments
 def test_comparison_without_torch_says_so(benchmark, capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
     assert benchmark.main([*TINY, *SHORT, "--compare=torch"]) == 2
-    assert capsys.readouterr().err == "train_step: --compare=torch: torch is not installed\n"
+    assert capsys.readouterr().err == "train_step: --compare: torch is not installed\n"
 
 
 @needs_torch
-def test_comparison_shows_one_loss_and_the_ratio_of_every_round(benchmark):
-    text, record = run(benchmark, "--compare=torch")
-    assert record["loss"]["torch"] == pytest.approx(record["loss"]["growlm"], abs=1e-5)
+@pytest.mark.parametrize(("compare", "named"), [("torch", "compiled PyTorch"), ("torch_eager", "eager PyTorch")])
+def test_comparison_shows_one_loss_and_the_ratio_of_every_round(benchmark, compare, named):
+    text, record = run(benchmark, f"--compare={compare}")
+    assert record["loss"][compare] == pytest.approx(record["loss"]["growlm"], abs=1e-5)
+    assert record["first_step_loss"][compare] == pytest.approx(record["first_step_loss"]["growlm"], abs=1e-5)
     seconds, ratio = record["seconds_by_round"], record["torch_over_growlm"]
-    assert ratio["rounds"] == [t / g for t, g in zip(seconds["torch"], seconds["growlm"], strict=True)]
+    assert ratio["rounds"] == [t / g for t, g in zip(seconds[compare], seconds["growlm"], strict=True)]
     assert ratio["median"] == np.median(ratio["rounds"]) and len(ratio["rounds"]) == 3
-    assert f"{ratio['median']:.2f}" in "".join(text)
+    assert f"{ratio['median']:.2f} steps in the time of one of {named}" in "".join(text)
+    assert list(record["results"]) == ["growlm", compare, "product, jax", "product, torch"]
+
+
+@needs_torch
+def test_on_a_gpu_one_side_has_given_its_memory_back_before_the_next_begins(benchmark, monkeypatch):
+    events = []
+
+    def side(name):
+        def make():
+            events.append(f"makes {name}")
+            return {name: lambda times: events.append(f"steps {name}") or 1.0}
+
+        return make
+
+    class TorchSide:
+        release = staticmethod(lambda: events.append("releases"))
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    (setting,) = benchmark.read_settings(["--rounds=2", "--seconds=1e-9"])
+    times, losses = benchmark.measure_sides(setting, [side("torch"), side("growlm")], TorchSide)
+    assert events.index("releases") < events.index("makes growlm") and losses == {"torch": 1.0, "growlm": 1.0}
+    assert {name: len(seconds) for name, seconds in times.items()} == {"torch": 2, "growlm": 2}
 
 
 @needs_torch
@@ -134,16 +193,26 @@ def test_comparison_of_two_models_is_refused(benchmark, monkeypatch, torch_refer
 
 
 @needs_torch
-def test_torch_reference_has_growlms_loss_and_gradients(torch_reference):
+def test_without_a_compiler_the_comparison_names_what_needs_none(benchmark, capsys, torch_reference):
+    torch = sys.modules["torch"]
+    missing = {"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}
+    with torch._inductor.config.patch(missing):
+        assert benchmark.main([*TINY, *SHORT, "--compare=torch"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "no-such-compiler" in error and "--compare=torch_eager" in error
+
+
+@needs_torch
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torch_reference_has_growlms_loss_and_gradients(torch_reference, compiled):
     torch = sys.modules["torch"]
     params, tokens = noisy(GROUPED), random_tokens(GROUPED, 3, 12)
     with exact_products_and_short_compiles():
         loss, gradients = jax.jit(jax.value_and_grad(partial(next_token_loss, GROUPED)))(params, tokens=tokens)
 
     decoder = torch_reference.decoder_of(GROUPED, params)
-    theirs = torch_reference.next_token_loss(
-        decoder, torch.tensor(np.asarray(tokens), dtype=torch.int64), torch.float32
-    )
+    loss_function = torch_reference.loss_function("float32", compiled)
+    theirs = loss_function(decoder, torch.tensor(np.asarray(tokens), dtype=torch.int64))
     theirs.backward()
     assert theirs.item() == pytest.approx(float(loss), abs=1e-5)
     ours = torch_reference.torch_parameters(GROUPED, gradients)
@@ -160,14 +229,14 @@ def test_torch_reference_takes_growlms_steps(torch_reference):
     config, rate = OptimizerConfig(clip=0.1, eps=1e-3), 1e-2  # an eps that is not lost beside the gradients' error
     params, tokens = noisy(GROUPED), random_tokens(GROUPED, 3, 12)
     decoder = torch_reference.decoder_of(GROUPED, params)
-    optimizer = torch_reference.make_optimizer(decoder, config, rate)
+    optimizer, loss = torch_reference.make_optimizer(decoder, config, rate), torch_reference.loss_function("float32")
     batch = torch.tensor(np.asarray(tokens), dtype=torch.int64)
     arrays = (params, make_optimizer(config).init(params), None)
     with exact_products_and_short_compiles():
         step = jax.jit(partial(train_step, Program(GROUPED, config)))
         for _ in range(3):
             arrays, _ = step(arrays, tokens, rate, {})
-            torch_reference.train_step(decoder, optimizer, config.clip, batch, torch.float32)
+            torch_reference.train_step(loss, decoder, optimizer, config.clip, batch)
     expected = torch_reference.torch_parameters(GROUPED, arrays[0])
     for name, parameter in decoder.state_dict().items():
         np.testing.assert_allclose(parameter, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
@@ -202,6 +271,35 @@ def test_frozen_step_prints_both_steps_and_the_time_left(scripts):
 )
 def test_bad_arguments_of_the_frozen_step_are_one_line_that_names_them(scripts, capsys, arguments, named):
     assert scripts("frozen_step").main([*FROZEN, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+    assert all(name in printed.err for name in named), printed.err
+
+
+SMALL = ["--layers=4", "--embed=8", "--heads=2", "--kv_heads=2", "--head_dim=4", "--mlp=8", "--vocab=16"]
+
+
+def test_growth_prints_a_row_and_a_result_for_each_case(scripts):
+    text, record = output(scripts("growth"), *SMALL, "--rounds=3", "--case=stack", "--case=direct in width")
+    assert [line[:16].rstrip() for line in text[1:]] == ["stack", "direct in width"]
+    assert [result["case"] for result in record["cases"]] == ["stack", "direct in width"]
+    assert all(0 < result["least"] <= result["ratio"] <= result["most"] for result in record["cases"])
+    weights = 4 * (4 * 8 * 8 + 3 * 8 * 8 + 2 * 8) + 2 * 16 * 8 + 8
+    assert record["cases"][0]["gigabytes"] == pytest.approx(2 * weights / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--layers=0"], ("--layers", "'0'")),
+        (["--layers=2"], ("2", "4", "stack")),
+        (["--kv_heads=3"], ("2", "3")),
+        (["--case=squash"], ("squash", "interleave")),
+        (["--dtype=int8"], ("int8", "bfloat16")),
+    ],
+)
+def test_bad_arguments_of_growth_are_one_line_that_names_them(scripts, capsys, arguments, named):
+    assert scripts("growth").main([*SMALL, *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
     assert all(name in printed.err for name in named), printed.err

@@ -1,25 +1,33 @@
-"""growlm's decoder and train step in eager PyTorch: the yardstick of train_step.py.
+"""growlm's decoder and train step in PyTorch, compiled or eager: the yardstick of train_step.py.
 
 The same architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, untied head), written as
-one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention, fused AdamW. Parameters are float32 and
-are cast to the compute dtype where they are used, as in growlm. Modules carry the names of growlm's weights, and
-`torch_parameters` turns a growlm tree (parameters or gradients) into a state dict.
+one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention (flash attention on a GPU in bfloat16), fused
+AdamW. Parameters are float32 and are cast to the compute dtype where they are used, as in growlm. Modules carry the
+names of growlm's weights, and `torch_parameters` turns a growlm tree (parameters or gradients) into a state dict.
+
+Compiled, the loss and its backward pass are one graph each, without a break; clipping and AdamW are fused kernels
+already and stay as they are.
 
 Shape suffixes: B batch, T positions, D embed, H heads, K kv_heads, h head_dim, F mlp, V vocab, N = B x T rows.
 """
 
+import gc
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from growlm.errors import InputError
 from growlm.training.settings import OptimizerConfig
 from growlm.weights import ModelConfig, Params, Weight, check_params, declared, path_of
+
+Loss = Callable[["Decoder", torch.Tensor], torch.Tensor]  # of a decoder, on int64[batch, length + 1] tokens
 
 
 class Linear(nn.Linear):
@@ -139,6 +147,23 @@ def next_token_loss(decoder: Decoder, tokens_BS: torch.Tensor, dtype: torch.dtyp
     return F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten())
 
 
+def loss_function(dtype: str, compiled: bool = False) -> Loss:
+    """`next_token_loss` in that compute dtype. Where torch.compile fails, the first call raises InputError."""
+    eager = partial(next_token_loss, dtype=getattr(torch, dtype))
+    if not compiled:
+        return eager
+    program = torch.compile(eager, fullgraph=True, dynamic=False)
+
+    def loss(decoder: Decoder, tokens_BS: torch.Tensor) -> torch.Tensor:
+        try:
+            return program(decoder, tokens_BS)
+        except BackendCompilerFailed as error:  # it needs a C++ compiler on CPUs, Triton and a C compiler on GPUs
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"torch.compile: {reason}; allowed without a compiler is --compare=torch_eager") from error
+
+    return loss
+
+
 def make_optimizer(decoder: Decoder, config: OptimizerConfig, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW on every parameter; fused, the fastest of PyTorch's forms."""
     return torch.optim.AdamW(
@@ -152,15 +177,15 @@ def make_optimizer(decoder: Decoder, config: OptimizerConfig, learning_rate: flo
 
 
 def train_step(
-    decoder: Decoder, optimizer: torch.optim.Optimizer, clip: float, tokens_BS: torch.Tensor, dtype: torch.dtype
+    loss: Loss, decoder: Decoder, optimizer: torch.optim.Optimizer, clip: float, tokens_BS: torch.Tensor
 ) -> torch.Tensor:
     """One update; gives the loss before it."""
-    loss = next_token_loss(decoder, tokens_BS, dtype)
-    loss.backward()
+    value = loss(decoder, tokens_BS)
+    value.backward()
     nn.utils.clip_grad_norm_(decoder.parameters(), clip)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()
+    return value.detach()
 
 
 def torch_parameters(config: ModelConfig, params: Params) -> dict[str, torch.Tensor]:
@@ -209,35 +234,30 @@ def _tokens(tokens_BS: jax.Array) -> torch.Tensor:
 
 
 def loss_of(config: ModelConfig, params: Params, tokens_BS: jax.Array) -> float:
-    """The loss in float32."""
+    """The loss in float32, eager."""
+    torch.set_float32_matmul_precision("highest")
     with torch.no_grad():
         return next_token_loss(decoder_of(config, params), _tokens(tokens_BS), torch.float32).item()
 
 
 def repeated_step(
-    config: ModelConfig,
-    params: Params,
-    tokens_BS: jax.Array,
-    optimizer_config: OptimizerConfig,
-    learning_rate: float,
-    dtype: str,
-) -> Callable[[int], None]:
-    """A function that takes so many train steps on one batch, from these parameters on, and waits for the last."""
-    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does
-    decoder, tokens = decoder_of(config, params), _tokens(tokens_BS)
-    optimizer = make_optimizer(decoder, optimizer_config, learning_rate)
-    compute_dtype = getattr(torch, dtype)
+    loss: Loss, decoder: Decoder, tokens_BS: jax.Array, config: OptimizerConfig, learning_rate: float
+) -> Callable[[int], float]:
+    """A function that takes so many train steps on one batch, waits for the last and gives its loss."""
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does
+    tokens, optimizer = _tokens(tokens_BS), make_optimizer(decoder, config, learning_rate)
 
-    def repeat(times: int) -> None:
+    def repeat(times: int) -> float:
         for _ in range(times):
-            loss = train_step(decoder, optimizer, optimizer_config.clip, tokens, compute_dtype)
-        loss.item()
+            last = train_step(loss, decoder, optimizer, config.clip, tokens)
+        return last.item()
 
     return repeat
 
 
 def repeated_product(rows: int, dtype: str) -> Callable[[int], None]:
     """A function that computes a square product so many times, and waits for the last."""
+    torch.set_float32_matmul_precision("high")
     a, b = torch.randn(2, rows, rows, device=device_beside_jax()).to(getattr(torch, dtype))
 
     def repeat(times: int) -> None:
@@ -246,3 +266,11 @@ def repeated_product(rows: int, dtype: str) -> Callable[[int], None]:
         c[0, 0].item()
 
     return repeat
+
+
+def release() -> None:
+    """Forgets compiled programs, and hands a GPU's memory back to the driver."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

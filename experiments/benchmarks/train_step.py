@@ -30,10 +30,8 @@ products of float32 arrays run in TF32 on both sides. Cost: under a minute on tw
 tokens_BS is int32[batch, length + 1].
 """
 
-import argparse
 import dataclasses
 import json
-import math
 import os
 import statistics
 import sys
@@ -42,16 +40,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from arguments import Parser, duration, exit_code, positive
+from cores import about_load, busy_cores, host_threads
 
-from growlm.errors import InputError
+from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
 from growlm.laws import exact_flops_per_token
+from growlm.laws.chips import peak_flops
 from growlm.model import REMAT_POLICIES, init, next_token_loss
 from growlm.study.numbers import UNKNOWN, count
 from growlm.study.sweep import commit, hardware
@@ -64,22 +64,23 @@ from growlm.weights import ModelConfig, Params, matmul_parameter_count, paramete
 SHAPES = {
     "demo": {"layers": 8, "embed": 64, "heads": 2, "mlp": 176, "vocab": 256, "batch": 8, "length": 128},
     "embed128": {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128},
-    "124M": {"layers": 12, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 32000, "batch": 16, "length": 1024},
-    "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 4, "length": 2048},
+    "124M": {"layers": 12, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 32000, "batch": 32, "length": 1024},
+    "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 8, "length": 2048},
 }
+REMAT = {"demo": "full", "embed128": "full", "124M": "none", "1.1B": "dots"}
 SIZES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "batch", "length")
-PRODUCT_ROWS = {"cpu": 2048}  # other backends: 8192
+SIDES = {"torch": "compiled PyTorch", "torch_eager": "eager PyTorch"}
 OPTIMIZER = OptimizerConfig()
 LEARNING_RATE = 1e-5  # so small that hundreds of steps on one batch leave the model an ordinary one
-TOLERANCE = 1e-4  # nats, between the losses of one model in growlm and in PyTorch
+# Nats between the losses of one model in growlm and in PyTorch: in float32, and in the compute dtype of a GPU.
+TOLERANCE, COARSE_TOLERANCE = 1e-4, 1e-2
 
-CORE_TIMES = Path("/proc/stat")
-QUIET = 0.2  # cores that may be busy with other processes
+HEADER = ("", "ms", "best ms", "tokens/s", "GFLOP/s", "of product", "MFU")
 
-HEADER = ("", "ms", "best ms", "tokens/s", "GFLOP/s", "of peak")
-
-Repeat = Callable[[int], None]  # does its work that many times, and waits for the last
-Times = dict[str, list[float]]  # by contender: seconds for doing it once, in each round
+# Does its work that many times and waits for the last; a step gives the last loss.
+Repeat = Callable[[int], float | None]
+Side = Callable[[], dict[str, Repeat]]  # makes what one framework is timed with, by name
+Times = dict[str, list[float]]  # by name: seconds for doing it once, in each round
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,89 +112,52 @@ class Setting:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """Something to time: what it does, and the FLOPs and tokens of doing it once; no tokens, and it is a product."""
-
-    repeat: Repeat
-    flops: float
-    tokens: int = 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but for an error that is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--shape", choices=SHAPES, default="demo")
+def _parser() -> Parser:
+    parser = Parser(__doc__.partition("\n")[0])
+    parser.add_argument("--shape", default="demo", metavar="NAME[,NAME]", help=f"of {', '.join(SHAPES)}")
     for name in SIZES:
-        parser.add_argument(f"--{name}", type=_positive, metavar="N", help=f"instead of the shape's {name}")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the compute dtype")
+        parser.add_argument(f"--{name}", type=positive, metavar="N", help=f"instead of the shape's {name}")
     parser.add_argument(
-        "--remat",
-        choices=REMAT_POLICIES,
-        default="none",
-        help="what growlm computes twice (on CPUs, full is the fastest)",
+        "--dtype", choices=("float32", "bfloat16"), help="the compute dtype: float32 on CPUs, bfloat16 elsewhere"
     )
-    parser.add_argument("--compare", choices=("torch",), help="time the step of eager PyTorch as well")
-    parser.add_argument("--rounds", type=_positive, default=5, metavar="N")
-    parser.add_argument("--seconds", type=float, default=1.0, help="what each measurement of a round takes, about")
-    parser.add_argument("--product_rows", type=_positive, metavar="N", help="the size of the square product")
+    parser.add_argument("--remat", choices=REMAT_POLICIES, help="what growlm computes twice, instead of the shape's")
+    parser.add_argument("--compare", choices=SIDES, help="time the step of compiled or eager PyTorch as well")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N")
+    parser.add_argument("--seconds", type=duration, default=1.0, help="what each measurement of a round takes, about")
+    parser.add_argument("--product_rows", type=positive, metavar="N", help="the size of the square product")
     return parser
 
 
-def read_setting(arguments: Sequence[str]) -> Setting:
-    """The setting that the command line asks for."""
+def read_settings(arguments: Sequence[str]) -> list[Setting]:
+    """The settings that the command line asks for, one for each shape."""
     values = vars(_parser().parse_args(arguments))
-    if not 0 < values["seconds"] < math.inf:
-        raise InputError(f"seconds is {values['seconds']}: allowed are positive numbers")
-    given = {name: value for name in SIZES if (value := values.pop(name))}
-    sizes = SHAPES[values["shape"]] | given
+    on_cpu = jax.default_backend() == "cpu"
+    values["dtype"] = values["dtype"] or ("float32" if on_cpu else "bfloat16")
+    values["product_rows"] = values["product_rows"] or (2048 if on_cpu else 8192)
+    return [_setting(shape, values) for shape in values["shape"].split(",")]
+
+
+def _setting(shape: str, values: dict[str, Any]) -> Setting:
+    """The shape, with the sizes that are given instead of its own."""
+    if shape not in SHAPES:
+        raise unknown("shape", shape, SHAPES)
+    given = {name: values[name] for name in SIZES if values[name]}
+    sizes = SHAPES[shape] | given
     sizes.setdefault("kv_heads", sizes["heads"])
     if "head_dim" not in sizes and sizes["embed"] % sizes["heads"]:
         raise InputError(f"embed {sizes['embed']} is not divisible by heads {sizes['heads']}: set --head_dim")
     sizes.setdefault("head_dim", sizes["embed"] // sizes["heads"])
-    values["batch"], values["length"] = sizes.pop("batch"), sizes.pop("length")
-    values["product_rows"] = values["product_rows"] or PRODUCT_ROWS.get(jax.default_backend(), 8192)
-    return Setting(model=ModelConfig(**sizes), **values)
-
-
-def host_threads() -> int:
-    """The threads of XLA's CPU backend: one for each core that the process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _core_ticks() -> tuple[int, int]:
-    """Of all cores together: the time in which they worked, and all time."""
-    user, nice, system, idle, waiting, *rest = map(int, CORE_TIMES.read_text().split()[1:9])
-    worked = user + nice + system + sum(rest)
-    return worked, worked + idle + waiting
-
-
-def busy_cores() -> float | None:
-    """How many cores were working in half a second of waiting; None where the system does not say."""
-    if not CORE_TIMES.exists():
-        return None
-    worked, total = _core_ticks()
-    time.sleep(0.5)
-    worked_then, total_then = _core_ticks()
-    return os.cpu_count() * (worked_then - worked) / (total_then - total)
+    outside = {name: sizes.pop(name) for name in ("batch", "length")}
+    rest = {name: value for name, value in values.items() if name not in SIZES}
+    return Setting(
+        model=ModelConfig(**sizes), **rest | outside | {"shape": shape, "remat": rest["remat"] or REMAT[shape]}
+    )
 
 
 def load_torch() -> ModuleType:
     """The module with PyTorch's side; PyTorch computes with as many threads as XLA."""
     if find_spec("torch") is None:
-        raise InputError("--compare=torch: torch is not installed")
+        raise InputError("--compare: torch is not installed")
     import torch
     import torch_reference
 
@@ -208,14 +172,22 @@ def start(setting: Setting) -> tuple[Params, jax.Array]:
     return init(setting.model, jax.random.key(0)), tokens_BS
 
 
-def losses(setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: ModuleType | None) -> dict[str, float]:
-    """The loss of each side, in float32. Raises RuntimeError where they are not the losses of one model."""
+def check_one_model(losses: dict[str, float], tolerance: float) -> None:
+    """Raises RuntimeError where these are not the losses of one model."""
+    if not max(losses.values()) - min(losses.values()) < tolerance:
+        raise RuntimeError(f"these are not one model: their losses are {losses}")
+
+
+def exact_losses(
+    setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: ModuleType | None
+) -> dict[str, float]:
+    """The loss of each side on the batch's first sequence, in float32; they must agree."""
+    tokens_BS = tokens_BS[:1]
     with jax.default_matmul_precision("highest"):
         found = {"growlm": float(jax.jit(partial(next_token_loss, setting.model))(params, tokens=tokens_BS))}
     if torch_side:
-        found["torch"] = torch_side.loss_of(setting.model, params, tokens_BS)
-    if not max(found.values()) - min(found.values()) < TOLERANCE:
-        raise RuntimeError(f"these are not one model: their losses are {found}")
+        found[setting.compare] = torch_side.loss_of(setting.model, params, tokens_BS)
+    check_one_model(found, TOLERANCE)
     return found
 
 
@@ -226,11 +198,12 @@ def repeated_step(setting: Setting, params: Params, tokens_BS: jax.Array) -> Rep
     arrays = (params, jax.jit(make_optimizer(OPTIMIZER).init)(params), None)
     learning_rate, provenance = jnp.float32(LEARNING_RATE), jax.device_put(initial_provenance(c.model))
 
-    def repeat(times: int) -> None:
+    def repeat(times: int) -> float:
         nonlocal arrays
         for _ in range(times):
             arrays, metrics = step(arrays, tokens_BS, learning_rate, provenance, None)
         jax.block_until_ready((arrays, metrics))
+        return float(metrics["loss"])
 
     return repeat
 
@@ -248,19 +221,25 @@ def repeated_product(rows: int, dtype: str) -> Repeat:
     return repeat
 
 
-def contenders(
-    setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: ModuleType | None
-) -> dict[str, Contender]:
-    """What is timed, in the order of a round."""
-    c, rows = setting, setting.product_rows
-    steps = {"growlm": repeated_step(c, params, tokens_BS)}
-    products = {"product, jax": repeated_product(rows, c.dtype)}
-    if torch_side:
-        steps["torch"] = torch_side.repeated_step(c.model, params, tokens_BS, OPTIMIZER, LEARNING_RATE, c.dtype)
-        products["product, torch"] = torch_side.repeated_product(rows, c.dtype)
-    return {name: Contender(repeat, c.flops, c.tokens) for name, repeat in steps.items()} | {
-        name: Contender(repeat, 2.0 * rows**3) for name, repeat in products.items()
-    }
+def sides(setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: ModuleType | None) -> list[Side]:
+    """PyTorch's step and product where it is compared with, then growlm's, which takes the parameters away."""
+    c = setting
+
+    def growlm() -> dict[str, Repeat]:
+        return {
+            "growlm": repeated_step(c, params, tokens_BS),
+            "product, jax": repeated_product(c.product_rows, c.dtype),
+        }
+
+    def torch() -> dict[str, Repeat]:
+        loss = torch_side.loss_function(c.dtype, compiled=c.compare == "torch")
+        decoder = torch_side.decoder_of(c.model, params)
+        return {
+            c.compare: torch_side.repeated_step(loss, decoder, tokens_BS, OPTIMIZER, LEARNING_RATE),
+            "product, torch": torch_side.repeated_product(c.product_rows, c.dtype),
+        }
+
+    return [torch, growlm] if torch_side else [growlm]
 
 
 def _seconds(repeat: Repeat, times: int) -> float:
@@ -269,44 +248,61 @@ def _seconds(repeat: Repeat, times: int) -> float:
     return time.perf_counter() - began
 
 
-def _warm_up(repeat: Repeat, seconds: float) -> int:
-    """Does it twice, since the first time may compile; gives how often it fits into that many seconds."""
-    repeat(1)
-    return max(1, round(seconds / _seconds(repeat, 1)))
-
-
-def measure(found: dict[str, Contender], rounds: int, seconds: float) -> Times:
-    """Times the contenders in turns, each for about so many seconds a round."""
-    counts = {name: _warm_up(contender.repeat, seconds) for name, contender in found.items()}
-    turns = [{name: _seconds(found[name].repeat, n) / n for name, n in counts.items()} for _ in range(rounds)]
+def measure(found: dict[str, Repeat], rounds: int, seconds: float) -> Times:
+    """Times what is compiled already, in turns, each for about so many seconds a round."""
+    counts = {name: max(1, round(seconds / _seconds(repeat, 1))) for name, repeat in found.items()}
+    turns = [{name: _seconds(found[name], n) / n for name, n in counts.items()} for _ in range(rounds)]
     return {name: [turn[name] for turn in turns] for name in found}
 
 
-def peak(found: dict[str, Contender], times: Times) -> list[float]:
+def measure_sides(
+    setting: Setting, every_side: list[Side], torch_side: ModuleType | None
+) -> tuple[Times, dict[str, float]]:
+    """The times of all, and the loss of each first step: on CPUs in turns, elsewhere one side after the other."""
+    groups = [every_side] if jax.default_backend() == "cpu" else [[side] for side in every_side]
+    times, losses = {}, {}
+    for group in groups:
+        found = {name: repeat for side in group for name, repeat in side().items()}
+        first = {name: repeat(1) for name, repeat in found.items()}  # this compiles
+        losses |= {name: loss for name, loss in first.items() if loss is not None}
+        times |= measure(found, setting.rounds, setting.seconds)
+        del found  # the next side gets its memory
+        if torch_side:
+            torch_side.release()
+    check_one_model(losses, COARSE_TOLERANCE)
+    return times, losses
+
+
+def work(setting: Setting, name: str) -> tuple[float, int]:
+    """The FLOPs and the tokens of doing it once; a product has no tokens."""
+    return (2.0 * setting.product_rows**3, 0) if name.startswith("product") else (setting.flops, setting.tokens)
+
+
+def product_rate(setting: Setting, times: Times) -> list[float]:
     """FLOP/s of the fastest product, in each round."""
-    rates = [[c.flops / seconds for seconds in times[name]] for name, c in found.items() if not c.tokens]
-    return list(map(max, zip(*rates, strict=True)))
+    found = [[work(setting, name)[0] / s for s in seconds] for name, seconds in times.items() if "product" in name]
+    return list(map(max, zip(*found, strict=True)))
 
 
-def summary(contender: Contender, seconds: list[float], peaks: list[float]) -> dict[str, float]:
-    """The medians of one contender, its best time, and the median of its share of the round's peak."""
-    median = statistics.median(seconds)
+def summary(setting: Setting, name: str, times: Times, chip: float | None) -> dict[str, float | None]:
+    """Medians over rounds, the best time, and the shares of the round's fastest product and of the chip's peak."""
+    (flops, tokens), seconds = work(setting, name), times[name]
+    median, rates = statistics.median(seconds), product_rate(setting, times)
     return {
         "milliseconds": 1e3 * median,
         "best_milliseconds": 1e3 * min(seconds),
-        "tokens_per_second": contender.tokens / median,
-        "flops_per_second": contender.flops / median,
-        "share_of_peak": statistics.median(
-            contender.flops / (s * most) for s, most in zip(seconds, peaks, strict=True)
-        ),
+        "tokens_per_second": tokens / median,
+        "flops_per_second": flops / median,
+        "share_of_product": statistics.median(flops / (s * rate) for s, rate in zip(seconds, rates, strict=True)),
+        "mfu": flops / median / chip if chip else None,
     }
 
 
-def speed_ratio(times: Times) -> dict[str, Any] | None:
+def speed_ratio(compare: str | None, times: Times) -> dict[str, Any] | None:
     """How many times as fast growlm is as PyTorch: in each round, and the least, the median and the most."""
-    if "torch" not in times:
+    if not compare:
         return None
-    rounds = [torch / ours for torch, ours in zip(times["torch"], times["growlm"], strict=True)]
+    rounds = [torch / ours for torch, ours in zip(times[compare], times["growlm"], strict=True)]
     return {"rounds": rounds, "min": min(rounds), "median": statistics.median(rounds), "max": max(rounds)}
 
 
@@ -319,16 +315,17 @@ def conditions(setting: Setting) -> dict[str, Any]:
         "threads": host_threads(),
         "torch": version("torch") if setting.compare else None,
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "chip_flops_per_second": peak_flops(jax.devices()[0].device_kind),
         "commit": commit(),
     }
 
 
-def measurements(found: dict[str, Contender], times: Times) -> dict[str, Any]:
-    """What came out."""
-    peaks = peak(found, times)
+def measurements(setting: Setting, times: Times, chip: float | None) -> dict[str, Any]:
+    """What came out: growlm first, and products last."""
+    names = sorted(times, key=lambda name: ("product" in name, name))
     return {
-        "results": {name: summary(contender, times[name], peaks) for name, contender in found.items()},
-        "torch_over_growlm": speed_ratio(times),
+        "results": {name: summary(setting, name, times, chip) for name in names},
+        "torch_over_growlm": speed_ratio(setting.compare, times),
         "seconds_by_round": times,
     }
 
@@ -347,19 +344,20 @@ def describe(setting: Setting, given: dict[str, Any]) -> str:
     )
 
 
-def _cells(name: str, result: dict[str, float]) -> list[str]:
-    tokens = result["tokens_per_second"]
+def _cells(name: str, result: dict[str, float | None]) -> list[str]:
+    tokens, mfu = result["tokens_per_second"], result["mfu"]
     return [
         name,
         f"{result['milliseconds']:.2f}",
         f"{result['best_milliseconds']:.2f}",
         f"{tokens:,.0f}" if tokens else UNKNOWN,
         f"{result['flops_per_second'] / 1e9:,.1f}",
-        f"{result['share_of_peak']:.1%}",
+        f"{result['share_of_product']:.1%}",
+        UNKNOWN if mfu is None else f"{mfu:.1%}",
     ]
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: dict[str, dict[str, float | None]]) -> str:
     """The results as aligned text: names to the left, numbers to the right."""
     lines = [HEADER, *(_cells(name, result) for name, result in results.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -369,18 +367,12 @@ def table(results: dict[str, dict[str, float]]) -> str:
     )
 
 
-def _verdict(ratio: dict[str, Any]) -> str:
+def _verdict(compare: str, ratio: dict[str, Any]) -> str:
     rounds = " ".join(f"{value:.2f}" for value in ratio["rounds"])
     spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
-    return f"growlm takes {ratio['median']:.2f} steps in the time of one of torch's ({spread}; by round {rounds})"
-
-
-def _about_load(busy: list[float | None]) -> str:
-    if None in busy:
-        return "how busy the cores were with other processes is not known here"
-    unfair = max(busy) > QUIET and host_threads() > 1
-    warning = "; WARNING: a ratio to PyTorch is worth nothing then" if unfair else ""
-    return f"cores busy with other processes: {busy[0]:.1f} before, {busy[1]:.1f} after{warning}"
+    return (
+        f"growlm takes {ratio['median']:.2f} steps in the time of one of {SIDES[compare]} ({spread}; by round {rounds})"
+    )
 
 
 def benchmark(setting: Setting) -> None:
@@ -389,27 +381,31 @@ def benchmark(setting: Setting) -> None:
     given, busy = conditions(setting), [busy_cores()]
     print(describe(setting, given), flush=True)
     params, tokens_BS = start(setting)
-    loss = losses(setting, params, tokens_BS, torch_side)
+    loss = exact_losses(setting, params, tokens_BS, torch_side)
     print("loss before training:", ", ".join(f"{name} {value:.6f}" for name, value in loss.items()), flush=True)
-    found = contenders(setting, params, tokens_BS, torch_side)
-    result = measurements(found, measure(found, setting.rounds, setting.seconds))
+    times, first = measure_sides(setting, sides(setting, params, tokens_BS, torch_side), torch_side)
+    result = measurements(setting, times, given["chip_flops_per_second"])
     busy.append(busy_cores())
     print(f"\n{table(result['results'])}\n")
     if setting.compare:
-        print(_verdict(result["torch_over_growlm"]))
-    print(f"{_about_load(busy)}\n")
-    print(json.dumps({**given, "loss": loss, "busy_cores": busy, **result}))
+        print(_verdict(setting.compare, result["torch_over_growlm"]))
+    print(f"{about_load(busy)}\n")
+    print(json.dumps({**given, "loss": loss, "first_step_loss": first, "busy_cores": busy, **result}), flush=True)
+
+
+def benchmarks(arguments: Sequence[str]) -> None:
+    """One shape after the other."""
+    # Memory as it is needed, and nearly all of it: PyTorch goes first, and hands its own back.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    for setting in read_settings(arguments):
+        benchmark(setting)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns 0, or 2 for bad input."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave PyTorch its share of a GPU's memory
-    try:
-        benchmark(read_setting(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        print(f"train_step: {error}", file=sys.stderr)
-        return 2
-    return 0
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code("train_step", lambda: benchmarks(arguments))
 
 
 if __name__ == "__main__":
