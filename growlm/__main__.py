@@ -1,12 +1,13 @@
 """The command line: `growlm <command>`, one line of code per command. Bad input is one line and exit code 2."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from growlm.errors import InputError, unknown
 
@@ -28,6 +29,23 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: positive numbers are")
+    return value
+
+
+def _steps(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: FIRST:LAST is, such as 10:12")
+    return range(int(first), int(last) + 1)
+
+
 _CONFIG = {"action": _Once, "required": True, "metavar": "FILE.py[:variant]", "help": "an experiment file"}
 _WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder of the run or the sweep"}
 
@@ -35,17 +53,34 @@ _WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder
 Keys = dict[str, list[str]]
 
 
+_WATCHING = {
+    "--peak_flops": {"action": _Once, "type": _positive, "metavar": "N", "help": "FLOP/s of a device, for the MFU"},
+    "--profile_steps": {"action": _Once, "type": _steps, "metavar": "A:B", "help": "steps to trace, the last too"},
+    "--compilation_cache": {"action": _Once, "type": Path, "metavar": "DIR", "help": "not in the workdir but here"},
+}
+
+
+def _instruments(args: argparse.Namespace) -> Any:
+    from growlm.training.metrics import Instruments
+
+    return Instruments(args.peak_flops, args.profile_steps or range(0), args.workdir / "profile")
+
+
 def _train(args: argparse.Namespace, keys: Keys) -> int:
     """One run; prints the table at its end."""
     from growlm.study.report import summarise, table
     from growlm.training.config import build_run, load_config
     from growlm.training.loop import stop_requests
+    from growlm.training.processes import is_first, join_processes
     from growlm.training.run import train
 
+    join_processes()
     run = build_run(load_config(args.config, keys["--config"]))
-    with stop_requests() as stop:  # the table too: a request that comes while it is printed finds all saved
-        train(run, args.workdir, stop)
-        print(table(summarise(args.workdir)))
+    # The table too is within: a request to stop that comes while it is printed finds all saved.
+    with stop_requests() as stop:
+        train(run, args.workdir, stop, _instruments(args), args.compilation_cache)
+        if is_first():
+            print(table(summarise(args.workdir)))
     return 0
 
 
@@ -55,14 +90,20 @@ def _sweep(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.study.sweep import describe, plan_sweep, run_sweep
     from growlm.training.config import build_sweep, load_config
     from growlm.training.loop import stop_requests
+    from growlm.training.processes import is_first, join_processes
 
+    join_processes()
     plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])))
     chosen = plan.select(args.run)
-    print(describe(plan, chosen), flush=True)
+    if is_first():
+        print(describe(plan, chosen), flush=True)
     if args.list:
         return 0
     with stop_requests() as stop:
-        errors = run_sweep(plan, args.workdir, stop, _command_line(), chosen)
+        how = _instruments(args), args.compilation_cache
+        errors = run_sweep(plan, args.workdir, stop, _command_line(), chosen, *how)
+        if not is_first():
+            return 1 if errors else 0
         for name, error in errors.items():
             print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
         rows = summarise(args.workdir)
@@ -113,7 +154,7 @@ class _Command(NamedTuple):
 _CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"}
 
 _COMMANDS = {
-    "train": _Command(_train, {"--workdir": _WORKDIR, "--config": _CONFIG}, _CONFIG_KEYS),
+    "train": _Command(_train, {"--workdir": _WORKDIR, "--config": _CONFIG} | _WATCHING, _CONFIG_KEYS),
     "sweep": _Command(
         _sweep,
         {
@@ -121,7 +162,8 @@ _COMMANDS = {
             "--config": _CONFIG,
             "--list": {"action": "store_true", "help": "print the runs and their stages, and train nothing"},
             "--run": {"action": _Once, "metavar": "NAME", "help": "only this run"},
-        },
+        }
+        | _WATCHING,
         _CONFIG_KEYS,
     ),
     "grow": _Command(
@@ -173,6 +215,16 @@ def _dispatch(arguments: Sequence[str]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0 when it is done or was asked to stop, 1 when it failed, 2 for bad input."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    code = _outcome(arguments)
+    if code and "jax" in sys.modules:
+        from growlm.training.processes import leave
+
+        leave(code)
+    return code
+
+
+def _outcome(arguments: Sequence[str] | None) -> int:
+    """What a command returns, or a line for the way in which it ended."""
     try:
         return _dispatch(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
@@ -195,7 +247,12 @@ def _ended(error: RuntimeError) -> int:
     """The ways in which a command may end early, each a line; anything else is a bug and keeps its trace."""
     from growlm.training.grow import BrokenClaimError
     from growlm.training.loop import DivergedError, StoppedError
+    from growlm.training.processes import lost_peer
 
+    if lost_peer(error):
+        print(f"growlm: another process of the job is gone: {str(error).splitlines()[0]}", file=sys.stderr)
+        print("growlm: the same command, started for all, goes on from the last checkpoint", file=sys.stderr)
+        return 1
     if not isinstance(error, DivergedError | StoppedError | BrokenClaimError):
         raise error
     print(f"growlm: {error}", file=sys.stderr)

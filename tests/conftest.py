@@ -6,7 +6,7 @@ import jax
 import pytest
 from hypothesis import settings
 
-from growlm.training.step import compile_steps
+from growlm.training import programs
 
 settings.register_profile("default", max_examples=300, deadline=None)
 settings.register_profile("thorough", max_examples=5000, deadline=None)
@@ -17,6 +17,6 @@ settings.load_profile("default")
 def forget_programs():
     """Every compiled program holds memory maps, of which a process may have 65,530: XLA ends in a fault beyond."""
     yield
-    compile_steps.cache_clear()
+    programs.forget_programs()
     jax.clear_caches()
     gc.collect()

@@ -21,9 +21,11 @@ from growlm.state import TrainState
 from growlm.training import step as step_module
 from growlm.training.adam import ScaleByAgedAdamState, scale_by_aged_adam
 from growlm.training.groups import GROUPS
+from growlm.training.mesh import make_mesh
 from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import OptimizerConfig
-from growlm.training.step import Program, compile_steps, train_step
+from growlm.training.programs import compile_steps
+from growlm.training.settings import MeshConfig, OptimizerConfig
+from growlm.training.step import Program, train_step
 from growlm.weights import WEIGHTS, declared, map_weights
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
@@ -357,7 +359,7 @@ def test_frozen_layers_are_given_to_the_model_for_training_and_not_for_evaluatio
         return next_token_loss(*args, **kwargs)
 
     monkeypatch.setattr(step_module, "next_token_loss", loss)
-    compile_steps(SMALL, OptimizerConfig(), 2, 5, "float32", "none", frozen_layers=1)
+    compile_steps(Program(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))
     assert given == [1, 0]
 
 

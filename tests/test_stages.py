@@ -17,9 +17,9 @@ from growlm.model import next_token_loss
 from growlm.study.sweep import plan_sweep
 from growlm.training import loop
 from growlm.training import run as run_module
+from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.stages import resolve
-from growlm.training.step import compile_steps
 from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
@@ -53,9 +53,9 @@ def saved_at(folder, first, step):
 def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_path, monkeypatch, options):
     stepped = []  # under which ramp
 
-    def compile_and_watch(*args, **kwargs):
-        step, evaluate = compile_steps(*args, **kwargs)
-        ramp = kwargs["ramp"]
+    def compile_and_watch(program, *args):
+        step, evaluate = compile_steps(program, *args)
+        ramp = program.ramp
 
         def watched(arrays, tokens, rate, provenance, progress):
             stepped.append((ramp and ramp.tokens, None if progress is None else progress.tolist()))

@@ -18,10 +18,11 @@ from growlm.growth.plan import COPY, initial_provenance
 from growlm.model import init, next_token_loss
 from growlm.training import loop
 from growlm.training.optimizer import make_optimizer
+from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.settings import OptimizerConfig
 from growlm.training.stages import resolve
-from growlm.training.step import Program, compile_steps, train_step
+from growlm.training.step import Program, train_step
 from growlm.training.submodels import draw_depths
 from growlm.weights import ModelConfig, parameter_count
 
@@ -207,9 +208,9 @@ def test_a_draw_depends_on_the_seed_and_the_step_alone():
 def test_every_step_of_a_run_trains_what_was_drawn_and_validation_is_of_the_whole(corpus, tmp_path, monkeypatch):
     events, evaluations = [], set()
 
-    def compile_and_watch(*args, depth, **kwargs):
-        events.append(depth)
-        step, evaluate = compile_steps(*args, depth=depth, **kwargs)
+    def compile_and_watch(program, *args):
+        events.append(program.depth)
+        step, evaluate = compile_steps(program, *args)
         evaluations.add(id(evaluate))
 
         def watched(*args):

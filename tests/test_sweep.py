@@ -13,8 +13,8 @@ from growlm.files import locked
 from growlm.study.sweep import describe, plan_sweep, run_sweep
 from growlm.training import loop
 from growlm.training.config import build_sweep
+from growlm.training.programs import compile_steps
 from growlm.training.run import train
-from growlm.training.step import compile_steps
 from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
@@ -43,11 +43,11 @@ def trained_steps(monkeypatch):
     """How many steps were really trained, by layers."""
     count = {1: 0, 2: 0}
 
-    def compile_and_count(model, *args, **kwargs):
-        step, evaluate = compile_steps(model, *args, **kwargs)
+    def compile_and_count(program, *args):
+        step, evaluate = compile_steps(program, *args)
 
         def counted(*args):
-            count[model.layers] += 1
+            count[program.model.layers] += 1
             return step(*args)
 
         return counted, evaluate

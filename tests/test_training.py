@@ -19,11 +19,12 @@ from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.loop import StoppedError
+from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.schedules import learning_rate
 from growlm.training.settings import OptimizerConfig, ScheduleConfig
 from growlm.training.stages import resolve
-from growlm.training.step import abstract_state, compile_steps, init_state
+from growlm.training.step import abstract_state, init_state
 from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP

@@ -90,7 +90,7 @@ def records(folder: Path) -> list[dict]:
 
 def timeless(folder: Path) -> list[dict]:
     """metrics.jsonl without what the clock says."""
-    clock = ("seconds", "tokens_per_second")
+    clock = ("seconds", "tokens_per_second", "data_wait", "pause_seconds")
     return [{key: value for key, value in record.items() if key not in clock} for record in records(folder)]
 
 

@@ -1,7 +1,7 @@
 """Growing parameters, optimizer state and the whole training state; the report says what came from where."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from growlm.growth.axis_map import AxisMap
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import Rule, draws, dual, dual_squared, expand, grow_params
-from growlm.growth.learned import fit
+from growlm.growth.learned import fit, growth_of, matrices_of
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, provenance_of
 from growlm.state import TrainState
@@ -89,6 +89,7 @@ def grow_state(
     operator: str = "direct",
     optimizer_state: str = "reset",
     batches: Iterable[Any] = (),
+    transform: Callable | None = None,
     **options: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The whole training state, grown, and a report of what every leaf came from.
@@ -102,6 +103,7 @@ def grow_state(
       optimizer_state: "reset" starts the optimizer afresh, as the paper does; "map" grows the moments by the dual map
         (a gradient is read where its weight is written) and keeps the step count, for fresh slices too; "map_aged" is
         the same, but fresh slices are of age 0, for an optimizer that has ages.
+      transform: what `growth_transform` gives for this growth, compiled; by default it is compiled here.
 
     Returns:
       (state, report). The report is plain JSON.
@@ -117,19 +119,38 @@ def grow_state(
     if growth.recipe:
         growth, learning = fit(growth, state.params, batches, key)
 
-    @jax.jit
-    def grow_arrays(params: Params, ema: Params | None, opt_state: Any) -> tuple[Params, Params | None, Any]:
-        grown, ema = (tree and grow_params(growth, source, target, tree, key) for tree in (params, ema))
-        if optimizer_state == "reset":
-            return grown, ema, optimizer.init(grown)
-        return grown, ema, map_optimizer_state(growth, source, opt_state, aged=optimizer_state == "map_aged")
-
-    params, ema, opt_state = grow_arrays(state.params, state.ema, state.opt_state)
+    transform = transform or jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state))
+    matrices = matrices_of(growth) if growth.recipe else None
+    params, opt_state, ema = transform(state.arrays, key, matrices)
     check_params(target, params)
     _check_like(opt_state, jax.eval_shape(optimizer.init, params))
     report = describe(growth, source, target) | {"operator": operator, "options": options, "learning": learning}
     arrays = {"params": params, "ema": ema, "opt_state": opt_state, "provenance": provenance_of(growth)}
     return dataclasses.replace(state, **arrays), report | {"optimizer_state": optimizer_state}
+
+
+def growth_transform(
+    growth: Growth,
+    source: ModelConfig,
+    target: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    optimizer_state: str,
+) -> Callable:
+    """What a growth does to the arrays of a state: pure, to be compiled with the target's shardings.
+
+    transform(arrays, key, matrices) -> arrays, as `TrainState.arrays` are. `matrices` are those that learn has learned,
+    `growlm.growth.learned.matrices_of` its growth, and None for other operators: they are no constants of the program.
+    """
+
+    def transform(arrays: tuple, key: jax.Array, matrices: Any) -> tuple:
+        params, opt_state, ema = arrays
+        whole = growth_of(growth.recipe, matrices) if growth.recipe else growth
+        grown, ema = (tree and grow_params(whole, source, target, tree, key) for tree in (params, ema))
+        if optimizer_state == "reset":
+            return grown, optimizer.init(grown), ema
+        return grown, map_optimizer_state(whole, source, opt_state, aged=optimizer_state == "map_aged"), ema
+
+    return transform
 
 
 def map_optimizer_state(growth: Growth, source: ModelConfig, opt_state: Any, aged: bool) -> Any:

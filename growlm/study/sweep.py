@@ -16,7 +16,11 @@ from growlm.data import load_corpus
 from growlm.errors import InputError, unknown
 from growlm.files import locked, write_json
 from growlm.training.loop import DivergedError
-from growlm.training.run import Runner, RunPlan, claim_folder, leave_points, plan_run
+from growlm.training.mesh import mesh_of
+from growlm.training.metrics import UNWATCHED, Instruments
+from growlm.training.processes import records_folder
+from growlm.training.programs import kept_on_disk
+from growlm.training.run import COMPILED, Runner, RunPlan, claim_folder, leave_points, plan_run
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
@@ -104,26 +108,36 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
 
 
 def run_sweep(
-    plan: SweepPlan, workdir: Path, stop: threading.Event, command: str, chosen: Sequence[str]
+    plan: SweepPlan,
+    workdir: Path,
+    stop: threading.Event,
+    command: str,
+    chosen: Sequence[str],
+    instruments: Instruments = UNWATCHED,
+    cache: Path | None = None,
 ) -> dict[str, str]:
     """Trains the chosen runs of a sweep into workdir/NAME, the stages into workdir/stages.
 
     Returns the errors of runs that diverged, by name; the others go on. Started again, it goes on where it was.
     Raises InputError where the folder holds something else, StoppedError when asked to stop.
     """
-    claim_folder(workdir, dataclasses.asdict(plan.config))
-    runner = Runner(workdir / STORE, leave_points(list(plan.runs.values())), stop)
-    _write_summary(plan, workdir, command)
-    errors: dict[str, str] = {}
     for name in chosen:
-        claim_folder(workdir / name, dataclasses.asdict(plan.runs[name].config))
-        try:
-            runner.train(plan.runs[name], workdir / name, name)
+        mesh_of(plan.runs[name].config)  # all are possible here, or nothing is begun
+    errors: dict[str, str] = {}
+    with records_folder(workdir) as records:
+        claim_folder(records, dataclasses.asdict(plan.config))
+        runner = Runner(workdir / STORE, records / STORE, leave_points(list(plan.runs.values())), stop, instruments)
+        _write_summary(plan, records, command)
+        for name in chosen:
+            claim_folder(records / name, dataclasses.asdict(plan.runs[name].config))
             outcome = {"status": "done", "error": None}
-        except DivergedError as error:
-            errors[name] = str(error)
-            outcome = {"status": "failed", "error": str(error)}
-        _write_summary(plan, workdir, command, {name: outcome})
+            try:
+                with kept_on_disk(cache or workdir / COMPILED):
+                    runner.train(plan.runs[name], records / name, name)
+            except DivergedError as error:
+                errors[name] = str(error)
+                outcome = {"status": "failed", "error": str(error)}
+            _write_summary(plan, records, command, {name: outcome})
     return errors
 
 

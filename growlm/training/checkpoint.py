@@ -65,7 +65,14 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     """Plain arrays under plain names; a key is stored as its data."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     tree = {name: value for name, value in fields.items() if value is not None}
-    return tree | {"key": jax.random.key_data(state.key)}
+    return tree | {"key": _key_data(state.key)}
+
+
+def _key_data(key: Any) -> Any:
+    if isinstance(key, jax.Array):
+        return jax.random.key_data(key)
+    data = jax.eval_shape(jax.random.key_data, key)
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
 
 
 def _from_tree(tree: dict[str, Any]) -> TrainState:
@@ -74,7 +81,8 @@ def _from_tree(tree: dict[str, Any]) -> TrainState:
 
 
 def _abstract(leaf: Any) -> Any:
-    """What to restore: arrays onto this process's device, wherever they were saved from; counters as they are."""
+    """What to restore: arrays to where `like` has them, or else to the first device; counters as they are."""
     if isinstance(leaf, np.generic | np.ndarray):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -5,19 +5,31 @@ import dataclasses
 import itertools
 import math
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from growlm.data import Corpus, batches, validation_batches
+from growlm.laws.chips import peak_flops
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.metrics import MetricsLog, Progress, Stopwatch
+from growlm.training.mesh import place_batch, replicated, share_of_batch
+from growlm.training.metrics import Instruments, MetricsLog, Profile, Progress, Stopwatch
+from growlm.training.processes import all_stop, is_first
+from growlm.training.programs import (
+    compile_growth_ahead,
+    compile_steps,
+    compile_steps_ahead,
+    describe_memory,
+)
 from growlm.training.stages import Stage
-from growlm.training.step import compile_steps
+from growlm.training.step import Program
 
 
 class DivergedError(RuntimeError):
@@ -30,13 +42,16 @@ class StoppedError(RuntimeError):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set, so that the loop can save before it leaves."""
+    """An event that SIGTERM and SIGINT set, so that the loop can save before it leaves.
+
+    Of several processes JAX tells them all of a SIGTERM to one, see `all_stop`.
+    """
     requested = threading.Event()
     in_main = threading.current_thread() is threading.main_thread()  # only there may Python set handlers
     former = {
         number: signal.signal(number, lambda *_: requested.set())
         for number in (signal.SIGTERM, signal.SIGINT)
-        if in_main
+        if in_main and jax.process_count() == 1
     }
     try:
         yield requested
@@ -48,16 +63,24 @@ def stop_requests() -> Iterator[threading.Event]:
 class Recorder:
     """Fetches the metrics of a step while the device works on the next one; checks, shows and records them."""
 
-    def __init__(self, stage: Stage, log: MetricsLog, bar: Progress, watch: Stopwatch, step: int):
-        self._stage, self._log, self._bar, self._watch = stage, log, bar, watch
+    def __init__(self, stage: Stage, log: MetricsLog, bar: Progress, watch: Stopwatch, waited: Stopwatch, peak: float):
+        self._stage, self._log, self._bar, self._watch, self._waited, self._peak = stage, log, bar, watch, waited, peak
         self._late: tuple[int, dict[str, jax.Array]] | None = None
+        self._notes: dict[str, float] = {}
+
+    def begin(self, step: int) -> None:
+        """From this step on."""
         self._finite = step
-        self._mark = (step, watch.seconds)
+        self._mark = (step, self._watch.seconds, self._waited.seconds)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step that may not be computed yet, and settles the step before."""
         self.settle()
         self._late = (step, metrics)
+
+    def note(self, **values: float) -> None:
+        """Values for the next record that there is."""
+        self._notes |= values
 
     def settle(self, validation: Mapping[str, float] | None = None, evaluated: bool = False) -> None:
         """Waits for the step that was pushed last.
@@ -73,12 +96,13 @@ class Recorder:
         self._finite = step
         if validation:  # the next step would meet it
             self.check(step + 1, validation_loss=validation["val_loss"])
-        speed = self._speed(step)
-        self._bar.step(loss, speed)
+        rates = self._rates(step)
+        self._bar.step(loss, rates["tokens_per_second"])
         if evaluated or step % self._stage.run.log_every_steps == 0:
-            extra = validation if evaluated else {}
-            self.record(step, loss=loss, grad_norm=grad_norm, tokens_per_second=speed, **extra)
-            self._mark = (step, self._watch.seconds)
+            extra = (validation if evaluated else {}) | self._notes
+            self.record(step, loss=loss, grad_norm=grad_norm, **rates, **extra)
+            self._notes = {}
+            self._mark = (step, self._watch.seconds, self._waited.seconds)
 
     def check(self, step: int, **values: float) -> None:
         """Raises DivergedError unless all values are finite."""
@@ -104,11 +128,20 @@ class Recorder:
             | values
         )
 
-    def _speed(self, step: int) -> float:
-        """Tokens per second since the last record."""
-        marked_step, marked_seconds = self._mark
+    def _rates(self, step: int) -> dict[str, float]:
+        """Since the last record: tokens a second, the share of time that went into waiting for data, and the MFU.
+
+        The MFU is exact FLOPs over those that the devices could do; it is left out where nobody knows what they can.
+        """
+        marked_step, marked_seconds, marked_waited = self._mark
+        seconds = max(self._watch.seconds - marked_seconds, 1e-9)
         tokens = self._stage.tokens_at(step) - self._stage.tokens_at(marked_step)
-        return tokens / max(self._watch.seconds - marked_seconds, 1e-9)
+        flops = self._stage.cost_at(step).flops_exact - self._stage.cost_at(marked_step).flops_exact
+        rates = {
+            "tokens_per_second": tokens / seconds,
+            "data_wait": min((self._waited.seconds - marked_waited) / seconds, 1.0),
+        }
+        return rates | ({"mfu": flops / seconds / self._peak} if self._peak else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,36 +149,59 @@ class Surroundings:
     """What a stage is trained with, beside its settings: `ends` are all steps at which runs leave it."""
 
     corpus: Corpus
+    mesh: Mesh
     checkpoints: Checkpoints
     metrics_path: Path
     title: str
     ends: frozenset[int]
     seconds_before: float
     stop: threading.Event
+    instruments: Instruments
+    grown_at: float | None  # the time.perf_counter() at which the growth of this stage began, if it was just now
+    begun: Callable[[], None]  # called when all is compiled
     publish: Callable[[], None]  # called when there is something new to look at
 
 
-class Steps:
-    """The compiled steps of a stage, one for each of its sub-models if it has any.
+def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Program]:
+    """What a stage needs compiled from a step on: by whether it is under masks then, and by sub-model.
 
-    They are of the model under masks while a ramp lasts, of the plain model after it.
+    They are of the model under masks while a ramp lasts, of the plain model after it: it may be over already, or not
+    even at the end.
     """
+    config, run = stage.config, stage.run
+    shared = Program(
+        config.model, config.optimizer, run.dtype, run.remat, config.train, microbatches=config.microbatches
+    )
 
-    def __init__(self, stage: Stage, state: TrainState):
-        config, run = stage.config, stage.run
-        shared = {name: getattr(config, name) for name in ("batch", "length", "train")}
-        shared |= {"dtype": run.dtype, "remat": run.remat}
-        # All that will be needed, before the clock starts: a ramp may be over now, or not even at the end.
-        masked = {stage.progress_at(step) is not None for step in (int(state.step), stage.last_step)}
+    def program(ramped: bool, depth: int | None) -> Program:
+        ramp, frozen = stage.growth.ramp if ramped else None, stage.frozen_below(depth)
+        return dataclasses.replace(shared, depth=depth, frozen_layers=frozen, ramp=ramp)
+
+    masked = {stage.progress_at(at) is not None for at in (step, stage.last_step)}
+    return {(ramped, depth): program(ramped, depth) for ramped, depth in itertools.product(masked, stage.depths)}
+
+
+def compile_stage_ahead(stage: Stage, mesh: Mesh) -> None:
+    """Begins to compile, in the background, all that a stage after growth will need: the growth and its steps."""
+    compile_growth_ahead(stage, mesh)
+    for program in programs_of(stage, stage.first_step).values():
+        compile_steps_ahead(program, stage.config.batch, stage.config.length, mesh)
+
+
+class Steps:
+    """The compiled steps of a stage, one for each of its sub-models if it has any."""
+
+    def __init__(self, stage: Stage, state: TrainState, mesh: Mesh):
+        config, programs = stage.config, programs_of(stage, int(state.step))
         self._updates, self._evaluations = {}, {}
-        for ramped, depth in itertools.product(masked, stage.depths):
-            own = {"depth": depth, "frozen_layers": stage.frozen_below(depth)}
-            own["ramp"] = stage.growth.ramp if ramped else None
-            compiled = compile_steps(config.model, config.optimizer, **shared, **own)
+        for (ramped, depth), program in programs.items():
+            compiled = compile_steps(program, config.batch, config.length, mesh)
             self._updates[ramped, depth], self._evaluations[ramped] = compiled
-        self._stage, self._provenance = stage, jax.device_put(state.provenance)
+        self.memory = describe_memory(programs.values(), config.batch, config.length, mesh)
+        self._stage = stage
+        self._provenance = jax.device_put(state.provenance, replicated(mesh))
 
-    def train(self, state: TrainState, tokens_BS: np.ndarray) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train(self, state: TrainState, tokens_BS: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """The state one step later, and its metrics."""
         stage, step = self._stage, int(state.step)
         progress, rate = stage.progress_at(step), np.float32(stage.learning_rate_at(step + 1))
@@ -153,7 +209,7 @@ class Steps:
         arrays, metrics = update(state.arrays, tokens_BS, rate, self._provenance, progress)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
 
-    def validate(self, state: TrainState, held_out: np.ndarray) -> dict[str, float]:
+    def validate(self, state: TrainState, held_out: Sequence[jax.Array]) -> dict[str, float]:
         """Mean loss over the fixed validation batches, in nats a token; of the averaged copy too, if any."""
         progress = self._stage.progress_at(int(state.step))
         evaluate = self._evaluations[progress is not None]
@@ -164,37 +220,62 @@ class Steps:
         }
 
 
+def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> Iterator[jax.Array]:
+    """The batches of a stage from an example on, on their devices."""
+    settings = {"batch": stage.config.batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
+    source = batches(corpus.train, seed=stage.run.seed, start=start, **settings)
+    return (place_batch(mesh, rows_BS) for rows_BS in source)
+
+
+def held_out_batches(stage: Stage, corpus: Corpus, mesh: Mesh) -> list[jax.Array]:
+    """The fixed batches of validation, on their devices."""
+    settings = {"batch": stage.config.batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
+    found = validation_batches(corpus.validation, count=stage.run.evaluation.batches, **settings)
+    return [place_batch(mesh, rows_BS) for rows_BS in found]
+
+
 def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainState:
     """Trains from the state's step to the step at which the run leaves the stage, and saves there.
 
     Raises DivergedError, or StoppedError when asked to stop.
     """
-    corpus, checkpoints = around.corpus, around.checkpoints
-    config, run = stage.config, stage.run
-    shape = {"batch": config.batch, "length": config.length}
-    steps = Steps(stage, state)
-    held_out = validation_batches(corpus.validation, count=run.evaluation.batches, **shape)
-    source = batches(corpus.train, seed=run.seed, start=int(state.examples), **shape)
+    run, checkpoints, mesh = stage.run, around.checkpoints, around.mesh
+    steps = Steps(stage, state, mesh)
+    source = training_batches(stage, around.corpus, mesh, int(state.examples))
+    all_held_out = held_out_batches(stage, around.corpus, mesh)
+    around.begun()
     known = max(checkpoints.steps(), default=-1)
+    if is_first():
+        print(f"{around.title}: {steps.memory}", file=sys.stderr)
 
     with (
         contextlib.closing(MetricsLog(around.metrics_path, known)) as log,
         Progress(around.title, stage.first_step, int(state.step), stage.last_step) as bar,
+        Profile(around.instruments) as profile,
     ):
         watch = Stopwatch(around.seconds_before if log.seconds is None else log.seconds)
-        recorder = Recorder(stage, log, bar, watch, int(state.step))
+        waiting, validating = Stopwatch(), Stopwatch()
+        recorder = Recorder(stage, log, bar, watch, waiting, _peak(mesh, around.instruments))
+        recorder.begin(int(state.step))
         if state.step == stage.first_step:
-            validation = steps.validate(state, held_out)
+            with validating.running():
+                validation = steps.validate(state, all_held_out)
             recorder.check(stage.first_step, validation_loss=validation["val_loss"])
             recorder.record(stage.first_step, loss=None, **validation)
 
         watch.start()
         while state.step < stage.last_step:
-            state, metrics = steps.train(state, next(source))
+            profile.before(int(state.step) + 1, state.params)
+            with waiting.running():
+                tokens_BS = next(source)
+            state, metrics = steps.train(state, tokens_BS)
             step = int(state.step)
+            if around.grown_at and step == stage.first_step + 1:
+                jax.block_until_ready(metrics)
+                recorder.note(pause_seconds=time.perf_counter() - around.grown_at - validating.seconds)
             recorder.push(step, metrics)
 
-            stopping = around.stop.is_set()
+            stopping = all_stop(around.stop.is_set(), step)
             ending = step in around.ends or step == stage.last_step
             evaluating = ending or _passes(stage, step, run.evaluation.every_tokens)
             saving = ending or stopping or _passes(stage, step, run.checkpoint.every_tokens)
@@ -203,7 +284,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
             jax.block_until_ready(state.params)
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
-            recorder.settle(steps.validate(state, held_out if evaluating else held_out[:1]), evaluating)
+            held_out = all_held_out if evaluating else all_held_out[:1]
+            recorder.settle(steps.validate(state, held_out), evaluating)
             if saving:
                 checkpoints.save(state)
             around.publish()
@@ -212,6 +294,12 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
                 raise StoppedError(f"stopped and saved at step {step}; the same command goes on from there")
             watch.start()
     return state
+
+
+def _peak(mesh: Mesh, instruments: Instruments) -> float:
+    """FLOP/s of all devices together; 0 where that is not known."""
+    of_one = instruments.peak_flops or peak_flops(mesh.devices.flat[0].device_kind) or 0.0
+    return of_one * mesh.devices.size
 
 
 def _passes(stage: Stage, step: int, every_tokens: int) -> bool:

@@ -1,16 +1,55 @@
 """The records of a stage: JSON lines that survive a kill, and the progress bar that shows them."""
 
+import contextlib
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from growlm.files import write_whole
+from growlm.training.processes import is_first
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+    """How training is watched: FLOP/s of one device, where the table does not know it; steps to profile, and where."""
+
+    peak_flops: float | None = None
+    profile_steps: range = range(0)
+    profile_folder: Path = Path("profile")
+
+
+UNWATCHED = Instruments()
+
+
+class Profile:
+    """A profiler trace of the steps asked for, for TensorBoard or Perfetto."""
+
+    def __init__(self, instruments: Instruments):
+        self._steps, self._folder, self._on = instruments.profile_steps, instruments.profile_folder, False
+
+    def before(self, step: int, pending: Any) -> None:
+        """Begins or ends where it is due; what is `pending` belongs to the steps before."""
+        if (step in self._steps) != self._on:
+            jax.block_until_ready(pending)
+            jax.profiler.stop_trace() if self._on else jax.profiler.start_trace(self._folder)
+            self._on = not self._on
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -46,9 +85,9 @@ class MetricsLog:
 
 
 class Stopwatch:
-    """Seconds spent training; compiling, evaluating and saving stop it."""
+    """Seconds spent on something."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float = 0.0):
         self._before, self._began = seconds, None
 
     @property
@@ -64,6 +103,15 @@ class Stopwatch:
         """Stops counting."""
         self._before, self._began = self.seconds, None
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts what is done within."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.pause()
+
 
 class Progress:
     """A bar for one stage: which, step, tokens per second, loss and time left. On a terminal only now and then."""
@@ -78,6 +126,7 @@ class Progress:
             mininterval=interval,
             maxinterval=interval,
             dynamic_ncols=True,
+            disable=not is_first(),
             bar_format="{desc} {percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left",
         )
 

@@ -11,19 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from growlm.data import Corpus, batches, load_corpus
+from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError
 from growlm.files import is_part, locked, write_json
 from growlm.growth import grow_state
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.loop import Surroundings, train_stage
-from growlm.training.metrics import read_records, write_records
+from growlm.training.loop import Surroundings, compile_stage_ahead, train_stage, training_batches
+from growlm.training.mesh import mesh_of
+from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import RunConfig
+from growlm.training.processes import agreed, records_folder
+from growlm.training.programs import compile_growth, kept_on_disk
+from growlm.training.settings import MeshConfig, RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state, with_average
+
+COMPILED = "compiled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +61,12 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     path, config = folder / "config.json", json.loads(json.dumps(config))
     try:
         if path.exists():
-            if (held := json.loads(path.read_text(encoding="utf-8"))) != config:
-                difference = _first_difference(held, config)
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if _result(held) != _result(config):
+                difference = _first_difference(_result(held), _result(config))
                 raise InputError(f"{folder} holds a different run: {difference}; allowed is a new folder")
+            if held != config:
+                write_json(path, config)
         elif folder.exists() and (not folder.is_dir() or not all(map(is_part, folder.iterdir()))):
             raise InputError(f"{folder} exists and holds no run: allowed is a new or empty folder")
         else:
@@ -67,6 +76,16 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{path} is not JSON, {folder} holds no run: allowed is a new or empty folder") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be used: {error.strerror}; allowed is a new or empty folder") from error
+
+
+def _result(config: Any) -> Any:
+    """A config without what does not matter to its result: a run may go on with other devices."""
+    if isinstance(config, list):
+        return [_result(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    meshes = {field.name for field in dataclasses.fields(MeshConfig)}
+    return {key: _result(value) for key, value in config.items() if not (key == "mesh" and set(value) == meshes)}
 
 
 def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
@@ -85,11 +104,18 @@ def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
     return next(_first_difference(a, b, where) for where, a, b in pairs if a != b)
 
 
+@dataclasses.dataclass(frozen=True)
 class Runner:
-    """Trains the stages of runs into one store, a folder per address. `ends` says where runs leave each address."""
+    """Trains the stages of runs into one store, a folder per address. `ends` says where runs leave each address.
 
-    def __init__(self, store: Path, ends: Mapping[str, frozenset[int]], stop: threading.Event):
-        self._store, self._ends, self._stop = store, ends, stop
+    Checkpoints are written into the store by all processes; `records` is the store for everything else.
+    """
+
+    store: Path
+    records: Path
+    ends: Mapping[str, frozenset[int]]
+    stop: threading.Event
+    instruments: Instruments = UNWATCHED
 
     def train(self, plan: RunPlan, folder: Path, name: str) -> None:
         """Trains what is missing of a run, and writes the run's own folder.
@@ -98,72 +124,115 @@ class Runner:
         """
         publish = partial(self._write_folder, plan, folder)
         try:
-            self._reach(plan.stages[-1], plan, name, publish)
+            self._reach(plan.stages[-1], Journey(plan, mesh_of(plan.config), name, publish))
         finally:
             publish()
 
-    def _reach(self, stage: Stage, plan: RunPlan, name: str, publish: Callable[[], None]) -> TrainState:
+    def _reach(self, stage: Stage, journey: "Journey") -> TrainState:
         """The state at the end of a stage, trained from the best point there is.
 
         In this order: 1. the stage's own last checkpoint up to there, 2. its parent's end, grown, 3. from nothing.
         """
-        folder, ends = self._store / stage.address, self._ends[stage.address]
+        folder, ends = self.records / stage.address, self.ends[stage.address]
         folder.mkdir(parents=True, exist_ok=True)
-        keep = stage.run.checkpoint.max_to_keep
-        with locked(folder), contextlib.closing(Checkpoints(folder / "checkpoints", keep, ends)) as checkpoints:
+        home, keep = self.store / stage.address / "checkpoints", stage.run.checkpoint.max_to_keep
+        with locked(folder), contextlib.closing(Checkpoints(home, keep, ends)) as checkpoints:
             write_json(folder / "stage.json", stage.settings | {"address": stage.address})
-            mine = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
-            if mine:
-                state = checkpoints.restore(max(mine), abstract_state(stage.config.model, stage.config.optimizer))
-            elif stage.parent:
-                state = self._grow(stage, self._reach(stage.parent, plan, name, publish), plan.corpus, folder)
-            else:
-                state = init_state(stage.config.model, stage.config.optimizer, stage.run.seed)
+            state, grown_at = self._first_state(stage, checkpoints, journey)
             if state.step == stage.last_step:
                 return state
-            title = f"{name} {stage.number + 1}/{len(plan.stages)}"
-            path, before = folder / "metrics.jsonl", self._seconds_before(stage)
-            around = Surroundings(plan.corpus, checkpoints, path, title, ends, before, self._stop, publish)
+            around = Surroundings(
+                corpus=journey.plan.corpus,
+                mesh=journey.mesh,
+                checkpoints=checkpoints,
+                metrics_path=folder / "metrics.jsonl",
+                title=f"{journey.name} {stage.number + 1}/{len(journey.plan.stages)}",
+                ends=ends,
+                seconds_before=self._seconds_before(stage),
+                stop=self.stop,
+                instruments=self.instruments,
+                grown_at=grown_at,
+                begun=partial(journey.prepare, stage.number + 1),
+                publish=journey.publish,
+            )
             return train_stage(stage, state, around)
 
-    def _grow(self, stage: Stage, state: TrainState, corpus: Corpus, folder: Path) -> TrainState:
-        """Grows the parent's last state into this stage's first, and writes the report."""
+    def _first_state(
+        self, stage: Stage, checkpoints: Checkpoints, journey: "Journey"
+    ) -> tuple[TrainState, float | None]:
+        """Where training begins now; and when its growth began, where there was one now."""
+        settings = stage.config.model, stage.config.optimizer
+        mine = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
+        if (last := agreed(max(mine, default=-1))) >= 0:
+            return checkpoints.restore(last, abstract_state(*settings, journey.mesh)), None
+        if not stage.parent:
+            return init_state(*settings, stage.run.seed, journey.mesh), None
+        before = self._reach(stage.parent, journey)
+        began = time.perf_counter()
+        return self._grow(stage, before, journey), began
+
+    def _grow(self, stage: Stage, before: TrainState, journey: "Journey") -> TrainState:
+        """Grows the parent's last state into this stage's first, frees that, and writes the report."""
         began, config, growth = time.perf_counter(), stage.config, stage.config.growth
-        # What learn learns on, if it is that: the batches that the stage will begin with.
-        start = {"seed": stage.run.seed, "start": int(state.examples)}
-        ahead = batches(corpus.train, batch=config.batch, length=config.length, **start)
+        # What learn learns on: the batches that the stage will begin with.
+        ahead = training_batches(stage, journey.plan.corpus, journey.mesh, int(before.examples))
         state, report = grow_state(
-            state,
+            before,
             stage.parent.config.model,
             config.model,
             make_optimizer(config.optimizer),
             growth.operator,
             growth.optimizer_state,
             batches=ahead,
+            transform=compile_growth(stage, journey.mesh),
             **growth.options,
         )
         state = with_average(state, config.optimizer)
-        jax.block_until_ready(state.params)
+        jax.block_until_ready(state.arrays)
+        _free(before, state)
         at = {"step": stage.first_step, "tokens": stage.first_tokens, "seconds": time.perf_counter() - began}
-        write_json(folder / "growth.json", report | at)
+        write_json(self.records / stage.address / "growth.json", report | at)
         return state
 
     def _seconds_before(self, stage: Stage) -> float:
         """Training time of the stages before, to the point where this run left them."""
         if not stage.parent:
             return 0.0
-        records = read_records(self._store / stage.parent.address / "metrics.jsonl")
+        records = read_records(self.records / stage.parent.address / "metrics.jsonl")
         return max((r["seconds"] for r in records if r["step"] <= stage.parent.last_step), default=0.0)
 
     def _write_folder(self, plan: RunPlan, folder: Path) -> None:
         """The run's own view of its stages: their records up to where it left them, and their growth reports."""
         records = []
         for stage in plan.stages:
-            home = self._store / stage.address
+            home = self.records / stage.address
             records += [r for r in read_records(home / "metrics.jsonl") if r["step"] <= stage.last_step]
             if (home / "growth.json").exists():
                 write_json(folder / f"growth-{stage.number}.json", json.loads((home / "growth.json").read_text()))
         write_records(folder / "metrics.jsonl", records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Journey:
+    """A run on its way."""
+
+    plan: RunPlan
+    mesh: Mesh
+    name: str
+    publish: Callable[[], None]
+
+    def prepare(self, number: int) -> None:
+        """Begins to compile what the stage of that number will need, if there is one, while another is trained."""
+        for stage in self.plan.stages[number : number + 1]:
+            compile_stage_ahead(stage, self.mesh)
+
+
+def _free(before: TrainState, after: TrainState) -> None:
+    """Frees the small state. What growth did not change may be the same arrays in both."""
+    kept = {id(leaf) for leaf in jax.tree.leaves(after.arrays)}
+    for leaf in jax.tree.leaves(before.arrays):
+        if id(leaf) not in kept:
+            leaf.delete()
 
 
 def leave_points(plans: list[RunPlan]) -> dict[str, frozenset[int]]:
@@ -174,12 +243,23 @@ def leave_points(plans: list[RunPlan]) -> dict[str, frozenset[int]]:
     return {address: frozenset(steps) for address, steps in ends.items()}
 
 
-def train(config: RunConfig, workdir: Path, stop: threading.Event) -> None:
-    """Trains one run in its folder: config.json, metrics.jsonl, growth-N.json and checkpoints/.
+def train(
+    config: RunConfig,
+    workdir: Path,
+    stop: threading.Event,
+    instruments: Instruments = UNWATCHED,
+    cache: Path | None = None,
+) -> None:
+    """Trains one run in its folder: config.json, metrics.jsonl, growth-N.json, checkpoints/ and compiled/.
 
-    Started again with the same config it goes on where it was. Raises InputError, DivergedError, StoppedError.
+    Started again with the same config it goes on where it was, on whatever mesh. `cache`: where compiled programs are
+    kept instead of in the folder. Raises InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, load_corpus(config.corpus))
-    claim_folder(workdir, dataclasses.asdict(config))
-    runner = Runner(workdir / "checkpoints", leave_points([plan]), stop)
-    runner.train(plan, workdir, workdir.name)
+    mesh_of(config)
+    with records_folder(workdir) as records:
+        claim_folder(records, dataclasses.asdict(config))
+        ends = leave_points([plan])
+        runner = Runner(workdir / "checkpoints", records / "checkpoints", ends, stop, instruments)
+        with kept_on_disk(cache or workdir / COMPILED):
+            runner.train(plan, records, workdir.name)

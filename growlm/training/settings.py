@@ -120,9 +120,27 @@ class GrowthConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices share the work: copies of the model (data), its parts (fsdp), parts of its products (tensor).
+
+    data = 0: as many copies as there are devices left. What a run computes does not depend on it but for rounding.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        _check_range("mesh.data", self.data, low=0)
+        _check_range("mesh.fsdp", self.fsdp, low=1)
+        _check_range("mesh.tensor", self.tensor, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
     """One stage: a shape trained for `tokens` tokens, in batches of `batch` examples of `length` tokens.
 
+    microbatches: a batch is worked on in so many parts, one after the other, and is updated on once: less memory.
     frozen_layers: so many of the first layers and the embedding are constants, and cost no backward pass.
     submodel_layers: every step is of a sub-model, the first so many layers, or twice, thrice as many, drawn at random;
     of it the last so many train and what is above them, the first with the embedding (bert2BERT's first stage). With 0
@@ -138,9 +156,13 @@ class StageConfig:
     growth: GrowthConfig | None = None
     frozen_layers: int = 0
     submodel_layers: int = 0
+    microbatches: int = 1
 
     def __post_init__(self):
         _check_range("stage.batch", self.batch, low=1)
+        _check_range("stage.microbatches", self.microbatches, low=1)
+        if self.batch % self.microbatches:
+            raise InputError(f"stage.microbatches is {self.microbatches}: allowed are divisors of batch, {self.batch}")
         _check_range("stage.length", self.length, low=1)
         if self.tokens < self.batch * self.length:
             raise InputError(
@@ -212,6 +234,7 @@ class RunConfig:
     corpus: str = "stdlib"
     dtype: str = "float32"
     remat: str = "none"
+    mesh: MeshConfig = MeshConfig()
     log_every_steps: int = 10
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -246,6 +269,8 @@ class SweepConfig:
             if name not in self.runs:
                 raise unknown("run", name, self.runs, where="baseline, grown or controls")
         for name in self.runs:
-            taken = name in ("", "..", "stages") or str(name).endswith((".json", ".html", ".png"))
+            taken = name in ("", "..", "stages", "compiled", "profile") or str(name).endswith(
+                (".json", ".html", ".png")
+            )
             if not isinstance(name, str) or taken or Path(name).name != name:
                 raise InputError(f"run name {name!r}: allowed is a folder's name, none that the sweep uses itself")

@@ -1,20 +1,23 @@
-"""The train step and the evaluation step: pure functions, compiled once for every shape."""
+"""The train step: a pure function of arrays, for a program that says all else; and the state that it begins with."""
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from growlm.growth.anneal import masked
 from growlm.growth.plan import Ramp, initial_provenance
 from growlm.model import init, next_token_loss
+from growlm.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.groups import rate_factor, trainable
+from growlm.training.mesh import replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import OptimizerConfig
 from growlm.training.submodels import cut, put
@@ -28,7 +31,7 @@ class Program:
     """What a step is compiled for: all that is not an array. `ramp` where the model is under masks.
 
     depth: the step is of the sub-model of so many of the first layers; None for the whole model. Frozen layers, and
-    those above a sub-model, keep their moments and ages too.
+    those above a sub-model, keep their moments and ages too. microbatches: the batch is worked on in so many parts.
     """
 
     model: ModelConfig
@@ -39,6 +42,12 @@ class Program:
     frozen_layers: int = 0
     ramp: Ramp | None = None
     depth: int | None = None
+    microbatches: int = 1
+
+    def for_evaluation(self) -> "Program":
+        """The same of a loss alone, of the whole model."""
+        forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
+        return dataclasses.replace(self, **forward)
 
 
 def run_keys(seed: int) -> jax.Array:
@@ -46,14 +55,22 @@ def run_keys(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed))
 
 
-def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> TrainState:
-    """The state at step 0 of a run."""
+def _initial(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> tuple[Arrays, jax.Array]:
+    """What a run begins with: its arrays and its key."""
     init_key, run_key = run_keys(seed)
     params = init(model, init_key)
-    opt_state = jax.jit(make_optimizer(optimizer).init)(params)
-    zero = np.int64(0)
-    state = TrainState(params, opt_state, zero, zero, zero, run_key, initial_provenance(model))
-    return with_average(state, optimizer)
+    ema = jax.tree.map(jnp.copy, params) if optimizer.ema else None
+    return (params, make_optimizer(optimizer).init(params), ema), run_key
+
+
+def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None) -> TrainState:
+    """The state at step 0 of a run; every device of a mesh makes the parts that it will hold."""
+    abstract = abstract_state(model, optimizer, mesh)
+    out = jax.tree.map(lambda leaf: leaf.sharding, (abstract.arrays, abstract.key)) if mesh else None
+    (params, opt_state, ema), key = jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=out)(
+        model, optimizer, seed
+    )
+    return dataclasses.replace(abstract, params=params, opt_state=opt_state, ema=ema, key=key)
 
 
 def with_average(state: TrainState, optimizer: OptimizerConfig) -> TrainState:
@@ -63,18 +80,22 @@ def with_average(state: TrainState, optimizer: OptimizerConfig) -> TrainState:
     return dataclasses.replace(state, ema=state.ema or jax.tree.map(jnp.copy, state.params))
 
 
-def abstract_state(model: ModelConfig, optimizer: OptimizerConfig) -> TrainState:
-    """The shapes and dtypes of such a state; the counters are outside JAX, which would make 32 bits of them."""
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, 0))
-    counter = np.int64(0)
-    return dataclasses.replace(
-        shapes,
-        step=counter,
-        tokens=counter,
-        examples=counter,
-        key=jax.random.key(0),
-        provenance=initial_provenance(model),
-    )
+def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh | None = None) -> TrainState:
+    """The shapes and dtypes of such a state, and where its arrays lie on a mesh; the counters are 0.
+
+    Counters are outside JAX, which would make 32 bits of them.
+    """
+    arrays, key = jax.eval_shape(partial(_initial, model, optimizer, 0))
+    if mesh is not None:
+        arrays = jax.tree.map(_lying, arrays, shardings_of(arrays, model, mesh))
+        key = _lying(key, replicated(mesh))
+    params, opt_state, ema = arrays
+    zero = np.int64(0)
+    return TrainState(params, opt_state, zero, zero, zero, key, initial_provenance(model), ema)
+
+
+def _lying(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def train_loss(program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
@@ -108,12 +129,33 @@ def train_step(
       progress: float32[4], how far the masks of a ramp are open, as `growlm.growth.anneal.progress` gives it.
     """
     params, opt_state, ema = arrays
-    loss, gradients = jax.value_and_grad(partial(train_loss, program))(params, tokens_BS, provenance, progress)
+    loss, gradients = _gradients(program, params, tokens_BS, provenance, progress)
     part = program.frozen_layers or program.depth is not None
     updated = _update_part if part else _update
     params, opt_state, norm = updated(program, (params, opt_state, gradients), learning_rate, provenance)
     ema = ema and jax.tree.map(lambda mean, leaf: mean + (1 - program.optimizer.ema) * (leaf - mean), ema, params)
     return (params, opt_state, ema), {"loss": loss, "grad_norm": norm}
+
+
+def _gradients(
+    program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+) -> tuple[jax.Array, Params]:
+    """The loss and its gradients, as means over the microbatches, of which one is held at a time."""
+    of_part = jax.value_and_grad(partial(train_loss, program))
+    if program.microbatches == 1:
+        return of_part(params, tokens_BS, provenance, progress)
+    # Row r goes to part r mod parts: every device, which has neighbouring rows, has some of each part.
+    tokens_RMS = tokens_BS.reshape(-1, program.microbatches, tokens_BS.shape[1])
+
+    def add(total: Any, tokens_RS: jax.Array) -> tuple[Any, None]:
+        part = of_part(params, by_batch(tokens_RS), provenance, progress)
+        return jax.tree.map(lambda sum_, leaf: sum_ + leaf / program.microbatches, total, part), None
+
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(of_part, params, tokens_RMS[:, 0], provenance, progress),
+    )
+    return jax.lax.scan(add, zeros, tokens_RMS.swapaxes(0, 1))[0]
 
 
 def _update(
@@ -149,45 +191,3 @@ def _update_part(
 
 def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Array:
     return value if mask is True else jnp.where(mask, value, otherwise)
-
-
-@lru_cache
-def compile_steps(
-    model: ModelConfig,
-    optimizer: OptimizerConfig,
-    batch: int,
-    length: int,
-    dtype: str,
-    remat: str,
-    train: str = "all",
-    frozen_layers: int = 0,
-    ramp: Ramp | None = None,
-    depth: int | None = None,
-) -> tuple[Callable, Callable]:
-    """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
-
-    step(arrays, tokens, learning rate, provenance, progress) -> (arrays, metrics); the arrays are donated.
-    evaluate(params, tokens, provenance, progress) -> loss, of the whole model. The progress is None but for a ramp.
-    """
-    program = Program(model, optimizer, dtype, remat, train, frozen_layers, ramp, depth)
-    state = abstract_state(model, optimizer)
-    tokens, rate, progress = _abstract_inputs(program, batch, length)
-    step = jax.jit(partial(train_step, program), donate_argnums=0)
-    compiled = step.lower(state.arrays, tokens, rate, state.provenance, progress).compile()
-    whole = dataclasses.replace(program, remat="none", frozen_layers=0, depth=None)
-    return compiled, _compile_evaluation(whole, batch, length)
-
-
-@lru_cache
-def _compile_evaluation(program: Program, batch: int, length: int) -> Callable:
-    """Apart from the steps, because the sub-models of a stage share it."""
-    state = abstract_state(program.model, program.optimizer)
-    tokens, _, progress = _abstract_inputs(program, batch, length)
-    evaluate = jax.jit(partial(train_loss, program))
-    return evaluate.lower(state.params, tokens, state.provenance, progress).compile()
-
-
-def _abstract_inputs(program: Program, batch: int, length: int) -> tuple[Any, Any, Any]:
-    """The tokens, the learning rate and the progress, which is None but for a ramp."""
-    rate, progress = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((), (4,)))
-    return jax.ShapeDtypeStruct((batch, length + 1), jnp.int32), rate, progress if program.ramp else None

@@ -1,0 +1,172 @@
+"""Compiled programs: made once, ahead of need where there is time, and kept on disk for the next process."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding
+
+from growlm.growth.apply import growth_transform
+from growlm.growth.learned import matrices_of
+from growlm.sharding import shardings_of
+from growlm.training.mesh import by_rows, replicated
+from growlm.training.optimizer import make_optimizer
+from growlm.training.stages import Stage
+from growlm.training.step import Program, abstract_state, train_loss, train_step
+
+MOST = 64  # programs that are kept: each holds memory maps, and a process may have 65,530
+
+_programs: OrderedDict[Hashable, Future] = OrderedDict()
+_background = ThreadPoolExecutor(1, thread_name_prefix="compile")
+
+
+def compiled(key: Hashable, build: Callable[[], Any]) -> Any:
+    """The program of that key, built now unless it is there; where it is being built it is waited for."""
+    if key not in _programs:
+        future: Future = Future()
+        future.set_result(build())
+        _keep(key, future)
+    return _programs[key].result()
+
+
+def compile_ahead(key: Hashable, build: Callable[[], Any]) -> None:
+    """Begins to build the program of that key in the background, unless it is there."""
+    if key not in _programs:
+        _keep(key, _background.submit(build))
+
+
+def forget_programs() -> None:
+    """Drops all programs."""
+    _programs.clear()
+
+
+def _keep(key: Hashable, future: Future) -> None:
+    _programs[key] = future
+    while len(_programs) > MOST:
+        _programs.popitem(last=False)
+
+
+def compile_steps(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
+    """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
+
+    step(arrays, tokens, learning rate, provenance, progress) -> (arrays, metrics); the arrays are donated.
+    evaluate(params, tokens, provenance, progress) -> loss, of the whole model. The progress is None but for a ramp.
+    """
+    (step_key, step), (evaluation_key, evaluation) = _builders(program, batch, length, mesh)
+    return compiled(step_key, step), compiled(evaluation_key, evaluation)
+
+
+def compile_steps_ahead(program: Program, batch: int, length: int, mesh: Mesh) -> None:
+    """Begins to compile the two in the background."""
+    for key, build in _builders(program, batch, length, mesh):
+        compile_ahead(key, build)
+
+
+def _builders(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
+    # The sub-models of a stage share the evaluation.
+    whole = program.for_evaluation()
+    return tuple(
+        ((build.__name__, of, batch, length, mesh), partial(build, of, batch, length, mesh))
+        for build, of in ((_build_step, program), (_build_evaluation, whole))
+    )
+
+
+def _build_step(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
+    state = abstract_state(program.model, program.optimizer, mesh)
+    out = jax.tree.map(lambda leaf: leaf.sharding, state.arrays), replicated(mesh)
+    step = jax.jit(partial(train_step, program), donate_argnums=0, out_shardings=out)
+    with jax.set_mesh(mesh):
+        inputs = _abstract_inputs(program, batch, length, mesh)
+        return step.lower(
+            state.arrays, inputs["tokens"], inputs["rate"], state.provenance, inputs["progress"]
+        ).compile()
+
+
+def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
+    state = abstract_state(program.model, program.optimizer, mesh)
+    evaluate = jax.jit(partial(train_loss, program), out_shardings=replicated(mesh))
+    with jax.set_mesh(mesh):
+        inputs = _abstract_inputs(program, batch, length, mesh)
+        return evaluate.lower(state.params, inputs["tokens"], state.provenance, inputs["progress"]).compile()
+
+
+def compile_growth(stage: Stage, mesh: Mesh) -> Callable:
+    """The compiled `growth_transform` of the growth with which a stage begins."""
+    return compiled(("growth", stage.address, mesh), partial(_build_growth, stage, mesh))
+
+
+def compile_growth_ahead(stage: Stage, mesh: Mesh) -> None:
+    """Begins to compile it in the background."""
+    compile_ahead(("growth", stage.address, mesh), partial(_build_growth, stage, mesh))
+
+
+def _build_growth(stage: Stage, mesh: Mesh) -> Callable:
+    config, parent, growth = stage.config, stage.parent.config, stage.growth
+    source = abstract_state(parent.model, parent.optimizer, mesh)
+    optimizer = make_optimizer(config.optimizer)
+    transform = growth_transform(growth, parent.model, config.model, optimizer, config.growth.optimizer_state)
+    matrices = jax.tree.map(jnp.asarray, matrices_of(growth)) if growth.recipe else None
+    whole = replicated(mesh)
+    matrices = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), matrices)
+    inputs = source.arrays, source.key, matrices
+    out = shardings_of(jax.eval_shape(transform, *inputs), config.model, mesh)
+    with jax.set_mesh(mesh):
+        program = jax.jit(transform, out_shardings=out).lower(*inputs).compile()
+    return lambda arrays, key, matrices: program(arrays, key, jax.device_put(matrices, whole))
+
+
+def bytes_needed(program: Any) -> int:
+    """Of a compiled program on each device: what goes in, what comes out in other places, and what lies between."""
+    memory = program.memory_analysis()
+    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    return sum(parts) - memory.alias_size_in_bytes
+
+
+def describe_memory(programs: Iterable[Program], batch: int, length: int, mesh: Mesh) -> str:
+    """The same in words, of that train step of them which needs the most."""
+    steps = (compile_steps(program, batch, length, mesh)[0] for program in programs)
+    program = max(steps, key=bytes_needed)
+    memory = program.memory_analysis()
+    needed, given = _size(bytes_needed(program)), _size(memory.argument_size_in_bytes)
+    return (
+        f"a step needs {needed} on each device: {given} state and batch, {_size(memory.temp_size_in_bytes)} temporary"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _abstract_inputs(program: Program, batch: int, length: int, mesh: Mesh) -> dict[str, Any]:
+    """The tokens, the learning rate and the progress, which is None but for a ramp."""
+
+    def abstract(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return {
+        "tokens": abstract((batch, length + 1), "int32", by_rows(mesh)),
+        "rate": abstract((), "float32", replicated(mesh)),
+        "progress": abstract((4,), "float32", replicated(mesh)) if program.ramp else None,
+    }
+
+
+@contextlib.contextmanager
+def kept_on_disk(folder: Path) -> Iterator[None]:
+    """Within it, programs are read from and written to a folder; JAX_COMPILATION_CACHE_DIR names another one."""
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    compilation_cache.reset_cache()  # JAX looks at the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
