@@ -1,31 +1,49 @@
-"""How fast growlm's train step is, against this machine's matrix products and against eager PyTorch.
+"""How fast growlm's train step is, against this machine's matrix products and against PyTorch.
 
-    python experiments/benchmarks/train_step.py --shape=embed128 --remat=full --compare=torch
+On a GPU, one command:
+
+    python experiments/benchmarks/train_step.py --shape=124M,1.1B --compare=torch
+
+It has not been run on a GPU yet. The aims there, at the 1.1B shape: an MFU of 60 %, and 1.1 times PyTorch's tokens/s.
+On a CPU --shape=demo, the default, takes a minute or two.
 
 Prints tokens/s, model FLOP/s (products and causal attention, forward and backward, nothing counted twice for
-rematerialisation) and their share of the peak: the rate of one large square product in the same dtype, the better of
-JAX's and PyTorch's where both run. With --compare=torch the same model takes the same step (forward, backward, clip,
-AdamW) in eager PyTorch, on the same device and batch and with as many threads. Both start from the same parameters,
-and their losses in float32 must agree before anything is timed.
+rematerialisation) and two shares. "of product": of one large square product in the same dtype, the better of JAX's and
+PyTorch's where both run. "MFU": of the bfloat16 peak that the chip's maker names, where growlm/laws/chips.py knows it.
 
-The measurements take turns, round after round, so that a machine whose load changes meets all of them alike: numbers
-are medians over rounds, and a ratio is one of neighbours in a round. That is not enough where other processes use the
-cores: PyTorch's threads spin while they wait for each other, and with one of them held up a step takes ten times as
-long, where XLA's takes twice. (Without spinning, OMP_WAIT_POLICY=PASSIVE, PyTorch is slower on an idle machine, up to
-twice.) So the benchmark says how busy the cores were. Where they are not idle, `taskset -c 0 python ...` compares one
-thread with one.
+With --compare=torch the same model takes the same step (forward, backward, clip, AdamW) in PyTorch under torch.compile,
+with --compare=torch_eager in eager PyTorch: on the same device and batch, with as many threads, from the same
+parameters. On one sequence the losses of growlm and of eager PyTorch in float32 must agree before anything is timed,
+and then those of the first steps.
 
-Result on two idle cores (AMD EPYC, jax 0.10.2, torch 2.13, medians of five rounds):
+On CPUs the measurements take turns, round after round, so that a machine whose load changes meets all of them alike:
+numbers are medians over rounds, and a ratio is one of neighbours in a round. That is not enough where other processes
+use the cores: PyTorch's threads spin while they wait for each other, and with one of them held up a step takes ten
+times as long, where XLA's takes twice. (Without spinning, OMP_WAIT_POLICY=PASSIVE, PyTorch is slower on an idle
+machine, up to twice.) So the benchmark says how busy the cores were. Where they are not idle, `taskset -c 0 python ...`
+compares one thread with one.
 
-    shape     dtype     remat  tokens/s  of peak  steps in the time of one of torch's
-    demo      float32   full     40,000      28%  1.60 (1.58 to 1.72)
-    demo      float32   none     18,900      13%  0.74 (0.66 to 0.87)   keeping activations costs more than redoing them
-    embed128  float32   full     14,500      35%  1.22 (1.19 to 1.37)
-    embed128  bfloat16  full     12,200      15%  0.83 (0.72 to 0.85)   XLA's CPU backend has no fast bfloat16 products
+On a GPU PyTorch goes first through all its rounds and hands its memory back; then comes growlm. The card has no other
+load to share, and 80 GB do not hold both: at 1.1B and batch 8, by calculation, PyTorch takes 58 GB (parameters and
+moments 16, gradients 5, kept activations 30, logits) and growlm 45 GB (activations 19, of "dots": what products give).
+"none", 52 GB of activations, would not leave growlm room, and "none" at batch 4 would pay AdamW's passes over the
+weights twice as often for a token. Eager PyTorch keeps 44 GB of activations; where that is too much, --batch=4.
 
-It was written for GPUs too, but has been run on CPUs only. On a GPU it needs a jax and a torch that both see it, and
-products of float32 arrays run in TF32 on both sides. Cost: under a minute on two CPU cores; --shape=124M and
---shape=1.1B are meant for GPUs.
+Result on two idle cores (AMD EPYC, jax 0.10.2, torch 2.13, commit 43858e8, medians of five rounds; products of float32
+at 200 GFLOP/s):
+
+    shape     dtype     against   tokens/s  of product  steps in the time of one of PyTorch
+    demo      float32   compiled    23,000         32%  0.83 (0.74 to 0.85)
+    demo      float32   eager       22,000         33%  1.08 (1.07 to 1.12)
+    embed128  float32   compiled     8,300         44%  0.74 (0.73 to 0.76)
+    embed128  float32   eager        8,700         45%  0.87 (0.83 to 0.88)
+    demo      bfloat16  compiled    18,300         13%  0.77 (0.76 to 0.82)   JAX's products: 40% of PyTorch's rate
+
+So on a CPU compiled PyTorch is faster. (remat is full here, the fastest of growlm's on CPUs.) The ratio to eager
+PyTorch depends on the machine: one with twice the rate of products had 1.60 and 1.22 where this has 1.08 and
+0.87, and commit 89d81f3 has 1.09 here too.
+
+On a GPU it needs a jax and a torch that both see it; products of float32 arrays run in TF32 on both sides.
 
 tokens_BS is int32[batch, length + 1].
 """
