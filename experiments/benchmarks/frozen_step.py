@@ -33,8 +33,10 @@ from arguments import Parser, duration, exit_code, positive
 
 from growlm.errors import InputError
 from growlm.model import REMAT_POLICIES
-from growlm.training.settings import OptimizerConfig
-from growlm.training.step import compile_steps, init_state
+from growlm.training.mesh import make_mesh
+from growlm.training.programs import compile_steps
+from growlm.training.settings import MeshConfig, OptimizerConfig
+from growlm.training.step import Program, init_state
 from growlm.weights import ModelConfig, parameter_count
 
 SIZES = {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128}
@@ -90,8 +92,9 @@ def repeated_step(setting: Setting, frozen: int) -> Repeat:
     """The compiled step of a stage on one batch, from the initial parameters on."""
     tokens_shape = (setting.batch, setting.length + 1)
     tokens_BS = jax.random.randint(jax.random.key(1), tokens_shape, 0, setting.model.vocab, jnp.int32)
-    shape = {"batch": setting.batch, "length": setting.length, "dtype": setting.dtype, "remat": setting.remat}
-    step, _ = compile_steps(setting.model, OPTIMIZER, **shape, frozen_layers=frozen)
+    program = Program(setting.model, OPTIMIZER, setting.dtype, setting.remat, frozen_layers=frozen)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    step, _ = compile_steps(program, setting.batch, setting.length, mesh)
     state = init_state(setting.model, OPTIMIZER, seed=0)
     arrays, provenance = state.arrays, jax.device_put(state.provenance)
 

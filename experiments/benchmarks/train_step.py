@@ -73,9 +73,11 @@ from growlm.laws.chips import peak_flops
 from growlm.model import REMAT_POLICIES, init, next_token_loss
 from growlm.study.numbers import UNKNOWN, count
 from growlm.study.sweep import commit, hardware
+from growlm.training.mesh import make_mesh
 from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import OptimizerConfig
-from growlm.training.step import compile_steps
+from growlm.training.programs import compile_steps
+from growlm.training.settings import MeshConfig, OptimizerConfig
+from growlm.training.step import Program
 from growlm.weights import ModelConfig, Params, matmul_parameter_count, parameter_count
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
@@ -212,7 +214,8 @@ def exact_losses(
 def repeated_step(setting: Setting, params: Params, tokens_BS: jax.Array) -> Repeat:
     """growlm's compiled train step on one batch, from these parameters on; they are donated."""
     c = setting
-    step, _ = compile_steps(c.model, OPTIMIZER, c.batch, c.length, c.dtype, c.remat)
+    program = Program(c.model, OPTIMIZER, c.dtype, c.remat)
+    step, _ = compile_steps(program, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     arrays = (params, jax.jit(make_optimizer(OPTIMIZER).init)(params), None)
     learning_rate, provenance = jnp.float32(LEARNING_RATE), jax.device_put(initial_provenance(c.model))
 
