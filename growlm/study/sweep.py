@@ -18,7 +18,7 @@ from growlm.files import locked, write_json
 from growlm.training.loop import DivergedError
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments
-from growlm.training.processes import records_folder
+from growlm.training.processes import after_first, records_folder
 from growlm.training.programs import kept_on_disk
 from growlm.training.run import COMPILED, Runner, RunPlan, claim_folder, leave_points, plan_run
 from growlm.training.settings import SweepConfig
@@ -126,6 +126,7 @@ def run_sweep(
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
         claim_folder(records, dataclasses.asdict(plan.config))
+        after_first()
         runner = Runner(workdir / STORE, records / STORE, leave_points(list(plan.runs.values())), stop, instruments)
         _write_summary(plan, records, command)
         for name in chosen:

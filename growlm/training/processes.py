@@ -71,6 +71,11 @@ def agreed(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if jax.process_count() > 1 else number
 
 
+def after_first() -> None:
+    """Waits until the first process is here too: what it has made or refused until here, it has."""
+    agreed(0)
+
+
 def all_stop(asked: bool, step: int) -> bool:
     """Whether to stop after this step. Of several processes all do, at one step, when any was sent SIGTERM."""
     return asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

@@ -23,7 +23,7 @@ from growlm.training.loop import Surroundings, compile_stage_ahead, train_stage,
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
-from growlm.training.processes import agreed, records_folder
+from growlm.training.processes import after_first, agreed, records_folder
 from growlm.training.programs import compile_growth, kept_on_disk
 from growlm.training.settings import MeshConfig, RunConfig
 from growlm.training.stages import Stage, resolve
@@ -259,6 +259,7 @@ def train(
     mesh_of(config)
     with records_folder(workdir) as records:
         claim_folder(records, dataclasses.asdict(config))
+        after_first()
         ends = leave_points([plan])
         runner = Runner(workdir / "checkpoints", records / "checkpoints", ends, stop, instruments)
         with kept_on_disk(cache or workdir / COMPILED):

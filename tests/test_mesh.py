@@ -1,0 +1,112 @@
+"""On every mesh of 8 devices a run with growth has the losses of one device."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from meshes import config
+
+from growlm import InputError
+from growlm.training.mesh import make_mesh, mesh_of, share_of_batch
+from growlm.training.run import train
+from growlm.training.settings import MeshConfig
+
+SHAPES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
+SPECS = ["x".join(map(str, shape)) for shape in SHAPES]
+PARTS = "2x2x2:2"  # in two microbatches
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def on_eight(corpus, tmp_path_factory):
+    script = Path(__file__).with_name("meshes.py")
+    command = [sys.executable, script, tmp_path_factory.mktemp("runs"), corpus, *SPECS, PARTS]
+    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | eight)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def on_one(corpus, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(config(corpus, {}), folder, threading.Event())
+    return [record["loss"] for record in tiny.records(folder) if record["loss"] is not None]
+
+
+@pytest.mark.parametrize("spec", [*SPECS, PARTS])
+def test_a_mesh_trains_and_grows_as_one_device_does(on_eight, on_one, spec):
+    assert len(on_one) == 20
+    np.testing.assert_allclose(on_eight["losses"][spec], on_one, rtol=1e-5)
+    assert on_one[-1] < on_one[0] - 0.5  # it learns: equal losses of nothing would be no evidence
+
+
+def test_weights_and_their_moments_lie_in_parts(on_eight):
+    gate, head = [1, 32 // 2, 48 // 2], [32 // 2, 256 // 2]
+    shapes = on_eight["lies"]
+    assert len(shapes) == 6  # the parameter and its two moments, of both
+    assert all(shape == (gate if "gate" in path else head) for path, shape in shapes.items())
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """As much of a device as a mesh asks for."""
+
+    platform, device_kind = "cpu", "cpu"
+
+    def __init__(self, number, process):
+        self.id, self.process_index = number, process
+
+
+@pytest.mark.parametrize(
+    ("mesh", "says"),
+    [
+        ({"data": 3}, "mesh is data 3 x fsdp 1 x tensor 1 = 3 devices: there are 1"),
+        ({"fsdp": 2}, "mesh is data 1 x fsdp 2 x tensor 1 = 2 devices: there are 1"),
+    ],
+)
+def test_a_mesh_that_is_not_the_devices_is_refused_before_anything_is_written(corpus, tmp_path, mesh, says):
+    with pytest.raises(InputError, match=says):
+        train(config(corpus, mesh), tmp_path / "run", threading.Event())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_is_refused(corpus, monkeypatch):
+    devices = [Device(number, 0) for number in range(3)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(
+        InputError, match=r"stages\[0\].batch is 16 in 1 microbatches: .* mesh.data 3 x mesh.fsdp 1 = 3"
+    ):
+        mesh_of(config(corpus, {}))
+
+
+def test_processes_feed_parts_of_the_batch_or_the_same_part():
+    def shares(mesh, per_process, monkeypatch):
+        devices = [Device(number, number // per_process) for number in range(8)]
+        made = make_mesh(MeshConfig(**mesh), devices)
+        found = []
+        for process in range(8 // per_process):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            found.append(share_of_batch(made))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        assert shares({"fsdp": 4}, 2, patch) == [(0, 4), (1, 4), (2, 4), (3, 4)]
+        assert shares({"tensor": 4}, 2, patch) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+        assert shares({"tensor": 8}, 2, patch) == [(0, 1)] * 4
+        with pytest.raises(InputError, match=r"mesh.tensor is 4: .* 12 over 2 processes"):
+            devices = [Device(number, number // 6) for number in range(12)]
+            share_of_batch(make_mesh(MeshConfig(tensor=4), devices))

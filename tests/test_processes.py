@@ -1,0 +1,144 @@
+"""Real processes on loopback: they train, grow, save, are stopped and killed, and go on as others."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from growlm import InputError
+from growlm.training import processes
+from growlm.training.config import build_run
+from growlm.training.run import train
+
+BOUND = 150  # seconds in which a job must end once one of its processes is gone; JAX's own timeouts are 60
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Sixty steps, growth, sixty more; a checkpoint every four."""
+    shape = {"batch": 8, "tokens": STEPS * 8 * tiny.LENGTH}
+    checkpoint = {"every_tokens": 4 * 8 * tiny.LENGTH, "max_to_keep": 2}
+    corpus = tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+    return tiny.run(corpus, tiny.stage(1, **shape), tiny.grown(1, **shape), checkpoint=checkpoint, mesh={"tensor": 2})
+
+
+class Job:
+    """So many processes with four devices in all, on one run."""
+
+    def __init__(self, folder: Path, settings: dict, count: int):
+        config = tiny.write_config(folder / "config.py", settings)
+        script = Path(__file__).with_name("one_process.py")
+        command = [sys.executable, script, "train", f"--config={config}", f"--workdir={folder / 'run'}"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.outputs, self.processes = [], []
+        for number in range(count):
+            names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
+            names |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+            output = (folder / f"output-{time.monotonic_ns()}").open("w+")
+            environment = os.environ | {name: str(value) for name, value in names.items()}
+            options = {"env": environment, "stdout": output, "stderr": subprocess.STDOUT}
+            self.processes.append(subprocess.Popen(command, **options))
+            self.outputs.append(output)
+
+    def said(self, number: int) -> str:
+        self.outputs[number].seek(0)
+        return self.outputs[number].read()
+
+    def wait(self, seconds: float = 300) -> list[int]:
+        """The exit codes."""
+        end = time.monotonic() + seconds
+        try:
+            return [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def reach(self, folder: Path, step: int) -> None:
+        """Waits until a checkpoint at or after that step is whole."""
+        end = time.monotonic() + 300
+        while max((at for _, at in tiny.checkpoints(folder)), default=0) < step:
+            assert time.monotonic() < end and all(process.poll() is None for process in self.processes), self.said(0)
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def on_one(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(build_run(settings | {"mesh": {}}), folder, threading.Event())
+    return tiny.records(folder)
+
+
+def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, on_one, tmp_path):
+    run = tmp_path / "run"
+
+    job = Job(tmp_path, settings, 2)
+    job.reach(run, 8)
+    job.processes[1].send_signal(signal.SIGTERM)  # one is asked, all stop, at one step
+    assert job.wait() == [0, 0], job.said(0)
+    assert "share 0 2" in job.said(0) and "share 1 2" in job.said(1)
+    assert all("stopped and saved at step" in job.said(number) for number in (0, 1))
+    stopped_at = max(step for _, step in tiny.checkpoints(run))
+    assert stopped_at < STEPS
+
+    job = Job(tmp_path, settings, 2)
+    job.reach(run, stopped_at + 8)
+    job.processes[1].kill()
+    began = time.monotonic()
+    assert job.processes[0].wait(BOUND) not in (0, None)
+    assert time.monotonic() - began < BOUND
+    assert "another process of the job is gone" in job.said(0) or "JAX distributed service" in job.said(0)
+    job.wait()
+
+    job = Job(tmp_path, settings, 4)
+    assert job.wait() == [0] * 4, job.said(0)
+    assert [f"share {number // 2} 2" in job.said(number) for number in range(4)] == [True] * 4  # tensor spans two
+
+    records = tiny.records(run)
+    assert [record["step"] for record in records] == [record["step"] for record in on_one]
+    for name in ("loss", "val_loss"):
+        have, want = ([r[name] for r in found if r.get(name) is not None] for found in (records, on_one))
+        np.testing.assert_allclose(have, want, rtol=1e-5)
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "compiled",
+        "config.json",
+        "growth-1.json",
+        "metrics.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "says"),
+    [
+        ("", "0", "JAX_NUM_PROCESSES is ''"),
+        ("0", "0", "JAX_NUM_PROCESSES is '0'"),
+        ("2", "one", "JAX_PROCESS_ID is 'one'"),
+        ("2", "2", "JAX_PROCESS_ID is 2 and JAX_NUM_PROCESSES 2: allowed are 0 to 1"),
+    ],
+)
+def test_variables_that_do_not_fit_are_refused(monkeypatch, count, number, says):
+    values = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=says):
+        processes.join_processes()
+
+
+def test_a_process_of_its_own_joins_nobody(monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
+    for name in processes.TASK_COUNTS:
+        monkeypatch.setenv(name, "1")
+    processes.join_processes()
+    assert processes.is_first() and processes.agreed(7) == 7
