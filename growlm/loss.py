@@ -1,10 +1,26 @@
-"""Cross-entropy over the vocabulary.
+"""Cross-entropy over the vocabulary, a chunk of rows at a time: the logits are never all there.
 
-Shape suffixes: B batch, T positions, N = B x T rows, D embed, V vocab.
+The gradient by a chunk's logits is its softmax minus its targets, at hand as soon as its loss is. So differentiation
+takes the gradients along on the way forward, and the way back only scales them. On a mesh every device walks over
+the chunks of its own rows and its own part of the vocabulary; what the rows sum to is summed over devices once, at
+the end.
+
+Shape suffixes: B batch, T positions, N = B x T rows, n the rows of one device, C of a chunk, D embed, V vocab,
+W the part of it on one device.
 """
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import axis_index, pmax, psum
+from jax.sharding import PartitionSpec
+
+from growlm.sharding import BATCH, batch_parts, current_mesh
+
+CHUNK = 2**26  # logits at a time, on one device
 
 
 def logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
@@ -14,7 +30,108 @@ def logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
 
 def cross_entropy(x_ND: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
     """Mean cross-entropy, in nats, of int targets [B, T] given hidden states [B x T, D]; a float32 (or 64) scalar."""
-    target_N = target_BT.reshape(-1)
-    logits_NV = logits(x_ND, head_DV)
-    target_logit_N = jnp.take_along_axis(logits_NV, target_N[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits_NV, axis=1) - target_logit_N)
+    return _mean_loss(CHUNK, x_ND, head_DV, target_BT.reshape(-1).astype(jnp.int32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean_loss(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> jax.Array:
+    """The loss alone, with at most so many logits at a time."""
+    axes = _axes(x_ND, head_DV)
+    return _on_mesh(partial(_loss, most, axes), axes, PartitionSpec())(x_ND, head_DV, target_N) / len(x_ND)
+
+
+def _mean_loss_forward(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple:
+    axes, rows = _axes(x_ND, head_DV), len(x_ND)
+    outs = (PartitionSpec(), PartitionSpec(axes.rows), PartitionSpec(None, axes.vocab))
+    loss, *gradients = _on_mesh(partial(_loss_and_gradients, most, axes, rows), axes, outs)(x_ND, head_DV, target_N)
+    return loss / rows, gradients
+
+
+def _mean_loss_backward(most: int, gradients: list[jax.Array], scale: jax.Array) -> tuple:
+    return *((scale * gradient).astype(gradient.dtype) for gradient in gradients), None
+
+
+_mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
+
+
+class _Axes(NamedTuple):
+    """The mesh axes over which the rows and the vocabulary are split; none where they do not divide, or no mesh is."""
+
+    rows: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+
+
+def _axes(x_ND: jax.Array, head_DV: jax.Array) -> _Axes:
+    if (mesh := current_mesh()) is None:
+        return _Axes()
+    rows = len(x_ND) % batch_parts(mesh) == 0
+    vocab = head_DV.shape[1] % mesh.shape["tensor"] == 0
+    return _Axes(BATCH if rows else (), ("tensor",) if vocab else ())
+
+
+def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
+    """The function of (x_nD, head_DW, target_n) on every device's part."""
+    if current_mesh() is None:
+        return function
+    ins = (PartitionSpec(axes.rows), PartitionSpec(None, axes.vocab), PartitionSpec(axes.rows))
+    return jax.shard_map(function, in_specs=ins, out_specs=outs, check_vma=False)
+
+
+def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array) -> jax.Array:
+    """Summed over all rows."""
+
+    def step(total, rows):
+        loss_C, _ = _chunk(axes, *rows, head_DW)
+        return total + loss_C.sum(), ()
+
+    zero = jnp.zeros((), jnp.promote_types(x_nD.dtype, jnp.float32))
+    total, _ = _fold(step, zero, (x_nD, target_n), most // head_DW.shape[1])
+    return psum(total, axes.rows)
+
+
+def _loss_and_gradients(
+    most: int, axes: _Axes, all_rows: int, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The loss summed over all rows, and the gradients of its mean."""
+
+    def step(carry, rows):
+        (total, dhead_DW), (x_CD, target_C) = carry, rows
+        loss_C, dlogits_CW = _chunk(axes, x_CD, target_C, head_DW)
+        dlogits_CW = dlogits_CW / all_rows  # not rounded: an error that all rows share does not average out
+        dx_CD = psum(logits(dlogits_CW, head_DW.T), axes.vocab).astype(x_CD.dtype)
+        return (total + loss_C.sum(), dhead_DW + logits(x_CD.T, dlogits_CW)), dx_CD
+
+    exact = jnp.promote_types(x_nD.dtype, jnp.float32)
+    zeros = jnp.zeros((), exact), jnp.zeros(head_DW.shape, exact)
+    sums, dx_nD = _fold(step, zeros, (x_nD, target_n), most // head_DW.shape[1])
+    total, dhead_DW = psum(sums, axes.rows)
+    return total, dx_nD, dhead_DW.astype(head_DW.dtype)
+
+
+def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Every row's loss, and its gradient by the logits."""
+    logits_CW = logits(x_CD, head_DW)
+    part = head_DW.shape[1]
+    target_C = target_C - axis_index(axes.vocab) * part if axes.vocab else target_C
+    here_C = (target_C >= 0) & (target_C < part)
+    own_logit_C = jnp.take_along_axis(logits_CW, target_C[:, None], axis=1, mode="clip")[:, 0]
+    top_C = pmax(logits_CW.max(axis=1), axes.vocab)
+    exp_CW = jnp.exp(logits_CW - top_C[:, None])
+    sums = exp_CW.sum(axis=1), jnp.where(here_C, own_logit_C, 0), here_C.astype(exp_CW.dtype)
+    sum_C, target_logit_C, found_C = psum(sums, axes.vocab)
+    loss_C = jnp.log(sum_C) + top_C - target_logit_C / found_C  # 0 / 0 where the target is no word of the vocabulary
+    return loss_C, exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
+
+
+def _fold(step: Callable, carry: Any, rows: Any, most: int) -> tuple[Any, Any]:
+    """`scan` over chunks of at most so many rows (one at least), as even as can be; the few that remain come last."""
+    count = len(rows[1])
+    size = count // -(-count // max(most, 1))
+    whole = count // size * size
+    chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
+    carry, ys = jax.lax.scan(step, carry, chunks)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if whole < count:
+        carry, rest = step(carry, jax.tree.map(lambda x: x[whole:], rows))
+        ys = jax.tree.map(lambda *parts: jnp.concatenate(parts), ys, rest)
+    return carry, ys
