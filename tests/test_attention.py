@@ -1,0 +1,232 @@
+"""Attention: what each kernel computes, which one is chosen, and what compilers for TPUs and GPUs are given.
+
+Run as a script, on several devices: the largest differences between attention on a mesh and on one device.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+import growlm
+from growlm import ModelConfig
+from growlm import attention as kernels
+from growlm.attention import attention
+from growlm.model import next_token_loss
+from growlm.sharding import AXES, BATCH, shardings_of
+
+AUTO = (AxisType.Auto,) * len(AXES)
+COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\b")
+
+
+def random_inputs(batch, length, heads, kv_heads, head_dim, dtype=jnp.float32):
+    """Queries, keys, values and the cotangent of what comes of them."""
+    rng = np.random.default_rng(0)
+    every = (heads, kv_heads, kv_heads, heads)
+    return [jnp.asarray(rng.standard_normal((batch, length, some, head_dim)), dtype) for some in every]
+
+
+def with_gradients(function, q, k, v, cotangent):
+    output, backward = jax.vjp(function, q, k, v)
+    return output, *backward(cotangent)
+
+
+CASES = [(4, 4, 9), (4, 2, 9), (6, 1, 5), (3, 3, 1)]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "length"), CASES, ids=["MHA", "GQA", "MQA", "one"])
+def test_attention_of_the_cpu_is_the_librarys(heads, kv_heads, length):
+    q, *others = random_inputs(2, length, heads, kv_heads, 8)
+    expected, found = (
+        jax.jit(partial(with_gradients, function))(2 * q, *others)
+        for function in (kernels._library_attention, attention)
+    )
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found[0][:, 0], jnp.repeat(others[1], heads // kv_heads, axis=2)[:, 0], atol=1e-6)
+
+
+TPU_CASES = [
+    (4, 2, 64, jnp.float32, 1e-5),
+    (2, 2, 128, jnp.float32, 1e-5),
+    (2, 1, 64, jnp.bfloat16, 0.03),  # both round what they multiply to 8 bits, in another order
+]
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "dtype", "tolerance"), TPU_CASES)
+def test_attention_of_the_tpu_is_that_of_the_cpu(monkeypatch, heads, kv_heads, head_dim, dtype, tolerance):
+    monkeypatch.setattr(kernels, "_BLOCK", 128)  # three blocks of queries and of keys
+    inputs = random_inputs(1, 384, heads, kv_heads, head_dim, dtype)
+    splash = partial(kernels._splash_attention, interpret=True)
+    expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (kernels._heads_first_attention, splash))
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("length", "most", "block"), [(2048, 1024, 1024), (128, 1024, 128), (1152, 1024, 384)])
+def test_blocks_divide_the_length(length, most, block):
+    assert kernels._largest_block(length, most) == block
+
+
+def traced(platform, heads=(4, 2), length=256, head_dim=64, dtype=jnp.bfloat16, lower=()):
+    """The program for 4 devices of that platform, which need not be here: its jaxpr, or what it is lowered to."""
+    mesh = AbstractMesh((2, 1, 2), AXES, axis_types=AUTO, abstract_device=AbstractDevice("a device", None, platform))
+    q, k = (jax.ShapeDtypeStruct((4, length, some, head_dim), dtype) for some in heads)
+    with jax.sharding.use_abstract_mesh(mesh):
+        program = jax.jit(partial(with_gradients, attention)).trace(q, k, k, q)
+        return str(program.lower(lowering_platforms=lower).as_text() if lower else program.jaxpr)
+
+
+def test_the_kernel_is_that_of_the_platform_that_is_compiled_for(monkeypatch):
+    monkeypatch.setattr(kernels, "_KERNELS", {name: partial(ran, name) for name in ("cpu", "tpu", "gpu")})
+    assert attention(*"qkv") == "cpu"
+    for platform in ("tpu", "gpu", "cpu"):
+        mesh = AbstractMesh((1, 1, 1), AXES, axis_types=AUTO, abstract_device=AbstractDevice("", None, platform))
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert attention(*"qkv") == platform
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert attention(*"qkv") == platform
+        with jax.default_device(jax.devices("cpu")[0]):
+            assert attention(*"qkv") == "cpu"
+
+
+def ran(name, q, k, v):
+    return name
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"length": 200}, {"dtype": jnp.float16}, {"head_dim": 264}],
+    ids=str,
+)
+def test_what_the_kernel_of_the_tpu_does_not_take_is_plain_xla(other):
+    taken = {"length": 128, "dtype": jnp.float32, "head_dim": 256}
+    assert "pallas_call" in traced("tpu", **taken)
+    assert "pallas_call" not in traced("tpu", **taken | other)
+
+
+CUDNN = "@__cudnn$fmhaSoftmax"
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """A machine with cuDNN and a GPU of the capability that is set."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    kernels._has_flash_attention.cache_clear()
+    yield lambda capability: monkeypatch.setattr(jax, "local_devices", lambda backend: [FakeGpu(capability)])
+    kernels._has_flash_attention.cache_clear()
+
+
+class FakeGpu:
+    def __init__(self, compute_capability):
+        self.compute_capability = compute_capability
+
+
+def test_gpus_run_the_kernel_of_cudnn_on_the_part_that_each_has(cudnn):
+    cudnn("9.0")
+    program = traced("gpu", lower=("cuda",))
+    assert re.findall(r"@__cudnn\S+(?=\()", program) == [CUDNN, CUDNN + "Backward"]
+    assert "tensor<2x256x2x64xbf16>, tensor<2x256x1x64xbf16>" in program  # of 4 x 256 x 4 and 2 heads, over 2 x 1 x 2
+
+
+@pytest.mark.parametrize("other", [{"dtype": jnp.float32}, {"head_dim": 36}, {"head_dim": 136}], ids=str)
+def test_what_the_kernel_of_the_gpu_does_not_take_is_plain_xla(cudnn, other):
+    cudnn("9.0")
+    assert CUDNN not in traced("gpu", lower=("cuda",), **other)
+
+
+@pytest.mark.parametrize("capability", [None, "7.5"], ids=["no GPU", "T4"])
+def test_without_a_gpu_that_has_flash_attention_it_is_plain_xla(cudnn, capability):
+    if capability:
+        cudnn(capability)
+    assert CUDNN not in traced("gpu", lower=("cuda",))
+
+
+def largest_differences():
+    """Between output and gradients on a mesh, split by batch, by heads, by both or by none, and on one device."""
+    mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), AXES, axis_types=AUTO)
+    for batch, kv_heads in ((4, 2), (4, 1), (3, 2), (3, 1)):
+        inputs = random_inputs(batch, 8, 4, kv_heads, 8)
+        expected = with_gradients(kernels._heads_first_attention, *inputs)
+        with jax.set_mesh(mesh):
+            split = partial(kernels._on_every_device, kernels._heads_first_attention)
+            found = jax.jit(partial(with_gradients, split))(*inputs)
+        yield max(float(abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+
+
+def test_split_over_a_mesh_it_is_the_same():
+    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=os.environ | several)
+    assert done.returncode == 0, done.stderr
+    differences = json.loads(done.stdout)
+    assert len(differences) == 4 and max(differences) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def tpus():
+    """A mesh (data 2, fsdp 1, tensor 2) of TPUs that are not here, v4 for having the least fast memory."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which compiles for TPUs, is not installed: pip install 'jax[tpu]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")  # or it asks the cloud which TPU this is
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # or a second process of tests fails at a lock
+        from jax.experimental import topologies
+
+        chips = topologies.get_topology_desc("v4:2x2x1", platform="tpu", chip_config_name="megacore")
+        yield Mesh(np.asarray(chips.devices).reshape(2, 1, 2), AXES, axis_types=AUTO)
+
+
+def compiled(mesh, kv_heads, length, head_dim, dtype):
+    """The text of attention, forward and backward, as compiled for the mesh."""
+    tensor = "tensor" if kv_heads % 2 == 0 else None
+
+    def array(heads, axis):
+        sharding = NamedSharding(mesh, PartitionSpec(BATCH, None, axis))
+        return jax.ShapeDtypeStruct((2, length, heads, head_dim), dtype, sharding=sharding)
+
+    q, k = array(4, "tensor"), array(kv_heads, tensor)
+    with jax.set_mesh(mesh):
+        return jax.jit(partial(with_gradients, attention)).lower(q, k, k, q).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("length", "head_dim", "dtype"),
+    [(256, 64, jnp.bfloat16), (2048, 128, jnp.float32), (2048, 256, jnp.float32)],
+    ids=["small", "the largest blocks", "the largest heads"],
+)
+def test_the_compiler_for_tpus_takes_the_kernels_and_moves_nothing(tpus, length, head_dim, dtype):
+    text = compiled(tpus, 2, length, head_dim, dtype)
+    assert text.count('custom_call_target="tpu_custom_call"') == 2
+    assert not COLLECTIVE.findall(text)
+
+
+def test_the_test_can_see_a_collective(tpus):
+    """One key head on two devices: were there none in the text, the pattern would be wrong."""
+    assert COLLECTIVE.findall(compiled(tpus, 1, 128, 64, jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("full", 3)])
+def test_the_model_compiled_for_tpus_runs_the_kernels_in_its_scan(tpus, remat, calls):
+    config = ModelConfig(layers=3, embed=128, heads=4, kv_heads=2, head_dim=64, mlp=256, vocab=512)
+    params = jax.eval_shape(partial(growlm.init, config), jax.random.key(0))
+    shardings = shardings_of(params, config, tpus)
+    params = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), params, shardings)
+    tokens = jax.ShapeDtypeStruct((4, 129), jnp.int32, sharding=NamedSharding(tpus, PartitionSpec(BATCH)))
+    with jax.set_mesh(tpus):
+        loss = partial(next_token_loss, config, dtype=jnp.bfloat16, remat=remat)
+        text = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == calls
+    assert not re.findall(r"= bf16\[\d+,\d+,\d+,64\]\S* (all-gather|all-to-all)", text)
+
+
+if __name__ == "__main__":
+    print(json.dumps(list(largest_differences())))
