@@ -9,6 +9,7 @@ Shape suffixes: B batch, T positions, N = B x T rows, n the rows of one device, 
 W the part of it on one device.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 from jax.lax import axis_index, pmax, psum
 from jax.sharding import PartitionSpec
 
-from growlm.sharding import BATCH, batch_parts, current_mesh
+from growlm.sharding import BATCH, current_mesh
 
 CHUNK = 2**26  # logits at a time, on one device
 
@@ -64,9 +65,12 @@ class _Axes(NamedTuple):
 def _axes(x_ND: jax.Array, head_DV: jax.Array) -> _Axes:
     if (mesh := current_mesh()) is None:
         return _Axes()
-    rows = len(x_ND) % batch_parts(mesh) == 0
-    vocab = head_DV.shape[1] % mesh.shape["tensor"] == 0
-    return _Axes(BATCH if rows else (), ("tensor",) if vocab else ())
+
+    def over(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+        axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)  # XLA's CPU backend sends to a group of one too
+        return () if size % math.prod(mesh.shape[axis] for axis in axes) else axes
+
+    return _Axes(over(BATCH, len(x_ND)), over(("tensor",), head_DV.shape[1]))
 
 
 def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
