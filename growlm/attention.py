@@ -17,6 +17,8 @@ from growlm.sharding import BATCH, batch_parts, current_mesh
 # 512 forward, as many backward within 8 %, and write half as many partial sums of the queries' gradient.
 _LANES, _BLOCK, _COMPUTED = 128, 1024, 512
 
+KEPT = "attention"  # the name by which a rematerialisation policy knows what the TPU kernel's backward pass needs
+
 
 def attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
@@ -71,7 +73,8 @@ def _splash_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, i
     block = _largest_block(length, _BLOCK * _LANES // max(_LANES, head_dim))  # longer heads take more of the memory
     blocks = block, block, _largest_block(block, _COMPUTED)  # of queries, of keys, of keys computed on at once
     sizes = splash.BlockSizes(*blocks, *blocks, use_fused_bwd_kernel=True)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    options = {"interpret": interpret, "residual_checkpoint_name": KEPT}
+    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, **options)
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh * head_dim**-0.5, k_BTKh, v_BTKh))
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 

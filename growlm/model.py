@@ -14,17 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from growlm.attention import attention
+from growlm.attention import KEPT, attention
 from growlm.errors import InputError, unknown
 from growlm.loss import cross_entropy, logits
 from growlm.sharding import GATHERED, by_batch, current_mesh, gathered
 from growlm.weights import WEIGHTS, ModelConfig, Params, check_params
 
-# What the backward pass may keep of a block's forward pass; None keeps everything.
+# What the backward pass may keep of a block's forward pass, by less and less; None keeps everything. "attention" is for
+# TPUs: it keeps what their kernel gives, of the size of the stream, and is "full" elsewhere.
 REMAT_POLICIES = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 

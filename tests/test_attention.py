@@ -214,7 +214,7 @@ def test_the_test_can_see_a_collective(tpus):
     assert COLLECTIVE.findall(compiled(tpus, 1, 128, 64, jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("full", 3)])
+@pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("attention", 2), ("full", 3)])
 def test_the_model_compiled_for_tpus_runs_the_kernels_in_its_scan(tpus, remat, calls):
     config = ModelConfig(layers=3, embed=128, heads=4, kv_heads=2, head_dim=64, mlp=256, vocab=512)
     params = jax.eval_shape(partial(growlm.init, config), jax.random.key(0))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 
 from growlm.growth.apply import growth_transform
 from growlm.growth.learned import matrices_of
@@ -79,14 +80,17 @@ def _builders(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[tu
 
 
 def _build_step(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
+    return lower_step(program, batch, length, mesh).compile()
+
+
+def lower_step(program: Program, batch: int, length: int, mesh: Mesh) -> Lowered:
+    """The train step as it is compiled for the devices of the mesh, which need not be here."""
     state = abstract_state(program.model, program.optimizer, mesh)
     out = jax.tree.map(lambda leaf: leaf.sharding, state.arrays), replicated(mesh)
     step = jax.jit(partial(train_step, program), donate_argnums=0, out_shardings=out)
     with jax.set_mesh(mesh):
         inputs = _abstract_inputs(program, batch, length, mesh)
-        return step.lower(
-            state.arrays, inputs["tokens"], inputs["rate"], state.provenance, inputs["progress"]
-        ).compile()
+        return step.lower(state.arrays, inputs["tokens"], inputs["rate"], state.provenance, inputs["progress"])
 
 
 def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
@@ -108,6 +112,12 @@ def compile_growth_ahead(stage: Stage, mesh: Mesh) -> None:
 
 
 def _build_growth(stage: Stage, mesh: Mesh) -> Callable:
+    program, whole = lower_growth(stage, mesh).compile(), replicated(mesh)
+    return lambda arrays, key, matrices: program(arrays, key, jax.device_put(matrices, whole))
+
+
+def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
+    """The growth with which a stage begins, as `lower_step` gives a step."""
     config, parent, growth = stage.config, stage.parent.config, stage.growth
     source = abstract_state(parent.model, parent.optimizer, mesh)
     optimizer = make_optimizer(config.optimizer)
@@ -118,8 +128,7 @@ def _build_growth(stage: Stage, mesh: Mesh) -> Callable:
     inputs = source.arrays, source.key, matrices
     out = shardings_of(jax.eval_shape(transform, *inputs), config.model, mesh)
     with jax.set_mesh(mesh):
-        program = jax.jit(transform, out_shardings=out).lower(*inputs).compile()
-    return lambda arrays, key, matrices: program(arrays, key, jax.device_put(matrices, whole))
+        return jax.jit(transform, out_shardings=out).lower(*inputs)
 
 
 def bytes_needed(program: Any) -> int:

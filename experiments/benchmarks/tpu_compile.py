@@ -1,0 +1,259 @@
+"""What the TPU compiler makes of train steps and growths, asked on a machine without a TPU.
+
+    pip install 'growlm[tpu]'
+    python experiments/benchmarks/tpu_compile.py --setup=1.1B,3B,7B,70B
+
+libtpu compiles for topologies that are not there. For the train step and the growth of each set-up the benchmark
+prints what every chip has to hold (arguments, temporaries, and their share of the chip's memory), and what it receives
+from other chips in one step, by kind of collective, loops counted as often as they run.
+
+It also says how long a step should take, which nobody has measured. `compute` is the compiler's own `optimal_seconds`
+of forward and backward pass. That number counts the body of a loop once, and whole seconds off for operations that it
+has no estimate for, so it is asked of what one chip computes, without layers and with one, with no loop in them, and
+whole seconds are dropped: compute = without + layers x (with one - without). The update of the weights is not in it.
+`send` is what a chip receives over the bandwidth of all its links. If the compiler hides all of it behind computing, a
+step takes `compute`, if nothing, the sum; the two columns of MFU are these two cases.
+
+--mesh, --batch, --microbatches and --remat ask for something else than a set-up has: they were chosen by trying.
+Cost: four compilations a set-up, five to ten minutes for each on two idle cores.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from arguments import Parser, exit_code, positive
+from collectives import Sent, sent
+
+from growlm import loss
+from growlm.errors import InputError, unknown
+from growlm.laws import exact_flops_per_token
+from growlm.laws.chips import GIB, Chip, chip_of
+from growlm.model import REMAT_POLICIES, next_token_loss
+from growlm.sharding import batch_parts
+from growlm.study.sweep import commit, hardware
+from growlm.training.mesh import make_mesh, replicated
+from growlm.training.programs import bytes_needed, lower_growth, lower_step
+from growlm.training.settings import GrowthConfig, MeshConfig, RunConfig, StageConfig
+from growlm.training.stages import Stage, resolve
+from growlm.training.step import Program, abstract_state
+from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
+
+# Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
+LINKS = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
+# The text that says what is sent is the program's before this pass: later ones spell collectives out.
+PASS = "tpu-all-reduce-scatter-fusion"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A model, what it grows from by stacking its layers, and where and how it is trained."""
+
+    model: ModelConfig
+    base_layers: int
+    topology: str
+    mesh: MeshConfig
+    batch: int
+    microbatches: int
+    remat: str
+    length: int = 2048
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The base, and the model grown from it."""
+        shape = {"tokens": self.batch * self.length, "batch": self.batch, "length": self.length}
+        shape["microbatches"] = self.microbatches
+        base = StageConfig(dataclasses.replace(self.model, layers=self.base_layers), **shape)
+        grown = StageConfig(self.model, growth=GrowthConfig(optimizer_state="map"), **shape)
+        return resolve(RunConfig((base, grown), dtype="bfloat16", remat=self.remat, mesh=self.mesh), fingerprint="none")
+
+    @property
+    def program(self) -> Program:
+        """What the train step of the grown model is compiled for."""
+        optimizer = self.stages[1].config.optimizer
+        return Program(self.model, optimizer, "bfloat16", self.remat, microbatches=self.microbatches)
+
+
+def _model(layers: int, embed: int, heads: int, kv_heads: int, mlp: int, head_dim: int = 128, vocab: int = 32000):
+    return ModelConfig(layers, embed, heads, kv_heads, head_dim, mlp, vocab)
+
+
+# The paper's shapes (and Llama 2's of 70B), its context and its 1,024 sequences a batch.
+SETUPS = {
+    "tiny": Setup(_model(4, 256, 4, 2, 512, 64, 1024), 2, "v5e:2x2", MeshConfig(1, 2, 2), 8, 2, "full", 512),
+    "1.1B": Setup(_model(24, 2048, 32, 32, 5632, 64), 6, "v5e:4x4", MeshConfig(1, 16), 1024, 8, "attention"),
+    "3B": Setup(_model(32, 2560, 20, 4, 7040), 8, "v5e:4x8", MeshConfig(1, 32), 1024, 8, "attention"),
+    "7B": Setup(_model(32, 4096, 32, 8, 11008), 8, "v5p:4x4x4", MeshConfig(1, 64), 1024, 4, "dots"),
+    "70B": Setup(_model(80, 8192, 64, 8, 28672), 20, "v5p:4x8x8", MeshConfig(1, 256), 1024, 2, "attention"),
+}
+
+
+def read_setups(arguments: Sequence[str]) -> dict[str, Setup]:
+    """The set-ups that are asked for, by name. Raises InputError."""
+    parser = Parser(__doc__.partition("\n")[0])
+    parser.add_argument("--setup", default="1.1B", metavar="NAME[,NAME]", help=f"of {', '.join(SETUPS)}")
+    parser.add_argument("--mesh", metavar="DATA,FSDP,TENSOR", help="instead of the set-up's")
+    parser.add_argument("--topology", metavar="CHIP:SHAPE", help="instead of the set-up's, such as v5e:4x8")
+    parser.add_argument("--remat", choices=REMAT_POLICIES, help="instead of the set-up's")
+    for name in ("batch", "microbatches", "length"):
+        parser.add_argument(f"--{name}", type=positive, metavar="N", help="instead of the set-up's")
+    given = vars(parser.parse_args(arguments))
+    names = given.pop("setup").split(",")
+    for name in names:
+        if name not in SETUPS:
+            raise unknown("set-up", name, SETUPS)
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "mesh" in changes:
+        sizes = changes["mesh"].split(",")
+        if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+            raise InputError(f"--mesh is {changes['mesh']!r}: allowed are three sizes such as 1,16,1")
+        changes["mesh"] = MeshConfig(*map(int, sizes))
+    return {name: dataclasses.replace(SETUPS[name], **changes) for name in names}
+
+
+def chips_of(topology: str) -> list[Any]:
+    """The chips of a topology, which are not here. Raises InputError."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("libtpu, which compiles for TPUs, is not installed: pip install 'growlm[tpu]'")
+    # Without these it asks the cloud which TPU this is, and a second process fails at a lock.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu").devices
+    except Exception as error:  # of a type of its own in every release of jaxlib
+        raise InputError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
+
+
+def compiled(lowered: jax.stages.Lowered, chip: Chip) -> dict[str, Any]:
+    """Seconds to compile, bytes on every chip and what it receives; `error` where it does not fit."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            program = lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_pass_re": PASS})
+        except jax.errors.JaxRuntimeError as error:
+            return {"error": next((line for line in str(error).splitlines() if "Used" in line), str(error)[:200])}
+        (text,) = Path(folder).glob(f"*.after_{PASS}.*.txt")
+        received = sent(text.read_text())
+    memory = program.memory_analysis()
+    return {
+        "compile_seconds": time.perf_counter() - began,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "needed_bytes": bytes_needed(program),
+        "share_of_memory": bytes_needed(program) / chip.hbm_bytes,
+        "sent": {kind: found._asdict() for kind, found in received.items()},
+    }
+
+
+def _own_part(setup: Setup, layers: int) -> ModelConfig:
+    """The model of which a chip computes the whole: parts by tensor, and fsdp's are gathered."""
+    c, tensor = setup.model, setup.mesh.tensor
+    parts = {name: -(-getattr(c, name) // tensor) for name in ("heads", "kv_heads", "mlp", "vocab")}
+    return dataclasses.replace(c, layers=layers, **parts)
+
+
+def optimal_seconds(setup: Setup, layers: int, chip: Any, rows: int) -> float:
+    """The compiler's, of forward and backward pass on so many sequences, on one chip with so many layers."""
+    mesh, model = make_mesh(MeshConfig(1), [chip]), _own_part(setup, layers)
+    params = abstract_state(model, setup.program.optimizer, mesh).params
+    tokens = jax.ShapeDtypeStruct((rows, setup.length + 1), jnp.int32, sharding=replicated(mesh))
+    of = partial(next_token_loss, model, dtype=jnp.bfloat16, remat=setup.remat)
+    chunk, loss.CHUNK = loss.CHUNK, rows * setup.length * model.vocab  # one: no loop
+    try:
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.value_and_grad(of)).lower(params, tokens).compile()
+    finally:
+        loss.CHUNK = chunk
+    return program.cost_analysis()["optimal_seconds"] % 1.0
+
+
+def estimate(setup: Setup, chips: list[Any], chip: Chip, received: dict[str, Sent]) -> dict[str, float]:
+    """How long a step should take by the compiler's account, and the MFU that would be."""
+    without, one = (optimal_seconds(setup, layers, chips[0], rows=1) for layers in (0, 1))
+    sequences = setup.batch / (setup.mesh.data * setup.mesh.fsdp)
+    compute = sequences * (without + setup.model.layers * (one - without))
+    send = sum(found["received_bytes"] for found in received.values()) / LINKS[chip.name]
+    c = setup.model
+    per_token = exact_flops_per_token(matmul_parameter_count(c), c.layers, c.heads, c.head_dim, setup.length)
+    least = setup.batch * setup.length * per_token / len(chips) / chip.peak_flops
+    return {
+        "compute_seconds": compute,
+        "send_seconds": send,
+        "mfu_all_hidden": least / max(compute, send),
+        "mfu_none_hidden": least / (compute + send),
+    }
+
+
+def ask(setup: Setup) -> dict[str, Any]:
+    """All that is asked of the compiler about a set-up. Raises InputError."""
+    chips = chips_of(setup.topology)
+    chip, mesh = chip_of(chips[0].device_kind), make_mesh(setup.mesh, chips)
+    if setup.batch % (batch_parts(mesh) * setup.microbatches):
+        raise InputError(
+            f"batch is {setup.batch} in {setup.microbatches} microbatches: allowed are multiples of {batch_parts(mesh)}"
+        )
+    step = compiled(lower_step(setup.program, setup.batch, setup.length, mesh), chip)
+    found = {"chip": chip.name, "chips": len(chips), "step": step}
+    if "error" in step:
+        return found
+    found["growth"] = compiled(lower_growth(setup.stages[1], mesh), chip)
+    return found | {"estimate": estimate(setup, chips, chip, step["sent"])}
+
+
+def describe(name: str, setup: Setup, found: dict[str, Any]) -> str:
+    """A set-up and what the compiler says of it, in a few lines."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(setup.mesh).items())
+    lines = [
+        f"{name}: {parameter_count(setup.model) / 1e9:.2f}B parameters, {setup.base_layers} -> {setup.model.layers} "
+        f"layers, on {setup.topology} ({found['chips']} chips: {mesh})",
+        f"  batch {setup.batch} x {setup.length} in {setup.microbatches} microbatches, remat {setup.remat}",
+        *(_program_line(part, found[part]) for part in ("step", "growth") if part in found),
+    ]
+    if of := found.get("estimate"):
+        lines.append(
+            f"  should take {of['compute_seconds']:.3g} s to compute and {of['send_seconds']:.3g} s to send: "
+            f"MFU {of['mfu_all_hidden']:.0%} if all sending is hidden, {of['mfu_none_hidden']:.0%} if none"
+        )
+    return "\n".join(lines)
+
+
+def _program_line(part: str, of: dict[str, Any]) -> str:
+    if "error" in of:
+        return f"  {part:<7} does not fit: {of['error']}"
+    received = ", ".join(f"{kind} {s['times']} x, {s['received_bytes'] / 1e9:.3g} GB" for kind, s in of["sent"].items())
+    return (
+        f"  {part:<7} {of['argument_bytes'] / GIB:.2f} GiB arguments, {of['temporary_bytes'] / GIB:.2f} temporary, "
+        f"{of['share_of_memory']:.0%} of the chip's; receives {received or 'nothing'}; "
+        f"compiled in {of['compile_seconds']:.0f} s"
+    )
+
+
+def benchmark(arguments: Sequence[str]) -> None:
+    """Asks and prints, one set-up after the other."""
+    jax.config.update("jax_platforms", "cpu")
+    for name, setup in read_setups(arguments).items():
+        found = ask(setup)
+        print(describe(name, setup, found), flush=True)
+        given = {"benchmark": "tpu_compile", "setup": name, **dataclasses.asdict(setup)}
+        print(json.dumps({**given, **found, "hardware": hardware(), "commit": commit()}), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark. Returns 0, or 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return exit_code("tpu_compile", lambda: benchmark(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

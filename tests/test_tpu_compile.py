@@ -1,0 +1,140 @@
+"""What is read off compiled programs, on programs written for the purpose; and the benchmark, where libtpu is there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "experiments" / "benchmarks"
+
+PROGRAM = """\
+HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%all-reduce-scatter.1 (input: bf16[64,8]) -> bf16[16,8] {
+  %input = bf16[64,8]{1,0} parameter(0)
+  %all-reduce.1 = bf16[64,8]{1,0} all-reduce(%input), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %part = bf16[16,8]{1,0} dynamic-slice(%all-reduce.1, %c, %c), dynamic_slice_sizes={16,8}
+}
+
+%inner_condition (p: (u32[], bf16[4])) -> pred[] {
+  %constant.1 = u32[] constant(5)
+  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+}
+
+%inner_body (p: (u32[], bf16[4])) -> (u32[], bf16[4]) {
+  %constant.2 = u32[] constant(7)
+  %permuted = bf16[4]{0:T(8,128)(2,1)} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %tuple = (u32[], bf16[4]) tuple(%i, %permuted)
+}
+
+%condition (p: (s32[], bf16[4])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(3)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %constant.3), direction=LT
+}
+
+%body (p: (s32[], bf16[4])) -> (s32[], bf16[4]) {
+  %gathered = bf16[2,8]{1,0} all-gather(%w), replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_1'}
+  %fusion = bf16[16,8]{1,0} fusion(%dw), kind=kCustom, calls=%all-reduce-scatter.1
+  %while.2 = (u32[], bf16[4]) while(%tuple.1), condition=%inner_condition, body=%inner_body
+  ROOT %tuple.3 = (s32[], bf16[4]) tuple(%i, %x)
+}
+
+ENTRY %main (p: f32[]) -> f32[] {
+  %while.1 = (s32[], bf16[4]) while(%tuple.0), condition=%condition, body=%body, metadata={op_name="while"}
+  %both = (f32[10]{0}, f32[]) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %moved = s32[6,2]{1,0} all-to-all(%ids), replica_groups={{0,1,2}}
+  %parts = f32[5]{0} reduce-scatter(%g), replica_groups={{0,1}}, dimensions={0}, to_apply=%add
+  ROOT %result = f32[] copy(%loss)
+}
+"""
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A file of the benchmarks, by its name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def collectives(module):
+    return module("collectives")
+
+
+def test_what_is_sent_is_counted_by_kind_as_often_as_loops_run(collectives):
+    assert collectives.sent(PROGRAM) == {
+        "all-gather": (3, 3 * 32 / 2),
+        "all-reduce": (1, 2 * 44 / 2),
+        "reduce-scatter": (4, 3 * 1024 * 3 / 4 + 2 * 20 / 2),
+        "all-to-all": (1, 48 * 2 / 3),
+        "collective-permute": (15, 15 * 8),
+    }
+
+
+def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error(collectives):
+    with pytest.raises(RuntimeError, match="how often"):
+        collectives.sent(PROGRAM.replace("constant(5)", "parameter(0)"))
+    assert collectives.sent("HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {\n  ROOT %x = f32[] copy(%p)\n}\n") == {}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which compiles for TPUs, is not installed: pip install 'growlm[tpu]'")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, str(FOLDER / "tpu_compile.py"), "--setup=tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_train_step_compiles_for_four_chips(tiny):
+    """fsdp gathers weights and scatters gradients in every layer, tensor sums what the parts of a layer give."""
+    step, per_layer = tiny["step"], tiny["model"]["layers"] * tiny["microbatches"]
+    assert (tiny["chip"], tiny["chips"]) == ("v5e", 4)
+    assert step["sent"]["all-gather"]["times"] >= 7 * per_layer
+    assert step["sent"]["reduce-scatter"]["times"] + step["sent"]["all-reduce"]["times"] >= 9 * per_layer
+    assert 0 < step["argument_bytes"] < step["needed_bytes"] < 2**26
+
+
+def test_a_growth_in_depth_compiles_and_sends_nothing(tiny):
+    assert tiny["growth"]["sent"] == {}
+    assert tiny["growth"]["temporary_bytes"] == 0
+
+
+def test_the_estimate_is_one_of_a_chip_that_works(tiny):
+    estimate = tiny["estimate"]
+    assert 0 < estimate["mfu_none_hidden"] < estimate["mfu_all_hidden"] < 1
+    assert 1e-5 < estimate["compute_seconds"] < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--setup=2B"], ("'2B'", "1.1B, 3B, 70B, 7B, tiny")),
+        (["--mesh=1,2"], ("1,2", "1,16,1")),
+        (["--batch=many"], ("many", "positive integer")),
+        (["--setup=tiny", "--mesh=1,3,1"], ("1 x fsdp 3", "there are 4")),
+        (["--setup=tiny", "--batch=9"], ("9 in 2 microbatches", "multiples of 2")),
+        (["--setup=tiny", "--topology=v5e:0x2"], ("v5e:0x2",)),
+    ],
+)
+def test_bad_input_is_one_line(module, arguments, words, monkeypatch, capfd):
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
+    if importlib.util.find_spec("libtpu") is None and arguments[0] == "--setup=tiny":
+        words = ("libtpu", "growlm[tpu]")
+    assert module("tpu_compile").main(arguments) == 2
+    out, err = capfd.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("tpu_compile:")]  # libtpu has things to say too
+    assert not out
+    assert all(word in line for word in words), line
