@@ -46,6 +46,8 @@ def _steps(text: str) -> range:
     return range(int(first), int(last) + 1)
 
 
+STOPPED = 75  # EX_TEMPFAIL, to a scheduler: start it again
+
 _CONFIG = {"action": _Once, "required": True, "metavar": "FILE.py[:variant]", "help": "an experiment file"}
 _WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder of the run or the sweep"}
 
@@ -213,7 +215,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0 when it is done or was asked to stop, 1 when it failed, 2 for bad input."""
+    """Runs a command. Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     code = _outcome(arguments)
     if code and "jax" in sys.modules:
@@ -256,7 +258,7 @@ def _ended(error: RuntimeError) -> int:
     if not isinstance(error, DivergedError | StoppedError | BrokenClaimError):
         raise error
     print(f"growlm: {error}", file=sys.stderr)
-    return 0 if isinstance(error, StoppedError) else 1
+    return STOPPED if isinstance(error, StoppedError) else 1
 
 
 if __name__ == "__main__":

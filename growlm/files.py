@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from growlm.errors import InputError
 
@@ -32,14 +32,23 @@ def is_part(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps a folder for this process; the kernel lets go of it when the process ends, however that happens.
 
-    Raises InputError where another process has it, unless told to wait.
+    Where another process has it: calls `wait`, which takes a moment or raises, and tries again; without one, raises
+    InputError.
     """
     with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time") from None
+        while not _taken(file):
+            if wait is None:
+                raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time")
+            wait()
         yield
+
+
+def _taken(file: IO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

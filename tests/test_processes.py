@@ -85,7 +85,7 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
     job = Job(tmp_path, settings, 2)
     job.reach(run, 8)
     job.processes[1].send_signal(signal.SIGTERM)  # one is asked, all stop, at one step
-    assert job.wait() == [0, 0], job.said(0)
+    assert job.wait() == [75, 75], job.said(0)
     assert "share 0 2" in job.said(0) and "share 1 2" in job.said(1)
     assert all("stopped and saved at step" in job.said(number) for number in (0, 1))
     stopped_at = max(step for _, step in tiny.checkpoints(run))

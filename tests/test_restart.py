@@ -118,7 +118,7 @@ class Bench:
     def finish(self, name: str, moment: dict | None = None, command: str = "train") -> tuple[int, str]:
         """Starts the command and waits. Returns the exit code and what was said."""
         with self.start(name, moment, command) as process:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=600)  # a machine may be busy
         return process.returncode, out + err
 
 
@@ -194,14 +194,14 @@ def test_a_run_killed_from_outside_at_any_time_ends_with_the_same_bits(bench):
     assert_as_reference(bench, "any")
 
 
-def test_sigterm_saves_where_it_is_and_exits_0(bench):
+def test_sigterm_saves_where_it_is_and_exits_75(bench):
     stops = (
         ({"kind": "batch", "n": 6}, 6),
         ({"kind": "grow", "where": "before"}, STEPS + 1),  # the step that follows is saved
     )
     for where, step in stops:
         code, said = bench.finish("asked", where | {"signal": "SIGTERM"})
-        assert code == 0, said
+        assert code == 75, said
         assert f"growlm: stopped and saved at step {step}; the same command goes on" in said.splitlines()[-1]
         first = STEPS if step > STEPS else 0
         assert (first, step) in tiny.checkpoints(bench.folder / "asked")

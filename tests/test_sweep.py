@@ -1,5 +1,6 @@
 """Sweeps: runs that begin alike share their beginning, and end as if each had been trained alone."""
 
+import contextlib
 import json
 import random
 import threading
@@ -13,6 +14,7 @@ from growlm.files import locked
 from growlm.study.sweep import describe, plan_sweep, run_sweep
 from growlm.training import loop
 from growlm.training.config import build_sweep
+from growlm.training.loop import StoppedError
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.weights import ModelConfig, parameter_count
@@ -160,3 +162,19 @@ def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_run_waits_for_a_stage_that_another_process_trains(corpus, tmp_path, capsys):
+    sweep, done = plan_sweep(tiny.build_sweep(timings(corpus, (8, 20)))), threading.Event()
+    shared = tmp_path / "sweep" / "stages" / sweep.runs["at8"].stages[0].address
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", ["at8"])
+    with locked(shared):
+        threading.Timer(0.3, done.set).start()
+        with pytest.raises(StoppedError, match="stopped while another process"):
+            run_sweep(sweep, tmp_path / "sweep", done, "", ["at20"])
+    assert capsys.readouterr().err.count(f"waiting for another process that trains stage {shared.name}\n") == 1
+    other = contextlib.ExitStack()
+    other.enter_context(locked(shared))
+    threading.Timer(0.3, other.close).start()
+    assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "", ["at20"]) == {}
+    assert tiny.records(tmp_path / "sweep" / "at20")[-1]["step"] == 22

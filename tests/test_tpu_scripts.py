@@ -1,10 +1,8 @@
 """What of experiments/tpu/ can be run without a TPU, SLURM or Kubernetes."""
 
 import importlib.util
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from growlm.errors import InputError
-from growlm.files import locked
 from growlm.training.config import build_sweep, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,61 +72,13 @@ def test_a_missing_variable_is_one_line(script, missing):
     assert f"{missing}: set {missing} to" in one_line(bash(script, **given))
 
 
-def sweep(workdir, statuses, index="1", extra=()):
-    """main() for a run of the tiny sweep, where each call of growlm leaves the next (exit code, stderr, status)."""
-    workdir.mkdir(exist_ok=True)
-    commands, left = [], list(statuses)
-
-    def call(command):
-        code, last, status = left.pop(0)
-        runs = {name: {"status": status} for name in RUNS}
-        (workdir / "sweep.json").write_text(json.dumps({"runs": runs}))
-        commands.append(command[3:])
-        return code, last
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_index, "call", call)
-        patch.setattr(run_index, "WAIT_SECONDS", 0)
-        arguments = [f"--config={ROOT}/{TINY}", f"--workdir={workdir}", *extra]
-        return run_index.main(arguments, {"JOB_COMPLETION_INDEX": index}), commands
-
-
-def test_it_calls_growlm_sweep_with_the_name_and_what_else_it_is_given(tmp_path):
-    code, [command] = sweep(tmp_path, [(0, "", "done")], index="2", extra=["--config.seed=3"])
-    assert code == 0
+def test_the_task_becomes_growlm_sweep_with_the_runs_name_and_what_else_it_is_given(tmp_path, monkeypatch):
+    became = []
+    monkeypatch.setattr(run_index.os, "execv", lambda *command: became.append(command))
+    arguments = [f"--config={ROOT}/{TINY}", f"--workdir={tmp_path}", "--config.seed=3"]
+    run_index.main(arguments, {"JOB_COMPLETION_INDEX": "2"})
     options = [f"--config={ROOT}/{TINY}", f"--workdir={tmp_path}", "--run=scratch_short", "--config.seed=3"]
-    assert command == ["sweep", *options]
-
-
-def test_a_run_that_was_stopped_is_not_done(tmp_path, capsys):
-    assert sweep(tmp_path, [(0, "", "pending")])[0] == run_index.NOT_DONE
-    assert "scratch was stopped before its end" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("code", [1, 2, 143])
-def test_other_exit_codes_are_growlms(tmp_path, code):
-    assert sweep(tmp_path, [(code, "growlm: no", "pending")])[0] == code
-
-
-def test_it_waits_while_another_task_trains_a_shared_stage(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError) as error, locked(tmp_path):
-        pass
-    busy = (2, f"growlm: {error.value}\n", "pending")
-    code, commands = sweep(tmp_path, [busy, busy, (0, "", "done")])
-    assert code == 0
-    assert len(commands) == 3
-
-
-def test_a_signal_is_passed_on():
-    saves = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit('saved')); "
-    tells_its_parent = "time.sleep(0.5); os.kill(os.getppid(), 15); time.sleep(60)"
-    former = signal.getsignal(signal.SIGTERM)
-    assert run_index.call([sys.executable, "-c", saves + tells_its_parent]) == (1, "saved\n")
-    assert signal.getsignal(signal.SIGTERM) is former
-
-
-def test_a_killed_command_ends_as_in_a_shell():
-    assert run_index.call([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])[0] == 137
+    assert became == [(sys.executable, [sys.executable, "-m", "growlm", "sweep", *options])]
 
 
 def test_no_index_is_one_line(tmp_path, capsys):

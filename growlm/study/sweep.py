@@ -6,7 +6,9 @@ import os
 import platform
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,8 @@ def run_sweep(
     """Trains the chosen runs of a sweep into workdir/NAME, the stages into workdir/stages.
 
     Returns the errors of runs that diverged, by name; the others go on. Started again, it goes on where it was.
-    Raises InputError where the folder holds something else, StoppedError when asked to stop.
+    Where another process trains a stage of theirs, they wait until it is done. Raises InputError where the folder holds
+    something else, StoppedError when asked to stop.
     """
     for name in chosen:
         mesh_of(plan.runs[name].config)  # all are possible here, or nothing is begun
@@ -127,7 +130,8 @@ def run_sweep(
     with records_folder(workdir) as records:
         claim_folder(records, dataclasses.asdict(plan.config))
         after_first()
-        runner = Runner(workdir / STORE, records / STORE, leave_points(list(plan.runs.values())), stop, instruments)
+        ends = leave_points(list(plan.runs.values()))
+        runner = Runner(workdir / STORE, records / STORE, ends, stop, instruments, patient=True)
         _write_summary(plan, records, command)
         for name in chosen:
             claim_folder(records / name, dataclasses.asdict(plan.runs[name].config))
@@ -153,7 +157,7 @@ def _write_summary(
     plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]] | None = None
 ) -> None:
     """sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
-    with locked(workdir, wait=True):  # another worker may write its own run's outcome
+    with locked(workdir, wait=partial(time.sleep, 0.05)):  # another worker may write its own run's outcome
         write_json(workdir / "sweep.json", _summary(plan, workdir, command, outcomes or {}))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from growlm.files import is_part, locked, write_json
 from growlm.growth import grow_state
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.loop import Surroundings, compile_stage_ahead, train_stage, training_batches
+from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
@@ -108,7 +109,8 @@ def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
 class Runner:
     """Trains the stages of runs into one store, a folder per address. `ends` says where runs leave each address.
 
-    Checkpoints are written into the store by all processes; `records` is the store for everything else.
+    Checkpoints are written into the store by all processes; `records` is the store for everything else. A stage that
+    another process trains is waited for where the runner is patient, and an error where not.
     """
 
     store: Path
@@ -116,6 +118,7 @@ class Runner:
     ends: Mapping[str, frozenset[int]]
     stop: threading.Event
     instruments: Instruments = UNWATCHED
+    patient: bool = False
 
     def train(self, plan: RunPlan, folder: Path, name: str) -> None:
         """Trains what is missing of a run, and writes the run's own folder.
@@ -136,7 +139,7 @@ class Runner:
         folder, ends = self.records / stage.address, self.ends[stage.address]
         folder.mkdir(parents=True, exist_ok=True)
         home, keep = self.store / stage.address / "checkpoints", stage.run.checkpoint.max_to_keep
-        with locked(folder), contextlib.closing(Checkpoints(home, keep, ends)) as checkpoints:
+        with locked(folder, self._waiting(stage)), contextlib.closing(Checkpoints(home, keep, ends)) as checkpoints:
             write_json(folder / "stage.json", stage.settings | {"address": stage.address})
             state, grown_at = self._first_state(stage, checkpoints, journey)
             if state.step == stage.last_step:
@@ -156,6 +159,18 @@ class Runner:
                 publish=journey.publish,
             )
             return train_stage(stage, state, around)
+
+    def _waiting(self, stage: Stage) -> Callable[[], None] | None:
+        """What to do as long as another process trains a stage."""
+        notes = iter([f"growlm: waiting for another process that trains stage {stage.address}"])
+
+        def wait() -> None:
+            if note := next(notes, None):
+                print(note, file=sys.stderr, flush=True)
+            if self.stop.wait(1.0):
+                raise StoppedError("stopped while another process trained what is needed: the same command goes on")
+
+        return wait if self.patient else None
 
     def _first_state(
         self, stage: Stage, checkpoints: Checkpoints, journey: "Journey"
