@@ -51,7 +51,7 @@ HloModule jit_step
 ENTRY %main (p: f32[]) -> f32[] {
   %while.1 = (s32[], bf16[4]) while(%tuple.0), condition=%condition, body=%body, metadata={op_name="while"}
   %both = (f32[10]{0}, f32[]) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
-  %moved = s32[6,2]{1,0} all-to-all(%ids), replica_groups={{0,1,2}}
+  %moved = s32[6,2]{1,0} all-to-all(%ids), replica_groups=[2,3]<=[3,2]T(1,0), dimensions={0}
   %parts = f32[5]{0} reduce-scatter(%g), replica_groups={{0,1}}, dimensions={0}, to_apply=%add
   ROOT %result = f32[] copy(%loss)
 }
@@ -80,9 +80,11 @@ def test_what_is_sent_is_counted_by_kind_as_often_as_loops_run(collectives):
     }
 
 
-def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error(collectives):
+def test_what_cannot_be_counted_is_an_error(collectives):
     with pytest.raises(RuntimeError, match="how often"):
         collectives.sent(PROGRAM.replace("constant(5)", "parameter(0)"))
+    with pytest.raises(RuntimeError, match="which devices take part"):
+        collectives.sent(PROGRAM.replace("replica_groups={{0,1,2,3}}", "replica_groups=new"))
     assert collectives.sent("HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {\n  ROOT %x = f32[] copy(%p)\n}\n") == {}
 
 

@@ -18,6 +18,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|branch_computations)=\{?%?([\w.-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 _BOUND = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_TILED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 
 
@@ -91,24 +92,27 @@ def _collectives(name: str, lines: list[str]) -> Iterator[tuple[str, float]]:
         if match := _COLLECTIVE.search(line):
             # The TPU compiler spells a reduce-scatter as an all-reduce of which a part is taken.
             kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else match[2]
-            yield kind, _received(kind, _nbytes(match[1]), _group(line), spelled=match[2])
+            yield kind, _received(kind, match[2], _nbytes(match[1]), line)
 
 
-def _received(kind: str, result_bytes: float, group: int, spelled: str) -> float:
+def _received(kind: str, spelled: str, result_bytes: float, line: str) -> float:
     if kind == "collective-permute":
         return result_bytes
+    group = _group(line)
     whole = result_bytes * (group if spelled == "reduce-scatter" else 1)  # it gives a part of what it takes
     return whole * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
 def _group(line: str) -> int:
-    """How many devices take part with each other; 1 where the line does not say, as a permutation's."""
+    """How many devices take part with each other."""
     if match := _GROUPS.search(line):
         return match[1].count(",") + 1
+    if match := _TILED_GROUPS.search(line):
+        return int(match[1])
     if match := _MESH_GROUPS.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    return 1
+    raise RuntimeError(f"this does not say which devices take part: {line}")
 
 
 def _nbytes(shape: str) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from growlm.errors import InputError
@@ -24,7 +25,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         raise InputError(f"mesh is {sizes} = {np.prod(shape)} devices: there are {len(devices)}")
     # Auto: with Explicit, which is the default, a lookup in an embedding is an error.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices such that neighbours on the mesh are neighbours on the machine; only `data` goes over TPU slices."""
+    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
+        if shape[0] % slices:
+            raise InputError(f"mesh.data is {shape[0]}: allowed are multiples of the {slices} slices of TPUs")
+        within = (shape[0] // slices, *shape[1:])
+        return create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    try:
+        return create_device_mesh(shape, devices)
+    except NotImplementedError:  # an axis of the mesh is a part of an axis of the torus, which has fewer links
+        return create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
