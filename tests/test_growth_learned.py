@@ -97,9 +97,9 @@ def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
     assert took["loss_after"] < took["loss_before"] - 0.2
     assert took["tokens"] == 30 * 2 * 8 and took["flops"] == 6 * parameter_count(BOTH) * took["tokens"]
     jax.tree.map(np.testing.assert_array_equal, before, params)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), matrices_of(growth), matrices_of(learned))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), matrices_of(growth), learned)
     assert min(jax.tree.leaves(moved)) > 0  # every matrix has a gradient
-    grown = grow_params(learned, SOURCE, BOTH, params, KEY)
+    grown = grow_params(growth_of(growth.recipe, learned), SOURCE, BOTH, params, KEY)
     assert float(next_token_loss(BOTH, grown, data[0])) < took["loss_before"] - 0.2
 
 

@@ -15,7 +15,7 @@ from growlm.growth.axis_map import AxisMap
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import Rule, draws, dual, dual_squared, expand, grow_params
-from growlm.growth.learned import fit, growth_of, matrices_of
+from growlm.growth.learned import fit, growth_of
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, provenance_of
 from growlm.state import TrainState
@@ -55,7 +55,8 @@ def grow(
     _check_key(growth, target, key)
     check_params(source, params)
     if growth.recipe:
-        growth, _ = fit(growth, params, batches, key)
+        matrices, _ = fit(growth, params, batches, key)
+        growth = growth_of(growth.recipe, matrices)
     grown = jax.jit(lambda tree: grow_params(growth, source, target, tree, key))(params)
     check_params(target, grown)
     return grown
@@ -81,6 +82,19 @@ def growth_key(run_key: jax.Array, step: int) -> jax.Array:
     return jax.random.fold_in(run_key, step)
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A growth that was planned and compiled before its time, for the step and the key that the state has then.
+
+    transform: what `growth_transform` gives, and learning: what `growlm.growth.learned.learning` gives if the growth
+    learns, both compiled. They are given the run's key, and make the growth's own of it.
+    """
+
+    growth: Growth
+    transform: Callable
+    learning: tuple[Callable, Callable] | None = None
+
+
 def grow_state(
     state: TrainState,
     source: ModelConfig,
@@ -89,7 +103,7 @@ def grow_state(
     operator: str = "direct",
     optimizer_state: str = "reset",
     batches: Iterable[Any] = (),
-    transform: Callable | None = None,
+    prepared: Prepared | None = None,
     **options: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The whole training state, grown, and a report of what every leaf came from.
@@ -103,7 +117,7 @@ def grow_state(
       optimizer_state: "reset" starts the optimizer afresh, as the paper does; "map" grows the moments by the dual map
         (a gradient is read where its weight is written) and keeps the step count, for fresh slices too; "map_aged" is
         the same, but fresh slices are of age 0, for an optimizer that has ages.
-      transform: what `growth_transform` gives for this growth, compiled; by default it is compiled here.
+      prepared: this growth, planned and compiled already; by default that is done here.
 
     Returns:
       (state, report). The report is plain JSON.
@@ -113,18 +127,17 @@ def grow_state(
     """
     if optimizer_state not in OPTIMIZER_STATES:
         raise unknown("optimizer_state", optimizer_state, OPTIMIZER_STATES)
-    key = growth_key(state.key, int(state.step))
-    growth, learning = plan_growth(operator, source, target, key, **options), {}
     check_params(source, state.params)
+    key = state.key
+    if prepared is None:
+        key = growth_key(key, int(state.step))
+        growth = plan_growth(operator, source, target, key, **options)
+        prepared = Prepared(growth, jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state)))
+    growth, matrices, took = prepared.growth, None, {}
     if growth.recipe:
-        growth, learning = fit(growth, state.params, batches, key)
-
-    transform = transform or jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state))
-    matrices = matrices_of(growth) if growth.recipe else None
-    params, opt_state, ema = transform(state.arrays, key, matrices)
-    check_params(target, params)
-    _check_like(opt_state, jax.eval_shape(optimizer.init, params))
-    report = describe(growth, source, target) | {"operator": operator, "options": options, "learning": learning}
+        matrices, took = fit(growth, state.params, batches, key, prepared.learning)
+    params, opt_state, ema = prepared.transform(state.arrays, key, matrices)
+    report = describe(growth, source, target) | {"operator": operator, "options": options, "learning": took}
     arrays = {"params": params, "ema": ema, "opt_state": opt_state, "provenance": provenance_of(growth)}
     return dataclasses.replace(state, **arrays), report | {"optimizer_state": optimizer_state}
 
@@ -139,16 +152,19 @@ def growth_transform(
     """What a growth does to the arrays of a state: pure, to be compiled with the target's shardings.
 
     transform(arrays, key, matrices) -> arrays, as `TrainState.arrays` are. `matrices` are those that learn has learned,
-    `growlm.growth.learned.matrices_of` its growth, and None for other operators: they are no constants of the program.
+    and None for other operators: they are no constants of the program. What it gives is checked when it is traced.
     """
 
     def transform(arrays: tuple, key: jax.Array, matrices: Any) -> tuple:
         params, opt_state, ema = arrays
         whole = growth_of(growth.recipe, matrices) if growth.recipe else growth
         grown, ema = (tree and grow_params(whole, source, target, tree, key) for tree in (params, ema))
+        check_params(target, grown)
         if optimizer_state == "reset":
             return grown, optimizer.init(grown), ema
-        return grown, map_optimizer_state(whole, source, opt_state, aged=optimizer_state == "map_aged"), ema
+        opt_state = map_optimizer_state(whole, source, opt_state, aged=optimizer_state == "map_aged")
+        _check_like(opt_state, jax.eval_shape(optimizer.init, grown))
+        return grown, opt_state, ema
 
     return transform
 

@@ -1,7 +1,7 @@
 """G_learn, LiGO: the maps themselves are trained on the language-model loss (arXiv 2303.00980; 2405.15319, A.1.2)."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from growlm.model import next_token_loss
 from growlm.weights import ModelConfig, Params, declared, parameter_count
 
 Matrices = dict[str, Any]
+Learner = tuple[Matrices, Any]  # with their optimizer's state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,44 +137,62 @@ def matrices_of(growth: Growth) -> Matrices:
     return {name: growth.maps[axis].write.matrix for name, axis in at.items()} | {"layers": layers}
 
 
-def fit(growth: Growth, params: Params, batches: Iterable[Any], key: jax.Array, **model: Any) -> tuple[Growth, dict]:
-    """The growth with its matrices trained, and what that took.
+def learning(recipe: Recipe) -> tuple[Callable, Callable]:
+    """How matrices are trained, as two pure functions, to be compiled.
 
-    Args:
-      growth: of `learn`.
-      params: the source's parameters, constants here.
-      batches: int[batch, length + 1] tokens, one for each of the recipe's steps.
-      key: the growth's key.
-      **model: dtype and remat of the loss.
-
-    Returns:
-      (growth, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
+    begin(matrices) -> learner, the matrices with their optimizer's state; step(learner, params, tokens, key) ->
+    (learner, loss).
     """
-    recipe = growth.recipe
     rate = optax.warmup_cosine_decay_schedule(
         0.0, recipe.peak, recipe.warmup, max(recipe.steps, recipe.warmup + 1), recipe.final
     )
     adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=recipe.weight_decay)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
 
-    def loss_of(matrices: Matrices, params: Params, tokens: jax.Array) -> jax.Array:
+    def loss_of(matrices: Matrices, params: Params, tokens: jax.Array, key: jax.Array) -> jax.Array:
         grown = grow_params(growth_of(recipe, matrices), recipe.source, recipe.target, params, key)
-        return next_token_loss(recipe.target, grown, tokens, **model)
+        return next_token_loss(recipe.target, grown, tokens)
 
-    @jax.jit
-    def step(matrices: Matrices, state: Any, params: Params, tokens: jax.Array) -> tuple[Matrices, Any, jax.Array]:
-        loss, gradient = jax.value_and_grad(loss_of)(matrices, params, tokens)
+    def begin(matrices: Matrices) -> Learner:
+        return matrices, optimizer.init(matrices)
+
+    def step(learner: Learner, params: Params, tokens: jax.Array, key: jax.Array) -> tuple[Learner, jax.Array]:
+        matrices, state = learner
+        loss, gradient = jax.value_and_grad(loss_of)(matrices, params, tokens, key)
         updates, state = optimizer.update(gradient, state, matrices)
-        return optax.apply_updates(matrices, updates), state, loss
+        return (optax.apply_updates(matrices, updates), state), loss
 
-    matrices, losses, tokens = matrices_of(growth), [], 0
-    state, batches = optimizer.init(matrices), iter(batches)
+    return begin, step
+
+
+def fit(
+    growth: Growth,
+    params: Params,
+    batches: Iterable[Any],
+    key: jax.Array,
+    programs: tuple[Callable, Callable] | None = None,
+) -> tuple[Matrices, dict]:
+    """The matrices of a growth trained, and what that took.
+
+    Args:
+      growth: of `learn`.
+      params: the source's parameters, constants here.
+      batches: int[batch, length + 1] tokens, one for each of the recipe's steps.
+      key: the growth's key.
+      programs: the two of `learning`, compiled; by default they are compiled here.
+
+    Returns:
+      (matrices, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
+    """
+    recipe, losses, tokens, batches = growth.recipe, [], 0, iter(batches)
+    begin, step = programs or map(jax.jit, learning(recipe))
+    learner = begin(matrices_of(growth))
     for _ in range(recipe.steps):
         if (batch := next(batches, None)) is None:
             raise InputError(f"learn takes {recipe.steps} batches and was given {len(losses)}")
-        matrices, state, loss = step(matrices, state, params, batch)
+        learner, loss = step(learner, params, batch, key)
         losses.append(loss)
         tokens += batch.shape[0] * (batch.shape[1] - 1)
     took = {"steps": recipe.steps, "tokens": tokens, "flops": 6.0 * parameter_count(recipe.target) * tokens}
     ends = {"loss_before": float(losses[0]), "loss_after": float(losses[-1])} if losses else {}
-    return growth_of(recipe, matrices), took | ends
+    return learner[0], took | ends

@@ -23,10 +23,10 @@ from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.metrics import Instruments, MetricsLog, Profile, Progress, Stopwatch
 from growlm.training.processes import all_stop, is_first
 from growlm.training.programs import (
-    compile_growth_ahead,
     compile_steps,
     compile_steps_ahead,
     describe_memory,
+    prepare_growth_ahead,
 )
 from growlm.training.stages import Stage
 from growlm.training.step import Program
@@ -183,7 +183,7 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
 
 def compile_stage_ahead(stage: Stage, mesh: Mesh) -> None:
     """Begins to compile, in the background, all that a stage after growth will need: the growth and its steps."""
-    compile_growth_ahead(stage, mesh)
+    prepare_growth_ahead(stage, mesh)
     for program in programs_of(stage, stage.first_step).values():
         compile_steps_ahead(program, stage.config.batch, stage.config.length, mesh)
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
-from growlm.growth.apply import growth_transform
-from growlm.growth.learned import matrices_of
+from growlm.growth import Growth, growth_key
+from growlm.growth.apply import Prepared, growth_transform
+from growlm.growth.learned import learning, matrices_of
 from growlm.sharding import shardings_of
 from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.stages import Stage
-from growlm.training.step import Program, abstract_state, train_loss, train_step
+from growlm.training.step import Program, abstract_state, averaged, train_loss, train_step
 
 MOST = 64  # programs that are kept: each holds memory maps, and a process may have 65,530
 
@@ -101,34 +101,65 @@ def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> 
         return evaluate.lower(state.params, inputs["tokens"], state.provenance, inputs["progress"]).compile()
 
 
-def compile_growth(stage: Stage, mesh: Mesh) -> Callable:
-    """The compiled `growth_transform` of the growth with which a stage begins."""
-    return compiled(("growth", stage.address, mesh), partial(_build_growth, stage, mesh))
+def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
+    """The growth with which a stage begins, compiled."""
+    return compiled(("growth", stage.address, mesh), partial(_prepare_growth, stage, mesh))
 
 
-def compile_growth_ahead(stage: Stage, mesh: Mesh) -> None:
+def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
     """Begins to compile it in the background."""
-    compile_ahead(("growth", stage.address, mesh), partial(_build_growth, stage, mesh))
+    compile_ahead(("growth", stage.address, mesh), partial(_prepare_growth, stage, mesh))
 
 
-def _build_growth(stage: Stage, mesh: Mesh) -> Callable:
-    program, whole = lower_growth(stage, mesh).compile(), replicated(mesh)
-    return lambda arrays, key, matrices: program(arrays, key, jax.device_put(matrices, whole))
+def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
+    transform = lower_growth(stage, mesh).compile()
+    if not stage.growth.recipe:
+        return Prepared(stage.growth, transform)
+    begin, step = (lowered.compile() for lowered in lower_learning(stage, mesh))
+    return Prepared(stage.growth, transform, (lambda matrices: begin(jax.device_put(matrices, replicated(mesh))), step))
 
 
 def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
-    """The growth with which a stage begins, as `lower_step` gives a step."""
+    """The growth with which a stage begins, as `lower_step` gives a step: of (arrays, the run's key, matrices)."""
     config, parent, growth = stage.config, stage.parent.config, stage.growth
     source = abstract_state(parent.model, parent.optimizer, mesh)
     optimizer = make_optimizer(config.optimizer)
     transform = growth_transform(growth, parent.model, config.model, optimizer, config.growth.optimizer_state)
-    matrices = jax.tree.map(jnp.asarray, matrices_of(growth)) if growth.recipe else None
-    whole = replicated(mesh)
-    matrices = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), matrices)
-    inputs = source.arrays, source.key, matrices
-    out = shardings_of(jax.eval_shape(transform, *inputs), config.model, mesh)
+
+    def grow(arrays: Any, key: jax.Array, matrices: Any) -> Any:
+        params, opt_state, ema = transform(arrays, growth_key(key, stage.first_step), matrices)
+        return params, opt_state, averaged(config.optimizer, params, ema)
+
+    inputs = source.arrays, source.key, _abstract_matrices(growth, mesh)
+    out = shardings_of(jax.eval_shape(grow, *inputs), config.model, mesh)
     with jax.set_mesh(mesh):
-        return jax.jit(transform, out_shardings=out).lower(*inputs)
+        return jax.jit(grow, out_shardings=out).lower(*inputs)
+
+
+def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
+    """The two functions of `learning` for a growth that learns, before they are compiled; given the run's key."""
+    config, parent, whole = stage.config, stage.parent.config, replicated(mesh)
+    begin, step = learning(stage.growth.recipe)
+    matrices = _abstract_matrices(stage.growth, mesh)
+    learner = jax.tree.map(partial(_whole, mesh), jax.eval_shape(begin, matrices))
+    source = abstract_state(parent.model, parent.optimizer, mesh)
+    tokens = jax.ShapeDtypeStruct((config.batch, config.length + 1), "int32", sharding=by_rows(mesh))
+
+    def learn(learner: Any, params: Any, tokens: jax.Array, key: jax.Array) -> Any:
+        return step(learner, params, tokens, growth_key(key, stage.first_step))
+
+    with jax.set_mesh(mesh):
+        first = jax.jit(begin, out_shardings=whole).lower(matrices)
+        return first, jax.jit(learn, out_shardings=whole).lower(learner, source.params, tokens, source.key)
+
+
+def _abstract_matrices(growth: Growth, mesh: Mesh) -> Any:
+    """What learn learns, which every device has whole; None for other operators."""
+    return jax.tree.map(partial(_whole, mesh), matrices_of(growth)) if growth.recipe else None
+
+
+def _whole(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
 
 
 def bytes_needed(program: Any) -> int:

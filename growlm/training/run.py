@@ -25,10 +25,10 @@ from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import after_first, agreed, records_folder
-from growlm.training.programs import compile_growth, kept_on_disk
+from growlm.training.programs import kept_on_disk, prepared_growth
 from growlm.training.settings import MeshConfig, RunConfig
 from growlm.training.stages import Stage, resolve
-from growlm.training.step import abstract_state, init_state, with_average
+from growlm.training.step import abstract_state, init_state
 
 COMPILED = "compiled"
 
@@ -199,10 +199,9 @@ class Runner:
             growth.operator,
             growth.optimizer_state,
             batches=ahead,
-            transform=compile_growth(stage, journey.mesh),
+            prepared=prepared_growth(stage, journey.mesh),
             **growth.options,
         )
-        state = with_average(state, config.optimizer)
         jax.block_until_ready(state.arrays)
         _free(before, state)
         at = {"step": stage.first_step, "tokens": stage.first_tokens, "seconds": time.perf_counter() - began}

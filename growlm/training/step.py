@@ -59,8 +59,7 @@ def _initial(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> tuple
     """What a run begins with: its arrays and its key."""
     init_key, run_key = run_keys(seed)
     params = init(model, init_key)
-    ema = jax.tree.map(jnp.copy, params) if optimizer.ema else None
-    return (params, make_optimizer(optimizer).init(params), ema), run_key
+    return (params, make_optimizer(optimizer).init(params), averaged(optimizer, params, None)), run_key
 
 
 def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None) -> TrainState:
@@ -73,11 +72,9 @@ def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: 
     return dataclasses.replace(abstract, params=params, opt_state=opt_state, ema=ema, key=key)
 
 
-def with_average(state: TrainState, optimizer: OptimizerConfig) -> TrainState:
-    """The state with an averaged copy where the optimizer keeps one: what there is, or else the parameters."""
-    if not optimizer.ema:
-        return dataclasses.replace(state, ema=None)
-    return dataclasses.replace(state, ema=state.ema or jax.tree.map(jnp.copy, state.params))
+def averaged(optimizer: OptimizerConfig, params: Params, ema: Params | None) -> Params | None:
+    """The averaged copy with which training goes on where the optimizer keeps one: what there is, or else a copy."""
+    return (ema or jax.tree.map(jnp.copy, params)) if optimizer.ema else None
 
 
 def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh | None = None) -> TrainState:
