@@ -30,10 +30,10 @@ def busy_cores() -> float | None:
     return os.cpu_count() * (worked_then - worked) / (total_then - total)
 
 
-def about_load(busy: list[float | None]) -> str:
+def about_load(busy: list[float | None], warning: str = "on CPUs a ratio to PyTorch is worth nothing then") -> str:
     """A line on `busy_cores` before and after; it warns where several threads may have waited for a core."""
     if None in busy:
         return "how busy the cores were with other processes is not known here"
     unfair = max(busy) > QUIET and host_threads() > 1
-    warning = "; WARNING: on CPUs a ratio to PyTorch is worth nothing then" if unfair else ""
-    return f"cores busy with other processes: {busy[0]:.1f} before, {busy[1]:.1f} after{warning}"
+    said = f"; WARNING: {warning}" if unfair else ""
+    return f"cores busy with other processes: {busy[0]:.1f} before, {busy[1]:.1f} after{said}"
