@@ -158,7 +158,7 @@ class Surroundings:
     stop: threading.Event
     instruments: Instruments
     grown_at: float | None  # the time.perf_counter() at which the growth of this stage began, if it was just now
-    begun: Callable[[], None]  # called when all is compiled
+    begun: Callable[[], None]  # called when the first step is taken
     publish: Callable[[], None]  # called when there is something new to look at
 
 
@@ -243,7 +243,6 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
     steps = Steps(stage, state, mesh)
     source = training_batches(stage, around.corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, around.corpus, mesh)
-    around.begun()
     known = max(checkpoints.steps(), default=-1)
     if is_first():
         print(f"{around.title}: {steps.memory}", file=sys.stderr)
@@ -256,7 +255,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
         watch = Stopwatch(around.seconds_before if log.seconds is None else log.seconds)
         waiting, validating = Stopwatch(), Stopwatch()
         recorder = Recorder(stage, log, bar, watch, waiting, _peak(mesh, around.instruments))
-        recorder.begin(int(state.step))
+        begun = int(state.step)
+        recorder.begin(begun)
         if state.step == stage.first_step:
             with validating.running():
                 validation = steps.validate(state, all_held_out)
@@ -273,6 +273,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
             if around.grown_at and step == stage.first_step + 1:
                 jax.block_until_ready(metrics)
                 recorder.note(pause_seconds=time.perf_counter() - around.grown_at - validating.seconds)
+            if step == begun + 1:
+                around.begun()  # not before: what it compiles would compete with a first step that is waited for
             recorder.push(step, metrics)
 
             stopping = all_stop(around.stop.is_set(), step)
