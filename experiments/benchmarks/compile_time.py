@@ -47,6 +47,7 @@ STEP, GROWTH, LEARNING = "step", "growth", "learning"
 # name: (what is compiled, settings of the run, settings of the grown stage).
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "step, remat full": (STEP, {"remat": "full"}, {}),
+    "step, remat attention": (STEP, {"remat": "attention"}, {}),
     "step, remat dots": (STEP, {"remat": "dots"}, {}),
     "step, remat none": (STEP, {"remat": "none"}, {}),
     "step in 2 microbatches": (STEP, {}, {"microbatches": 2}),
