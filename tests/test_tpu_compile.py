@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from growlm.errors import InputError
+from growlm.training.mesh import make_mesh
+from growlm.training.settings import MeshConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "benchmarks"
 
@@ -86,6 +90,37 @@ def test_what_cannot_be_counted_is_an_error(collectives):
     with pytest.raises(RuntimeError, match="which devices take part"):
         collectives.sent(PROGRAM.replace("replica_groups={{0,1,2,3}}", "replica_groups=new"))
     assert collectives.sent("HloModule m\n\nENTRY %main (p: f32[]) -> f32[] {\n  ROOT %x = f32[] copy(%p)\n}\n") == {}
+
+
+@pytest.fixture
+def chips_of(module, monkeypatch):
+    """The chips of a topology."""
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which compiles for TPUs, is not installed: pip install 'growlm[tpu]'")
+    return module("tpu_compile").chips_of
+
+
+def test_axes_of_a_mesh_lie_along_axes_of_the_torus_or_parts_of_them(chips_of):
+    chips = chips_of("v5p:4x4x4")
+    rows = make_mesh(MeshConfig(4, 16), chips).devices[:, :, 0]
+    assert [len({chip.coords[axis] for chip in rows[0]}) for axis in range(3)].count(4) == 2  # a plane
+    parts = make_mesh(MeshConfig(8, 8), chips).devices
+    assert len({chip.id for chip in parts.flat}) == 64
+    with pytest.raises(InputError, match="data 3 x fsdp 16 x tensor 1 = 48 devices: there are 64"):
+        make_mesh(MeshConfig(3, 16), chips)
+
+
+def test_only_data_goes_over_slices(chips_of):
+    chips_of("v5e:2x2")  # sets up the compiler
+    from jax.experimental import topologies
+
+    pair = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
+    rows = make_mesh(MeshConfig(2, 2, 2), pair).devices
+    assert [{chip.slice_index for chip in row.flat} for row in rows] == [{0}, {1}]
+    with pytest.raises(InputError, match=r"mesh\.data is 1: allowed are multiples of the 2 slices"):
+        make_mesh(MeshConfig(1, 8), pair)
 
 
 @pytest.fixture(scope="module")
