@@ -268,7 +268,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
             profile.before(int(state.step) + 1, state.params)
             with waiting.running():
                 tokens_BS = next(source)
-            state, metrics = steps.train(state, tokens_BS)
+            with jax.profiler.StepTraceAnnotation("step", step_num=int(state.step) + 1):
+                state, metrics = steps.train(state, tokens_BS)
             step = int(state.step)
             if around.grown_at and step == stage.first_step + 1:
                 jax.block_until_ready(metrics)

@@ -39,8 +39,13 @@ class Profile:
         """Begins or ends where it is due; what is `pending` belongs to the steps before."""
         if (step in self._steps) != self._on:
             jax.block_until_ready(pending)
-            jax.profiler.stop_trace() if self._on else jax.profiler.start_trace(self._folder)
+            jax.profiler.stop_trace() if self._on else self._start()
             self._on = not self._on
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # a trace holds a million events: calls of Python fill it before the steps do
+        jax.profiler.start_trace(self._folder, profiler_options=options)
 
     def __enter__(self) -> "Profile":
         return self
