@@ -1,0 +1,311 @@
+"""Tokenizers: bytes, SentencePiece models, and the tokenizer.json of the `tokenizers` library, behind one face.
+
+What a file is is told by its content, as SentencePiece models go by many names. No text ever becomes a special
+token: a document that has '</s>' or '<|endoftext|>' in it must not end there.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from growlm.errors import InputError
+from growlm.files import write_json, write_whole
+
+BYTES = "bytes"
+JSON, MODEL = "tokenizer.json", "tokenizer.model"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"  # a byte-level BPE in two files, as GPT-2 was published
+SETTINGS = "tokenizer_config.json"
+
+# Where files beside a tokenizer name its special tokens: as text, or as a number. The first that does is taken.
+BESIDE = (SETTINGS, "special_tokens_map.json", "generation_config.json", "config.json")
+EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+
+Ids = list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """Text to tokens and back.
+
+    Attributes:
+      name: the source it was loaded from.
+      vocab: one more than the largest token.
+      eos: the token after every document.
+      bos: the token before a text, for models that were trained with one.
+      fingerprint: SHA-256 (hex) of its files, eos and bos: equal for two if they are the same tokenizer.
+      files: what it is made of, by the names that `save` gives them; none for bytes.
+      encode_all: texts -> a list of tokens for each. No special token is added or made from the text.
+      decode: tokens -> text; special tokens are left out.
+    """
+
+    name: str
+    vocab: int
+    eos: int
+    bos: int | None
+    fingerprint: str
+    files: dict[str, bytes]
+    settings: dict[str, Any]
+    encode_all: Callable[[Sequence[str]], list[Ids]]
+    decode: Callable[[Sequence[int]], str]
+
+    def encode(self, text: str) -> Ids:
+        """The tokens of one text, with no special token added. Raises InputError as the source's limits say."""
+        return self.encode_all([text])[0]
+
+    def save(self, folder: Path) -> None:
+        """Writes what `load_tokenizer(folder)` needs to give this tokenizer again, with its eos and bos."""
+        for name, content in self.files.items():
+            write_whole(folder / name, content)
+        write_json(folder / SETTINGS, self.settings)
+
+
+@dataclass(frozen=True)
+class _Library:
+    """A tokenizer as its library has it."""
+
+    vocab: int
+    token: Callable[[int], str | None]
+    number: Callable[[str], int | None]
+    eos: int | None  # where the file itself says it
+    bos: int | None
+    encode_all: Callable[[Sequence[str]], list[Ids]]
+    decode: Callable[[Sequence[int]], str]
+
+
+def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
+    """A tokenizer from where it lies.
+
+    Args:
+      source: one of
+        - "bytes": the 256 bytes of UTF-8; EOS is byte 0, so that text with a NUL byte is refused.
+        - a SentencePiece model, by any name.
+        - a tokenizer.json of the `tokenizers` library, by any name.
+        - a folder that holds one of these, such as a Hugging Face model or a corpus of `growlm prepare`, or GPT-2's
+          vocab.json and merges.txt (encoder.json and vocab.bpe).
+      eos: the token that ends a document, such as "</s>". By default the one that the files beside it name
+        (tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json), then the model's own,
+        then the first of EOS_NAMES that it has.
+
+    Raises:
+      InputError: nothing is there, it is no tokenizer, it has no such token, none can be told to be EOS, or the
+        extra `data` is not installed.
+    """
+    if str(source) == BYTES or _says_bytes(Path(source)):
+        return _bytes(str(source), eos)
+    files = {name: _read(path) for name, path in _find(Path(source)).items()}
+    library = _READERS[next(iter(files))](str(source), files)
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    named = _beside(folder)
+    end = _token(library, source, eos) if eos else _special("eos", library, named, EOS_NAMES)
+    if end is None:
+        names = ", ".join(EOS_NAMES)
+        raise InputError(f"tokenizer {source} names no token that ends a document and has none of {names}: --eos=TOKEN")
+    start = _special("bos", library, named, BOS_NAMES)
+    settings = {"eos_token": library.token(end), "bos_token": None if start is None else library.token(start)}
+    return Tokenizer(
+        name=str(source),
+        vocab=library.vocab,
+        eos=end,
+        bos=start,
+        fingerprint=_fingerprint(files, end, start),
+        files=files,
+        settings=settings,
+        encode_all=library.encode_all,
+        decode=library.decode,
+    )
+
+
+def _says_bytes(folder: Path) -> bool:
+    return folder.is_dir() and _json(folder / SETTINGS).get("tokenizer_class") == BYTES
+
+
+def _bytes(name: str, eos: str | None) -> Tokenizer:
+    """Bytes of UTF-8 as tokens; a NUL byte would end the document."""
+    if eos is not None:
+        raise InputError(f"--eos={eos} is not allowed with the tokenizer bytes: its EOS is byte 0")
+
+    def encode_all(texts: Sequence[str]) -> list[Ids]:
+        if found := next((text for text in texts if "\0" in text), None):
+            position = len(found[: found.index("\0")].encode())
+            raise InputError(f"byte 0x00 at position {position}; allowed for the tokenizer bytes: text without NUL")
+        return [list(text.encode()) for text in texts]
+
+    return Tokenizer(
+        name=name,
+        vocab=256,
+        eos=0,
+        bos=None,
+        fingerprint=hashlib.sha256(BYTES.encode()).hexdigest(),
+        files={},
+        settings={"tokenizer_class": BYTES},
+        encode_all=encode_all,
+        decode=lambda ids: bytes(id for id in ids if id).decode(errors="replace"),
+    )
+
+
+def _find(source: Path) -> dict[str, Path]:
+    """The files of a tokenizer, by the names that `save` gives them."""
+    if source.is_file():
+        return {_kind(source): source}
+    if not source.is_dir():
+        raise InputError(f"no tokenizer {str(source)!r}; allowed: 'bytes', a SentencePiece model, a tokenizer.json")
+    for name in (JSON, MODEL):
+        if (source / name).is_file():
+            return {name: source / name}
+    for pair in ((VOCABULARY, MERGES), ("encoder.json", "vocab.bpe")):
+        if all((source / name).is_file() for name in pair):
+            return dict(zip((VOCABULARY, MERGES), (source / name for name in pair), strict=True))
+    others = sorted({*source.glob("*.model"), *source.glob("*tokenizer.json"), *source.glob("tokenizer.default")})
+    if len(others) != 1:
+        found = ", ".join(path.name for path in others) or "none"
+        raise InputError(f"folder {source} must hold one tokenizer, such as {JSON} or {MODEL}: it has {found}")
+    return {_kind(others[0]): others[0]}
+
+
+def _kind(path: Path) -> str:
+    """What a file is: JSON begins with a brace, the protocol buffer of SentencePiece does not."""
+    return JSON if _read(path)[:256].lstrip()[:1] == b"{" else MODEL
+
+
+def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
+    """SentencePiece's own model; its control symbols are never made from text."""
+    library = _library("sentencepiece")
+    try:
+        model = library.SentencePieceProcessor(model_proto=files[MODEL])
+    except RuntimeError:
+        raise InputError(f"{source} is no tokenizer: allowed are a SentencePiece model, a tokenizer.json") from None
+
+    def number(token: str) -> int | None:
+        id = model.piece_to_id(token)
+        return id if model.id_to_piece(id) == token else None
+
+    return _Library(
+        vocab=model.vocab_size(),
+        token=model.id_to_piece,
+        number=number,
+        eos=model.eos_id() if model.eos_id() >= 0 else None,
+        bos=model.bos_id() if model.bos_id() >= 0 else None,
+        encode_all=lambda texts: [model.encode(text) for text in texts],  # given them all, it would use every core
+        decode=lambda ids: model.decode([int(id) for id in ids]),
+    )
+
+
+def _fast(source: str, files: dict[str, bytes]) -> _Library:
+    """A tokenizer.json."""
+    library = _library("tokenizers")
+    try:
+        tokenizer = library.Tokenizer.from_str(files[JSON].decode())
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"{source} is no tokenizer.json: {_line(error)}") from None
+    return _of_library(tokenizer)
+
+
+def _two_files(source: str, files: dict[str, bytes]) -> _Library:
+    """A byte-level BPE from its vocabulary and its merges."""
+    library = _library("tokenizers")
+    try:
+        vocabulary = json.loads(files[VOCABULARY])
+        lines = [line for line in files[MERGES].decode().splitlines() if line and not line.startswith("#version")]
+        model = library.models.BPE(vocabulary, [tuple(line.split(" ")) for line in lines])
+    except Exception as error:
+        raise InputError(f"{source} is no byte-level BPE: {_line(error)}") from None
+    tokenizer = library.Tokenizer(model)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token in (*EOS_NAMES, *BOS_NAMES) if token in vocabulary])
+    return _of_library(tokenizer)
+
+
+def _of_library(tokenizer: Any) -> _Library:
+    tokenizer.encode_special_tokens = True  # that is, as the text that they are
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def encode_all(texts: Sequence[str]) -> list[Ids]:
+        return [found.ids for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return _Library(
+        vocab=max(tokenizer.get_vocab().values()) + 1,
+        token=tokenizer.id_to_token,
+        number=tokenizer.token_to_id,
+        eos=None,
+        bos=None,
+        encode_all=encode_all,
+        decode=lambda ids: tokenizer.decode([int(id) for id in ids], skip_special_tokens=True),
+    )
+
+
+_READERS = {MODEL: _sentencepiece, JSON: _fast, VOCABULARY: _two_files}
+
+
+def _beside(folder: Path) -> dict[str, str | int | None]:
+    """What the files of a folder say of its special tokens: "eos" and "bos", as text or number; None is "none"."""
+    held = [_json(folder / name) for name in BESIDE]
+    named = {"bos": None} if "bos_token" in held[0] else {}  # null there is a decision: a Qwen has no BOS, say
+    for key in ("eos", "bos"):
+        said = [each.get(f"{key}_token", each.get(f"{key}_token_id")) for each in held]
+        if found := [each for each in said if each not in (None, [])]:
+            first = found[0][0] if isinstance(found[0], list) else found[0]  # a chat model may have several
+            named[key] = first["content"] if isinstance(first, dict) else first
+    return named
+
+
+def _special(key: str, library: _Library, named: dict[str, str | int | None], names: Sequence[str]) -> int | None:
+    """A special token: what stands beside the file, else in it, else the first known name that it has."""
+    said = named.get(key)
+    if said is not None:
+        number = library.number(said) if isinstance(said, str) else said
+        if number is None or not 0 <= number < library.vocab:
+            raise InputError(f"a file beside the tokenizer names {key} {said!r}, which it does not have: --eos=TOKEN")
+        return number
+    if key == "bos" and key in named:
+        return None
+    own = library.eos if key == "eos" else library.bos
+    return own if own is not None else next((n for n in map(library.number, names) if n is not None), None)
+
+
+def _token(library: _Library, source: str | Path, token: str) -> int:
+    number = library.number(token)
+    if number is None:
+        raise InputError(f"tokenizer {source} has no token {token!r}: --eos must be one of its {library.vocab} tokens")
+    return number
+
+
+def _fingerprint(files: dict[str, bytes], eos: int, bos: int | None) -> str:
+    parts = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return hashlib.sha256(json.dumps([parts, eos, bos], sort_keys=True).encode()).hexdigest()
+
+
+def _library(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"this tokenizer needs the library {name}: pip install growlm[data]") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file that may be missing."""
+    if not path.is_file():
+        return {}
+    try:
+        held = json.loads(_read(path))
+    except ValueError:
+        raise InputError(f"{path} is not JSON: allowed is a file as its library wrote it") from None
+    return held if isinstance(held, dict) else {}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
