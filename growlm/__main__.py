@@ -141,6 +141,25 @@ def _grow(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _prepare(args: argparse.Namespace, keys: Keys) -> int:
+    """Text or a dataset becomes token shards, which a run's config names as its corpus."""
+    from growlm.data.documents import Reading
+    from growlm.data.prepare import Request, describe, prepare, verify
+
+    if args.output is None:
+        raise InputError("prepare needs --output=DIR (see growlm prepare --help)")
+    if args.verify:
+        print(f"{describe(args.output, verify(args.output))}\n\nverified: {args.output}")
+        return 0
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    reading = Reading(**{name: given[name] for name in ("field", "errors") if name in given})
+    named = ("tokenizer", "train_tokenizer", "vocab", "eos", "validation", "split", "data_dir", "workers")
+    options = {name: given[name] for name in named if name in given}
+    manifest = prepare(Request(tuple(args.source or ()), args.output, reading=reading, **options))
+    print(f"{describe(args.output, manifest)}\n\nwritten: {args.output}")
+    return 0
+
+
 def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
@@ -185,6 +204,40 @@ _COMMANDS = {
         {
             "--target": "sets a size of the grown model, such as --target.embed=1024",
             "--option": "sets an option of the operator, such as --option.order=interleave",
+        },
+    ),
+    "prepare": _Command(
+        _prepare,
+        {
+            "--source": {"action": "append", "help": "a text file, a folder, tfds:NAME or hf:NAME; may be repeated"},
+            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder, or one to go on with"},
+            "--tokenizer": {"action": _Once, "help": "bytes, a SentencePiece model, a tokenizer.json, or its folder"},
+            "--train_tokenizer": {"action": _Once, "metavar": "KIND", "help": "make one: bpe or sentencepiece"},
+            "--vocab": {"action": _Once, "type": int, "metavar": "N", "help": "its number of tokens"},
+            "--eos": {
+                "action": _Once,
+                "metavar": "TOKEN",
+                "help": "what ends a document, if the tokenizer does not say",
+            },
+            "--validation": {
+                "action": _Once,
+                "metavar": "N",
+                "help": "held out: a share (0.005), or so many documents",
+            },
+            "--field": {
+                "action": _Once,
+                "metavar": "NAME",
+                "help": "of records, the one with the text; text by default",
+            },
+            "--split": {"action": _Once, "metavar": "NAME", "help": "of a dataset by name; train by default"},
+            "--data_dir": {"action": _Once, "metavar": "DIR", "help": "where TFDS datasets lie"},
+            "--errors": {
+                "action": _Once,
+                "metavar": "HOW",
+                "help": "text that is not UTF-8: strict (default) or replace",
+            },
+            "--workers": {"action": _Once, "type": int, "metavar": "N", "help": "processes; one a core by default"},
+            "--verify": {"action": "store_true", "help": "check every byte of --output, and write nothing"},
         },
     ),
     "report": _Command(_report, {"--workdir": _WORKDIR}),

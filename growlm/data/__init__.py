@@ -1,6 +1,18 @@
-"""Text in, batches out: byte corpora with a held-out split, and batches addressed by example number."""
+"""Text in, batches out: corpora with a held-out split, as bytes or as token shards, and batches by example number."""
 
 from growlm.data.batches import batches, validation_batches
 from growlm.data.corpus import Corpus, load_corpus
+from growlm.data.prepare import Request, prepare, verify
+from growlm.data.tokenizers import Tokenizer, load_tokenizer
 
-__all__ = ["Corpus", "batches", "load_corpus", "validation_batches"]
+__all__ = [
+    "Corpus",
+    "Request",
+    "Tokenizer",
+    "batches",
+    "load_corpus",
+    "load_tokenizer",
+    "prepare",
+    "validation_batches",
+    "verify",
+]

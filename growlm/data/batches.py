@@ -4,23 +4,25 @@ The example at position i is a pure function of (tokens, seed, length, i). To re
 no iterator state, only the integer `examples_seen`. It counts examples, not batches, so that the batch size
 may change in mid-run: grain's own iterator state counts batches, and would then skip or repeat examples.
 
-Legend: B batch, C count of batches, N windows in the split, T length + 1 tokens.
+Legend: B batch, C count of batches.
 """
 
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 
+from growlm.data.shards import ShardedTokens
 from growlm.errors import InputError
-
-# The tokens are in memory: one thread makes the next batches while the device works on this one, and more
-# threads would only compete for the interpreter.
-READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
 def batches(
-    tokens: np.ndarray, *, seed: int, batch: int, length: int, start: int, shard: tuple[int, int] = (0, 1)
+    tokens: np.ndarray | ShardedTokens,
+    *,
+    seed: int,
+    batch: int,
+    length: int,
+    start: int,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[np.ndarray]:
     """Endless training batches from example number `start` on, made ahead in a background thread.
 
@@ -30,7 +32,7 @@ def batches(
     epoch.
 
     Args:
-      tokens: uint8[tokens], or any one-dimensional array of integers.
+      tokens: uint8[tokens], or any one-dimensional array of integers, or token shards.
       seed: at least 0; picks the order.
       batch: examples per batch, over all processes.
       length: tokens per example that are predicted; a window is one longer.
@@ -43,23 +45,28 @@ def batches(
     Raises:
       InputError: the tokens hold not one window, or a number is out of range.
     """
+    import grain  # and with it JAX, which the processes of `growlm prepare` need not wait for
+
     _at_least(0, seed=seed, start=start)
     process, processes = _check_shard(batch, shard)
-    windows_NT = _windows(tokens, length, at_least=1)
-    examples = grain.MapDataset.source(windows_NT).shuffle(seed=_spread(seed)).repeat()[start:]
+    windows = _Windows(tokens, length, at_least=1)
+    examples = grain.MapDataset.source(windows).shuffle(seed=_spread(seed)).repeat()[start:]
     # In parts of B / processes rows, part j is the share of process j mod processes in batch j div processes.
     # drop_remainder: nothing is dropped, but grain counts the parts in integers, where its floats overflow.
     parts = examples.batch(batch // processes, drop_remainder=True, batch_fn=_stack)
-    return iter(parts[process::processes].to_iter_dataset(READ))
+    # The tokens are in memory, or in files that the system reads ahead: one thread makes the next batches while the
+    # device works on this one, and more threads would only compete for the interpreter.
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return iter(parts[process::processes].to_iter_dataset(ahead))
 
 
 def validation_batches(
-    tokens: np.ndarray, *, batch: int, length: int, count: int, shard: tuple[int, int] = (0, 1)
+    tokens: np.ndarray | ShardedTokens, *, batch: int, length: int, count: int, shard: tuple[int, int] = (0, 1)
 ) -> np.ndarray:
     """The same batches at every call, their windows spread evenly over the tokens.
 
     Args:
-      tokens: uint8[tokens], or any one-dimensional array of integers.
+      tokens: uint8[tokens], or any one-dimensional array of integers, or token shards.
       batch: examples per batch, over all processes.
       length: tokens per example that are predicted; a window is one longer.
       count: how many batches; fewer come if the tokens hold fewer, as no window comes twice.
@@ -73,21 +80,28 @@ def validation_batches(
     """
     _at_least(1, count=count)
     process, processes = _check_shard(batch, shard)
-    windows_NT = _windows(tokens, length, at_least=batch)
-    count = min(count, len(windows_NT) // batch)
-    chosen = np.arange(count * batch) * len(windows_NT) // (count * batch)
+    windows = _Windows(tokens, length, at_least=batch)
+    count = min(count, len(windows) // batch)
+    chosen = np.arange(count * batch) * len(windows) // (count * batch)
     chosen_CB = chosen.reshape(count, processes, batch // processes)[:, process]
-    return windows_NT[chosen_CB].astype(np.int32)
+    return np.stack([_stack([windows[i] for i in chosen_B]) for chosen_B in chosen_CB])
 
 
-def _windows(tokens: np.ndarray, length: int, at_least: int) -> np.ndarray:
-    """The windows, [N, length + 1], as a view; the few tokens left over at the end are not used."""
-    _at_least(1, length=length)
-    width = length + 1
-    if len(tokens) < at_least * width:
-        needed = f"{at_least} x {width} = {at_least * width}" if at_least > 1 else str(width)
-        raise InputError(f"too little text: {needed} tokens are needed, the split holds {len(tokens)}")
-    return tokens[: len(tokens) // width * width].reshape(-1, width)
+class _Windows:
+    """The windows of length + 1 tokens, back to back; the few tokens left over at the end are not used."""
+
+    def __init__(self, tokens: np.ndarray | ShardedTokens, length: int, at_least: int):
+        _at_least(1, length=length)
+        self._tokens, self._width = tokens, length + 1
+        if len(self) < at_least:
+            needed = f"{at_least} x {self._width} = {at_least * self._width}" if at_least > 1 else str(self._width)
+            raise InputError(f"too little text: {needed} tokens are needed, the split holds {len(tokens)}")
+
+    def __len__(self) -> int:
+        return len(self._tokens) // self._width
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self._tokens[i * self._width : (i + 1) * self._width]
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:

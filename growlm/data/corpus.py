@@ -1,6 +1,6 @@
-"""Byte-level text corpora: a file, a folder, or the Python standard library, which every machine already has.
+"""Corpora: token shards of `growlm prepare`, or text as bytes, such as the Python standard library's.
 
-A token is a byte of UTF-8 text, so there is no tokenizer to train or to ship. Every file is a document and
+Text that is not prepared needs no tokenizer: a token is a byte of UTF-8. Every file is a document and
 ends with EOS. A hash of names, not a random draw, says what is held out for validation, so that adding a file
 does not move the others across the border.
 """
@@ -10,12 +10,14 @@ import hashlib
 import itertools
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
 from growlm.errors import InputError
 
 VOCAB = 256
@@ -44,26 +46,30 @@ class Corpus:
 
     Attributes:
       name: the source it was loaded from.
-      train: uint8[train tokens], read-only; the documents one after another, EOS after each.
-      validation: uint8[validation tokens], likewise; shares no file, or no chunk of a file, with `train`.
+      train: uint8[train tokens], read-only; the documents one after another, EOS after each. Of token shards:
+        uint16 or uint32, in memory only where it is read.
+      validation: likewise; shares no file, or no chunk of a file, with `train`; of token shards, no text.
       vocab: number of different tokens a model must know.
+      eos: the token after each document.
       fingerprint: SHA-256 (hex) of the split tokens: equal for two corpora if both their splits are.
-      documents: number of files.
+      documents: number of files; of token shards, of documents.
     """
 
     name: str
-    train: np.ndarray
-    validation: np.ndarray
+    train: np.ndarray | ShardedTokens
+    validation: np.ndarray | ShardedTokens
     vocab: int
+    eos: int
     fingerprint: str
     documents: int
 
 
 def load_corpus(source: str) -> Corpus:
-    """Reads a corpus into memory and splits it into training and validation tokens.
+    """Reads a corpus into memory and splits it into training and validation tokens, or opens one that is prepared.
 
     Args:
       source: one of
+        - the path of a folder that `growlm prepare` wrote.
         - "stdlib": the text files of the running interpreter's standard library. About 30 MB, or 11 MB where
           a distribution leaves out the tests; it differs between Python versions.
         - the path of a text file, with any suffix.
@@ -76,8 +82,11 @@ def load_corpus(source: str) -> Corpus:
 
     Raises:
       InputError: nothing is there, it holds no text, a file is not UTF-8 or has NUL bytes, or there is too
-        little for a part to be held out.
+        little for a part to be held out; token shards are not finished, or have not the sizes or the tokenizer
+        that their manifest names.
     """
+    if source and (manifest := read_manifest(Path(source))):
+        return _prepared(source, manifest)
     documents = _stdlib() if source == "stdlib" else _read(source)
     train, validation = _split(documents)
     if not train:  # all there is is one chunk
@@ -88,8 +97,24 @@ def load_corpus(source: str) -> Corpus:
         train=np.frombuffer(train, np.uint8),
         validation=np.frombuffer(validation, np.uint8),
         vocab=VOCAB,
+        eos=EOS[0],
         fingerprint=_fingerprint(train, validation),
         documents=len(documents),
+    )
+
+
+def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
+    """The corpus of a folder of token shards."""
+    folder = Path(source)
+    check_tokenizer(folder, manifest)
+    return Corpus(
+        name=source,
+        train=open_split(folder, manifest, "train"),
+        validation=open_split(folder, manifest, "validation"),
+        vocab=manifest["tokenizer"]["vocab"],
+        eos=manifest["tokenizer"]["eos"],
+        fingerprint=fingerprint(manifest),
+        documents=sum(split["documents"] for split in manifest["splits"].values()),
     )
 
 
@@ -99,7 +124,7 @@ def _read(source: str) -> dict[str, bytes]:
     if source and path.is_file():
         documents = {path.name: _text(path)}
     elif source and path.is_dir():
-        documents = {name: _text(path / name) for name in _text_files(path)}
+        documents = {name: _text(path / name) for name in text_files(path)}
     else:
         raise InputError(f"no file or folder {source!r}; allowed: 'stdlib', a text file, a folder of them")
     documents = {name: text for name, text in documents.items() if text}
@@ -112,15 +137,19 @@ def _stdlib() -> dict[str, bytes]:
     """The documents of the standard library, less its few files that are badly encoded on purpose."""
     root = Path(sysconfig.get_path("stdlib"))
     documents = {}
-    for name in _text_files(root):
+    for name in text_files(root):
         with contextlib.suppress(InputError):
             documents[name] = _text(root / name)
     return {name: text for name, text in documents.items() if text and not name.startswith(BUILD_PREFIXES)}
 
 
-def _text_files(root: Path) -> list[str]:
-    """The files with a text suffix: their relative paths, with forward slashes, sorted."""
-    paths = [path for path in _walk(root) if path.suffix.lower() in SUFFIXES]
+def text_files(root: Path, suffixes: Sequence[str] = SUFFIXES, packed: Sequence[str] = ()) -> list[str]:
+    """The files with one of the suffixes, a packed one after it or not: relative paths with forward slashes, sorted.
+
+    Raises InputError where a folder cannot be read.
+    """
+    endings = tuple(suffix + after for suffix in suffixes for after in ("", *packed))
+    paths = [path for path in _walk(root) if path.name.lower().endswith(endings) and path.suffix]
     return sorted(path.relative_to(root).as_posix() for path in paths)
 
 

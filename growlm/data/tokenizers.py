@@ -175,7 +175,7 @@ def _kind(path: Path) -> str:
 
 def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
     """SentencePiece's own model; its control symbols are never made from text."""
-    library = _library("sentencepiece")
+    library = import_library("sentencepiece")
     try:
         model = library.SentencePieceProcessor(model_proto=files[MODEL])
     except RuntimeError:
@@ -198,7 +198,7 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
 
 def _fast(source: str, files: dict[str, bytes]) -> _Library:
     """A tokenizer.json."""
-    library = _library("tokenizers")
+    library = import_library("tokenizers")
     try:
         tokenizer = library.Tokenizer.from_str(files[JSON].decode())
     except Exception as error:  # the library raises nothing narrower
@@ -208,7 +208,7 @@ def _fast(source: str, files: dict[str, bytes]) -> _Library:
 
 def _two_files(source: str, files: dict[str, bytes]) -> _Library:
     """A byte-level BPE from its vocabulary and its merges."""
-    library = _library("tokenizers")
+    library = import_library("tokenizers")
     try:
         vocabulary = json.loads(files[VOCABULARY])
         lines = [line for line in files[MERGES].decode().splitlines() if line and not line.startswith("#version")]
@@ -282,11 +282,12 @@ def _fingerprint(files: dict[str, bytes], eos: int, bos: int | None) -> str:
     return hashlib.sha256(json.dumps([parts, eos, bos], sort_keys=True).encode()).hexdigest()
 
 
-def _library(name: str) -> ModuleType:
+def import_library(name: str, extra: str = "data") -> ModuleType:
+    """A library of an extra. Raises InputError that names the extra where it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"this tokenizer needs the library {name}: pip install growlm[data]") from None
+        raise InputError(f"this needs the library {name}: pip install growlm[{extra}]") from None
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,166 @@
+"""Token shards: files of tokens that are mapped into memory, and the manifest that says what they must be.
+
+A prepared folder holds
+  manifest.json     the settings, the tokenizer, what each split counts, and every shard with its size and SHA-256
+  SPLIT-NUMBER.bin  tokens, little-endian uint16 or uint32; the documents one after another, EOS after each
+  SPLIT-NUMBER.idx  the index: little-endian uint64, where in the shard each document ends
+  tokenizer files   so that the folder is all that is needed
+The manifest is written last: a folder without one is not finished.
+"""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growlm.errors import InputError
+
+FORMAT = "growlm token shards 1"
+MANIFEST, PLAN = "manifest.json", "plan.json"
+SPLITS = ("train", "validation")
+TOKENS, INDEX = ".bin", ".idx"
+INDEX_DTYPE = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A row of the manifest: `name` is that of its files without their suffix, `bytes` those of its text."""
+
+    name: str
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+class ShardedTokens:
+    """The tokens of a split as one sequence, read from its shards by slices.
+
+    It takes the place of a one-dimensional array of integers: len(tokens), tokens[start:stop]. A slice within one
+    shard is a view of the file.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray]):
+        self._shards = list(shards)
+        self._starts = [0, *np.cumsum([len(shard) for shard in shards]).tolist()]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, span: slice) -> np.ndarray:
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise IndexError(f"step {step} is not allowed: tokens are read one after another")
+        first = bisect.bisect_right(self._starts, start) - 1
+        if first < len(self._shards) and stop <= self._starts[first + 1]:
+            return self._shards[first][start - self._starts[first] : max(stop, start) - self._starts[first]]
+        last = bisect.bisect_left(self._starts, stop)
+        reach = range(first, max(first + 1, last))
+        found = [self._shards[i][max(0, start - self._starts[i]) : stop - self._starts[i]] for i in reach]
+        return np.concatenate(found)
+
+
+def dtype_of(vocab: int) -> np.dtype:
+    """The narrowest type of a shard's tokens."""
+    return np.dtype("<u2" if vocab <= 2**16 else "<u4")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared folder, or None where the folder is of another kind.
+
+    Raises InputError where `growlm prepare` has not finished it, or the manifest was altered.
+    """
+    if not folder.is_dir():
+        return None
+    manifest = read_own(folder / MANIFEST)
+    if manifest is None and read_own(folder / PLAN) is not None:
+        raise InputError(f"{folder} is not finished: the same growlm prepare goes on with it")
+    return manifest
+
+
+def read_own(path: Path) -> dict[str, Any] | None:
+    """A manifest or plan; None where there is none, as a folder of text may have any manifest.json.
+
+    Raises InputError where it is of another version.
+    """
+    if not path.is_file():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(held, dict) or not str(held.get("format", "")).startswith("growlm token shards"):
+        return None
+    if held["format"] != FORMAT:
+        raise InputError(f"{path} is of format {held['format']!r}: allowed is {FORMAT!r}")
+    return held
+
+
+def open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTokens:
+    """The tokens of a split, mapped into memory. Raises InputError where a shard has not its size."""
+    dtype = np.dtype(manifest["dtype"])
+    shards = [shard for shard in shards_of(manifest) if shard.split == split]
+    return ShardedTokens([_map(folder / f"{shard.name}{TOKENS}", dtype, shard.tokens) for shard in shards])
+
+
+def shards_of(manifest: dict[str, Any]) -> list[Shard]:
+    """The shards of all splits."""
+    return [Shard(**row) for row in manifest["shards"]]
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the tokens of both splits, their order, and what they mean."""
+    shards = [[shard.split, shard.tokens, shard.sha256] for shard in shards_of(manifest)]
+    held = [manifest["dtype"], manifest["tokenizer"]["fingerprint"], shards]
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()
+
+
+def check_tokenizer(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises InputError where the tokenizer beside the shards is not the one that made them."""
+    for name, expected in manifest["tokenizer"]["files"].items():
+        if not (folder / name).is_file() or hash_file(folder / name) != expected:
+            raise InputError(f"{folder / name} is not the tokenizer that made these shards: allowed is the one it was")
+
+
+def check_shards(folder: Path, manifest: dict[str, Any]) -> None:
+    """Reads every byte. Raises InputError that names the first file that is not what the manifest says."""
+    from tqdm import tqdm
+
+    dtype, eos = np.dtype(manifest["dtype"]), manifest["tokenizer"]["eos"]
+    for shard in tqdm(shards_of(manifest), desc="verify", unit="shard"):
+        for suffix, expected in ((TOKENS, shard.sha256), (INDEX, shard.index_sha256)):
+            path = folder / f"{shard.name}{suffix}"
+            if not path.is_file() or hash_file(path) != expected:
+                raise InputError(f"{path} was altered: its SHA-256 is not that of the manifest")
+        tokens = _map(folder / f"{shard.name}{TOKENS}", dtype, shard.tokens)
+        ends = _map(folder / f"{shard.name}{INDEX}", INDEX_DTYPE, shard.documents)
+        if len(ends) and (ends[-1] != len(tokens) or (np.diff(ends.astype(np.int64)) < 1).any()):
+            raise InputError(f"{folder / shard.name}{INDEX} does not say where the documents of its shard end")
+        if (tokens[ends.astype(np.int64) - 1] != eos).any():
+            raise InputError(f"{folder / shard.name}{TOKENS} has a document that does not end with EOS, token {eos}")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """A file as an array that is read when it is used."""
+    expected = count * dtype.itemsize
+    try:
+        found = path.stat().st_size
+    except OSError:
+        raise InputError(f"{path} is missing: the manifest says {expected} bytes") from None
+    if found != expected:
+        raise InputError(f"{path} has {found} bytes: the manifest says {expected}")
+    # A plain array on the map: slices of np.memmap itself cost several times as much to make.
+    return np.asarray(np.memmap(path, dtype, mode="r")) if count else np.zeros(0, dtype)

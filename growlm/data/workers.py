@@ -1,0 +1,235 @@
+"""Processes that turn parts of a source into token shards."""
+
+import contextlib
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait as wait_for
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from growlm.data.documents import PIECE, Document, Part, Reading, text_bytes
+from growlm.data.holdout import Rule, runs
+from growlm.data.shards import INDEX, INDEX_DTYPE, TOKENS, Shard
+from growlm.data.tokenizers import Tokenizer, load_tokenizer
+from growlm.errors import InputError
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all parts have in common: the folder, which holds the tokenizer, and how text is read and split."""
+
+    output: str
+    dtype: str
+    rule: Rule
+    reading: Reading
+
+
+class _Text(NamedTuple):
+    """A piece of a document; `ends` says whether EOS comes after it."""
+
+    text: str
+    split: str
+    ends: bool
+    place: str
+
+
+Rows = list[dict[str, Any]]
+
+
+def run_parts(
+    job: Job, parts: Sequence[Part], done: Mapping[int, dict[str, Any]], workers: int
+) -> Iterator[tuple[int, Rows]]:
+    """Writes the shards of all parts but those that are done, with a bar of the text that is read.
+
+    Args:
+      job: what all have in common.
+      parts: all of them.
+      done: what earlier processes wrote down, by the number of the part.
+      workers: processes.
+
+    Returns:
+      The number of each part, as it is done, and the manifest's rows of its shards.
+
+    Raises:
+      InputError: as one of the documents leads to.
+      OSError: a shard cannot be written.
+    """
+    left = [(number, part) for number, part in enumerate(parts) if number not in done]
+    if not left:
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy whatever locks other threads hold
+    stop, read = context.Event(), context.Value("q", 0)
+    with (
+        ProcessPoolExecutor(min(workers, len(left)), context, _start, (job, stop, read)) as pool,
+        _bar(parts, done) as bar,
+    ):
+        futures = {pool.submit(_prepare_part, number, part): number for number, part in left}
+        try:
+            yield from _collect(futures, bar, read)
+        except BrokenProcessPool:
+            raise InputError("a worker was killed, perhaps for its memory: the same command goes on") from None
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _collect(futures: dict[Future, int], bar: Any, read: Synchronized) -> Iterator[tuple[int, Rows]]:
+    """The results as they come."""
+    before, pending = bar.n, set(futures)
+    while pending:
+        finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+        for future in finished:
+            yield futures[future], future.result()
+        bar.update(before + read.value - bar.n)
+
+
+def _bar(parts: Sequence[Part], done: Mapping[int, dict[str, Any]]) -> Any:
+    from tqdm import tqdm
+
+    before = sum(row["bytes"] for record in done.values() for row in record["shards"])
+    title = f"{len(parts)} parts" + (f", {len(done)} done before" if done else "")
+    return tqdm(total=text_bytes(parts), initial=before, desc=title, unit="B", unit_scale=True, smoothing=0.05)
+
+
+# --- within a worker
+
+
+class _Worker(NamedTuple):
+    """What a process keeps from part to part."""
+
+    job: Job
+    tokenizer: Tokenizer
+    stop: Event
+    read: Synchronized
+
+
+_here: list[_Worker] = []  # the one of this process
+
+
+def _start(job: Job, stop: Event, read: Synchronized) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells the others
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _here[:] = [_Worker(job, load_tokenizer(job.output), stop, read)]
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot tell its workers, and they would wait for work forever."""
+    wait_for([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _prepare_part(number: int, part: Part) -> Rows:
+    """Writes the shards of a part, whole or not at all; gives their rows."""
+    (worker,) = _here
+    job = worker.job
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, _Writer] = {}
+        for texts in _batches(part.documents(job.reading), job.rule):
+            if worker.stop.is_set():
+                raise InputError("stopped: the same command goes on")
+            for text, ids in zip(texts, _encode(worker.tokenizer, texts), strict=True):
+                if text.split not in writers:
+                    writer = _Writer(Path(job.output), f"{text.split}-{number:05}", text.split, np.dtype(job.dtype))
+                    writers[text.split] = stack.enter_context(writer)
+                writers[text.split].add(ids, worker.tokenizer.eos if text.ends else None, len(text.text.encode()))
+            with worker.read.get_lock():
+                worker.read.value += sum(len(text.text.encode()) for text in texts)
+        return [asdict(writers[split].finish()) for split in sorted(writers)]
+
+
+def _batches(documents: Iterable[Document], rule: Rule) -> Iterator[list[_Text]]:
+    """About 1 MiB of text at a time."""
+    held: list[_Text] = []
+    size = 0
+    for text in _texts(documents, rule):
+        held.append(text)
+        size += len(text.text)
+        if size >= PIECE:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _texts(documents: Iterable[Document], rule: Rule) -> Iterator[_Text]:
+    for document in documents:
+        for split, pieces in runs(document, rule):
+            for piece, after in itertools.pairwise(itertools.chain(pieces, [None])):
+                yield _Text(piece, split, after is None, document.place)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[_Text]) -> list[list[int]]:
+    """The tokens of each text; one that cannot be encoded is named."""
+    try:
+        return tokenizer.encode_all([text.text for text in texts])
+    except InputError:
+        for text in texts:
+            try:
+                tokenizer.encode(text.text)
+            except InputError as error:
+                raise InputError(f"{text.place}: {error}") from None
+        raise
+
+
+class _Writer:
+    """A shard beside its place, moved there when it is whole; gone if it never is."""
+
+    def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype):
+        self._folder, self._name, self._split, self._dtype = folder, name, split, dtype
+        self._part = folder / f".{name}{TOKENS}.{os.getpid()}.part"
+        self._index_part = folder / f".{name}{INDEX}.{os.getpid()}.part"
+        self._digest, self._ends = hashlib.sha256(), array("Q")
+        self._tokens = self._bytes = 0
+
+    def __enter__(self) -> "_Writer":
+        self._file = self._part.open("wb")
+        return self
+
+    def add(self, ids: list[int], eos: int | None, size: int) -> None:
+        """Tokens of a document; with `eos`, its last."""
+        data = np.array(ids if eos is None else [*ids, eos], self._dtype).tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self._tokens += len(data) // self._dtype.itemsize
+        self._bytes += size
+        if eos is not None:
+            self._ends.append(self._tokens)
+
+    def finish(self) -> Shard:
+        """Moves the files into their place. What is written down as done must outlive the machine: hence fsync."""
+        _sync(self._file)
+        index = np.array(self._ends, INDEX_DTYPE).tobytes()
+        with self._index_part.open("wb") as file:
+            file.write(index)
+            _sync(file)
+        self._part.replace(self._folder / f"{self._name}{TOKENS}")
+        self._index_part.replace(self._folder / f"{self._name}{INDEX}")
+        hashes = self._digest.hexdigest(), hashlib.sha256(index).hexdigest()
+        return Shard(self._name, self._split, len(self._ends), self._tokens, self._bytes, *hashes)
+
+    def __exit__(self, *_) -> None:
+        with contextlib.suppress(OSError):  # a full disk has been told of by what came before
+            self._file.close()
+        self._part.unlink(missing_ok=True)
+        self._index_part.unlink(missing_ok=True)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
