@@ -58,13 +58,14 @@ class ShardedTokens:
         start, stop, step = span.indices(len(self))
         if step != 1:
             raise IndexError(f"step {step} is not allowed: tokens are read one after another")
-        first = bisect.bisect_right(self._starts, start) - 1
-        if first < len(self._shards) and stop <= self._starts[first + 1]:
-            return self._shards[first][start - self._starts[first] : max(stop, start) - self._starts[first]]
-        last = bisect.bisect_left(self._starts, stop)
-        reach = range(first, max(first + 1, last))
-        found = [self._shards[i][max(0, start - self._starts[i]) : stop - self._starts[i]] for i in reach]
-        return np.concatenate(found)
+        stop = max(start, stop)
+        first = min(bisect.bisect_right(self._starts, start), len(self._shards)) - 1
+        if stop <= self._starts[first + 1]:
+            return self._shards[first][start - self._starts[first] : stop - self._starts[first]]
+        reach = range(first, bisect.bisect_left(self._starts, stop))
+        return np.concatenate(
+            [self._shards[i][max(0, start - self._starts[i]) : stop - self._starts[i]] for i in reach]
+        )
 
 
 def dtype_of(vocab: int) -> np.dtype:
