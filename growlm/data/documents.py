@@ -5,6 +5,7 @@ started at any time, write the same shards. A document is read in pieces of at m
 takes no more memory than a small one.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -70,12 +71,8 @@ class FilesPart:
     def documents(self, reading: Reading) -> Iterator[Document]:
         """The documents of each file in turn."""
         for file in self.files:
-            try:
+            with _named_errors(file.path):
                 yield from _in_file(file, reading)
-            except OSError as error:
-                raise InputError(f"cannot read {file.path}: {error.strerror or error}") from error
-            except (EOFError, zlib.error, *_zstd_errors(file.path)) as error:
-                raise InputError(f"{file.path} is no whole {Path(file.path).suffix} file: {_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -213,7 +210,23 @@ def _in_file(file: File, reading: Reading) -> Iterator[Document]:
         if suffixes and suffixes[-1] in LINES:
             yield from _lines(file, stream, reading)
         else:
-            yield Document(file.path, _pieces(stream, file.path, reading.errors))
+            yield Document(file.path, _text_of(stream, file, reading))
+
+
+def _text_of(stream: BinaryIO, file: File, reading: Reading) -> Iterator[str]:
+    with _named_errors(file.path):  # of its own: these pieces are read by whoever takes them
+        yield from _pieces(stream, file.path, reading.errors, PIECE)
+
+
+@contextlib.contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    """What can happen while a file is read, as an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (EOFError, zlib.error, *_zstd_errors(path)) as error:
+        raise InputError(f"{path} is no whole {Path(path).suffix} file: {_line(error)}") from None
 
 
 def _open(path: str) -> BinaryIO:
@@ -314,7 +327,7 @@ def _without_surrogates(text: str, place: str, errors: str) -> str:
     return text
 
 
-def _pieces(stream: BinaryIO, place: str, errors: str, size: int = PIECE) -> Iterator[str]:
+def _pieces(stream: BinaryIO, place: str, errors: str, size: int) -> Iterator[str]:
     """The text of a stream, cut where tokenizers cut too: after a line, or else before a space."""
     held, start = b"", 0
     while held := held + stream.read(size - len(held)):

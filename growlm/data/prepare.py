@@ -95,6 +95,9 @@ def prepare(request: Request) -> dict[str, Any]:
         return _write(request, parts, tokenizer, {"format": FORMAT, "settings": settings, "rule": _plain(rule)}, rule)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or request.output}: {_reason(error)}") from error
+    except KeyboardInterrupt:
+        print("growlm: what is done is kept, and the same command goes on", file=sys.stderr)
+        raise
 
 
 def verify(folder: Path) -> dict[str, Any]:

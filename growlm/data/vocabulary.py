@@ -92,7 +92,7 @@ def _sentencepiece(vocab: int, texts: Iterable[str]) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        said = str(error).rpartition("] ")[2]  # after the place in its source
         raise InputError(f"--vocab={vocab} does not fit this text: {said}") from None
     return model.getvalue()
 

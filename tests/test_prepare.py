@@ -1,0 +1,579 @@
+"""growlm prepare: every document once, on one side, whole; the same bytes however often it is stopped."""
+
+import gzip
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prepared import TEXTS, documents, prepared, request, shard_bytes, tokens, write_sources
+
+from growlm.__main__ import main
+from growlm.data import load_corpus, load_tokenizer, prepare, verify
+from growlm.data.documents import Document, Reading, cut, list_parts
+from growlm.data.holdout import find_rule, rank, runs
+from growlm.errors import InputError
+from growlm.training.run import train
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_sources(tmp_path / "text")
+
+
+def small_parts(monkeypatch, size=4000):
+    """Sources in parts of a few files or lines, as those of real size are in larger ones."""
+    monkeypatch.setattr("growlm.data.documents.SMALLEST", size)
+
+
+def read(source, **options):
+    """All texts that a source holds."""
+    reading = Reading(**options)
+    parts = list_parts([str(source)], "train")
+    return ["".join(document.pieces) for part in parts for document in part.documents(reading)]
+
+
+def failed(capsys, *arguments):
+    """The one line of a command that is refused."""
+    assert main(["prepare", *map(str, arguments)]) == 2
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("growlm: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# --- what comes out
+
+
+def test_every_document_comes_once_whole_and_in_order(source, tmp_path, monkeypatch):
+    small_parts(monkeypatch)
+    folder = prepared(source, tmp_path / "out", validation="0.1", workers=2)
+    train, validation = documents(folder, "train"), documents(folder, "validation")
+    assert train == [text for text in TEXTS if text not in validation]
+    assert validation == [text for text in TEXTS if text in validation]
+    assert 10 < len(validation) < 80
+    manifest = verify(folder)
+    assert manifest["splits"]["train"]["documents"] == len(train)
+    assert manifest["splits"]["train"]["bytes"] == sum(len(text.encode()) for text in train)
+    assert manifest["splits"]["train"]["tokens"] == sum(len(text.encode()) + 1 for text in train)
+    left = {path.name for path in folder.iterdir() if path.suffix not in (".bin", ".idx")}
+    assert left == {".lock", "manifest.json", "tokenizer_config.json"}
+
+
+def test_shards_are_those_of_one_process(source, tmp_path, monkeypatch):
+    small_parts(monkeypatch)
+    one, three = (shard_bytes(prepared(source, tmp_path / f"{n}", workers=n)) for n in (1, 3))
+    assert one == three and len(one) > 8
+
+
+def test_tokens_are_those_of_the_tokenizer(source, tmp_path):
+    made = prepared(source, tmp_path / "made", tokenizer=None, train_tokenizer="bpe", vocab=400)
+    tokenizer = load_tokenizer(made)
+    assert tokenizer.vocab == 400
+    held = documents(made, "validation")
+    expected = [id for text in TEXTS if text not in held for id in [*tokenizer.encode(text), tokenizer.eos]]
+    assert tokens(made, "train").tolist() == expected and tokens(made, "train").dtype == np.uint16
+    again = prepared(source, tmp_path / "again", tokenizer=str(made))
+    assert shard_bytes(made) == shard_bytes(again)
+    assert load_corpus(str(again)).fingerprint == load_corpus(str(made)).fingerprint
+
+
+def test_a_sentencepiece_model_is_trained(source, tmp_path):
+    pytest.importorskip("sentencepiece")
+    folder = prepared(source, tmp_path / "out", tokenizer=None, train_tokenizer="sentencepiece", vocab=300)
+    tokenizer, manifest = load_tokenizer(folder), verify(folder)
+    assert tokenizer.vocab == manifest["tokenizer"]["vocab"] == 300
+    assert sorted(documents(folder, "train") + documents(folder, "validation")) == sorted(TEXTS)
+    unknown = "漢字 99\n  two"
+    assert tokenizer.decode(tokenizer.encode(unknown)) == unknown
+
+
+def test_a_tokenizer_is_trained_on_the_training_split(tmp_path, monkeypatch):
+    seen = []
+
+    def remember(kind, vocab, texts, folder):
+        seen.extend(texts)
+        load_tokenizer("bytes").save(folder)
+
+    monkeypatch.setattr(sys.modules["growlm.data.prepare"], "train_tokenizer", remember)
+    source = write_sources(tmp_path / "text")
+    folder = prepared(source, tmp_path / "out", tokenizer=None, train_tokenizer="bpe", vocab=400, validation="50")
+    assert sorted(seen) == sorted(documents(folder, "train"))
+    assert len(documents(folder, "validation")) == 50
+
+
+def test_a_large_vocabulary_takes_four_bytes(tmp_path, source):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"word{i}": i for i in range(97)} | {"</s>": 70_000, "?": 98}
+    model = tokenizers.models.WordLevel(words, unk_token="?")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    folder = prepared(source, tmp_path / "out", tokenizer=str(tmp_path / "tokenizer.json"))
+    corpus = load_corpus(str(folder))
+    assert (corpus.vocab, corpus.eos, corpus.train[:].dtype) == (70_001, 70_000, np.uint32)
+    assert (corpus.train[:] == 70_000).sum() + (corpus.validation[:] == 70_000).sum() == len(TEXTS)
+
+
+# --- sources
+
+
+def test_sources_of_every_kind_hold_the_same_texts(source, monkeypatch):
+    assert read(source) == TEXTS
+    for size in (1, 100, 5000):  # wherever a range of lines begins
+        small_parts(monkeypatch, size)
+        assert read(source) == TEXTS
+
+
+def test_zstandard_in_several_frames(tmp_path):
+    zstandard = pytest.importorskip("zstandard")
+    lines = [json.dumps({"body": text}) + "\n" for text in TEXTS[:20]]
+    frames = [zstandard.compress("".join(part).encode()) for part in (lines[:7], lines[7:])]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
+    assert read(tmp_path, field="body") == TEXTS[:20]
+    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"text"))
+    assert read(tmp_path / "b.txt.zst") == ["text"]
+
+
+@given(st.text(st.characters(codec="utf-8")), st.integers(4, 30))
+def test_pieces_are_the_text(text, size):
+    pieces = list(cut(text, size))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece.encode()) <= size for piece in pieces)
+
+
+def test_a_long_document_is_read_in_pieces_and_ends_once(tmp_path):
+    text = "\n".join(f"line {i} of some words é" for i in range(90_000))
+    (tmp_path / "long.txt").write_text(text)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": text + "!"}) + "\n")
+    for i in range(60):
+        (tmp_path / f"{i:02}.txt").write_text(f"document {i}")
+    for part in list_parts([str(tmp_path)], "train"):
+        for document in part.documents(Reading()):
+            pieces = list(document.pieces)
+            assert all(len(piece.encode()) <= 2**20 for piece in pieces)
+            assert all(piece.endswith("\n") for piece in pieces[:-1])
+            assert (Path(document.place).name.startswith("long")) == (len(pieces) == 3)
+    folder = prepared(tmp_path, tmp_path / "out")
+    assert {text, text + "!"} < set(documents(folder, "train") + documents(folder, "validation"))
+    assert verify(folder)["splits"]["train"]["documents"] < 62
+
+
+def test_tfds_in_array_record_form(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class GrowlmTexts(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples(TEXTS), "test": self._generate_examples(TEXTS[:70])}
+
+        def _generate_examples(self, texts):
+            yield from ((str(i), {"text": text}) for i, text in enumerate(texts))
+
+    GrowlmTexts(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    options = {"data_dir": str(tmp_path), "workers": 2}
+    folder = prepared("tfds:growlm_texts", tmp_path / "out", **options)
+    assert sorted(documents(folder, "train") + documents(folder, "validation")) == sorted(TEXTS)
+    test = prepared("tfds:growlm_texts", tmp_path / "test", split="test", **options)
+    assert verify(test)["splits"]["train"]["documents"] == 69
+    assert "tensorflow" not in sys.modules
+    with pytest.raises(InputError, match="cannot open tfds:growlm_texts, split 'none'"):
+        prepare(request("tfds:growlm_texts", tmp_path / "x", split="none", **options))
+    with pytest.raises(InputError, match=r"record \d+ has no text in field 'body': its fields are text"):
+        prepare(request("tfds:growlm_texts", tmp_path / "x", reading=Reading("body"), **options))
+
+
+def test_a_hugging_face_folder_is_streamed(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    (tmp_path / "set").mkdir()
+    for i in range(4):
+        lines = [json.dumps({"text": text, "meta": {"i": i}}) + "\n" for text in TEXTS[100 * i : 100 * i + 100]]
+        (tmp_path / "set" / f"train-{i}.jsonl").write_text("".join(lines))
+    monkeypatch.setattr("growlm.data.documents.STREAMS", 3)
+    assert len(list_parts([f"hf:{tmp_path / 'set'}"], "train")) == 3
+    folder = prepared(f"hf:{tmp_path / 'set'}", tmp_path / "out", validation="7")
+    held = documents(folder, "validation")
+    assert documents(folder, "train") == [text for text in TEXTS if text not in held] and len(held) == 7
+
+
+def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    line = failed(capsys, "--source=hf:some/set", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
+    assert "pip install growlm[huggingface]" in line
+
+
+# --- what is held out
+
+
+def split_of(texts, validation=None):
+    """What is held out of documents that are these texts."""
+
+    def read():
+        return [Document("", iter(cut(text, 1 << 20))) for text in texts]
+
+    rule = find_rule(read, validation)
+    found = {"train": [], "validation": []}
+    for document in read():
+        for split, pieces in runs(document, rule):
+            found[split].append("".join(pieces))
+    return found, rule
+
+
+def test_an_added_file_moves_no_other():
+    texts = [f"text {i}" for i in range(5000)]
+    before, after = (set(split_of(some, "0.05")[0]["validation"]) for some in (texts[2000:], texts))
+    assert before == after & set(texts[2000:])
+    assert 150 < len(after) < 350
+
+
+def test_neither_order_nor_copies_split_a_text():
+    texts = [f"text {i % 300}" for i in range(900)]
+    found, _ = split_of(texts, "0.1")
+    backwards, _ = split_of(texts[::-1], "0.1")
+    assert not set(found["train"]) & set(found["validation"])
+    assert set(backwards["validation"]) == set(found["validation"])
+    assert all(number == 3 for number in Counter(found["validation"]).values())
+
+
+@pytest.mark.parametrize("number", [1, 5, 299])
+def test_a_number_of_different_documents_is_held_out(number):
+    texts = [f"text {i % 300}" for i in range(500)]
+    found, _ = split_of(texts, str(number))
+    assert len(set(found["validation"])) == number
+    assert max(map(rank, found["validation"])) < min(map(rank, found["train"]))
+
+
+def test_something_is_held_out_of_any_corpus():
+    for begin in range(0, 2000, 60):
+        found, rule = split_of([f"text {i}" for i in range(begin, begin + 60)])
+        assert rule.unit == "document" and len(found["validation"]) >= 1 and len(found["train"]) >= 50
+
+
+def test_few_documents_are_split_by_chunks(tmp_path):
+    lines = [f"{i:09}" for i in range(60_000)]
+    (tmp_path / "input.txt").write_text("\n".join(lines))
+    folder = prepared(tmp_path / "input.txt", tmp_path / "out")
+    train, validation = documents(folder, "train"), documents(folder, "validation")
+    found = [set("\n".join(side).split()) for side in (train, validation)]
+    assert not found[0] & found[1] and found[0] | found[1] == set(lines)
+    assert 0.01 < len(found[1]) / len(lines) < 0.12
+    assert sum(map(len, train + validation)) == 10 * len(lines) - 1
+    assert len(train) <= len(validation) + 1  # neighbours stay joined
+
+
+@pytest.mark.parametrize(
+    ("texts", "validation", "says"),
+    [
+        ([], None, "holds no text"),
+        (["", ""], None, "holds no text"),
+        (["short"], None, "too small to hold anything out: it is one chunk"),
+        (["same"] * 60, None, "too small.*one document"),
+        ([f"{i}" for i in range(60)], "60", r"--validation=60 leaves nothing to train on: of 60 documents"),
+        ([f"{i}" for i in range(60)], "10000", "--validation=10000 leaves nothing"),
+        (["a"], "0", "--validation=0 is not allowed: a share such as 0.005"),
+        (["a"], "1.0", "--validation=1.0 is not allowed"),
+        (["a"], "-1", "--validation=-1 is not allowed"),
+        (["a"], "some", "--validation=some is not allowed"),
+    ],
+)
+def test_wrong_validation(texts, validation, says):
+    with pytest.raises(InputError, match=says):
+        split_of(texts, validation)
+
+
+# --- stopped and resumed
+
+
+def start(source, output, *options, largest_file=resource.RLIM_INFINITY):
+    """The command as a process of its own, with parts of 400 kB, of which it takes a part of a second for each."""
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}));"
+        "from growlm import __main__, data; data.documents.SMALLEST = 400_000; sys.exit(__main__.main())"
+    )
+    command = [sys.executable, "-c", code, "prepare", f"--source={source}", f"--output={output}", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def long(tmp_path, monkeypatch):
+    """2.4 MB in six parts: seconds of work."""
+    small_parts(monkeypatch, 400_000)
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path / "long"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    with (folder / "a.jsonl").open("w") as file:
+        for _ in range(400):
+            file.write(json.dumps({"text": " ".join(f"{n:x}" for n in rng.integers(1 << 20, size=1000))}) + "\n")
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["0123456789abcdef " * 9], vocab_size=280, special_tokens=["<eos>"])
+    bpe.save(str(tmp_path / "bpe.json"))
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_command_goes_on_with_the_same_shards(long, tmp_path, how):
+    options = (f"--tokenizer={tmp_path / 'bpe.json'}", "--workers=2")
+    output, parts = tmp_path / "out", tmp_path / "out" / "parts"
+    process = start(long, output, *options)
+    wait_until(lambda: list(parts.glob("[0-9]*.json")) or process.poll() is not None)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130), err
+    done = {path.stem: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    assert 0 < len(done) < 6
+    shards = {number: (output / f"train-{number}.bin").stat().st_mtime_ns for number in done}
+    with pytest.raises(InputError, match="not finished"):
+        load_corpus(str(output))
+    manifest = prepare(request(long, output, tokenizer=str(tmp_path / "bpe.json")))
+    assert shards == {number: (output / f"train-{number}.bin").stat().st_mtime_ns for number in done}
+    through = prepare(request(long, tmp_path / "through", tokenizer=str(tmp_path / "bpe.json"), workers=2))
+    assert shard_bytes(output) == shard_bytes(tmp_path / "through")
+    assert manifest == through and verify(output)
+    assert not [path for path in output.iterdir() if path.name.endswith(".part")]
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked up in /proc")
+def test_workers_end_with_their_parent(long, tmp_path):
+    process = start(long, tmp_path / "out", f"--tokenizer={tmp_path / 'bpe.json'}", "--workers=2")
+    wait_until(lambda: list((tmp_path / "out").glob(".train*.part")) or process.poll() is not None)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()], seconds=20)
+
+
+def test_a_killed_worker_is_told_of_and_the_command_goes_on(long, tmp_path):
+    output = tmp_path / "out"
+    process = start(long, output, f"--tokenizer={tmp_path / 'bpe.json'}", "--workers=1")
+    wait_until(lambda: list(output.glob(".train*.part")) or process.poll() is not None)
+    (part,) = output.glob(".train*.part")
+    os.kill(int(part.name.split(".")[-2]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "growlm: a worker was killed, perhaps for its memory: the same command goes on" in err
+    prepare(request(long, output, tokenizer=str(tmp_path / "bpe.json")))
+    assert verify(output)["splits"]["train"]["documents"] > 350
+
+
+def test_a_full_disk_is_one_line_and_the_command_goes_on(long, tmp_path):
+    output = tmp_path / "out"
+
+    # The nearest to a full disk that every machine can make: no file may be larger than this.
+    process = start(long, output, f"--tokenizer={tmp_path / 'bpe.json'}", "--workers=1", largest_file=200_000)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("growlm: ")]
+    assert len(lines) == 1 and "cannot write" in lines[0] and "File too large" in lines[0]
+    assert "Traceback" not in err
+    assert not [path for path in output.iterdir() if path.suffix in (".bin", ".part") or path.name == "manifest.json"]
+    assert prepare(request(long, output, tokenizer=str(tmp_path / "bpe.json")))
+
+
+def test_a_folder_that_is_done_is_left_as_it_is(source, tmp_path):
+    folder = prepared(source, tmp_path / "out")
+    before = tiny.snapshot(folder)
+    assert prepare(request(source, folder, workers=3)) == json.loads((folder / "manifest.json").read_text())
+    assert tiny.snapshot(folder) == before
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("a.txt", b"ab\xffcd", [], ["a.txt is not text", "0xff at position 2", "--errors=replace"]),
+        ("a.txt", b"x" * 3_000_000 + b"\n\xc3", [], ["0xc3 at position 3000001"]),
+        ("a.txt", "é".encode() * 1_000_000 + b"\xe9", [], ["0xe9 at position 2000000"]),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n\n{"txt": "y", "b": 2}\n',
+            [],
+            ["a.jsonl line 3 has no text in field 'text'", "txt, b"],
+        ),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', [], ["line 2 has no text in field 'text'"]),
+        ("a.jsonl", b'{"text": "x"}\n', ["--field=body"], ["line 1 has no text in field 'body'", "are text"]),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', [], ["line 2 has no text", "fields are none"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\n', [], ["line 2 is not JSON"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', [], ["line 2 is not text: byte 0xff at position 10"]),
+        ("a.jsonl", b'{"text": "ab\\ud800"}\n', [], ["line 1 is not text: half a character, U+D800, at position 2"]),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{}')[:-9], [], ["a.jsonl.gz is no whole .gz file"]),
+        ("a.txt.gz", b"no gzip", [], ["a.txt.gz"]),
+        ("a.txt.zst", b"no zstandard", [], ["a.txt.zst is no whole .zst file"]),
+        ("a.txt", b"", [], ["holds no text"]),
+        ("a.bin", b"x", [], ["no text in"]),
+        ("a.txt", b"text " * 2000, ["--validation=3"], ["--validation=3 leaves nothing to train on", "of 3 chunks"]),
+        ("a.txt", b"text", ["--errors=ignore"], ["'ignore'", "strict"]),
+        ("a.txt", b"text", ["--workers=0"], ["--workers=0"]),
+        ("a.txt", b"text", ["--vocab=300"], ["--vocab=N and --train_tokenizer go together"]),
+        ("a.txt", b"text", ["--eos=x"], ["--eos=x is not allowed with the tokenizer bytes"]),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, name, content, options, says):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / name).write_bytes(content)
+    output = tmp_path / "out"
+    line = failed(capsys, f"--source={tmp_path / 'text'}", "--tokenizer=bytes", f"--output={output}", *options)
+    assert [part for part in says if part not in line] == []
+    assert not output.exists()
+
+
+def test_text_that_is_not_utf8_can_be_replaced(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b"\xff\0")
+    (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff \\ud800 \\u0000"}\n')
+    assert read(tmp_path, errors="replace") == ["x" * 5000 + "\ufffd\ufffd", "\ufffd \ufffd \ufffd"]
+    assert verify(prepared(tmp_path, tmp_path / "out", reading=Reading(errors="replace")))
+
+
+def test_a_wrong_line_is_named_from_wherever_its_range_begins(tmp_path, monkeypatch):
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    lines[333] = '{"no": 1}'
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    for size in (100, 10_000):
+        small_parts(monkeypatch, size)
+        with pytest.raises(InputError, match="line 334 has no text"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"ab\xff", "d050.txt is not text: byte 0xff at position 2"),
+        (b"ab\0", "d050.txt: byte 0x00 at position 2; allowed for the tokenizer bytes: text without NUL"),
+    ],
+)
+def test_an_error_within_a_worker_is_one_line(source, tmp_path, capsys, monkeypatch, text, says):
+    small_parts(monkeypatch)
+    monkeypatch.setattr("growlm.data.holdout.LOOKED_AT", 5)  # the first look does not come so far
+    (source / "d050.txt").write_bytes(text)
+    output = tmp_path / "out"
+    options = (f"--source={source}", "--tokenizer=bytes", f"--output={output}", "--validation=0.1")
+    assert says in failed(capsys, *options)
+    assert says in failed(capsys, *options)
+    assert not (output / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"validation": "0.3"}, "validation was None, not 0.3"),
+        ({"split": "test"}, "split was train, not test"),
+        ({"reading": Reading(errors="replace")}, "errors was strict, not replace"),
+        ({"tokenizer": None, "train_tokenizer": "bpe", "vocab": 300}, "tokenizer was"),
+    ],
+)
+def test_other_settings_need_another_folder(source, tmp_path, change, says):
+    folder = prepared(source, tmp_path / "out")
+    before = tiny.snapshot(folder)
+    with pytest.raises(InputError, match=f"is of other settings: {says}"):
+        prepare(request(source, folder, **change))
+    assert tiny.snapshot(folder) == before
+
+
+def test_a_changed_source_is_noticed(source, tmp_path):
+    folder = prepared(source, tmp_path / "out")
+    (source / "e.txt").write_text("more")
+    with pytest.raises(InputError, match="the source's files changed since"):
+        prepare(request(source, folder))
+
+
+def test_a_folder_with_something_else_is_refused(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    with pytest.raises(InputError, match=r"out holds mine\.txt: allowed is a new or empty folder"):
+        prepare(request(source, tmp_path / "out"))
+    with pytest.raises(InputError, match="exists and is no folder"):
+        prepare(request(source, tmp_path / "out" / "mine.txt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tokenizer=bytes"], "prepare needs --source"),
+        (["--source=x"], "one of --tokenizer"),
+        (["--source=x", "--tokenizer=bytes", "--train_tokenizer=bpe"], "one of --tokenizer"),
+        (["--source=x", "--train_tokenizer=bpe"], "--vocab=N"),
+        (["--source=missing", "--tokenizer=bytes"], "no file or folder 'missing'"),
+        (["--source=hf:", "--tokenizer=bytes"], "hf: names no dataset"),
+    ],
+)
+def test_incomplete_requests(tmp_path, capsys, options, says):
+    assert says in failed(capsys, f"--output={tmp_path / 'out'}", *options)
+
+
+def test_prepare_needs_an_output(capsys):
+    assert "prepare needs --output" in failed(capsys, "--source=x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocab", "says"),
+    [
+        ("word", 300, "unknown tokenizer to train 'word'"),
+        ("bpe", 256, "--vocab=256 is too small"),
+        ("bpe", 100_000, "--vocab=100000 is more than this text gives: it has"),
+        ("sentencepiece", 100_000, "--vocab=100000 does not fit this text"),
+    ],
+)
+def test_tokenizers_that_cannot_be_trained(source, tmp_path, kind, vocab, says):
+    with pytest.raises(InputError, match=says):
+        prepare(request(source, tmp_path / "out", tokenizer=None, train_tokenizer=kind, vocab=vocab))
+
+
+# --- and trained on
+
+
+def test_a_run_trains_grows_and_resumes_on_prepared_text(source, tmp_path):
+    folder = prepared(source, tmp_path / "corpus", tokenizer=None, train_tokenizer="bpe", vocab=300, validation="0.2")
+    model = tiny.MODEL | {"vocab": 300}
+    grow = {"model": model | {"layers": 2}, "length": 2 * tiny.LENGTH, "batch": tiny.BATCH // 2}
+    stages = tiny.stage(2, model=model), tiny.grown(2, **grow)
+    config = tiny.run_config(str(folder), *stages)
+    train(config, tmp_path / "through", threading.Event())
+    assert tiny.train_in_parts(config, tmp_path / "stopped") > 2
+    assert tiny.timeless(tmp_path / "stopped") == tiny.timeless(tmp_path / "through")
+    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
+        train(tiny.run_config(str(folder), tiny.stage(4)), tmp_path / "small", threading.Event())
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
+def test_no_text_is_on_both_sides(numbers):
+    texts = [f"{n} " * 900 for n in numbers]
+    try:
+        found, _ = split_of(texts, "0.5")
+    except InputError as error:
+        assert "too small" in str(error)
+        return
+    assert found["train"] and found["validation"]
