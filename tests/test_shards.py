@@ -1,8 +1,13 @@
 """Token shards: read as one sequence, batches over them, and every way in which they can be wrong."""
 
+import hashlib
+import importlib
 import itertools
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,8 +152,6 @@ def test_verify_names_the_file_that_was_altered(corpus, capsys, suffix):
 
 def rewrite(corpus, path, change):
     """Alters a shard and its hash in the manifest, as only a bug of prepare would."""
-    import hashlib
-
     data = np.fromfile(path, "<u8" if path.suffix == ".idx" else "<u2")
     change(data)
     data.tofile(path)
@@ -210,3 +213,25 @@ def test_a_finished_folder_is_not_taken_for_whole_when_it_is_not(corpus, whole):
     with pytest.raises(InputError, match="missing"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("growlm.data.documents.SMALLEST", 4000)
         prepare(request(source, corpus, validation="0.1"))
+
+
+# --- the benchmark
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a process on one core")
+def test_the_benchmark_measures_both_on_one_core(whole, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "experiments" / "benchmarks")
+    benchmark = importlib.import_module("data")
+    cores = os.sched_getaffinity(0)
+    assert benchmark.main([f"--corpus={whole}", "--batch=4", "--length=16", "--rounds=3", "--count=5"]) == 0
+    assert os.sched_getaffinity(0) == cores
+    *text, record = capsys.readouterr().out.splitlines()
+    record = json.loads(record)
+    assert record["least"] <= record["ratio"] <= record["most"]
+    assert f"{record['million_tokens_per_second']:.1f} million tokens/s" in "\n".join(text)
+    assert benchmark.main(["--corpus=missing"]) == 2
+    paths, dtype = benchmark.shards_of(str(whole))
+    maps = [np.memmap(path, dtype, mode="r") for path in paths]
+    rows = next(benchmark.plain_copies(maps, 4, 16))
+    assert rows.shape == (4, 17) and rows.dtype == np.int32
+    assert all(bytes(row.astype("<u2")) in b"".join(map(bytes, maps)) for row in rows)
