@@ -27,7 +27,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     source = write_sources(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growlm.data.documents.SMALLEST", 4000)
+        patch.setattr("growlm.data.textfiles.SMALLEST", 4000)
         return prepared(source, folder / "corpus", validation="0.1")
 
 
@@ -211,7 +211,7 @@ def test_a_finished_folder_is_not_taken_for_whole_when_it_is_not(corpus, whole):
     first(corpus).unlink()
     (source,) = json.loads((whole / "manifest.json").read_text())["settings"]["sources"]
     with pytest.raises(InputError, match="missing"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growlm.data.documents.SMALLEST", 4000)
+        patch.setattr("growlm.data.textfiles.SMALLEST", 4000)
         prepare(request(source, corpus, validation="0.1"))
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growlm.data.documents import Part, Reading, list_parts, listing
+from growlm.data.documents import Reading
 from growlm.data.holdout import Rule, find_rule
 from growlm.data.shards import (
     FORMAT,
@@ -36,6 +36,7 @@ from growlm.data.shards import (
     read_manifest,
     read_own,
 )
+from growlm.data.sources import Part, list_parts, listing
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, run_parts
@@ -50,7 +51,7 @@ class Request:
     """What to prepare.
 
     Attributes:
-      sources: as `growlm.data.documents.list_parts` takes them.
+      sources: as `growlm.data.sources.list_parts` takes them.
       output: a new or empty folder, or one of an equal request that was stopped.
       tokenizer: as `load_tokenizer` takes it, or None where one is trained.
       train_tokenizer: "bpe" or "sentencepiece", to make one of `vocab` tokens from the training text.

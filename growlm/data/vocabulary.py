@@ -5,8 +5,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from growlm.data.documents import Part, Reading, cut
+from growlm.data.documents import Reading, cut
 from growlm.data.holdout import Rule, runs
+from growlm.data.sources import Part
 from growlm.data.tokenizers import EOS_NAMES, JSON, MODEL, import_library, load_tokenizer
 from growlm.errors import InputError, unknown
 from growlm.files import write_whole

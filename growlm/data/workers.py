@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from growlm.data.documents import PIECE, Document, Part, Reading, text_bytes
+from growlm.data.documents import PIECE, Document, Reading
 from growlm.data.holdout import Rule, runs
 from growlm.data.shards import INDEX, INDEX_DTYPE, TOKENS, Shard
+from growlm.data.sources import Part, text_bytes
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.errors import InputError
 

@@ -1,0 +1,142 @@
+"""Sources of text: files, and datasets by name, in parts that can be read apart from each other.
+
+How a source is cut into parts depends on nothing but the source, so that any number of processes, stopped and
+started at any time, write the same shards.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from growlm.data.documents import Document, Reading, in_one_line, of_record
+from growlm.data.textfiles import PARTS, FilesPart, find_files, group_files, is_packed
+from growlm.data.tokenizers import import_library
+from growlm.errors import InputError
+
+FEWEST = 1000  # records of TFDS in a part
+READ_AT_ONCE = 100
+STREAMS = 1024  # at most so many parts of a Hugging Face dataset, whose size is not known
+
+
+@dataclass(frozen=True)
+class TfdsPart:
+    """The records [start, stop) of a split of a TFDS dataset."""
+
+    name: str
+    data_dir: str | None
+    split: str
+    start: int
+    stop: int
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        """One document a record."""
+        source = _tfds(self.name, self.data_dir, self.split)
+        for start in range(self.start, self.stop, READ_AT_ONCE):
+            numbers = range(start, min(start + READ_AT_ONCE, self.stop))
+            with _named_errors(f"tfds:{self.name}", self.split):
+                records = source.__getitems__(numbers)
+            for number, record in zip(numbers, records, strict=True):
+                yield of_record(record, f"tfds:{self.name} {self.split} record {number}", reading)
+
+
+@dataclass(frozen=True)
+class HuggingFacePart:
+    """One of `count` equal shares of the files behind a split of a Hugging Face dataset."""
+
+    name: str
+    config: str | None
+    split: str
+    count: int
+    index: int
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        """One document a record, streamed."""
+        stream = _huggingface(self.name, self.config, self.split)
+        share = stream.shard(num_shards=self.count, index=self.index, contiguous=True)
+        with _named_errors(f"hf:{self.name}", self.split):
+            for number, record in enumerate(share):
+                yield of_record(record, f"hf:{self.name} {self.split} record {number} of part {self.index}", reading)
+
+
+Part = FilesPart | TfdsPart | HuggingFacePart
+
+
+def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) -> list[Part]:
+    """The parts of all sources, in order; nothing large is read.
+
+    Args:
+      sources: each one of
+        - a file: .jsonl (or .ndjson), a record a line; any other, one document. With .gz or .zst after it: of these.
+        - a folder: all its files with a text suffix, packed or not, in the order of their paths.
+        - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
+        - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed (extra `huggingface`).
+      split: of datasets by name.
+      data_dir: where TFDS datasets lie.
+
+    Raises:
+      InputError: a source that is not there, that has no text, or whose library is not installed.
+    """
+    named = [source for source in sources if source.startswith(("tfds:", "hf:"))]
+    files = group_files([file for source in sources if source not in named for file in find_files(source)])
+    return files + [part for source in named for part in _named(source, split, data_dir)]
+
+
+def listing(parts: Sequence[Part]) -> str:
+    """SHA-256 (hex) of what the parts say of their source: for files, their names, sizes and times."""
+    held = [dataclasses.asdict(part) for part in parts]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def text_bytes(parts: Sequence[Part]) -> int | None:
+    """The size of all text, where it can be told before it is read: of files, none of them packed."""
+    files = [file for part in parts if isinstance(part, FilesPart) for file in part.files]
+    told = all(isinstance(part, FilesPart) for part in parts) and not any(is_packed(file.path) for file in files)
+    return sum(min(file.stop, file.size) - file.start for file in files) if told else None
+
+
+def _named(source: str, split: str, data_dir: str | None) -> list[Part]:
+    """The parts of a dataset of one of the two libraries."""
+    library, name = source.split(":", 1)
+    if not name:
+        raise InputError(f"{source} names no dataset: allowed is {library}:NAME")
+    if library == "tfds":
+        number = len(_tfds(name, data_dir, split))
+        step = max(FEWEST, math.ceil(number / PARTS))
+        return [TfdsPart(name, data_dir, split, i, min(i + step, number)) for i in range(0, number, step)]
+    name, config = (name, None) if Path(name).exists() or ":" not in name else name.rsplit(":", 1)
+    count = min(_huggingface(name, config, split).num_shards, STREAMS)
+    return [HuggingFacePart(name, config, split, count, i) for i in range(count)]
+
+
+@functools.lru_cache(maxsize=1)
+def _tfds(name: str, data_dir: str | None, split: str) -> Any:
+    """A data source in array_record form, which needs no TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    with _named_errors(f"tfds:{name}", split):
+        return tfds.data_source(name, split=split, data_dir=data_dir)
+
+
+@functools.lru_cache(maxsize=1)
+def _huggingface(name: str, config: str | None, split: str) -> Any:
+    datasets = import_library("datasets", "huggingface")
+    with _named_errors(f"hf:{name}", split):
+        return datasets.load_dataset(name, config, split=split, streaming=True)
+
+
+@contextlib.contextmanager
+def _named_errors(name: str, split: str) -> Iterator[None]:
+    """What a library raises, which has no common kind, as an InputError that names the dataset."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"cannot read {name}, split {split!r}: {in_one_line(error)}") from error
