@@ -123,6 +123,22 @@ def test_eos_is_what_stands_beside(folder, tmp_path, beside, eos):
     assert load_tokenizer(source, eos="<pad>").eos == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "beside", "bos"),
+    [
+        ("piece.model", {}, 1),
+        ("bpe.json", {}, None),
+        ("bpe.json", {"tokenizer_config": {"bos_token": "<|endoftext|>"}}, 1),
+        ("bpe.json", {"config": {"bos_token_id": 2}}, 2),
+        ("bpe.json", {"tokenizer_config": {"bos_token": None}, "config": {"bos_token_id": 2}}, 2),
+        ("piece.model", {"tokenizer_config": {"bos_token": None}}, None),
+    ],
+)
+def test_bos_is_what_stands_beside_or_within(folder, tmp_path, file, beside, bos):
+    name = "tokenizer.json" if file.endswith("json") else "tokenizer.model"
+    assert load_tokenizer(put(tmp_path, folder / file, name, **beside)).bos == bos
+
+
 def test_another_eos_is_another_tokenizer(folder):
     first, other = load_tokenizer(folder / "bpe.json"), load_tokenizer(folder / "bpe.json", eos="<eos>")
     assert (first.eos, other.eos) == (1, 2)
