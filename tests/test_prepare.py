@@ -131,9 +131,18 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, source):
 
 def test_sources_of_every_kind_hold_the_same_texts(source, monkeypatch):
     assert read(source) == TEXTS
+    monkeypatch.setattr("growlm.data.textfiles.PARTS", 10**6)
     for size in (1, 100, 5000):  # wherever a range of lines begins
         small_parts(monkeypatch, size)
         assert read(source) == TEXTS
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 32])
+def test_a_line_is_read_once_where_a_range_begins_with_it(tmp_path, monkeypatch, size):
+    (tmp_path / "a.jsonl").write_bytes(b"".join(b'{"text": "%03d"}\n' % i for i in range(100)))
+    small_parts(monkeypatch, size)
+    assert len(list_parts([str(tmp_path)], "train")) > 40
+    assert read(tmp_path) == [f"{i:03}" for i in range(100)]
 
 
 def test_zstandard_in_several_frames(tmp_path):
@@ -351,6 +360,8 @@ def test_a_stopped_command_goes_on_with_the_same_shards(long, tmp_path, how):
     shards = {number: (output / f"train-{number}.bin").stat().st_mtime_ns for number in done}
     with pytest.raises(InputError, match="not finished"):
         load_corpus(str(output))
+    for left in (output / ".train-00005.bin.99.part", parts / ".00005.json.99.part"):
+        left.write_text("what a kill leaves at another moment")
     manifest = prepare(request(long, output, tokenizer=str(tmp_path / "bpe.json")))
     assert shards == {number: (output / f"train-{number}.bin").stat().st_mtime_ns for number in done}
     through = prepare(request(long, tmp_path / "through", tokenizer=str(tmp_path / "bpe.json"), workers=2))
