@@ -65,7 +65,7 @@ def test_every_document_is_on_one_side_and_ends_with_eos(tmp_path):
     assert train == [text for text in expected if text not in validation]
     assert validation == [text for text in expected if text not in train]
     assert 2 <= len(validation) <= 20
-    assert (corpus.documents, corpus.vocab, corpus.train.dtype) == (400, 256, np.uint8)
+    assert (corpus.documents, corpus.vocab, corpus.eos, corpus.train.dtype) == (400, 256, 0, np.uint8)
 
 
 def test_more_files_leave_the_held_out_files_held_out(tmp_path):

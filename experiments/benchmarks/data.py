@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from arguments import Parser, exit_code, positive
-from cores import about_load, busy_cores
+from cores import busy_cores
 
 from growlm.data import batches, load_corpus
 from growlm.data.shards import ShardedTokens
@@ -122,7 +122,8 @@ def benchmark(arguments: Sequence[str]) -> None:
     print(f"growlm        {result['million_tokens_per_second']:7.1f} million tokens/s")
     print(f"plain memmap  {result['plain']:7.1f} million tokens/s")
     print(f"ratio         {result['ratio']:7.2f} ({result['least']:.2f} to {result['most']:.2f})")
-    print(about_load(busy))
+    if None not in busy:
+        print("cores busy with other processes: {:.1f} before, {:.1f} after".format(*busy))
     print(json.dumps(result | vars(args) | {"commit": commit(), "hardware": hardware()}))
 
 

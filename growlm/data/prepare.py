@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growlm.data.documents import Reading
+from growlm.data.documents import Document, Reading
 from growlm.data.holdout import Rule, find_rule
 from growlm.data.shards import (
     FORMAT,
@@ -169,7 +169,13 @@ def _place(source: str) -> str:
 
 
 def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
-    return find_rule(lambda: (each for part in parts for each in part.documents(request.reading)), request.validation)
+    from tqdm import tqdm
+
+    def read() -> Iterator[Document]:
+        found = (document for part in parts for document in part.documents(request.reading))
+        return iter(tqdm(found, desc="what to hold out", unit=" documents", delay=2))  # seconds: mostly it is quick
+
+    return find_rule(read, request.validation)
 
 
 # --- the folder

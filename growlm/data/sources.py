@@ -95,7 +95,7 @@ def listing(parts: Sequence[Part]) -> str:
 
 
 def text_bytes(parts: Sequence[Part]) -> int | None:
-    """The size of all text, where it can be told before it is read: of files, none of them packed."""
+    """About the size of all text, where it can be told before it is read: that of the files, if none is packed."""
     files = [file for part in parts if isinstance(part, FilesPart) for file in part.files]
     told = all(isinstance(part, FilesPart) for part in parts) and not any(is_packed(file.path) for file in files)
     return sum(min(file.stop, file.size) - file.start for file in files) if told else None

@@ -81,7 +81,7 @@ def run_parts(
     ):
         futures = {pool.submit(_prepare_part, number, part): number for number, part in left}
         try:
-            yield from _collect(futures, bar, read)
+            yield from _collect(futures, bar, read, len(parts))
         except BrokenProcessPool:
             raise InputError("a worker was killed, perhaps for its memory: the same command goes on") from None
         finally:
@@ -89,13 +89,14 @@ def run_parts(
             pool.shutdown(cancel_futures=True)
 
 
-def _collect(futures: dict[Future, int], bar: Any, read: Synchronized) -> Iterator[tuple[int, Rows]]:
+def _collect(futures: dict[Future, int], bar: Any, read: Synchronized, parts: int) -> Iterator[tuple[int, Rows]]:
     """The results as they come."""
     before, pending = bar.n, set(futures)
     while pending:
         finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
         for future in finished:
             yield futures[future], future.result()
+        bar.set_description(f"{parts - len(pending)}/{parts} parts", refresh=False)
         bar.update(before + read.value - bar.n)
 
 
@@ -103,7 +104,7 @@ def _bar(parts: Sequence[Part], done: Mapping[int, dict[str, Any]]) -> Any:
     from tqdm import tqdm
 
     before = sum(row["bytes"] for record in done.values() for row in record["shards"])
-    title = f"{len(parts)} parts" + (f", {len(done)} done before" if done else "")
+    title = f"{len(done)}/{len(parts)} parts"
     return tqdm(total=text_bytes(parts), initial=before, desc=title, unit="B", unit_scale=True, smoothing=0.05)
 
 
