@@ -163,18 +163,20 @@ def test_pieces_are_the_text(text, size):
 
 
 def test_a_long_document_is_read_in_pieces_and_ends_once(tmp_path):
+    texts = tmp_path / "text"
+    texts.mkdir()
     text = "\n".join(f"line {i} of some words é" for i in range(90_000))
-    (tmp_path / "long.txt").write_text(text)
-    (tmp_path / "long.jsonl").write_text(json.dumps({"text": text + "!"}) + "\n")
+    (texts / "long.txt").write_text(text)
+    (texts / "long.jsonl").write_text(json.dumps({"text": text + "!"}) + "\n")
     for i in range(60):
-        (tmp_path / f"{i:02}.txt").write_text(f"document {i}")
-    for part in list_parts([str(tmp_path)], "train"):
+        (texts / f"{i:02}.txt").write_text(f"document {i}")
+    for part in list_parts([str(texts)], "train"):
         for document in part.documents(Reading()):
             pieces = list(document.pieces)
             assert all(len(piece.encode()) <= 2**20 for piece in pieces)
             assert all(piece.endswith("\n") for piece in pieces[:-1])
             assert (Path(document.place).name.startswith("long")) == (len(pieces) == 3)
-    folder = prepared(tmp_path, tmp_path / "out")
+    folder = prepared(texts, tmp_path / "out")
     assert {text, text + "!"} < set(documents(folder, "train") + documents(folder, "validation"))
     assert verify(folder)["splits"]["train"]["documents"] < 62
 
@@ -463,10 +465,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, name, co
 
 
 def test_text_that_is_not_utf8_can_be_replaced(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"x" * 5000 + b"\xff\0")
-    (tmp_path / "b.jsonl").write_bytes(b'{"text": "\xff \\ud800 \\u0000"}\n')
-    assert read(tmp_path, errors="replace") == ["x" * 5000 + "\ufffd\ufffd", "\ufffd \ufffd \ufffd"]
-    assert verify(prepared(tmp_path, tmp_path / "out", reading=Reading(errors="replace")))
+    texts = tmp_path / "text"
+    texts.mkdir()
+    (texts / "a.txt").write_bytes(b"x" * 5000 + b"\xff\0")
+    (texts / "b.jsonl").write_bytes(b'{"text": "\xff \\ud800 \\u0000"}\n')
+    assert read(texts, errors="replace") == ["x" * 5000 + "\ufffd\ufffd", "\ufffd \ufffd \ufffd"]
+    assert verify(prepared(texts, tmp_path / "out", reading=Reading(errors="replace")))
 
 
 def test_a_wrong_line_is_named_from_wherever_its_range_begins(tmp_path, monkeypatch):
@@ -528,6 +532,13 @@ def test_a_folder_with_something_else_is_refused(source, tmp_path):
         prepare(request(source, tmp_path / "out"))
     with pytest.raises(InputError, match="exists and is no folder"):
         prepare(request(source, tmp_path / "out" / "mine.txt"))
+
+
+def test_what_is_written_is_not_read(source, monkeypatch):
+    monkeypatch.chdir(source)
+    with pytest.raises(InputError, match=r"output runs/out lies within source \.: allowed is a folder elsewhere"):
+        prepare(request(".", Path("runs/out")))
+    assert not (source / "runs").exists()
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,9 @@ def _check(request: Request) -> None:
         raise unknown("way to treat errors", request.reading.errors, ("strict", "replace"))
     if request.workers is not None and request.workers < 1:
         raise InputError(f"--workers={request.workers} is not allowed: at least 1 is")
+    for source in request.sources:  # what is written would be read
+        if source and Path(source).is_dir() and request.output.resolve().is_relative_to(Path(source).resolve()):
+            raise InputError(f"output {request.output} lies within source {source}: allowed is a folder elsewhere")
     if request.output.exists() and not request.output.is_dir():
         raise InputError(f"output {request.output} exists and is no folder: allowed is a new or empty folder")
 
