@@ -160,6 +160,33 @@ def _prepare(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _plan(args: argparse.Namespace, keys: Keys) -> int:
+    """When to grow a model, by how much, at which learning rates; what it should save and cost."""
+    from growlm.laws.planner import plan
+    from growlm.study.advice import describe, write_experiment
+
+    given = {name: getattr(args, name) for name in _PLAN_NUMBERS if getattr(args, name) is not None}
+    planned = plan(args.params, args.tokens, args.chip, **given)
+    print(describe(planned))
+    if args.write:
+        write_experiment(planned, args.write, _command_line(), args.corpus or "stdlib")
+        print(f"\nwritten: {args.write}")
+    return 0
+
+
+def _fit(args: argparse.Namespace, keys: Keys) -> int:
+    """A law fitted to the runs of sweeps, with intervals and the paper's beside it."""
+    from functools import partial
+
+    from tqdm import tqdm
+
+    from growlm.study.fit import fit_runs
+
+    say = partial(print, flush=True)
+    fit_runs(args.runs, args.law, args.slices, say, partial(tqdm, desc="resampling", leave=False))
+    return 0
+
+
 def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
@@ -171,6 +198,8 @@ class _Command(NamedTuple):
     options: dict[str, dict]
     keys: dict[str, str] = {}  # noqa: RUF012
 
+
+_PLAN_NUMBERS = ("count", "mfu", "factor", "vocab", "length")
 
 _CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"}
 
@@ -241,6 +270,29 @@ _COMMANDS = {
         },
     ),
     "report": _Command(_report, {"--workdir": _WORKDIR}),
+    "plan": _Command(
+        _plan,
+        {
+            "--params": {"action": _Once, "required": True, "type": _positive, "help": "of the grown model: 7e9"},
+            "--tokens": {"action": _Once, "required": True, "type": _positive, "help": "of training it from scratch"},
+            "--chip": {"action": _Once, "metavar": "NAME", "help": "such as v5e or h100-sxm, for hours and memory"},
+            "--count": {"action": _Once, "type": int, "metavar": "N", "help": "of chips; 1 by default"},
+            "--mfu": {"action": _Once, "type": float, "metavar": "X", "help": "share of their peak; 0.4 by default"},
+            "--factor": {"action": _Once, "type": int, "metavar": "N", "help": "growth factor; 4 by default"},
+            "--vocab": {"action": _Once, "type": int, "metavar": "N", "help": "tokens known; 32000 by default"},
+            "--length": {"action": _Once, "type": int, "metavar": "N", "help": "of an example; 2048 by default"},
+            "--write": {"action": _Once, "type": Path, "metavar": "FILE.py", "help": "the experiment that runs it"},
+            "--corpus": {"action": _Once, "metavar": "PATH", "help": "what that trains on; stdlib by default"},
+        },
+    ),
+    "fit": _Command(
+        _fit,
+        {
+            "--runs": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "one sweep or more"},
+            "--law": {"action": _Once, "required": True, "metavar": "NAME", "help": "timing, factor or scaling"},
+            "--slices": {"action": _Once, "type": int, "metavar": "N", "help": "budgets per size; 4 by default"},
+        },
+    ),
 }
 
 

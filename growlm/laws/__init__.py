@@ -1,15 +1,59 @@
-"""What the records of runs say: how much compute was spent, and how much of it growing saved. Plain NumPy."""
+"""Laws of training and of growth, and their fits to the records of runs. Plain NumPy and SciPy."""
 
+from growlm.laws.chinchilla import HOFFMANN, REANALYSIS, Chinchilla, ChinchillaFit, fit_chinchilla
 from growlm.laws.flops import exact_flops_per_token, training_flops
-from growlm.laws.speedup import Curve, Speedup, cost_to_reach, curve, smooth, speedup
+from growlm.laws.guidelines import GROWTH_FACTOR, growth_factor_equation, growth_timing
+from growlm.laws.hypotheses import average_params, null_loss, saturated_loss
+from growlm.laws.intervals import Interval, RangeWarning
+from growlm.laws.isoflop import (
+    GuidelineFit,
+    Slice,
+    fit_compute_optimal,
+    fit_growth_factor,
+    fit_growth_timing,
+)
+from growlm.laws.planner import Plan, plan
+from growlm.laws.scaling import PowerLaw, fit_power_law, power_law
+from growlm.laws.seeds import SeedSpeedup, speedup_over_seeds
+from growlm.laws.speedup import Curve, Speedup, cost_to_reach, curve, loss_at, smooth, speedup
+from growlm.laws.step_law import rate_factor_at_growth, step_law_batch, step_law_rate
 
 __all__ = [
+    "GROWTH_FACTOR",
+    "HOFFMANN",
+    "REANALYSIS",
+    "Chinchilla",
+    "ChinchillaFit",
     "Curve",
+    "GuidelineFit",
+    "Interval",
+    "Plan",
+    "PowerLaw",
+    "RangeWarning",
+    "SeedSpeedup",
+    "Slice",
     "Speedup",
+    "average_params",
     "cost_to_reach",
     "curve",
     "exact_flops_per_token",
+    "fit_chinchilla",
+    "fit_compute_optimal",
+    "fit_growth_factor",
+    "fit_growth_timing",
+    "fit_power_law",
+    "growth_factor_equation",
+    "growth_timing",
+    "loss_at",
+    "null_loss",
+    "plan",
+    "power_law",
+    "rate_factor_at_growth",
+    "saturated_loss",
     "smooth",
     "speedup",
+    "speedup_over_seeds",
+    "step_law_batch",
+    "step_law_rate",
     "training_flops",
 ]

@@ -118,6 +118,22 @@ def cost_to_reach(curve: Curve, loss: float, axis: str = "flops") -> float | Non
     return _between(cost[after - 1 : after + 1], curve.loss[after - 1 : after + 1], loss)
 
 
+def loss_at(curve: Curve, flops: float) -> float | None:
+    """The loss where the run had paid so much, or None where it was not measured; never extrapolated.
+
+    Between two points the curve is taken to be straight in (log FLOPs, loss), as in `cost_to_reach`.
+
+    Args:
+        curve: the run.
+        flops: what was paid, positive.
+    """
+    measured = curve.flops > 0
+    paid, loss = curve.flops[measured], curve.loss[measured]
+    if not paid.size or not paid[0] <= flops <= paid[-1]:
+        return None
+    return float(np.interp(np.log(flops), np.log(paid), loss))
+
+
 def speedup(grown: Curve, scratch: Curve, loss: float | None = None, window: int = 1) -> Speedup:
     """How much cheaper the grown run reached a loss than the run from scratch.
 

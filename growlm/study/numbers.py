@@ -1,5 +1,7 @@
 """How numbers are written, the same in the terminal, on the page and in the figures. Unknown is a dash."""
 
+from collections.abc import Sequence
+
 UNKNOWN = "-"
 
 
@@ -43,3 +45,12 @@ def duration(seconds: float | None) -> str:
             rest = seconds % size // part
             return f"{seconds // size}{unit} {rest:02d}{small}" if rest else f"{seconds // size}{unit}"
     return f"{seconds}s"
+
+
+def aligned(rows: Sequence[Sequence[str]], rule: bool = False) -> list[str]:
+    """The rows as lines of a table: names to the left, numbers to the right; `rule` draws a line under the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *rest = rows
+    rows = [first, ["-" * width for width in widths], *rest] if rule else rows
+    pairs = ([*zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join([row[0][0].ljust(row[0][1]), *(text.rjust(width) for text, width in row[1:])]) for row in pairs]

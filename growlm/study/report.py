@@ -61,10 +61,8 @@ def summarise(folder: str | Path) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """The rows as aligned text for a terminal, with a column of notes where there are any."""
-    header, lines = list(HEADER), [_cells(row) for row in rows]
+    text = numbers.aligned([HEADER, *map(_cells, rows)], rule=True)
     notes = [row.note for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    text = [_aligned(cells, widths) for cells in (header, ["-" * width for width in widths], *lines)]
     if any(notes):
         text = [f"{line}  {note}" for line, note in zip(text, ["note", "----", *notes], strict=True)]
     return "\n".join(line.rstrip() for line in text)
@@ -205,12 +203,6 @@ def _cells(row: Row) -> list[str]:
         numbers.loss(row.val_loss),
         *(["baseline", numbers.UNKNOWN] if row.role == "baseline" else change),
     ]
-
-
-def _aligned(cells: list[str], widths: list[int]) -> str:
-    """One line of the table: the name to the left, numbers to the right."""
-    numbered = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return "  ".join([cells[0].ljust(widths[0]), *numbered])
 
 
 def _results(rows: list[Row]) -> tuple[list[str], list[list[str]]]:

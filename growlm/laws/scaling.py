@@ -1,0 +1,137 @@
+"""The loss as a power of compute, L = a C^b, and with a floor, L = E + a C^b."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from growlm.errors import InputError
+from growlm.laws.intervals import LEVEL, Interval, percentile_interval
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A fitted L = E + a C^b, with C in FLOPs and L in nats per token.
+
+    Attributes:
+        a, b: coefficient and exponent with their intervals; b is negative where compute helps.
+        E: the irreducible loss; 0 with no interval where the law has none.
+        residual: root mean square of log(predicted / measured loss).
+        flops: the range of C that was fitted.
+        points: how many were fitted.
+    """
+
+    a: Interval
+    b: Interval
+    E: Interval
+    residual: float
+    flops: tuple[float, float]
+    points: int
+
+    def loss(self, flops: float) -> float:
+        """The loss at a budget (a number or an array); outside of `flops` it is extrapolated."""
+        return self.E.value + self.a.value * np.power(flops, self.b.value)
+
+
+def power_law(flops: float, a: float, b: float, floor: float = 0.0) -> float:
+    """L = E + a C^b.
+
+    Source: arXiv 2405.15319, section 4.1, without a floor, of its final losses at 410M, 1.1B, 3B and 7B; its
+    coefficients are not published. Range: without a floor a power law cannot hold at large C.
+
+    Args:
+        flops: C in FLOPs (a number or an array).
+        a, b: coefficient and exponent.
+        floor: the irreducible loss E.
+    """
+    return floor + a * np.power(np.asarray(flops, np.float64), b)
+
+
+def fit_power_law(
+    flops: np.ndarray,
+    loss: np.ndarray,
+    irreducible: bool = False,
+    resamples: int = 1000,
+    level: float = LEVEL,
+    seed: int = 0,
+    progress: Callable = iter,
+) -> PowerLaw:
+    """L = a C^b, or with `irreducible` L = E + a C^b, by least squares in log L.
+
+    Intervals: residuals, corrected for leverage, are resampled and the law refitted; percentiles. They say how well
+    the points fix a law of this form, not whether the form is right.
+
+    Source: arXiv 2405.15319, section 4.1 (form without E); Hoffmann et al. 2022 (with). Range: the budgets fitted.
+
+    Args:
+        flops: float64[points], C in FLOPs, positive.
+        loss: float64[points], final losses in nats per token, positive.
+        irreducible: fit E as well.
+        resamples: bootstrap refits.
+        level: of the intervals.
+        seed: of the resampling.
+        progress: wraps the loop over resamples, such as tqdm.
+
+    Raises:
+        InputError: fewer points or budgets than one more than there are coefficients (says how many more), or values
+            that are not positive.
+    """
+    flops, loss = np.asarray(flops, np.float64), np.asarray(loss, np.float64)
+    _check(flops, loss, need=4 if irreducible else 3)
+    # In units of the middle of the budgets a and b are nearly independent, and a has the size of a loss.
+    unit = np.exp(np.mean(np.log(flops)))
+    x, y = np.log(flops / unit), np.log(loss)
+    fit = _fit_with_floor if irreducible else _fit_line
+    best = fit(x, y)
+    predicted = _predict(best, x)
+    errors = (y - predicted) * np.sqrt(len(y) / (len(y) - len(best)))
+    errors -= errors.mean()
+    rng = np.random.default_rng(seed)
+    samples = [fit(x, predicted + rng.choice(errors, len(y)), best) for _ in progress(range(resamples))]
+    a, b, floor = _in_flops(np.array([best, *samples]), unit)
+    return PowerLaw(
+        percentile_interval(a[0], a[1:], level),
+        percentile_interval(b[0], b[1:], level),
+        percentile_interval(floor[0], floor[1:], level) if irreducible else Interval(0.0, level=level),
+        float(np.sqrt(np.mean(np.square(y - predicted)))),
+        (float(flops.min()), float(flops.max())),
+        len(y),
+    )
+
+
+def _check(flops: np.ndarray, loss: np.ndarray, need: int) -> None:
+    for name, column in (("flops", flops), ("loss", loss)):
+        if column.shape != flops.shape or not (np.isfinite(column) & (column > 0)).all():
+            raise InputError(f"{name}: allowed are positive finite numbers, one for every point")
+    have = len(np.unique(flops))
+    if have < need:
+        raise InputError(f"the power law needs {need} budgets and has {have}: {need - have} more")
+
+
+def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """(log a, b) of y = log a + b x."""
+    slope, intercept = np.polyfit(x, y, 1)
+    return np.array([intercept, slope])
+
+
+def _fit_with_floor(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """(log a, b, log E) of exp(y) = E + a exp(b x), from the best of many floors below the lowest loss."""
+    if start is None:
+        floors = np.exp(y.min()) * np.linspace(0.02, 0.99, 50)
+        lines = [np.append(_fit_line(x, np.log(np.exp(y) - floor)), np.log(floor)) for floor in floors]
+        start = min(lines, key=lambda line: np.sum(np.square(_predict(line, x) - y)))
+    return least_squares(lambda line: _predict(line, x) - y, start, method="lm").x
+
+
+def _predict(line: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The log-loss at log-budgets."""
+    power = line[0] + line[1] * x
+    return np.logaddexp(power, line[2]) if len(line) == 3 else power
+
+
+def _in_flops(lines: np.ndarray, unit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(a, b, E) for C in FLOPs, of lines in C / unit."""
+    b = lines[:, 1]
+    floor = np.exp(lines[:, 2]) if lines.shape[1] == 3 else np.zeros(len(lines))
+    return np.exp(lines[:, 0] - b * np.log(unit)), b, floor

@@ -1,0 +1,160 @@
+"""`growlm fit`: a law fitted to the runs of sweeps, in words, with the paper's beside it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from growlm.errors import InputError, unknown
+from growlm.laws.chinchilla import REANALYSIS, fit_chinchilla
+from growlm.laws.guidelines import FACTOR, GROWTH_FACTOR, TIMING, law_at
+from growlm.laws.intervals import Interval
+from growlm.laws.isoflop import GuidelineFit, Slice, fit_guideline, slices_of
+from growlm.laws.scaling import PowerLaw, fit_power_law
+from growlm.study import numbers
+from growlm.study.outcomes import Outcome, budget_records, outcomes
+
+SLICES = 4
+
+Say = Callable[[str], None]
+
+_UNDECAYED = (
+    "all but a size's last slice are read off at rates not yet decayed, as the paper's are (--slices=1: ends only)"
+)
+
+
+def fit_runs(folder: Path, law: str, slices: int | None, say: Say, progress: Callable = iter) -> None:
+    """Fits a law to the finished runs of a folder, and says what it is.
+
+    Args:
+        folder: of a sweep or a run, or of such folders.
+        law: "timing", "factor" or "scaling".
+        slices: budgets per size at which runs are read off; 4 if None. Not for scaling, which takes final losses.
+        say: takes the parts of the text in turn; what is known is said before what is missing raises.
+        progress: wraps long loops, such as tqdm.
+
+    Raises:
+        InputError: an unknown law, no runs, runs that cannot be compared, too few points (says how many more).
+    """
+    if slices is not None and slices < 1:
+        raise InputError(f"--slices is {slices}: allowed are integers >= 1")
+    if law not in LAWS:
+        raise unknown("law", law, LAWS)
+    runs, left_out = outcomes(folder)
+    if left_out:
+        say(f"left out: {', '.join(left_out)}\n")
+    LAWS[law](runs, SLICES if slices is None else slices, say, progress)
+
+
+def _timing(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+    runs = _grown_once(runs, say)
+    _all_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
+    found = slices_of(budget_records(runs, slices), "grown_at")
+    say(_slices(found, "grown after", numbers.count, lambda one: law_at(TIMING, one.params, one.flops)))
+    fit = fit_guideline(found, what="the timing law")
+    say(f"\n{_guideline(fit, 'd', TIMING, 'equation 2')}")
+
+
+def _factor(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+    runs = _grown_once(runs, say)
+    _all_alike("tokens before growth", [numbers.count(run.grown_at) for run in runs])
+    found = slices_of(budget_records(runs, slices), "factor")
+    say(_slices(found, "factor", "{:.3g}".format, lambda one: GROWTH_FACTOR))
+    fit = fit_guideline(found, what="the factor law")
+    say(f"\nthe constant: {_shown(fit.mean)}; the paper's: {GROWTH_FACTOR}")
+    say(_guideline(fit, "g", FACTOR, "equation 50, which it advises against"))
+
+
+def _scaling(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+    groups = {
+        "from scratch": [run for run in runs if run.stages == 1],
+        "grown": [run for run in runs if run.stages > 1],
+    }
+    missing = [_power_laws(name, group, say, progress) for name, group in groups.items()]
+    missing.append(_chinchilla(groups["from scratch"], say, progress))
+    if all(missing):
+        raise InputError("; ".join(missing))
+    for line in filter(None, missing):
+        say(f"not fitted: {line}")
+
+
+def _power_laws(name: str, runs: Sequence[Outcome], say: Say, progress: Callable) -> str:
+    """Says both power laws of the final losses; returns what is missing for them, or nothing."""
+    flops, loss = [run.curve.flops[-1] for run in runs], [run.curve.loss[-1] for run in runs]
+    for irreducible in (False, True):
+        try:
+            fit = fit_power_law(flops, loss, irreducible, progress=progress)
+        except InputError as error:
+            return f"{name}: {error}"
+        say(_power_law(name, fit, irreducible))
+    return ""
+
+
+def _power_law(name: str, fit: PowerLaw, irreducible: bool) -> str:
+    form = "L = E + a C^b" if irreducible else "L = a C^b    "
+    floor = f"E {_shown(fit.E)}, " if irreducible else ""
+    over = " to ".join(map(numbers.flops, fit.flops))
+    return (
+        f"{name}: {form} {floor}a {_shown(fit.a)}, b {_shown(fit.b)}; {fit.points} runs of {over} FLOPs, residual "
+        f"{fit.residual:.2%} (the paper's, without E: not published)"
+    )
+
+
+def _chinchilla(runs: Sequence[Outcome], say: Say, progress: Callable) -> str:
+    """Says L(N, D) of the runs from scratch; returns what is missing for it, or nothing."""
+    try:
+        columns = [run.params for run in runs], [run.tokens for run in runs], [run.curve.loss[-1] for run in runs]
+        fit = fit_chinchilla(*columns, progress=progress)
+    except InputError as error:
+        return f"from scratch: {error}"
+    rows = [("L = E + A/N^alpha + B/D^beta", "fitted", "Chinchilla's")]
+    for name in REANALYSIS.__annotations__:
+        rows.append((name, _shown(getattr(fit, name)), f"{getattr(REANALYSIS, name):.4g}"))
+    rows += [("a of N_opt ~ C^a", _shown(fit.exponent), f"{REANALYSIS.compute_optimal_exponent():.4g}")]
+    say("\n".join(["", *numbers.aligned(rows)]))
+    return ""
+
+
+LAWS: dict[str, Callable] = {"timing": _timing, "factor": _factor, "scaling": _scaling}
+
+
+def _grown_once(runs: Sequence[Outcome], say: Say) -> list[Outcome]:
+    """The runs with one growth, all by one operator."""
+    once = [run for run in runs if run.stages == 2]
+    if others := [run.name for run in runs if run.stages != 2]:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        say(f"not grown once, so not in the fit: {shown}\n")
+    if not once:
+        raise InputError("no run grew once: allowed are runs with two stages")
+    _all_alike("growth", [run.growth for run in once])
+    return once
+
+
+def _all_alike(what: str, values: Sequence[str]) -> None:
+    if len(kinds := sorted(set(values))) > 1:
+        raise InputError(f"the runs differ in {what}: {' and '.join(kinds[:3])}; allowed is one, for a fair comparison")
+
+
+def _slices(found: Sequence[Slice], what: str, write: Callable[[float], str], paper: Callable[[Slice], float]) -> str:
+    """A row for every slice: what was tried, where the loss is lowest, and where the paper's law puts it."""
+    sizes = {one.params for one in found}
+    rows = [("parameters", "FLOPs", "points", "tried", f"best {what} [95 %]", "the paper's")]
+    for one in found:
+        tried = f"{write(one.x.min())} to {write(one.x.max())}" if len(one.x) else numbers.UNKNOWN
+        best = _shown(one.best, write) if one.best else numbers.UNKNOWN
+        size, budget = numbers.count(one.params), numbers.flops(one.flops)
+        rows.append((size, budget, str(len(one.x)), tried, best, write(paper(one))))
+    reasons = [f"{row[0]}, {row[1]}: {one.reason}" for row, one in zip(rows[1:], found, strict=True) if one.reason]
+    return "\n".join([*numbers.aligned(rows), *reasons, *([_UNDECAYED] if len(found) > len(sizes) else [])])
+
+
+def _guideline(fit: GuidelineFit, name: str, paper: Sequence[float], where: str) -> str:
+    rows = [(f"log10 {name} = a log10 N + b / log10 C + c", "fitted [95 %]", f"the paper's ({where})")]
+    rows += [(key, _shown(getattr(fit, key)), f"{value:g}") for key, value in zip("abc", paper, strict=True)]
+    scatter = f"{fit.used} of {len(fit.slices)} slices; their minima scatter by {fit.scatter:.3f} in log10 {name}"
+    return "\n".join([*numbers.aligned(rows), scatter])
+
+
+def _shown(interval: Interval, write: Callable[[float], str] = "{:.4g}".format) -> str:
+    """A value with the ends of its interval."""
+    if interval.low is None:
+        return write(interval.value)
+    return f"{write(interval.value)} [{write(interval.low)}, {write(interval.high)}]"
