@@ -5,7 +5,17 @@ import pytest
 
 from growlm import laws
 from growlm.errors import InputError
-from growlm.laws import Curve, cost_to_reach, curve, exact_flops_per_token, smooth, speedup, training_flops
+from growlm.laws import (
+    Curve,
+    cost_to_reach,
+    curve,
+    exact_flops_per_token,
+    loss_at,
+    smooth,
+    speedup,
+    speedup_over_seeds,
+    training_flops,
+)
 
 
 def power_law(flops, factor=1.0):
@@ -173,3 +183,48 @@ def test_smoothing_leaves_every_loss_at_its_own_cost():
 
 def test_the_package_offers_the_function_of_the_same_name_as_its_module():
     assert laws.speedup is speedup and callable(laws.speedup)
+
+
+def test_the_loss_at_a_budget_is_found_between_points_and_not_beyond_them():
+    run = Curve(np.array([0.0, 1e3, 1e5]), np.array([9.0, 4.0, 2.0]))
+    assert loss_at(run, 1e4) == pytest.approx(3.0) and loss_at(run, 1e5) == 2.0
+    assert loss_at(run, 999.0) is None and loss_at(run, 1.01e5) is None
+    assert cost_to_reach(run, loss_at(run, 5e4)) == pytest.approx(5e4)
+
+
+def seeds_of(gains):
+    flops = np.geomspace(1e15, 1e19, 60)
+    return [power_law(flops, 1 / (1 + gain)) for gain in gains], [power_law(flops) for _ in gains]
+
+
+def test_the_speedup_over_seeds_is_the_mean_ratio_with_students_interval():
+    grown, scratch = seeds_of([0.32, 0.50, 0.56])
+    found = speedup_over_seeds(grown, scratch)
+    logs = np.log([1.32, 1.50, 1.56])
+    half = 4.3027 * logs.std(ddof=1) / np.sqrt(3)  # Student's quantile for 2 degrees of freedom
+    assert found.speedup.value == pytest.approx(np.exp(logs.mean()) - 1, rel=1e-2)
+    assert found.speedup.low == pytest.approx(np.exp(logs.mean() - half) - 1, rel=2e-2)
+    assert found.speedup.high == pytest.approx(np.exp(logs.mean() + half) - 1, rel=2e-2)
+    assert found.saved.value == pytest.approx(1 - 1 / (1 + found.speedup.value))
+    assert found.saved.high == pytest.approx(1 - 1 / (1 + found.speedup.high))
+    assert [one.speedup for one in found.seeds] == pytest.approx([0.32, 0.50, 0.56], rel=1e-2)
+
+
+def test_one_seed_has_no_interval():
+    found = speedup_over_seeds(*seeds_of([0.3]))
+    assert found.speedup.value == pytest.approx(0.3, rel=1e-2) and found.speedup.low is None
+    assert "no interval" in found.reason
+
+
+def test_a_seed_that_does_not_reach_the_loss_leaves_no_mean():
+    grown, scratch = seeds_of([0.3, 0.3])
+    worse = Curve(scratch[1].flops, scratch[1].loss + 1)
+    found = speedup_over_seeds(grown, [scratch[0], worse], loss=float(scratch[0].loss[-1]))
+    assert found.speedup is None and found.saved is None
+    assert found.reason.startswith("not reached at 1 of 2 seeds: 1 (the scratch run never reaches")
+
+
+def test_seeds_come_in_pairs():
+    grown, scratch = seeds_of([0.3, 0.3])
+    with pytest.raises(InputError, match="2 grown runs and 1 from scratch"):
+        speedup_over_seeds(grown, scratch[:1])

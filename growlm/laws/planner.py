@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from growlm.errors import InputError, unknown
 from growlm.laws.chinchilla import FITTED_PARAMS, FITTED_TOKENS, HOFFMANN, REANALYSIS
-from growlm.laws.chips import CHIPS
+from growlm.laws.chips import CHIPS, GIB
 from growlm.laws.flops import exact_flops_per_token, training_flops
 from growlm.laws.guidelines import GROWTH_FACTOR, TIMING, factor_caveats, law_at, timing_caveats
 from growlm.laws.hypotheses import null_loss
@@ -175,6 +175,9 @@ def plan(
     losses = [float(law.loss(shape.params, tokens)) for law in (REANALYSIS, HOFFMANN)]
     stages = [base.params, shape.params], [before.tokens, after.tokens]
     null = null_loss(REANALYSIS, *stages) - losses[0]
+    hardware = _hardware(before, after, chip, count, mfu) if chip else None
+    caveats = _caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest)
+    caveats += _limits(hardware, after) if hardware else []
     known = shape.params >= FITTED_PARAMS[0] and tokens >= FITTED_TOKENS[0]
     return Plan(
         params=params,
@@ -190,8 +193,8 @@ def plan(
         saved=tuple(1 - 1 / (1 + gain) for gain in (nearest.low, nearest.high)),
         evidence=EVIDENCE,
         null=null if known else None,
-        hardware=_hardware(before, after, chip, count, mfu) if chip else None,
-        caveats=tuple(_caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest)),
+        hardware=hardware,
+        caveats=tuple(caveats),
     )
 
 
@@ -262,4 +265,18 @@ def _caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest
             said.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, where the law was fitted")
     if not 0.25 < nearest.params / params < 4:
         said.append(f"saving: nothing was measured near {params:.2g} parameters; the nearest is {nearest.params:.2g}")
+    return said
+
+
+def _limits(hardware: Hardware, after: Phase) -> list[str]:
+    """What of the plan these devices cannot do, a line each."""
+    said, memory = [], CHIPS[hardware.chip].hbm_bytes
+    state = STATE_BYTES * after.shape.params / hardware.fsdp
+    if state > STATE_MEMORY * memory:
+        said.append(
+            f"hardware: weights, gradients and moments take {state / GIB:.1f} GiB of the {memory / GIB:.0f} GiB memory "
+            f"of each {hardware.chip}, more than half: take more of them"
+        )
+    if after.batch % hardware.count:
+        said.append(f"hardware: a batch of {after.batch} examples cannot be shared out to {hardware.count} chips")
     return said

@@ -12,16 +12,17 @@ from growlm.laws.scaling import PowerLaw, fit_power_law
 from growlm.study import numbers
 from growlm.study.outcomes import Outcome, budget_records, outcomes
 
+LAWS = ("timing", "factor", "scaling")
 SLICES = 4
 
 Say = Callable[[str], None]
 
-_UNDECAYED = (
-    "all but a size's last slice are read off at rates not yet decayed, as the paper's are (--slices=1: ends only)"
-)
+_UNDECAYED = "all but the last slice of a size are read at undecayed rates, as in the paper (--slices=1: ends only)"
 
 
-def fit_runs(folder: Path, law: str, slices: int | None, say: Say, progress: Callable = iter) -> None:
+def fit_runs(
+    folder: Path, law: str, slices: int | None, say: Say, progress: Callable = iter, resamples: int | None = None
+) -> None:
     """Fits a law to the finished runs of a folder, and says what it is.
 
     Args:
@@ -30,6 +31,7 @@ def fit_runs(folder: Path, law: str, slices: int | None, say: Say, progress: Cal
         slices: budgets per size at which runs are read off; 4 if None. Not for scaling, which takes final losses.
         say: takes the parts of the text in turn; what is known is said before what is missing raises.
         progress: wraps long loops, such as tqdm.
+        resamples: for the intervals; each fit's own number if None.
 
     Raises:
         InputError: an unknown law, no runs, runs that cannot be compared, too few points (says how many more).
@@ -41,47 +43,52 @@ def fit_runs(folder: Path, law: str, slices: int | None, say: Say, progress: Cal
     runs, left_out = outcomes(folder)
     if left_out:
         say(f"left out: {', '.join(left_out)}\n")
-    LAWS[law](runs, SLICES if slices is None else slices, say, progress)
+    how = {} if resamples is None else {"resamples": resamples}
+    if law == "scaling":
+        _scaling(runs, say, how | {"progress": progress})
+    else:
+        fit = _timing if law == "timing" else _factor
+        fit(runs, SLICES if slices is None else slices, say, how)
 
 
-def _timing(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+def _timing(runs: Sequence[Outcome], slices: int, say: Say, how: dict) -> None:
     runs = _grown_once(runs, say)
     _all_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
-    found = slices_of(budget_records(runs, slices), "grown_at")
+    found = slices_of(budget_records(runs, slices), "grown_at", **how)
     say(_slices(found, "grown after", numbers.count, lambda one: law_at(TIMING, one.params, one.flops)))
     fit = fit_guideline(found, what="the timing law")
     say(f"\n{_guideline(fit, 'd', TIMING, 'equation 2')}")
 
 
-def _factor(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+def _factor(runs: Sequence[Outcome], slices: int, say: Say, how: dict) -> None:
     runs = _grown_once(runs, say)
     _all_alike("tokens before growth", [numbers.count(run.grown_at) for run in runs])
-    found = slices_of(budget_records(runs, slices), "factor")
+    found = slices_of(budget_records(runs, slices), "factor", **how)
     say(_slices(found, "factor", "{:.3g}".format, lambda one: GROWTH_FACTOR))
     fit = fit_guideline(found, what="the factor law")
     say(f"\nthe constant: {_shown(fit.mean)}; the paper's: {GROWTH_FACTOR}")
     say(_guideline(fit, "g", FACTOR, "equation 50, which it advises against"))
 
 
-def _scaling(runs: Sequence[Outcome], slices: int, say: Say, progress: Callable) -> None:
+def _scaling(runs: Sequence[Outcome], say: Say, how: dict) -> None:
     groups = {
         "from scratch": [run for run in runs if run.stages == 1],
         "grown": [run for run in runs if run.stages > 1],
     }
-    missing = [_power_laws(name, group, say, progress) for name, group in groups.items()]
-    missing.append(_chinchilla(groups["from scratch"], say, progress))
+    missing = [_power_laws(name, group, say, how) for name, group in groups.items()]
+    missing.append(_chinchilla(groups["from scratch"], say, how))
     if all(missing):
         raise InputError("; ".join(missing))
     for line in filter(None, missing):
         say(f"not fitted: {line}")
 
 
-def _power_laws(name: str, runs: Sequence[Outcome], say: Say, progress: Callable) -> str:
+def _power_laws(name: str, runs: Sequence[Outcome], say: Say, how: dict) -> str:
     """Says both power laws of the final losses; returns what is missing for them, or nothing."""
     flops, loss = [run.curve.flops[-1] for run in runs], [run.curve.loss[-1] for run in runs]
     for irreducible in (False, True):
         try:
-            fit = fit_power_law(flops, loss, irreducible, progress=progress)
+            fit = fit_power_law(flops, loss, irreducible, **how)
         except InputError as error:
             return f"{name}: {error}"
         say(_power_law(name, fit, irreducible))
@@ -98,11 +105,11 @@ def _power_law(name: str, fit: PowerLaw, irreducible: bool) -> str:
     )
 
 
-def _chinchilla(runs: Sequence[Outcome], say: Say, progress: Callable) -> str:
+def _chinchilla(runs: Sequence[Outcome], say: Say, how: dict) -> str:
     """Says L(N, D) of the runs from scratch; returns what is missing for it, or nothing."""
     try:
         columns = [run.params for run in runs], [run.tokens for run in runs], [run.curve.loss[-1] for run in runs]
-        fit = fit_chinchilla(*columns, progress=progress)
+        fit = fit_chinchilla(*columns, **how)
     except InputError as error:
         return f"from scratch: {error}"
     rows = [("L = E + A/N^alpha + B/D^beta", "fitted", "Chinchilla's")]
@@ -111,9 +118,6 @@ def _chinchilla(runs: Sequence[Outcome], say: Say, progress: Callable) -> str:
     rows += [("a of N_opt ~ C^a", _shown(fit.exponent), f"{REANALYSIS.compute_optimal_exponent():.4g}")]
     say("\n".join(["", *numbers.aligned(rows)]))
     return ""
-
-
-LAWS: dict[str, Callable] = {"timing": _timing, "factor": _factor, "scaling": _scaling}
 
 
 def _grown_once(runs: Sequence[Outcome], say: Say) -> list[Outcome]:

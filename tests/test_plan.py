@@ -1,0 +1,198 @@
+"""`growlm plan`: the plan, its words, and the experiment that it writes."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growlm.__main__ import main
+from growlm.errors import InputError
+from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
+from growlm.laws.flops import exact_flops_per_token
+from growlm.laws.planner import CHIPS
+from growlm.laws.shapes import shape_for
+from growlm.study.advice import describe
+from growlm.training.config import build_run, build_sweep, load_config
+from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
+
+PAPERS = 7e9, 300e9
+DEMOS = {"params": 4.35e5, "tokens": 2.8e6, "vocab": 256, "length": 128}
+
+
+@given(st.floats(5, 11.7), st.sampled_from([2, 3, 4, 6]), st.sampled_from([256, 32_000, 128_000]))
+@settings(deadline=None, max_examples=40)
+def test_shapes_are_models_of_about_that_size_whose_layers_the_factor_divides(log_params, factor, vocab):
+    params = 10**log_params
+    try:
+        shape = shape_for(params, factor, vocab)
+    except InputError as error:
+        assert params < 3 * 64 * 2 * vocab or vocab == 256, error  # the vocabulary alone is too large
+        return
+    model = ModelConfig(**shape.sizes())
+    assert parameter_count(model) == shape.params == pytest.approx(params, rel=0.2)
+    assert matmul_parameter_count(model) == shape.matmul_params
+    base = dataclasses.replace(model, layers=model.layers // factor)
+    assert model.layers % factor == 0 and base.layers >= 2
+    assert parameter_count(base) == shape.shallower(factor).params
+
+
+def test_the_shapes_of_llama_come_out():
+    seven, thirteen = (shape_for(params, 4, 32_000) for params in (7e9, 13e9))
+    assert (seven.layers, seven.embed, seven.heads, seven.mlp) == (32, 4096, 32, 11008)
+    assert (thirteen.layers, thirteen.embed, thirteen.heads, thirteen.mlp) == (40, 5120, 40, 13824)
+
+
+def test_the_grown_run_costs_what_scratch_costs():
+    for found in (plan(*PAPERS), plan(1.1e9, 1e11), plan(**DEMOS)):
+        assert found.before.flops + found.after.flops == pytest.approx(found.scratch.flops)
+        assert found.before.flops == 6 * found.before.shape.params * found.before.tokens
+        assert 0 < found.after.tokens < found.scratch.tokens
+
+
+def test_the_plan_grows_when_the_paper_says_and_by_four():
+    found = plan(*PAPERS)
+    with pytest.warns():
+        assert found.before.tokens == pytest.approx(growth_timing(7e9, 6 * 7e9 * 300e9))
+    assert found.factor == 4 and (found.before.shape.layers, found.after.shape.layers) == (8, 32)
+    assert any("above the range" in line for line in found.caveats)
+
+
+def test_rates_are_step_laws_at_both_sizes_for_all_tokens():
+    found = plan(1.2e9, 1e11)
+    for phase in (found.before, found.after):
+        assert phase.rate == pytest.approx(step_law_rate(phase.shape.block_params, 1e11))
+    assert found.after.rate / found.before.rate == pytest.approx(4**-0.713)
+    assert found.after.batch * found.length == pytest.approx(0.58 * 1e11**0.571, rel=0.42)  # to a power of two
+
+
+def test_inside_of_all_ranges_there_is_nothing_to_caution_of():
+    assert plan(1e9, 1e11).caveats == ()
+
+
+def test_small_runs_get_a_share_of_compute_and_no_expected_loss():
+    found = plan(**DEMOS)
+    assert found.before.flops == pytest.approx(0.05 * found.scratch.flops)
+    assert found.loss is None and found.null is None
+    for said in ("explodes at small budgets", "which is a guess", "Step Law: N", "loss: D"):
+        assert any(said in line for line in found.caveats), said
+    assert found.after.rate < 0.01
+
+
+def test_the_expected_loss_and_the_null_hypothesis():
+    found = plan(*PAPERS)
+    low, high = found.loss
+    assert low <= REANALYSIS.loss(found.after.shape.params, 300e9) <= high < low + 0.05
+    assert 0 < found.null < 0.01
+
+
+def test_the_saving_is_what_was_measured_nearest():
+    found = plan(*PAPERS)
+    assert found.speedup == (0.41, 0.55)
+    assert found.saved == pytest.approx((1 - 1 / 1.41, 1 - 1 / 1.55))
+    assert any("nothing was measured near" in line for line in plan(70e9, 2e12).caveats)
+
+
+def test_hours_follow_from_exact_flops_chips_and_mfu():
+    found = plan(*PAPERS, chip="v5e", count=256, mfu=0.5)
+    shape, hardware = found.after.shape, found.hardware
+    per_token = exact_flops_per_token(matmul_parameter_count(ModelConfig(**shape.sizes())), 32, 32, 128, 2048)
+    seconds = per_token * found.after.tokens / (0.5 * 197e12 * 256)
+    assert hardware.hours_after == pytest.approx(seconds / 3600)
+    assert hardware.device_hours == pytest.approx(256 * (hardware.hours_before + hardware.hours_after))
+    assert hardware.cost_class == "cluster"
+    assert plan(*PAPERS, chip="v5e", count=256).hardware.device_hours == pytest.approx(hardware.device_hours / 0.8)
+
+
+@given(st.floats(8, 11.3), st.integers(1, 600), st.sampled_from(sorted(CHIPS)))
+@settings(deadline=None, max_examples=30)
+def test_what_is_planned_can_be_laid_out_on_the_devices(log_params, count, chip):
+    found = plan(10**log_params, 20 * 10**log_params, chip=chip, count=count)
+    hardware, batch = found.hardware, found.after.batch
+    assert count % hardware.fsdp == 0
+    assert batch % hardware.microbatches == 0
+    shared = batch // hardware.microbatches % count == 0
+    assert shared or any("cannot be shared out" in line for line in found.caveats)
+    fits = 16 * found.after.shape.params / hardware.fsdp <= CHIPS[chip].hbm_bytes / 2
+    assert fits or any("memory" in line for line in found.caveats)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"params": -1.0}, "--params"),
+        ({"tokens": math.nan}, "--tokens"),
+        ({"chip": "v5"}, "did you mean 'v5e'|did you mean 'v5p'"),
+        ({"count": 0}, "--count"),
+        ({"mfu": 1.5}, "--mfu"),
+        ({"factor": 1}, "--factor"),
+        ({"params": 5e5}, "smaller --vocab"),
+        ({"tokens": 1e5}, "more --tokens"),
+    ],
+)
+def test_bad_input_is_one_line(change, said):
+    with pytest.raises(InputError, match=said) as error:
+        plan(**({"params": 1e9, "tokens": 1e11} | change))
+    assert "\n" not in str(error.value)
+
+
+def test_the_words_say_what_the_plan_says():
+    text = describe(plan(*PAPERS, chip="v5e", count=256))
+    words = " ".join(text.split())
+    for said in ("20.5B", "1.26e22", "6.04e-4", "29% to 35%", "+41% to +55%", "MFU of 0.40", "43,583 device-hours"):
+        assert said in words, said
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_command_writes_an_experiment_that_is_the_plan(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    assert main(["plan", "--params=4.35e5", "--tokens=2.8e6", "--vocab=256", "--length=128", f"--write={path}"]) == 0
+    assert f"written: {path}" in capsys.readouterr().out
+    sweep = build_sweep(load_config(str(path), []))
+    found = plan(**DEMOS)
+    base, grown = sweep.runs["grown"].stages
+    assert base.model == ModelConfig(**found.before.shape.sizes()) and base.tokens == round(found.before.tokens)
+    assert grown.model == ModelConfig(**found.after.shape.sizes()) and grown.tokens == round(found.after.tokens)
+    assert grown.growth.operator == "direct" and grown.growth.options == {"order": "stack"}
+    assert sweep.runs["scratch"].stages[0].tokens == round(found.scratch.tokens)
+    assert grown.schedule.peak == pytest.approx(found.after.rate, rel=1e-2)
+    assert base.schedule.kind == "constant" and base.schedule.warmup_tokens < base.tokens
+    assert main(["sweep", f"--config={path}", f"--workdir={tmp_path / 'w'}", "--list"]) == 0
+    assert "2 runs" in capsys.readouterr().out
+
+
+def test_the_experiment_of_a_large_plan_trains_when_scaled_down(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    options = ["--params=7e9", "--tokens=300e9", "--chip=v5e", "--count=256", "--corpus=some/text"]
+    assert main(["plan", *options, f"--write={path}"]) == 0
+    planned = build_sweep(load_config(str(path), [])).runs["grown"]
+    assert planned.mesh.fsdp == 16 and planned.dtype == "bfloat16" and planned.corpus == "some/text"
+    tiny = load_config(f"{path}:tiny", [])
+    assert build_sweep(tiny).runs["grown"].stages[1].model.layers == 32
+    steps = [(f"--config.runs.grown.stages[{number}].tokens={2 * 512}") for number in (0, 1)]
+    config = f"--config={path}:tiny"
+    assert main(["sweep", config, f"--workdir={tmp_path / 'w'}", "--run=grown", *steps]) == 0
+    assert "grown" in capsys.readouterr().out
+    with pytest.raises(InputError, match="is a sweep"):
+        build_run(tiny)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--write={}/mine.txt", "does not end in .py"),
+        ("--write={}/none/mine.py", "no such folder"),
+        ("--write={}/taken.py", "it exists"),
+        ("--chip=abacus", "unknown chip 'abacus'"),
+        ("--count=two", "--count"),
+        ("--tokens=-1", "positive numbers"),
+    ],
+)
+def test_the_command_answers_bad_input_with_a_line_and_2(tmp_path, capsys, option, said):
+    (tmp_path / "taken.py").write_text("x = 1\n")
+    options = ["--params=1e9", *([] if "tokens" in option else ["--tokens=1e11"]), option.format(tmp_path)]
+    assert main(["plan", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert (tmp_path / "taken.py").read_text() == "x = 1\n" and len(list(tmp_path.iterdir())) == 1
