@@ -1,0 +1,30 @@
+"""By how much to grow: bases of 1 to half of the layers, all trained on 20 % of the budget's tokens, then stacked.
+
+    growlm sweep --config=experiments/growth_factor.py:cpu --workdir=runs/growth_factor/cpu-0 --config.seed=0
+    growlm fit --runs=runs/growth_factor --law=factor
+
+12 layers (`:gpu` 24) from 6, 4, 3, 2 and 1. Seeds 0, 1 and 2 have a folder each. `:tiny` takes seconds.
+
+Cost, ESTIMATED and not measured: cpu 6.4e13 FLOPs, 11 minutes a seed on two cores, at quickstart's rate;
+gpu 1.1e17 FLOPs, 13 minutes on one H100, at 15 % of its peak.
+
+What is expected: the best between 2 and 4, and a base of 1 layer worse than training from scratch (arXiv 2405.15319,
+section 4.2); against it, growth from 1 layer is said to work (2511.04981).
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from growlm.study.recipe import scale
+
+FACTORS = (2, 3, 4, 6, 12)
+
+
+def get_config(variant: str = "cpu") -> ConfigDict:
+    size = scale(variant, layers=12, tokens=2_400_000)
+    runs = {
+        f"by_{factor}": size.grown([size.base(0.2, size.model(size.layers // factor))], "g_stack")
+        for factor in (*FACTORS, size.layers)
+    }
+    return size.sweep(f"Growth factor: {size.layers} layers from fewer, by stacking", runs)

@@ -1,0 +1,61 @@
+"""The experiment files on growth: every variant is a sweep whose runs cost the same."""
+
+from pathlib import Path
+
+import pytest
+
+from growlm.errors import InputError
+from growlm.study.recipe import SCALES
+from growlm.study.sweep import plan_sweep
+from growlm.training.config import build_sweep, load_config
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+NAMES = ("growth_timing", "growth_factor", "operators", "stacking_order", "gradual", "noise", "learning_rate")
+# Quickstart: 2.6e13 FLOPs in 4 min 23 s.
+CPU_RATE = 2.6e13 / 263
+
+
+def planned(name, variant, *overrides):
+    return plan_sweep(build_sweep(load_config(f"{EXPERIMENTS / name}.py:{variant}", list(overrides))))
+
+
+@pytest.mark.parametrize("variant", SCALES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_costs_what_its_baseline_costs(name, variant):
+    sweep = planned(name, variant)
+    costs = {name: run.stages[-1].cost_at(run.stages[-1].last_step).flops for name, run in sweep.runs.items()}
+    assert costs == pytest.approx(dict.fromkeys(costs, costs["scratch"]), rel=0.05 if variant == "tiny" else 0.002)
+    assert set(sweep.config.grown) | set(sweep.config.controls) | {"scratch"} == set(costs)
+    assert len(sweep.config.grown) >= 5 and "scratch_tuned" in sweep.config.controls
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_on_two_cores_takes_less_than_40_minutes(name):
+    for variant in ("cpu", "cpu_wide") if name == "growth_timing" else ("cpu",):
+        assert planned(name, variant).flops()[0] / CPU_RATE < 40 * 60
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_says_command_cost_and_result(name):
+    text = (EXPERIMENTS / f"{name}.py").read_text().split('"""')[1]
+    assert f"growlm sweep --config=experiments/{name}.py:cpu" in text
+    assert "ESTIMATED" in text and "Result:" in text and "expected" in text
+
+
+def test_the_seed_is_a_config_key_and_changes_every_stage():
+    addresses = [
+        {stage.address for run in planned("growth_timing", "cpu", f"seed={seed}").runs.values() for stage in run.stages}
+        for seed in (0, 1)
+    ]
+    assert len(addresses[0]) == len(addresses[1]) == 8 and not addresses[0] & addresses[1]
+
+
+def test_growth_timings_share_one_base():
+    sweep = planned("growth_timing", "cpu")
+    assert len({run.stages[0].address for name, run in sweep.runs.items() if name.startswith("after")}) == 1
+
+
+def test_an_unknown_variant_is_a_line():
+    for variant in ("cpy", "cpu_wider"):
+        with pytest.raises(InputError, match="unknown variant"):
+            load_config(f"{EXPERIMENTS / 'growth_timing'}.py:{variant}", [])
