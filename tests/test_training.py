@@ -417,3 +417,19 @@ def test_the_optimizer_state_is_mapped_or_reset_at_growth(corpus, tmp_path, monk
                 np.testing.assert_array_equal(
                     value, old[jnp.array([0, 1, 1])] if "blocks" in path else old, name + path
                 )
+
+
+def test_validation_in_batches_of_its_own_size_gives_the_same_loss(corpus, tmp_path):
+    losses = {}
+    for batch, count in ((0, 2), (2, 4)):
+        config = tiny.run_config(corpus, tiny.stage(3), evaluation={"batches": count, "batch": batch})
+        train(config, tmp_path / str(batch), GO_ON)
+        losses[batch] = [r["val_loss"] for r in tiny.records(tmp_path / str(batch)) if r.get("val_loss")]
+    assert len(losses[0]) == 2
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_validation_batch_must_fit_the_text(corpus):
+    config = tiny.run_config(corpus, tiny.stage(3), evaluation={"batch": 100_000})
+    with pytest.raises(InputError, match=r"100000 x .* validation tokens"):
+        run_module.plan_run(config, load_corpus(corpus))

@@ -5,6 +5,7 @@ import json
 from growlm.laws.planner import Phase, Plan
 
 WARMUP_STEPS, WARMUP_SHARE = 2000, 0.1  # the smaller of the two
+HELD_OUT = 64  # examples in a validation batch, where nothing is known of the devices; else one on each
 
 _FILE = '''"""{title}.
 
@@ -36,6 +37,7 @@ PLANNED = {{
     "batch": {batch},
     "length": {length},
     "microbatches": {microbatches},
+    "held_out": {held_out},
     "fsdp": {fsdp},
     "dtype": "{dtype}",
     "corpus": CORPUS,
@@ -46,6 +48,7 @@ TINY = {{
     "batch": 8,
     "length": 64,
     "microbatches": 1,
+    "held_out": 0,
     "fsdp": 1,
     "dtype": "float32",
     "corpus": "stdlib",
@@ -76,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dtype = plan["dtype"]
     config.remat = "full"
     config.mesh = {{"data": 0, "fsdp": plan["fsdp"], "tensor": 1}}
-    config.evaluation = {{"every_tokens": whole // 100, "batches": 8}}
+    config.evaluation = {{"every_tokens": whole // 100, "batches": 16, "batch": plan["held_out"]}}
     config.checkpoint = {{"every_tokens": whole // 20, "max_to_keep": 2}}
     config.runs = {{
         "grown": {{"stages": (base, stage(large, late, {rate_after:.3g}, growth=growth))}},
@@ -120,6 +123,7 @@ def experiment_file(plan: Plan, name: str, command: str, notes: str, corpus: str
         warmup_steps=WARMUP_STEPS,
         warmup_part=round(1 / WARMUP_SHARE),
         microbatches=hardware.microbatches if hardware else 1,
+        held_out=hardware.count if hardware else min(plan.after.batch, HELD_OUT),
         fsdp=hardware.fsdp if hardware else 1,
         rate_before=plan.before.rate,
         rate_after=plan.after.rate,

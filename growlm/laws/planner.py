@@ -38,6 +38,8 @@ class Evidence:
     source: str
 
 
+# What was measured within so many times the size is taken for near.
+NEAR = 4
 _PAPER = "arXiv 2405.15319"
 EVIDENCE = (
     Evidence(4.35e5, 2.4e6, 0.06, 0.29, "this project's demo, 3 seeds, over scratch with its own rate"),
@@ -102,7 +104,7 @@ class Plan:
         factor, length: the growth factor and the tokens of an example.
         loss: expected of `scratch`, lowest and highest of two published laws, on their text and tokenizer; None below
             the range of the laws.
-        speedup: lowest and highest of what was measured at the nearest size (EVIDENCE).
+        speedup: lowest and highest of what was measured within 4 times the size (EVIDENCE), or at the nearest.
         saved: the same as compute saved.
         evidence: all that was measured.
         null: the loss of the grown run less that of `scratch`, if growing did nothing (the average-size law); None
@@ -171,12 +173,13 @@ def plan(
     before = _phase(base, early, tokens, batch, length)
     after = _phase(shape, (cost - before.flops) / (6 * shape.params), tokens, batch, length)
     scratch = _phase(shape, tokens, tokens, batch, length)
-    nearest = min(EVIDENCE, key=lambda one: abs(math.log(one.params / params)))
+    near = _near(params)
+    speedup = min(one.low for one in near), max(one.high for one in near)
     losses = [float(law.loss(shape.params, tokens)) for law in (REANALYSIS, HOFFMANN)]
     stages = [base.params, shape.params], [before.tokens, after.tokens]
     null = null_loss(REANALYSIS, *stages) - losses[0]
     hardware = _hardware(before, after, chip, count, mfu) if chip else None
-    caveats = _caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest)
+    caveats = _caveats(params, flops, shape, tokens, base, factor, asked_too_much)
     caveats += _limits(hardware, after) if hardware else []
     known = shape.params >= FITTED_PARAMS[0] and tokens >= FITTED_TOKENS[0]
     return Plan(
@@ -189,8 +192,8 @@ def plan(
         factor=factor,
         length=length,
         loss=(min(losses), max(losses)) if known else None,
-        speedup=(nearest.low, nearest.high),
-        saved=tuple(1 - 1 / (1 + gain) for gain in (nearest.low, nearest.high)),
+        speedup=speedup,
+        saved=tuple(1 - 1 / (1 + gain) for gain in speedup),
         evidence=EVIDENCE,
         null=null if known else None,
         hardware=hardware,
@@ -255,7 +258,7 @@ def _divisors(number: int) -> list[int]:
     return [part for part in range(1, number + 1) if number % part == 0]
 
 
-def _caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest) -> list[str]:
+def _caveats(params, flops, shape, tokens, base, factor, asked_too_much) -> list[str]:
     said = [*timing_caveats(params, flops), *factor_caveats(factor, base.layers)]
     if asked_too_much:
         said.append(f"growth timing: the base gets {FALLBACK_SHARE:.0%} of the compute instead, which is a guess")
@@ -263,9 +266,19 @@ def _caveats(params, flops, shape, tokens, base, factor, asked_too_much, nearest
     for name, value, (low, high) in (("N", shape.params, FITTED_PARAMS), ("D", tokens, FITTED_TOKENS)):
         if not low <= value <= high:
             said.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, where the law was fitted")
-    if not 0.25 < nearest.params / params < 4:
-        said.append(f"saving: nothing was measured near {params:.2g} parameters; the nearest is {nearest.params:.2g}")
+    near = _near(params)
+    if not 1 / NEAR <= near[0].params / params <= NEAR:
+        said.append(f"saving: nothing was measured near {params:.2g} parameters; the nearest is {near[0].params:.2g}")
+    elif not any(1 / NEAR <= one.tokens / tokens <= NEAR for one in near):
+        at = " and ".join(f"{one.tokens:.2g}" for one in near)
+        said.append(f"saving: it was measured at {at} tokens, far from the {tokens:.2g} of this plan")
     return said
+
+
+def _near(params: float) -> list[Evidence]:
+    """What was measured within NEAR times the size, the nearest first; if nothing was, the nearest alone."""
+    ordered = sorted(EVIDENCE, key=lambda one: abs(math.log(one.params / params)))
+    return [one for one in ordered if 1 / NEAR <= one.params / params <= NEAR] or ordered[:1]
 
 
 def _limits(hardware: Hardware, after: Phase) -> list[str]:

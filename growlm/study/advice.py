@@ -52,8 +52,8 @@ def saving(plan: Plan) -> str:
     speedup = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (low, high)))
     saved = " to ".join(dict.fromkeys(f"{part:.0%}" for part in (less, more)))
     return (
-        f"{saved} of the compute at equal loss (speed-up {speedup}), if it goes as where it was measured nearest to "
-        f"this size: the loss of {numbers.count(plan.tokens)} tokens from scratch for the cost of {sooner}. It may be "
+        f"{saved} of the compute at equal loss (speed-up {speedup}), if it goes as where it was measured near this "
+        f"size: the loss of {numbers.count(plan.tokens)} tokens from scratch for the cost of {sooner}. It may be "
         "nothing: what is left over a baseline with a tuned rate and a decayed schedule is not known at scale"
     )
 

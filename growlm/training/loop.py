@@ -169,9 +169,8 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
     even at the end.
     """
     config, run = stage.config, stage.run
-    shared = Program(
-        config.model, config.optimizer, run.dtype, run.remat, config.train, microbatches=config.microbatches
-    )
+    settings = {"microbatches": config.microbatches, "held_out": run.evaluation.batch}
+    shared = Program(config.model, config.optimizer, run.dtype, run.remat, config.train, **settings)
 
     def program(ramped: bool, depth: int | None) -> Program:
         ramp, frozen = stage.growth.ramp if ramped else None, stage.frozen_below(depth)
@@ -229,7 +228,8 @@ def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> It
 
 def held_out_batches(stage: Stage, corpus: Corpus, mesh: Mesh) -> list[jax.Array]:
     """The fixed batches of validation, on their devices."""
-    settings = {"batch": stage.config.batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
+    batch = stage.run.evaluation.batch or stage.config.batch
+    settings = {"batch": batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
     found = validation_batches(corpus.validation, count=stage.run.evaluation.batches, **settings)
     return [place_batch(mesh, rows_BS) for rows_BS in found]
 

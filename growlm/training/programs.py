@@ -74,8 +74,8 @@ def _builders(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[tu
     # The sub-models of a stage share the evaluation.
     whole = program.for_evaluation()
     return tuple(
-        ((build.__name__, of, batch, length, mesh), partial(build, of, batch, length, mesh))
-        for build, of in ((_build_step, program), (_build_evaluation, whole))
+        ((build.__name__, of, rows, length, mesh), partial(build, of, rows, length, mesh))
+        for build, of, rows in ((_build_step, program, batch), (_build_evaluation, whole, program.held_out or batch))
     )
 
 

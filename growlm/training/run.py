@@ -49,7 +49,8 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(f"model.vocab is {stage.config.model.vocab}: {corpus.name!r} has {corpus.vocab} tokens")
         width = stage.config.length + 1
-        for split, tokens, rows in (("train", corpus.train, 1), ("validation", corpus.validation, stage.config.batch)):
+        held_out = config.evaluation.batch or stage.config.batch
+        for split, tokens, rows in (("train", corpus.train, 1), ("validation", corpus.validation, held_out)):
             if len(tokens) < rows * width:
                 needed = f"{rows} x (length + 1) = {rows * width} {split} tokens"
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")

@@ -203,12 +203,18 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens."""
+    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens.
+
+    batch: examples in each; 0: as many as the stage trains on, which may be more than a device can hold without
+    microbatches, or than there is text to validate on.
+    """
 
     every_tokens: int = 0
     batches: int = 8
+    batch: int = 0
 
     def __post_init__(self):
+        _check_range("evaluation.batch", self.batch, low=0)
         _check_range("evaluation.every_tokens", self.every_tokens, low=0)
         _check_range("evaluation.batches", self.batches, low=1)
 
