@@ -68,6 +68,10 @@ def timing_sweep(folder, sizes=(64, 128, 256), values=(0.15, 0.4, 1, 2.5, 6), se
                 write_run(folder / f"{embed}-{value}-{seed}", loss, embed, value * centre, seed=seed, **options)
 
 
+def error_of(capsys):
+    return capsys.readouterr().err
+
+
 def fitted(text, name):
     """(value, low, high) of a coefficient in the table that was printed."""
     row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
@@ -109,7 +113,7 @@ def test_too_few_slices_are_shown_and_counted(tmp_path, capsys):
     assert main(["fit", f"--runs={tmp_path}", "--law=timing", "--slices=1"]) == 2
     out, error = capsys.readouterr()
     assert "460K" in out and out.count("[") == 2
-    assert "3 more slices, 1 more sizes" in error and error.count("\n") == 1
+    assert "3 more slices, 1 more size, 1 more budget " in error and error.count("\n") == 1
 
 
 def test_the_factor_has_a_constant_and_slices(tmp_path, capsys):
@@ -143,7 +147,9 @@ def test_scaling_laws_of_final_losses(tmp_path, capsys):
 def test_too_few_runs_for_any_scaling_law_say_how_many_more(tmp_path, capsys):
     write_run(tmp_path / "one", valley)
     assert main(["fit", f"--runs={tmp_path}", "--law=scaling"]) == 2
-    assert "from scratch: the power law needs 3 budgets and has 1: 2 more" in capsys.readouterr().err
+    assert (
+        "from scratch: the power law needs 3 budgets, 5 % apart at least, and has 1: 2 more" in capsys.readouterr().err
+    )
 
 
 def sweep_of(folder, name, change):

@@ -215,8 +215,8 @@ def test_too_few_values_say_how_many_more():
 @pytest.mark.parametrize(
     ("chosen", "missing"),
     [
-        ({"sizes": (4e6,), "budgets": (1, 4)}, "2 more slices, 1 more sizes"),
-        ({"sizes": (4e6,)}, "1 more slices, 1 more sizes"),
+        ({"sizes": (4e6,), "budgets": (1, 4)}, "2 more slices, 1 more size "),
+        ({"sizes": (4e6,)}, "1 more slice, 1 more size "),
         ({"sizes": (4e6, 1.6e7), "budgets": (1,)}, "2 more slices"),
     ],
 )

@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import huber
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, percentile_interval
+from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval
 
 # Where the Huber loss of log-losses turns from squares to absolute values.
 DELTA = 1e-3
@@ -149,8 +149,8 @@ def _checked(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> tuple[
             raise InputError(f"{name}: allowed are positive finite numbers, one for every point")
     for what, have, need in (
         ("points", len(columns[0]), LEAST_POINTS),
-        ("sizes", len(np.unique(columns[0])), 3),
-        ("token budgets", len(np.unique(columns[1])), 3),
+        ("sizes", distinct(columns[0]), 3),
+        ("token budgets", distinct(columns[1]), 3),
     ):
         if have < need:
             raise InputError(f"L(N, D) needs {need} {what} and has {have}: {need - have} more")

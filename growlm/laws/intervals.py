@@ -74,6 +74,11 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
     return Interval(mean, float(mean - half), float(mean + half), level)
 
 
+def distinct(values: np.ndarray, apart: float = 0.05) -> int:
+    """How many different values there are of positive ones, where such as differ by less than a share are one."""
+    return 1 + int(np.sum(np.diff(np.log(np.sort(values))) > np.log1p(apart))) if len(values) else 0
+
+
 def check_level(level: float) -> None:
     """Raises InputError unless the level is between 0 and 1."""
     if not 0 < level < 1:

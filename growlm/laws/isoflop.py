@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, check_level, percentile_interval
+from growlm.laws.intervals import LEVEL, Interval, check_level, distinct, percentile_interval
 
 LEAST_VALUES = 4  # three for a parabola, and one that may contradict it
 LEAST_SLICES = 4  # likewise for a law with three coefficients
@@ -249,13 +249,12 @@ def _check_seeds(rows: list[Mapping[str, Any]], key: str, params: float, flops: 
 
 
 def _check_slices(used: Sequence[Slice], slices: Sequence[Slice], what: str) -> None:
-    sizes, budgets = {one.params for one in used}, {one.flops for one in used}
     lacking = {
-        "slices": LEAST_SLICES - len(used),
-        "sizes": 2 - len(sizes),
-        "budgets": 2 - len(budgets),
+        "slice": LEAST_SLICES - len(used),
+        "size": 2 - distinct([one.params for one in used]),
+        "budget": 2 - distinct([one.flops for one in used]),
     }
-    missing = [f"{count} more {name}" for name, count in lacking.items() if count > 0]
+    missing = [f"{count} more {name}{'s' * (count > 1)}" for name, count in lacking.items() if count > 0]
     if not missing and np.linalg.matrix_rank(_guideline_design(used)) < 3:
         missing = ["1 more slice, of a size at two budgets"]
     if missing:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, percentile_interval
+from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def fit_power_law(
     flops: np.ndarray,
     loss: np.ndarray,
     irreducible: bool = False,
-    resamples: int = 1000,
+    resamples: int = 500,
     level: float = LEVEL,
     seed: int = 0,
     progress: Callable = iter,
@@ -104,9 +104,9 @@ def _check(flops: np.ndarray, loss: np.ndarray, need: int) -> None:
     for name, column in (("flops", flops), ("loss", loss)):
         if column.shape != flops.shape or not (np.isfinite(column) & (column > 0)).all():
             raise InputError(f"{name}: allowed are positive finite numbers, one for every point")
-    have = len(np.unique(flops))
+    have = distinct(flops)
     if have < need:
-        raise InputError(f"the power law needs {need} budgets and has {have}: {need - have} more")
+        raise InputError(f"the power law needs {need} budgets, 5 % apart at least, and has {have}: {need - have} more")
 
 
 def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
