@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from growlm.errors import InputError
 
@@ -70,7 +70,7 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, level=level)
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, (1 + level) / 2) * np.std(values, ddof=1) / np.sqrt(len(values))
     return Interval(mean, float(mean - half), float(mean + half), level)
 
 
