@@ -93,9 +93,10 @@ def test_the_timing_law_of_runs_is_recovered_and_shown_beside_the_papers(tmp_pat
 
 def test_records_are_read_off_at_budgets_after_growth_only(tmp_path):
     timing_sweep(tmp_path, sizes=(64,), seeds=(0,))
+    n, N = model(2, 64)[1], model(8, 64)[1]
+    write_run(tmp_path / "late", valley, grown_at=0.85 * 20 * N**2 / n)  # too late for any slice
     runs, left_out = outcomes(tmp_path)
     assert left_out == [] and {run.factor for run in runs} == {4.0} and {run.stages for run in runs} == {2}
-    n, N = model(2, 64)[1], model(8, 64)[1]
     for run in runs:
         assert run.params == N and run.grown_flops == pytest.approx(6 * n * run.grown_at)
         assert run.tokens == pytest.approx(run.grown_at + 20 * N)
@@ -106,6 +107,7 @@ def test_records_are_read_off_at_budgets_after_growth_only(tmp_path):
     for record in records:
         assert record["loss"] == pytest.approx(valley(N, record["flops"], record["grown_at"], 4), rel=2e-3)
         assert 6 * n * record["grown_at"] <= 0.8 * record["flops"]
+    assert len(records) == 3 * 5 and {run.name for run in runs} >= {"late"}
 
 
 def test_too_few_slices_are_shown_and_counted(tmp_path, capsys):

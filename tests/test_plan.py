@@ -103,7 +103,9 @@ def test_hours_follow_from_exact_flops_chips_and_mfu():
     seconds = per_token * found.after.tokens / (0.5 * 197e12 * 256)
     assert hardware.hours_after == pytest.approx(seconds / 3600)
     assert hardware.device_hours == pytest.approx(256 * (hardware.hours_before + hardware.hours_after))
-    assert hardware.cost_class == "cluster"
+    assert hardware.cost_class == "cluster" and hardware.fsdp == 16
+    state = 16 * found.after.shape.params
+    assert state / 16 <= 8 * 2**30 < state / 8
     assert plan(*PAPERS, chip="v5e", count=256).hardware.device_hours == pytest.approx(hardware.device_hours / 0.8)
 
 

@@ -28,7 +28,7 @@ class Outcome:
         grown_flops: FLOPs before its last growth.
         factor: parameters in blocks of its last model over those of its first.
         growth: the operator and options of its growths, as text.
-        curve: validation losses of the last stage over the FLOPs of the whole run.
+        curve: validation losses over the FLOPs of the whole run.
     """
 
     name: str
@@ -117,13 +117,13 @@ def _outcome(name: str, run: Run) -> Outcome:
         grown_flops=float(before[1][-1]["flops"]) if growths else 0.0,
         factor=_block_params(models[-1]) / max(_block_params(models[0]), 1),
         growth=json.dumps(growths[0], sort_keys=True) if growths else "",
-        curve=_last_curve(name, run, len(stages) - 1),
+        curve=_curve(name, run),
     )
 
 
-def _last_curve(name: str, run: Run, last: int) -> Curve:
+def _curve(name: str, run: Run) -> Curve:
     try:
-        return curve([record for record in run.metrics if record["stage"] == last])
+        return curve(run.metrics)
     except InputError as error:
         raise InputError(f"run {name}: {error}") from error
 
