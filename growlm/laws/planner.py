@@ -143,10 +143,10 @@ def plan(
     """How to train a model of so many parameters by growing it once by stacking, at the cost of so many tokens.
 
     The base is trained on the tokens of the paper's timing law (equation 2); the grown model on what is left of 6 N D.
-    Where the law asks for more tokens than that leaves, 5 % of the compute go into the base. The learning rates are
+    Where the law asks for a fifth of the compute or more, 5 % of it go into the base. The learning rates are
     Step Law's for all tokens at each of the two sizes, the batch its batch; below the range that it was fitted on the
     law is taken at the edge of the range, since it runs off to rates that no small model stands. The loss is that of
-    Chinchilla's law. What growing saves is no law but what others measured at the nearest size.
+    Chinchilla's law. What growing saves is no law but what was measured near the size.
 
     Source and range: those of `growth_timing`, `step_law_rate`, `Chinchilla`; where this plan is outside of them, it
     says so in `caveats`.
@@ -263,6 +263,8 @@ def _caveats(params, flops, shape, tokens, base, factor, asked_too_much) -> list
     if asked_too_much:
         said.append(f"growth timing: the base gets {FALLBACK_SHARE:.0%} of the compute instead, which is a guess")
     said += step_law_caveats(shape.block_params, tokens)
+    if base.block_params < STEP_LAW_PARAMS[0] or tokens < STEP_LAW_TOKENS[0]:
+        said.append("Step Law: below its range, the base's too, the rates are those at its edge")
     for name, value, (low, high) in (("N", shape.params, FITTED_PARAMS), ("D", tokens, FITTED_TOKENS)):
         if not low <= value <= high:
             said.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, where the law was fitted")
