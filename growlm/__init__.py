@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growlm import growth, laws
+    from growlm import growth, interop, laws
     from growlm.errors import InputError
     from growlm.growth import grow
     from growlm.model import apply, init
     from growlm.weights import ModelConfig
 
-__all__ = ["InputError", "ModelConfig", "apply", "grow", "growth", "init", "laws"]
+__all__ = ["InputError", "ModelConfig", "apply", "grow", "growth", "init", "interop", "laws"]
 
 _HOME = {
     "InputError": "growlm.errors",

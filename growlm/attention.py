@@ -20,14 +20,17 @@ _LANES, _BLOCK, _COMPUTED = 128, 1024, 512
 KEPT = "attention"  # the name by which a rematerialisation policy knows what the TPU kernel's backward pass needs
 
 
-def attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
+def attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
+    A query sees the last `window` positions, its own among them; None: all.
     TPUs run splash attention, in bfloat16 and float32; GPUs cuDNN's flash attention, in 16 bits, from Ampere on.
     Neither ever holds the scores [B, H, T, S]. What they do not take goes the library's way, in plain XLA: on a TPU
     lengths that are no multiple of 128 and heads above 256, on a GPU heads above 128 or of no multiple of 8.
     """
-    return _KERNELS.get(_platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh)
+    if window is not None and window >= q_BTHh.shape[1]:
+        window = None  # it hides nothing
+    return _KERNELS.get(_platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window)
 
 
 def _platform() -> str:
@@ -37,10 +40,17 @@ def _platform() -> str:
     return getattr(device, "platform", device) or jax.default_backend()
 
 
-_library_attention = partial(jax.nn.dot_product_attention, is_causal=True)
+def _library_attention(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None, implementation=None
+) -> jax.Array:
+    before = None if window is None else (window - 1, 0)  # positions seen on either side
+    options = {"is_causal": True, "local_window_size": before, "implementation": implementation}
+    return jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, **options)
 
 
-def _heads_first_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
+def _heads_first_attention(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None
+) -> jax.Array:
     """Causal attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
     batch, length, heads, head_dim = q_BTHh.shape
     kv_heads = k_BTKh.shape[2]
@@ -51,25 +61,31 @@ def _heads_first_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Arr
     score_nGS = jnp.einsum("ngh,nsh->ngs", q_nGh, k_nSh, preferred_element_type=at_least_float32)
     position_G = jnp.tile(jnp.arange(length), heads // kv_heads)
     visible_GS = position_G[:, None] >= jnp.arange(length)
+    if window is not None:
+        visible_GS &= position_G[:, None] < jnp.arange(length) + window
     weight_nGS = jax.nn.softmax(jnp.where(visible_GS, score_nGS, -1e30)).astype(v_nSh.dtype)
     o_nGh = jnp.einsum("ngs,nsh->ngh", weight_nGS, v_nSh)
     o = o_nGh.reshape(batch, kv_heads, -1, length, head_dim).transpose(0, 3, 1, 2, 4)
     return o.reshape(batch, length, heads, head_dim)
 
 
-def _tpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
+def _tpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
     length, head_dim, dtype = q_BTHh.shape[1], q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float32) and length % _LANES == 0 and head_dim <= 256
     if not taken:
-        return _library_attention(q_BTHh, k_BTKh, v_BTKh)
-    return _on_every_device(_splash_attention, q_BTHh, k_BTKh, v_BTKh)
+        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window)
+    return _on_every_device(partial(_splash_attention, window=window), q_BTHh, k_BTKh, v_BTKh)
 
 
-def _splash_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, interpret: bool = False) -> jax.Array:
+def _splash_attention(
+    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None, interpret: bool = False
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # half a second that only TPUs need
 
     length, heads, head_dim = q_BTHh.shape[1:]
-    mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
+    square = (length, length)
+    head = splash.CausalMask(square) if window is None else splash.LocalMask(square, (window - 1, 0), offset=0)
+    mask = splash.MultiHeadMask([head] * heads)
     block = _largest_block(length, _BLOCK * _LANES // max(_LANES, head_dim))  # longer heads take more of the memory
     blocks = block, block, _largest_block(block, _COMPUTED)  # of queries, of keys, of keys computed on at once
     sizes = splash.BlockSizes(*blocks, *blocks, use_fused_bwd_kernel=True)
@@ -96,12 +112,12 @@ def _on_every_device(kernel: Callable, q_BTHh: jax.Array, k_BTKh: jax.Array, v_B
     return jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)(q_BTHh, k_BTKh, v_BTKh)
 
 
-def _gpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
+def _gpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
     head_dim, dtype = q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
     if not taken or not _has_flash_attention():
-        return _library_attention(q_BTHh, k_BTKh, v_BTKh)
-    return _on_every_device(partial(_library_attention, implementation="cudnn"), q_BTHh, k_BTKh, v_BTKh)
+        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window)
+    return _on_every_device(partial(_library_attention, window=window, implementation="cudnn"), q_BTHh, k_BTKh, v_BTKh)
 
 
 @cache

@@ -6,6 +6,7 @@ and on other backends the reshape is free.
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from growlm.attention import KEPT, attention
 from growlm.errors import InputError, unknown
 from growlm.loss import cross_entropy, logits
 from growlm.sharding import GATHERED, by_batch, current_mesh, gathered
-from growlm.weights import WEIGHTS, ModelConfig, Params, check_params
+from growlm.weights import WEIGHTS, ModelConfig, Params, RopeScaling, check_params
 
 # What the backward pass may keep of a block's forward pass, by less and less; None keeps everything. "attention" is for
 # TPUs: it keeps what their kernel gives, of the size of the stream, and is "full" elsewhere.
@@ -52,11 +53,25 @@ def rms_norm(x: jax.Array, eps: float) -> jax.Array:
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
-def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_table(
+    length: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines float32[T, 1, h/2] of the rotary embedding (RoFormer, arXiv 2104.09864)."""
     frequency_h = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequency_h = _scaled(frequency_h, scaling)
     angle_Th = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency_h
     return jnp.cos(angle_Th)[:, None], jnp.sin(angle_Th)[:, None]
+
+
+def _scaled(frequency_h: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Frequencies lowered as `RopeScaling` says."""
+    if scaling.kind == "linear":
+        return frequency_h / scaling.factor
+    turns_h = scaling.original_length * frequency_h / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept_h = jnp.clip((turns_h - low) / (high - low), 0, 1)  # 0: lowered wholly, 1: left alone
+    return (1 - kept_h) * frequency_h / scaling.factor + kept_h * frequency_h
 
 
 def rotate(x_BTHh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -90,7 +105,7 @@ class Attention(nn.Module):
         q_BTHh = rotate(self._project(x_ND, "query", batch), rotary)
         k_BTKh = rotate(self._project(x_ND, "key", batch), rotary)
         v_BTKh = self._project(x_ND, "value", batch)
-        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh)
+        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh, self.config.sliding_window)
         return _dense(o_BTHh.reshape(x_ND.shape[0], -1), _weight(self, "out"))
 
     def _project(self, x_ND, name: str, batch: int):
@@ -177,7 +192,8 @@ class Decoder(nn.Module):
         return by_batch(self.embedding_VD[tokens_BT.reshape(-1)])
 
     def _through(self, x_ND, batch: int, scale_L):
-        rotary = rotary_table(x_ND.shape[0] // batch, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        rotary = rotary_table(x_ND.shape[0] // batch, config.head_dim, config.rope_theta, config.rope_scaling)
         x_ND, _ = self.blocks(x_ND, rotary, batch, scale_L)
         return x_ND
 

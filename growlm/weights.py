@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from growlm.errors import InputError
+from growlm.errors import InputError, unknown
 
 Params = dict[str, Any]
 
@@ -33,12 +33,46 @@ FIELD_OF_AXIS = {
 }
 
 
+ROPE_SCALINGS = ("linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are lowered, so that a model reads further than it was trained at first.
+
+    kind "linear" divides every frequency by `factor` (arXiv 2306.15595). "llama3" (Llama 3.1) does so where fewer than
+    low_freq_factor turns fit into original_length positions, leaves alone where more than high_freq_factor do, and goes
+    from one to the other between; the last three fields are for it alone. Raises InputError.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ROPE_SCALINGS:
+            raise unknown("model.rope_scaling.kind", self.kind, ROPE_SCALINGS)
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            _check_positive(f"model.rope_scaling.{name}", getattr(self, name))
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low >= high:
+            raise InputError(f"model.rope_scaling: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} is {value!r}: allowed are positive numbers")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The shape of a Llama-like decoder: the size of every axis, and the variants of the family.
 
     layers (0 or more), embed (model width), heads (query heads), kv_heads (key and value heads, a divisor of heads),
-    head_dim (even, for RoPE), mlp (SwiGLU width) and vocab are positive integers. Raises InputError, a ValueError, with
+    head_dim (even, for RoPE), mlp (SwiGLU width) and vocab are positive integers. sliding_window is the number of
+    positions that a query sees, its own the last of them; None: all before it. Raises InputError, a ValueError, with
     the offending numbers.
     """
 
@@ -54,6 +88,8 @@ class ModelConfig:
     rope_theta: float = 10000.0
     qkv_bias: bool = False
     qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
 
     def __post_init__(self):
         for name in ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab"):
@@ -62,12 +98,15 @@ class ModelConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"model.{name} is {value!r}: allowed are {allowed}")
         for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"model.{name} is {value!r}: allowed are positive numbers")
+            _check_positive(f"model.{name}", getattr(self, name))
         for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"model.{name} is {value!r}: allowed are True and False")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise InputError(f"model.rope_scaling is {self.rope_scaling!r}: allowed are None and a RopeScaling")
+        window = self.sliding_window
+        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise InputError(f"model.sliding_window is {window!r}: allowed are None and positive integers")
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
         if self.head_dim % 2:

@@ -68,7 +68,7 @@ class _OneBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, length):
-        rotary = rotary_table(length, self.config.head_dim, self.config.rope_theta)
+        rotary = rotary_table(length, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
         return Block(self.config, jnp.float32, name="blocks")(x, rotary, x.shape[0] // length)[0]
 
 

@@ -30,7 +30,7 @@ from growlm.weights import FIELD_OF_AXIS, ModelConfig
 
 # Sizes may grow; these must be shared. norm_eps may change, and then no function is kept.
 SIZES = ("layers", "embed", "heads", "kv_heads", "mlp", "vocab")
-SHARED = ("head_dim", "tie_embeddings", "rope_theta", "qkv_bias", "qk_norm")
+SHARED = ("head_dim", "tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window")
 
 
 def direct(

@@ -16,7 +16,9 @@ def training_flops(params: float, tokens: float) -> float:
     return 6.0 * params * tokens
 
 
-def exact_flops_per_token(matmul_params: int, layers: int, heads: int, head_dim: int, length: int) -> float:
+def exact_flops_per_token(
+    matmul_params: int, layers: int, heads: int, head_dim: int, length: int, window: int | None = None
+) -> float:
     """FLOPs that one training token costs, forward and backward, with causal attention; a sequence's mean.
 
     A parameter in a matrix product costs one multiply and one add going forward, and twice that going
@@ -24,10 +26,10 @@ def exact_flops_per_token(matmul_params: int, layers: int, heads: int, head_dim:
     embedding multiplies nothing, so it counts only where it is tied and serves as the head too; the gains of
     norms are not in products.
 
-    Position t (from 0) attends to t + 1 keys, so the mean over a sequence is (length + 1) / 2 keys. Each key
-    costs heads x head_dim multiply-adds in the product of queries and keys, and as many again in the weighted
-    sum of values: 4 x heads x head_dim FLOPs. Forward that makes 2 x heads x head_dim x (length + 1) per
-    layer, and forward plus backward three times that. The softmax is left out, and so is what
+    Position t (from 0) attends to t + 1 keys, so the mean over a sequence is (length + 1) / 2 keys, fewer with a
+    window. Each key costs heads x head_dim multiply-adds in the product of queries and keys, and as many again in
+    the weighted sum of values: 4 x heads x head_dim FLOPs. Forward that makes 2 x heads x head_dim x (length + 1)
+    per layer without a window, and forward plus backward three times that. The softmax is left out, and so is what
     rematerialisation computes a second time.
 
     Args:
@@ -36,6 +38,9 @@ def exact_flops_per_token(matmul_params: int, layers: int, heads: int, head_dim:
         heads: number of query heads. Shared key-value heads save memory and parameters, not these products.
         head_dim: size of one head.
         length: tokens in a sequence.
+        window: the positions that a query sees, if there is a limit.
     """
-    attention = 6.0 * layers * heads * head_dim * (length + 1)
+    seen = min(window or length, length)
+    keys = (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    attention = 12.0 * layers * heads * head_dim * keys
     return 6.0 * matmul_params + attention

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from growlm.errors import InputError, unknown
 from growlm.training.settings import RunConfig, SweepConfig
+from growlm.weights import ModelConfig
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
@@ -102,6 +103,11 @@ def build_run(settings: dict[str, Any]) -> RunConfig:
     if "runs" in settings:
         raise InputError("this --config has 'runs', it is a sweep: use growlm sweep")
     return _build(RunConfig, settings, "config")
+
+
+def build_model(settings: dict[str, Any]) -> ModelConfig:
+    """A validated shape. Raises InputError."""
+    return _build(ModelConfig, settings, "model")
 
 
 def build_sweep(settings: dict[str, Any]) -> SweepConfig:

@@ -81,13 +81,15 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _result(config: Any) -> Any:
-    """A config without what does not matter to its result: a run may go on with other devices."""
+    """A config without what does not matter to its result: where it ran, and what its models do not have."""
     if isinstance(config, list):
         return [_result(item) for item in config]
     if not isinstance(config, dict):
         return config
     meshes = {field.name for field in dataclasses.fields(MeshConfig)}
-    return {key: _result(value) for key, value in config.items() if not (key == "mesh" and set(value) == meshes)}
+    absent = [key for key in ("rope_scaling", "sliding_window") if config.get(key, 0) is None]
+    mesh = [key for key in ("mesh",) if key in config and set(config[key]) == meshes]
+    return {key: _result(value) for key, value in config.items() if key not in absent + mesh}
 
 
 def _first_difference(held: Any, wanted: Any, path: str = "") -> str:

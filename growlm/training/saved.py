@@ -15,7 +15,7 @@ from growlm.errors import InputError
 from growlm.files import locked, write_json
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.config import build_run
+from growlm.training.config import build_model, build_run
 from growlm.training.settings import OptimizerConfig, RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
@@ -106,7 +106,7 @@ def read_state(saved: Saved) -> TrainState:
 def _find_grown(folder: Path, step: int | None) -> Saved:
     growth = _read_json(folder / GROWTH)
     try:
-        model, optimizer = ModelConfig(**_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
+        model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
     except (TypeError, KeyError) as error:

@@ -30,7 +30,8 @@ class Cost:
 
         def exact(layers: int) -> float:
             matmul = matmul_parameter_count(dataclasses.replace(model, layers=layers))
-            return exact_flops_per_token(matmul, layers, model.heads, model.head_dim, length)
+            shape = layers, model.heads, model.head_dim, length, model.sliding_window
+            return exact_flops_per_token(matmul, *shape)
 
         # Of three parts, forward, backward to the activations and to the weights, a frozen layer has the first.
         per_token = exact(model.layers) - 2 / 3 * (exact(frozen_layers) - exact(0))
@@ -152,6 +153,8 @@ class Stage:
         """Everything that determines the stage's result but the point at which it stops."""
         own = dataclasses.asdict(self.config)
         del own["tokens"]
+        # What a model does not have does not count: addresses stay what they were before there was such a setting.
+        own["model"] = {name: value for name, value in own["model"].items() if value is not None}
         if self.config.schedule.kind in WITH_HORIZON:
             own["schedule"]["horizon_tokens"] = self.horizon
         shared = {name: getattr(self.run, name) for name in ("seed", "dtype", "remat")}

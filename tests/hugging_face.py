@@ -1,0 +1,96 @@
+"""Small checkpoints as transformers writes them, with random weights in which every one matters, and its logits."""
+
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+NO_TORCH = "needs torch and transformers (see make test): pip install transformers torch"
+
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+# name -> (model_type, what its config has beside BASE).
+FAMILIES = {
+    "llama2": ("llama", {"rope_theta": 10000.0}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama_linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}}),
+    "tinyllama": ("llama", {"num_key_value_heads": 1, "head_dim": 16}),
+    "smollm": ("llama", {"tie_word_embeddings": True, "hidden_size": 36, "num_attention_heads": 6}),
+    "mistral": ("mistral", {"sliding_window": 8, "head_dim": 12}),
+    "mistral_no_window": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_tied_window": (
+        "qwen2",
+        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 12, "max_window_layers": 3}),
+    "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+}
+
+
+def needed():
+    """torch and transformers, or the test is skipped."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    return torch, pytest.importorskip("transformers", reason=NO_TORCH)
+
+
+def make_model(name, dtype="float32", seed=0, **changes):
+    """A model of transformers: no gain is one, no bias zero."""
+    torch, transformers = needed()
+    kind, own = FAMILIES[name]
+    config = transformers.AutoConfig.for_model(kind, **BASE | own | changes)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def save(model, folder, shard="5GB"):
+    """The folder, as save_pretrained writes it."""
+    model.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+def random_tokens(vocab, shape=(2, 40), seed=0):
+    return np.random.default_rng(seed).integers(vocab, size=shape, dtype=np.int32)
+
+
+def logits_of(model, tokens):
+    """float32[batch, length, vocab], computed by transformers in float32."""
+    torch, _ = needed()
+    with torch.no_grad():
+        return model.float()(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()
+
+
+def load(folder):
+    """A folder as transformers reads it, in float32; every weight must have found its place."""
+    torch, transformers = needed()
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
