@@ -187,6 +187,20 @@ def _fit(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _convert(args: argparse.Namespace, keys: Keys) -> int:
+    """A Hugging Face folder to one of growlm's, or back; or what a folder is."""
+    from growlm.interop import convert_folder, describe
+
+    if args.describe:
+        print(describe(args.source))
+        return 0
+    if missing := [option for option in ("output", "to") if getattr(args, option) is None]:
+        raise InputError(f"convert needs --{missing[0]}, or --describe (see growlm convert --help)")
+    convert_folder(args.source, args.output, args.to, args.dtype, args.step)
+    print(f"{describe(args.output)}\n\nwritten: {args.output}")
+    return 0
+
+
 def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
@@ -267,6 +281,17 @@ _COMMANDS = {
             },
             "--workers": {"action": _Once, "type": int, "metavar": "N", "help": "processes; one a core by default"},
             "--verify": {"action": "store_true", "help": "check every byte of --output, and write nothing"},
+        },
+    ),
+    "convert": _Command(
+        _convert,
+        {
+            "--source": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "what there is"},
+            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder"},
+            "--to": {"action": _Once, "metavar": "FORMAT", "help": "huggingface or growlm"},
+            "--dtype": {"action": _Once, "metavar": "NAME", "help": "of what is exported; as imported by default"},
+            "--step": {"action": _Once, "type": int, "metavar": "N", "help": "of a run; its last by default"},
+            "--describe": {"action": "store_true", "help": "print what the source is, and write nothing"},
         },
     ),
     "report": _Command(_report, {"--workdir": _WORKDIR}),

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +32,9 @@ def is_part(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
+LOCK = ".lock"
+
+
 @contextlib.contextmanager
 def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps a folder for this process; the kernel lets go of it when the process ends, however that happens.
@@ -38,7 +42,7 @@ def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[Non
     Where another process has it: calls `wait`, which takes a moment or raises, and tries again; without one, raises
     InputError.
     """
-    with (folder / ".lock").open("a") as file:
+    with (folder / LOCK).open("a") as file:
         while not _taken(file):
             if wait is None:
                 raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time")
@@ -52,3 +56,48 @@ def _taken(file: IO) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def check_output(output: Path) -> None:
+    """Raises InputError unless a folder can be written there without touching anything that is there."""
+    if output.is_symlink() or (output.exists() and not output.is_dir()):
+        raise InputError(f"output {output} exists and is no folder: allowed is a new or empty folder")
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"output {output} is not empty: allowed is a new or empty folder")
+    above = next(path for path in output.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise InputError(f"output {output} cannot be written, {above} is no folder: allowed is a new or empty folder")
+
+
+def check_space(output: Path, nbytes: int) -> None:
+    """Raises InputError where the disk of a folder that is to be written has less room than this."""
+    above = next(path for path in output.absolute().parents if path.exists())
+    if nbytes > (free := shutil.disk_usage(above).free):
+        raise InputError(f"output {output} needs {nbytes:,} bytes, and the disk has {free:,}: allowed is one with room")
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder beside its place that is moved there once it is whole; what a killed process left is cleared first."""
+    part = output.absolute().with_name(f".{output.name}.part")
+    if part.is_symlink():
+        raise InputError(f"output {output} needs {part}, which is a link: allowed is no such link")
+    part.mkdir(parents=True, exist_ok=True)
+    with locked(part):  # until it is in its place: another process must not take it for a leftover
+        try:
+            _clear(part)
+            yield part
+            part.rename(output)
+            (output / LOCK).unlink()
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+
+def _clear(folder: Path) -> None:
+    """Removes what is in a folder, but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -55,6 +55,31 @@ def test_attention_of_the_cpu_is_the_librarys(heads, kv_heads, length):
     np.testing.assert_allclose(found[0][:, 0], jnp.repeat(others[1], heads // kv_heads, axis=2)[:, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [1, 3, 9, 100])
+def test_with_a_window_a_query_sees_its_last_positions(window):
+    """By a softmax over those positions alone; a window as long as the sequence hides nothing."""
+    q, k, v, cotangent = random_inputs(2, 9, 4, 2, 8)
+    of_cpu, of_library = (partial(f, window=window) for f in (attention, kernels._library_attention))
+    found, expected = (jax.jit(partial(with_gradients, f))(q, k, v, cotangent) for f in (of_cpu, of_library))
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+    keys, values = (np.repeat(x, 2, axis=2) for x in (k, v))
+    for t in range(9):
+        seen = slice(max(0, t + 1 - window), t + 1)
+        weight = np.exp(np.einsum("bhe,bshe->bhs", q[:, t], keys[:, seen]) / np.sqrt(8))
+        mean = np.einsum("bhs,bshe->bhe", weight / weight.sum(-1, keepdims=True), values[:, seen])
+        np.testing.assert_allclose(found[0][:, t], mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 100, 300])
+def test_window_of_the_tpu_is_that_of_the_cpu(monkeypatch, window):
+    monkeypatch.setattr(kernels, "_BLOCK", 128)
+    inputs = random_inputs(1, 384, 2, 1, 64)
+    splash = partial(kernels._splash_attention, window=window, interpret=True)
+    cpu = partial(kernels._heads_first_attention, window=window)
+    expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (cpu, splash))
+    chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 TPU_CASES = [
     (4, 2, 64, jnp.float32, 1e-5),
     (2, 2, 128, jnp.float32, 1e-5),
@@ -77,12 +102,12 @@ def test_blocks_divide_the_length(length, most, block):
     assert kernels._largest_block(length, most) == block
 
 
-def traced(platform, heads=(4, 2), length=256, head_dim=64, dtype=jnp.bfloat16, lower=()):
+def traced(platform, heads=(4, 2), length=256, head_dim=64, dtype=jnp.bfloat16, lower=(), window=None):
     """The program for 4 devices of that platform, which need not be here: its jaxpr, or what it is lowered to."""
     mesh = AbstractMesh((2, 1, 2), AXES, axis_types=AUTO, abstract_device=AbstractDevice("a device", None, platform))
     q, k = (jax.ShapeDtypeStruct((4, length, some, head_dim), dtype) for some in heads)
     with jax.sharding.use_abstract_mesh(mesh):
-        program = jax.jit(partial(with_gradients, attention)).trace(q, k, k, q)
+        program = jax.jit(partial(with_gradients, partial(attention, window=window))).trace(q, k, k, q)
         return str(program.lower(lowering_platforms=lower).as_text() if lower else program.jaxpr)
 
 
@@ -136,6 +161,14 @@ def test_gpus_run_the_kernel_of_cudnn_on_the_part_that_each_has(cudnn):
     program = traced("gpu", lower=("cuda",))
     assert re.findall(r"@__cudnn\S+(?=\()", program) == [CUDNN, CUDNN + "Backward"]
     assert "tensor<2x256x2x64xbf16>, tensor<2x256x1x64xbf16>" in program  # of 4 x 256 x 4 and 2 heads, over 2 x 1 x 2
+
+
+def test_the_kernels_of_tpus_and_gpus_know_of_the_window(cudnn):
+    cudnn("9.0")
+    windows = {window: traced("gpu", lower=("cuda",), window=window) for window in (None, 100, 256)}
+    lengths = {window: set(re.findall(r"sliding_window_length\\22: (\d+)", text)) for window, text in windows.items()}
+    assert lengths == {None: {"0"}, 100: {"100"}, 256: {"0"}}
+    assert "pallas_call" in traced("tpu", window=100)
 
 
 @pytest.mark.parametrize("other", [{"dtype": jnp.float32}, {"head_dim": 36}, {"head_dim": 136}], ids=str)

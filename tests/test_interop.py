@@ -55,7 +55,7 @@ def _only(params, paths):
 def test_describe_says_what_it_is(family):
     name, model, folder = family
     text = describe(folder)
-    assert f"Hugging Face, {hf.FAMILIES[name][0]} " in text
+    assert f"Hugging Face, {hf.FAMILIES[name][0]}\n" in text
     assert f"{sum(p.numel() for p in model.parameters()):,}" in text
     assert ("tied head" in text) == model.config.tie_word_embeddings
 

@@ -1,11 +1,26 @@
 """Checkpoints of others: Hugging Face folders of the Llama family in, and out again."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
-from growlm.interop.folder import describe_folder, is_hugging_face, open_folder, read_params
+from growlm.interop.folder import is_hugging_face, open_folder, read_params
 from growlm.weights import ModelConfig, Params
 
-__all__ = ["describe", "read_model"]
+__all__ = ["convert_folder", "describe", "read_model", "write_model"]
+
+_HOME = {
+    "convert_folder": "growlm.interop.convert",
+    "describe": "growlm.interop.convert",
+    "write_model": "growlm.interop.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs all of training is loaded when it is first used."""
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'growlm.interop' has no attribute {name!r}")
 
 
 def read_model(folder: Path | str) -> tuple[ModelConfig, Params]:
@@ -31,8 +46,3 @@ def read_model(folder: Path | str) -> tuple[ModelConfig, Params]:
 
     config, _, state = load_saved(folder)
     return config, state.params
-
-
-def describe(folder: Path | str) -> str:
-    """What a Hugging Face folder holds, as text. Raises InputError as `read_model` does; weights are not read."""
-    return describe_folder(open_folder(Path(folder)))

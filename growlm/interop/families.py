@@ -144,13 +144,17 @@ def _rope(settings: Settings, name: str) -> tuple[float, RopeScaling | None]:
     return theta, RopeScaling("llama3", said["factor"], said["low_freq_factor"], said["high_freq_factor"], original)
 
 
-def settings_of(model: ModelConfig, settings: Settings | None = None) -> dict[str, Any]:
-    """The config.json of a model: written anew, or that of a smaller model with what growth changes.
+def settings_of(model: ModelConfig, settings: Settings) -> dict[str, Any]:
+    """The config.json of a model: that of a smaller one with what growth changes; anew where none is given.
 
     Raises InputError where no family has what the model has.
     """
-    settings = _new(model) if settings is None else dict(settings)
-    settings |= {key: getattr(model, field) for field, key in SIZES.items()} | {"rms_norm_eps": model.norm_eps}
+    settings = dict(settings) if "model_type" in settings else _new(model) | settings
+    family = FAMILIES[settings["model_type"]]
+    derived = {"kv_heads": family.kv_heads or model.heads, "head_dim": family.head_dim or model.embed // model.heads}
+    said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
+    said["rms_norm_eps"] = model.norm_eps, family.norm_eps
+    settings |= {key: value for key, (value, default) in said.items() if key in settings or value != default}
     settings.pop("auto_map", None)  # names code that is not carried along
     if "layer_types" in settings:
         settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers

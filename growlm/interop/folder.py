@@ -117,10 +117,8 @@ def _is_tied_copy(model: ModelConfig, name: str, tensors: dict[str, StoredTensor
     head, embedding = tensors[name], tensors["model.embed_tokens.weight"]
     if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
         return False
-    rows = range(0, model.vocab, 4096)
-    return all(
-        head.read(slice(row, row + 4096)).tobytes() == embedding.read(slice(row, row + 4096)).tobytes() for row in rows
-    )
+    parts = (slice(row, min(row + 4096, model.vocab)) for row in range(0, model.vocab, 4096))
+    return all(np.array_equal(head.read(part).view(np.uint8), embedding.read(part).view(np.uint8)) for part in parts)
 
 
 def read_params(source: HuggingFaceFolder, step: Step = lambda nbytes: None) -> Params:
@@ -146,18 +144,21 @@ def _node(tree: Params, weight: Weight) -> tuple[Params, str]:
 
 def describe_folder(source: HuggingFaceFolder) -> str:
     """What a checkpoint is, for a terminal."""
-    model, count = source.model, Counter(str(tensor.dtype) for tensor in source.tensors.values())
-    shape = ", ".join(f"{name} {getattr(model, name):,}" for name in SHAPE)
+    count = Counter(str(tensor.dtype) for tensor in source.tensors.values())
     files = {tensor.file.name for tensor in source.tensors.values()}
-    lines = {
-        "format": f"Hugging Face, {source.family} ({', '.join(source.settings.get('architectures') or ['-'])})",
-        "shape": shape,
-        "parameters": f"{parameter_count(model):,}",
-        "variant": ", ".join(_variant(model)),
+    stored = {
         "weights": f"{source.nbytes:,} bytes in {len(source.tensors)} tensors and {len(files)} files",
         "dtypes": ", ".join(f"{dtype} {number}" for dtype, number in count.items()),
         "beside": ", ".join(path.name for path in source.carried) or "-",
     }
+    return describe_model(source.model, f"Hugging Face, {source.family}", stored)
+
+
+def describe_model(model: ModelConfig, kind: str, more: dict[str, str]) -> str:
+    """A model's shape and variant between the kind of the folder and what more there is to say of it."""
+    shape = ", ".join(f"{name} {getattr(model, name):,}" for name in SHAPE)
+    lines = {"format": kind, "shape": shape, "parameters": f"{parameter_count(model):,}"}
+    lines |= {"variant": ", ".join(_variant(model))} | more
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 

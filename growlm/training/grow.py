@@ -5,6 +5,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from growlm.data import Corpus, batches, load_corpus, validation_batches
 from growlm.errors import InputError, unknown
+from growlm.files import check_output
 from growlm.growth import (
     OPERATORS,
     OPTIMIZER_STATES,
@@ -29,7 +31,7 @@ from growlm.growth.verify import describe_verdict, verify
 from growlm.state import TrainState
 from growlm.training.config import literal
 from growlm.training.optimizer import make_optimizer
-from growlm.training.saved import Saved, check_output, find_saved, read_state, save_grown
+from growlm.training.saved import Saved, carry_origin, find_saved, read_state, save_grown
 from growlm.training.step import abstract_state, run_keys
 from growlm.weights import ModelConfig, parameter_count
 
@@ -186,7 +188,8 @@ def run_grow(plan: GrowPlan, checked: bool, say: Say) -> str:
         if not verdict["ok"]:
             raise BrokenClaimError(_broken(verdict))
     say(f"writing {plan.output}")
-    save_grown(plan.output, plan.target, plan.saved.optimizer, grown, report, verdict, plan.saved.data)
+    beside = partial(carry_origin, plan.saved.folder)
+    save_grown(plan.output, plan.target, plan.saved.optimizer, grown, report, verdict, plan.saved.data, beside)
     return describe_verdict(verdict) if verdict else "not verified"
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from growlm.errors import InputError
-from growlm.files import locked, write_json
+from growlm.files import check_output, whole_folder, write_json
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_model, build_run
@@ -29,8 +29,7 @@ MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
     "verify.json",
     "checkpoint",
 )
-
-LOCK = ".lock"
+ORIGIN = "huggingface"  # what a checkpoint that was imported came with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,22 +155,17 @@ def _chosen(folder: Path, steps: list[int], step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
+def carry_origin(source: Path, folder: Path) -> None:
+    """Copies what an imported checkpoint came with, if the source was imported."""
+    if (source / ORIGIN).is_dir():
+        shutil.copytree(source / ORIGIN, folder / ORIGIN)
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InputError(f"{path} is not JSON: allowed is a file as growlm wrote it") from None
-
-
-def check_output(output: Path) -> None:
-    """Raises InputError unless a folder can be written there without touching anything that is there."""
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise InputError(f"output {output} exists and is no folder: allowed is a new or empty folder")
-    if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"output {output} is not empty: allowed is a new or empty folder")
-    above = next(path for path in output.absolute().parents if path.exists())
-    if not above.is_dir():
-        raise InputError(f"output {output} cannot be written, {above} is no folder: allowed is a new or empty folder")
 
 
 def save_grown(
@@ -182,6 +176,7 @@ def save_grown(
     growth: dict[str, Any],
     verdict: dict[str, Any] | None,
     data: Data | None,
+    beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes a grown state as a folder that `load_saved` reads, whole or not at all.
 
@@ -191,13 +186,14 @@ def save_grown(
       state: everything of it is kept.
       growth, verdict: the reports, as growth.json and verify.json.
       data: what the source was trained on.
+      beside: writes what else there should be into the folder.
 
     Raises:
       InputError: there is something, or another process is writing it.
     """
     check_output(output)
     key = jax.random.key_data(state.key).tolist()
-    with _whole_folder(output) as folder:
+    with whole_folder(output) as folder:
         write_json(folder / MODEL, dataclasses.asdict(model))
         write_json(folder / OPTIMIZER, dataclasses.asdict(optimizer))
         write_json(folder / GROWTH, growth | {"data": data and dataclasses.asdict(data), "key": key})
@@ -205,28 +201,4 @@ def save_grown(
             write_json(folder / VERIFY, verdict)
         with contextlib.closing(Checkpoints(folder / CHECKPOINT, max_to_keep=1)) as checkpoints:
             checkpoints.save(state)
-
-
-@contextlib.contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """A folder beside its place that is moved there once it is whole; what a killed process left is cleared first."""
-    part = output.absolute().with_name(f".{output.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
-    with locked(part):  # until it is in its place: another process must not take it for a leftover
-        try:
-            _clear(part)
-            yield part
-            part.rename(output)
-            (output / LOCK).unlink()
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-
-
-def _clear(folder: Path) -> None:
-    """Removes what is in a folder, but its lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+        beside(folder)

@@ -1,0 +1,101 @@
+"""Models written as Hugging Face folders."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from growlm.errors import InputError, unknown
+from growlm.files import check_output, check_space, whole_folder, write_json
+from growlm.interop.families import settings_of
+from growlm.interop.folder import CONFIG, open_folder
+from growlm.interop.layout import places, stored_shape, to_stored
+from growlm.interop.safetensors_files import DTYPES
+from growlm.interop.writer import SHARD_BYTES, NewTensor, write_tensors
+from growlm.weights import ModelConfig, Params, check_params
+
+PIECE = 2**24  # bytes of a tensor that are turned and written at once
+BESIDE = 2**20  # for what is written beside the weights
+LENGTH = 2048  # max_position_embeddings where nothing is known of it
+
+
+def write_model(
+    folder: Path | str,
+    config: ModelConfig,
+    params: Params,
+    *,
+    dtype: str = "float32",
+    dtypes: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    carried: Sequence[Path] = (),
+    shard: int = SHARD_BYTES,
+) -> None:
+    """Writes a model as a Hugging Face folder, whole or not at all.
+
+    Args:
+      folder: a new or empty folder.
+      config, params: the model; params as `growlm.init` gives them, NumPy or JAX arrays.
+      dtype: what is stored, "float32", "bfloat16" or "float16".
+      dtypes: of single tensors, by the names that Hugging Face has for them, where they differ.
+      settings: a config.json of which all is kept but the shape; without it one is made.
+      carried: files that are copied along, such as a tokenizer's.
+      shard: bytes of a file at most.
+
+    Raises:
+      InputError: params that are not the model's, a model that no family has, a dtype of another kind, a folder that
+        is not empty, a disk without room.
+    """
+    folder = Path(folder)
+    check_output(folder)
+    check_params(config, params)
+    held = {name: (weight, layer) for name, weight, layer in places(config)}
+    kinds = {name: _dtype((dtypes or {}).get(name, dtype)) for name in held}
+    new = [NewTensor(name, kinds[name], stored_shape(weight, config)) for name, (weight, _) in held.items()]
+    said = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
+
+    def pieces(tensor: NewTensor) -> Iterator[np.ndarray]:
+        weight, layer = held[tensor.name]
+        leaf = _leaf(params, weight.path)
+        value = to_stored(weight, np.asarray(leaf if layer is None else leaf[layer]))
+        rows = max(1, PIECE // max(value[:1].nbytes, 1))
+        yield from (value[row : row + rows].astype(tensor.dtype) for row in range(0, len(value), rows))
+
+    write_folder(folder, config, said, new, pieces, carried, shard)
+
+
+def write_folder(folder, config, settings, tensors, pieces, carried, shard, beside=lambda part: None) -> None:
+    """Weights as `write_tensors` takes them, with config.json and what is carried along; checked, and only then there.
+
+    beside(part) writes what else there should be. Raises InputError: a disk without room, settings of another model.
+    """
+    total = sum(tensor.nbytes for tensor in tensors)
+    check_space(folder, total + BESIDE + sum(path.stat().st_size for path in carried))
+    with whole_folder(folder) as part, progress_bar("writing", total) as bar:
+        write_tensors(part, tensors, pieces, bar.update, shard)
+        write_json(part / CONFIG, settings)
+        for path in carried:
+            shutil.copyfile(path, part / path.name)
+        beside(part)
+        if (found := open_folder(part).model) != config:
+            raise InputError(f"the settings are those of another model, {found}: allowed are those of {config}")
+
+
+def progress_bar(what: str, nbytes: int) -> tqdm:
+    """A bar of bytes on stderr."""
+    return tqdm(desc=what, total=nbytes, unit="B", unit_scale=True, dynamic_ncols=True)
+
+
+def _dtype(name: str) -> np.dtype:
+    known = {dtype.name: dtype for dtype in DTYPES.values()}
+    if name not in known:
+        raise unknown("dtype", name, known)
+    return known[name]
+
+
+def _leaf(params: Params, path: str) -> Any:
+    for name in path.split("/"):
+        params = params[name]
+    return params
