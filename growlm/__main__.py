@@ -1,6 +1,7 @@
 """The command line: `growlm <command>`, one line of code per command. Bad input is one line and exit code 2."""
 
 import argparse
+import importlib
 import math
 import os
 import shlex
@@ -123,7 +124,7 @@ def _report(args: argparse.Namespace, keys: Keys) -> int:
 
 def _grow(args: argparse.Namespace, keys: Keys) -> int:
     """A saved model, grown; prints what became of it and whether it is what it should be."""
-    from growlm.training.grow import Request, describe_plan, list_growths, plan_grow, run_grow
+    from growlm.training.grow import Request, list_growths
 
     if args.list:
         print(list_growths())
@@ -132,12 +133,15 @@ def _grow(args: argparse.Namespace, keys: Keys) -> int:
     if missing := [option for option, value in needed.items() if value is None]:
         raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
     asked = (args.source, args.output, args.operator or "direct", args.factor, keys["--target"], keys["--option"])
-    plan = plan_grow(Request(*asked, args.optimizer_state, args.step, args.seed))
+    home = _growing(args.source)
+    plan = home.plan_grow(Request(*asked, args.optimizer_state, args.step, args.seed))
     if args.dry_run:
-        print(describe_plan(plan))
+        print(home.describe_plan(plan))
         return 0
-    verdict = run_grow(plan, not args.no_verify, lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True))
-    print(f"{describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
+    verdict = home.run_grow(
+        plan, not args.no_verify, lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True)
+    )
+    print(f"{home.describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
     return 0
 
 
@@ -187,6 +191,13 @@ def _fit(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _growing(source: Path) -> Any:
+    """The module that plans and runs growth of what lies there: a Hugging Face folder, or one of ours."""
+    from growlm.interop import is_hugging_face
+
+    return importlib.import_module("growlm.interop.grow" if is_hugging_face(source) else "growlm.training.grow")
+
+
 def _convert(args: argparse.Namespace, keys: Keys) -> int:
     """A Hugging Face folder to one of growlm's, or back; or what a folder is."""
     from growlm.interop import convert_folder, describe
@@ -233,7 +244,7 @@ _COMMANDS = {
     "grow": _Command(
         _grow,
         {
-            "--source": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a run's folder, or one of grow's"},
+            "--source": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a run, one of grow's, Hugging Face"},
             "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder"},
             "--operator": {"action": _Once, "metavar": "NAME", "help": "an operator or a preset; direct by default"},
             "--factor": {"action": _Once, "type": int, "metavar": "N", "help": "so many times the layers"},

@@ -149,6 +149,45 @@ class Block(nn.Module):
         return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), None
 
 
+class _Branch(nn.Module):
+    """One of the two branches of a block, "attn" or "mlp", alone; what a block does is one after the other."""
+
+    config: ModelConfig
+    dtype: Any
+    kind: str
+
+    @nn.compact
+    def __call__(self, x_ND, rotary, batch: int):
+        parts = {"config": self.config, "dtype": self.dtype}
+        y_ND = Norm(**parts, name=f"{self.kind}_norm")(x_ND)
+        if self.kind == "attn":
+            return x_ND + Attention(**parts, name="attn")(y_ND, rotary, batch)
+        return x_ND + Mlp(**parts, name="mlp")(y_ND)
+
+
+class _Alone(nn.Module):
+    """A branch under the name that its weights are declared with."""
+
+    config: ModelConfig
+    dtype: Any
+    kind: str
+
+    @nn.compact
+    def __call__(self, x_ND, batch: int):
+        config = self.config
+        rotary = rotary_table(x_ND.shape[0] // batch, config.head_dim, config.rope_theta, config.rope_scaling)
+        return _Branch(config, self.dtype, self.kind, name="blocks")(x_ND, rotary, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4))
+def apply_branch(config: ModelConfig, kind: str, params: Params, x_ND: jax.Array, batch: int) -> jax.Array:
+    """The stream after one branch, "attn" or "mlp", of one block: for a model that is never in memory whole.
+
+    `params` has what `blocks` has of it, without the layer axis: {"attn_norm": ..., "attn": ...}, or the same for mlp.
+    """
+    return _Alone(config, x_ND.dtype, kind).apply({"params": {"blocks": params}}, x_ND, batch)
+
+
 def _policy(remat: str) -> Any:
     """The policy of that name; what layers gathered from other devices is not kept, or fsdp would be for nothing."""
     mesh = current_mesh()

@@ -292,7 +292,7 @@ def test_a_folder_that_is_damaged_is_one_line(here, home, capsys):
     good = grow(home / "work", "--target.mlp=36", "--no_verify", output="good")
     model = read(good, "model.json")
     damage = {
-        "model": [("{", "is not JSON"), ("{}", "missing"), (json.dumps(model | {"mlp": 40}), "40")],
+        "model": [("{", "is not JSON"), ("{}", "no 'layers'"), (json.dumps(model | {"mlp": 40}), "40")],
         "optimizer": [('{"betta": 1}', "betta")],
         "growth": [("{}", "data")],
     }

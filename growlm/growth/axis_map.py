@@ -10,10 +10,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gather:
-    """A matrix [new, old] with at most one entry in each row: scale[i] in column index[i]; index -1 is an empty row."""
+    """A matrix [new, old] with at most one entry in each row: scale[i] in column index[i]; index -1 is an empty row.
+
+    `ranks`: the occurrence of each row, where that cannot be seen because these are not all of the rows.
+    """
 
     index: np.ndarray  # int [new]
     scale: Any  # float64 [new]; traced in a mask
+    ranks: np.ndarray | None = None
 
     @classmethod
     def copies(cls, index, scale=1.0) -> "Gather":
@@ -22,11 +26,21 @@ class Gather:
         return cls(index, np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape)))
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
-        """The matrix times x along an axis: slices side by side or a gather, and a product where a scale is not 1."""
+        """The matrix times x along an axis: slices side by side or a gather, and a product where a scale is not 1.
+
+        An array of NumPy gives one of NumPy, with the same values.
+        """
         x = _select(x, self.index, axis)
         if isinstance(self.scale, np.ndarray) and np.all(self.scale[self.index >= 0] == 1.0):
             return x
-        return x * along(jnp.asarray(self.scale, x.dtype), axis, x.ndim)
+        as_array = np.asarray if isinstance(x, np.ndarray) else jnp.asarray
+        return x * along(as_array(self.scale, x.dtype), axis, x.ndim)
+
+    def part(self, rows: slice, needed: np.ndarray) -> "Gather":
+        """These rows, on an x of which only the `needed` (sorted) old coordinates are there."""
+        index = self.index[rows]
+        local = np.where(index < 0, -1, np.searchsorted(needed, index))
+        return Gather(local, self.scale[rows], self.occurrence[rows])
 
     def over(self, other: "Gather", factor: float = 1.0) -> "Gather":
         """How a gain between two axes grows: this map's scale over the other's."""
@@ -63,6 +77,8 @@ class Gather:
     @property
     def occurrence(self) -> np.ndarray:
         """For each row, how many rows before it copy the same column."""
+        if self.ranks is not None:
+            return self.ranks
         order = np.argsort(self.index, kind="stable")
         ranked = self.index[order]
         occurrence = np.empty_like(self.index)
@@ -106,7 +122,7 @@ class AxisMap:
 
     `fresh_write` and `fresh_read` mark new coordinates that get the target's own initial values where a weight writes
     or reads them, whatever the maps say. `rms` is by how much the root mean square on the axis changes: the gain of a
-    norm that reads the axis is multiplied by it.
+    norm that reads the axis is multiplied by it. `whole`: the map of which this is a part, and its rows.
     """
 
     old: int
@@ -115,6 +131,7 @@ class AxisMap:
     fresh_write: np.ndarray  # bool [new]
     fresh_read: np.ndarray  # bool [new]
     rms: float = 1.0
+    whole: "tuple[AxisMap, slice] | None" = None
 
     @classmethod
     def make(cls, old: int, write, read, fresh_write=None, fresh_read=None, rms=1.0) -> "AxisMap":
@@ -150,6 +167,9 @@ class AxisMap:
     @property
     def added(self) -> np.ndarray:
         """bool [new]: all but the first coordinate that comes from each old one."""
+        if self.whole:
+            whole, rows = self.whole
+            return whole.added[rows]
         added = np.ones(self.new, bool)
         added[np.unique(self.origin, return_index=True)[1]] = False
         return added | (self.origin < 0)
@@ -157,7 +177,20 @@ class AxisMap:
     @property
     def copied(self) -> bool:
         """Whether any old coordinate has a second copy."""
+        if self.whole:
+            return self.whole[0].copied
         return bool(np.any(self.added & (self.origin >= 0)))
+
+    def needed(self, rows: slice) -> np.ndarray:
+        """The old coordinates that these new ones come from, sorted."""
+        index = np.concatenate([self.write.index[rows], self.read.index[rows]])
+        return np.unique(index[index >= 0])
+
+    def part(self, rows: slice, needed: np.ndarray) -> "AxisMap":
+        """The map of these new coordinates alone, from the needed (sorted) old ones alone."""
+        maps = (gather.part(rows, needed) for gather in (self.write, self.read))
+        fresh = self.fresh_write[rows], self.fresh_read[rows]
+        return AxisMap(len(needed), *maps, *fresh, self.rms, (self, rows))
 
     def defect(self) -> float:
         """How far R^T P is from the identity: 0 where reading undoes writing, the condition on an ordinary axis."""
@@ -190,16 +223,23 @@ def _select(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
     beside it.
     """
     old, times = x.shape[axis], len(index) // max(x.shape[axis], 1)
+    xp = np if isinstance(x, np.ndarray) else jnp
     if np.array_equal(index, np.repeat(np.arange(old), times)):
-        return x if times == 1 else jnp.repeat(x, times, axis=axis)
+        return x if times == 1 else xp.repeat(x, times, axis=axis)
     together = (np.diff(index) == 1) & (index[:-1] >= 0) | (index[:-1] < 0) & (index[1:] < 0)
     runs = np.split(index, np.flatnonzero(~together) + 1)
     if len(runs) > MANY_RUNS:
-        taken = jnp.take(x, jnp.asarray(np.maximum(index, 0), jnp.int32), axis=axis, mode="clip")
-        return jnp.where(along(index >= 0, axis, x.ndim), taken, 0) if np.any(index < 0) else taken
-    zeros = [jnp.zeros((*x.shape[:axis], len(run), *x.shape[axis + 1 :]), x.dtype) for run in runs if run[0] < 0]
-    parts = [zeros.pop(0) if run[0] < 0 else jax.lax.slice_in_dim(x, run[0], run[-1] + 1, axis=axis) for run in runs]
-    return jnp.concatenate(parts, axis=axis)
+        taken = xp.take(x, xp.asarray(np.maximum(index, 0), np.int32), axis=axis, mode="clip")
+        return xp.where(along(index >= 0, axis, x.ndim), taken, 0) if np.any(index < 0) else taken
+    zeros = [xp.zeros((*x.shape[:axis], len(run), *x.shape[axis + 1 :]), x.dtype) for run in runs if run[0] < 0]
+    parts = [zeros.pop(0) if run[0] < 0 else _cut(x, run[0], run[-1] + 1, axis) for run in runs]
+    return xp.concatenate(parts, axis=axis)
+
+
+def _cut(x: jax.Array, begin: int, end: int, axis: int) -> jax.Array:
+    if isinstance(x, np.ndarray):
+        return x[(slice(None),) * axis + (slice(begin, end),)]
+    return jax.lax.slice_in_dim(x, begin, end, axis=axis)
 
 
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:

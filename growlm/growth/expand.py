@@ -59,18 +59,32 @@ def draws(growth: Growth, target: ModelConfig) -> bool:
 
 
 def _grow_weight(growth: Growth, target: ModelConfig, key: Any, weight: Weight, value: jax.Array) -> jax.Array:
+    def draw(kind: int) -> jax.Array:
+        return weight.initial(draw_key(key, target, weight, kind), target, whole=True)
+
+    return grow_weight(growth, weight, value, draw)
+
+
+FRESH, NOISE = 0, 1  # what values are drawn for
+
+
+def draw_key(key: Any, target: ModelConfig, weight: Weight, kind: int) -> jax.Array:
+    """Every weight draws from its own keys."""
+    number = [other.path for other in declared(target)].index(weight.path)
+    return jax.random.fold_in(key, kind * len(WEIGHTS) + number)
+
+
+def grow_weight(growth: Growth, weight: Weight, value: jax.Array, draw: Callable[[int], jax.Array]) -> jax.Array:
+    """One weight grown, or a part of it by the growth of that part; draw(kind) gives the target's initial values."""
     grown = expand(primal, growth, weight, value)
     if growth.added_from is not None:
         grown = _from_next_layer(growth, weight, value, grown)
     if growth.diagonal:
         grown = _diagonal(growth, weight, grown)
-    number = [other.path for other in declared(target)].index(weight.path)  # every weight draws from its own keys
     if (fresh := growth.fresh(weight)) is not None:
-        initial = weight.initial(jax.random.fold_in(key, number), target, whole=True)
-        grown = jnp.where(fresh, initial.astype(grown.dtype), grown)
+        grown = jnp.where(fresh, draw(FRESH).astype(grown.dtype), grown)
     if growth.noise and not weight.elementwise:
-        noise = weight.initial(jax.random.fold_in(key, len(WEIGHTS) + number), target, whole=True)
-        grown = _mix(growth, growth.noise, weight, grown, noise.astype(grown.dtype))
+        grown = _mix(growth, growth.noise, weight, grown, draw(NOISE).astype(grown.dtype))
     return grown
 
 

@@ -1,5 +1,6 @@
 """How Hugging Face lays weights out: a matrix is [what it writes, what it reads], and there is one for every layer."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -67,6 +68,12 @@ def to_stored(weight: Weight, value: np.ndarray) -> np.ndarray:
     return turned.reshape(_flat(weight, turned.shape, writes))
 
 
+def turned(weight: Weight) -> tuple[Weight, int]:
+    """The weight with its dimensions in the order in which they are stored, and how many of them the rows are."""
+    order, writes = _order(weight)
+    return dataclasses.replace(weight, dims=tuple(weight.dims[number] for number in order)), writes
+
+
 def _order(weight: Weight) -> tuple[list[int], int]:
     """The dimensions in the order in which they are stored, those that are written first, and how many those are.
 
@@ -74,12 +81,11 @@ def _order(weight: Weight) -> tuple[list[int], int]:
     """
     numbers = range(len(weight.dims))
     if weight.elementwise or weight.path == "embedding":
-        return list(numbers), 1
+        return list(numbers), len(numbers) if weight.elementwise else 1
     writes = [number for number in numbers if weight.dims[number].writes]
     return writes + [number for number in numbers if number not in writes], len(writes)
 
 
 def _flat(weight: Weight, sizes, writes: int) -> tuple[int, ...]:
-    if weight.elementwise:
-        return (math.prod(sizes),)
-    return math.prod(sizes[:writes]), math.prod(sizes[writes:])
+    flat = math.prod(sizes[:writes]), math.prod(sizes[writes:])
+    return flat[:1] if weight.elementwise else flat

@@ -83,21 +83,13 @@ class GrowPlan:
 
 def plan_grow(request: Request) -> GrowPlan:
     """Everything that can be wrong with a request is found here. Raises InputError."""
-    resolved = resolve(request.operator, _pairs("--option", request.options))
+    resolved = resolve_request(request)
     chosen = request.optimizer_state or resolved.optimizer_state
     if chosen not in OPTIMIZER_STATES:
         raise unknown("optimizer_state", chosen, OPTIMIZER_STATES)
-    try:
-        json.dumps(resolved.options)
-    except TypeError as error:
-        raise InputError(f"an --option cannot be recorded: {error}; allowed are numbers, texts and lists") from None
-    if request.output:
-        check_output(request.output)
     saved = find_saved(request.source, request.step)
-    if request.seed is not None and not 0 <= request.seed < 2**31:
-        raise InputError(f"--seed is {request.seed}: allowed is >= 0 and <= {2**31 - 1}")
     key = saved.key if request.seed is None else run_keys(request.seed)[1]
-    target = target_shape(saved.model, request.factor, _pairs("--target", request.sizes))
+    target = target_shape(saved.model, request.factor, pairs("--target", request.sizes))
     growth = plan_growth(resolved.operator, saved.model, target, growth_key(key, saved.step), **resolved.options)
     if growth.recipe and not saved.data:
         raise InputError(
@@ -105,6 +97,20 @@ def plan_grow(request: Request) -> GrowPlan:
         )
     resolved = dataclasses.replace(resolved, optimizer_state=chosen)
     return GrowPlan(saved, request.output, target, request.operator, resolved, key, growth)
+
+
+def resolve_request(request: Request) -> Resolved:
+    """The growth that is asked for, whatever is to grow. Raises InputError: what is wrong before that is looked at."""
+    resolved = resolve(request.operator, pairs("--option", request.options))
+    try:
+        json.dumps(resolved.options)
+    except TypeError as error:
+        raise InputError(f"an --option cannot be recorded: {error}; allowed are numbers, texts and lists") from None
+    if request.seed is not None and not 0 <= request.seed < 2**31:
+        raise InputError(f"--seed is {request.seed}: allowed is >= 0 and <= {2**31 - 1}")
+    if request.output:
+        check_output(request.output)
+    return resolved
 
 
 def target_shape(source: ModelConfig, factor: int | None, sizes: dict[str, Any]) -> ModelConfig:
@@ -126,7 +132,7 @@ def target_shape(source: ModelConfig, factor: int | None, sizes: dict[str, Any])
     return target
 
 
-def _pairs(prefix: str, texts: Iterable[str]) -> dict[str, Any]:
+def pairs(prefix: str, texts: Iterable[str]) -> dict[str, Any]:
     """`key=value` texts as a mapping, values as Python literals or, where they are none, as text."""
     pairs: dict[str, Any] = {}
     for text in texts:
@@ -141,24 +147,33 @@ def _pairs(prefix: str, texts: Iterable[str]) -> dict[str, Any]:
 
 def describe_plan(plan: GrowPlan) -> str:
     """The shapes before and after, the claims with their reasons, and what it takes, for a terminal."""
-    rows = [("", "before", "after")]
-    rows += [(name, *(f"{getattr(model, name):,}" for model in (plan.source, plan.target))) for name in SHAPE]
-    rows += [("parameters", *(f"{parameter_count(model):,}" for model in (plan.source, plan.target)))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{name:<{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}" for name, a, b in rows]
-    options = " ".join(f"{name}={value}" for name, value in plan.resolved.options.items())
-    function, gradients = (
-        claim(plan.growth, plan.source, plan.target),
-        gradient_claim(plan.growth, plan.source, plan.target),
-    )
-    notes = {
-        "source": f"{plan.saved.folder}, step {plan.saved.step:,}",
-        "operator": " ".join(filter(None, [*dict.fromkeys((plan.asked, plan.resolved.operator)), options])),
-        "optimizer": plan.resolved.optimizer_state,
+    notes = {"source": f"{plan.saved.folder}, step {plan.saved.step:,}", "operator": named(plan.asked, plan.resolved)}
+    notes |= {"optimizer": plan.resolved.optimizer_state} | claims(plan.source, plan.target, plan.growth)
+    return describe_growth(plan.source, plan.target, notes | {"takes": f"{state_bytes(plan):,} bytes of state, grown"})
+
+
+def named(asked: str, resolved: Resolved) -> str:
+    """What was asked for, the operator that it stands for and its options, in one line."""
+    options = " ".join(f"{name}={value}" for name, value in resolved.options.items())
+    return " ".join(filter(None, [*dict.fromkeys((asked, resolved.operator)), options]))
+
+
+def claims(source: ModelConfig, target: ModelConfig, growth: Growth) -> dict[str, str]:
+    """What a growth claims of function and gradients, and why, in a line each."""
+    function, gradients = claim(growth, source, target), gradient_claim(growth, source, target)
+    return {
         "function": f"{'kept' if function[0] else 'not kept'}: {function[1]}",
         "gradients": f"{'mapped exactly' if gradients[0] else 'not mapped exactly'}: {gradients[1]}",
-        "takes": f"{state_bytes(plan):,} bytes of state, grown",
     }
+
+
+def describe_growth(source: ModelConfig, target: ModelConfig, notes: dict[str, str]) -> str:
+    """A table of the two shapes, and the notes below it."""
+    rows = [("", "before", "after")]
+    rows += [(name, *(f"{getattr(model, name):,}" for model in (source, target))) for name in SHAPE]
+    rows += [("parameters", *(f"{parameter_count(model):,}" for model in (source, target)))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{name:<{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}" for name, a, b in rows]
     width = max(map(len, notes))
     return "\n".join([*lines, "", *(f"{name:<{width}}  {note}" for name, note in notes.items())])
 

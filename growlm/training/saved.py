@@ -91,7 +91,8 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
         raise InputError(f"source {folder} is a sweep: allowed is one of its runs, {runs}")
     if not isinstance(config, dict) or "stages" not in config:
         raise InputError(
-            f"source {folder} holds no model: allowed is a folder of growlm train, of a sweep's run or of grow"
+            f"source {folder} holds no model: allowed is a folder of growlm train, of a sweep's run or of grow, or a "
+            "Hugging Face folder"
         )
     return _find_run(folder, build_run(config), step)
 
@@ -108,7 +109,7 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, InputError) as error:
         raise InputError(
             f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
         ) from None
