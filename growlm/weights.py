@@ -189,10 +189,7 @@ class Weight:
 
     def initial(self, key: jax.Array, config: ModelConfig, whole: bool = False) -> jax.Array:
         """float32 initial values for one block (or for a weight outside the blocks); whole: for all blocks at once."""
-        return self.values(key, config, self.shape(config) if whole else self.block_shape(config))
-
-    def values(self, key: jax.Array, config: ModelConfig, shape: tuple[int, ...]) -> jax.Array:
-        """float32 initial values for a part of that shape."""
+        shape = self.shape(config) if whole else self.block_shape(config)
         if self.init == "normal":
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
         return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)

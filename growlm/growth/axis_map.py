@@ -30,7 +30,7 @@ class Gather:
 
         An array of NumPy gives one of NumPy, with the same values.
         """
-        x = _select(x, self.index, axis)
+        x = select(x, self.index, axis)
         if isinstance(self.scale, np.ndarray) and np.all(self.scale[self.index >= 0] == 1.0):
             return x
         as_array = np.asarray if isinstance(x, np.ndarray) else jnp.asarray
@@ -41,6 +41,12 @@ class Gather:
         index = self.index[rows]
         local = np.where(index < 0, -1, np.searchsorted(needed, index))
         return Gather(local, self.scale[rows], self.occurrence[rows])
+
+    def scale_of_old(self, old: int) -> np.ndarray | None:
+        """float64 [old]: the scale of all copies of each column; None where they differ."""
+        scale, copies = np.ones(old), self.index >= 0
+        scale[self.index[copies]] = self.scale[copies]
+        return scale if np.array_equal(scale[self.index[copies]], self.scale[copies]) else None
 
     def over(self, other: "Gather", factor: float = 1.0) -> "Gather":
         """How a gain between two axes grows: this map's scale over the other's."""
@@ -215,7 +221,7 @@ class AxisMap:
 MANY_RUNS = 8
 
 
-def _select(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
+def select(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
     """x at the indices, zero where the index is -1.
 
     Where the index is a few runs of neighbours, or every old one equally often in place, slices are copied whole: on

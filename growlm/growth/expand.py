@@ -82,7 +82,9 @@ def grow_weight(growth: Growth, weight: Weight, value: jax.Array, draw: Callable
     if growth.diagonal:
         grown = _diagonal(growth, weight, grown)
     if (fresh := growth.fresh(weight)) is not None:
-        grown = jnp.where(fresh, draw(FRESH).astype(grown.dtype), grown)
+        initial = draw(FRESH).astype(grown.dtype)
+        where = np.where if all(isinstance(x, np.ndarray) for x in (grown, initial)) else jnp.where
+        grown = where(fresh, initial, grown)
     if growth.noise and not weight.elementwise:
         grown = _mix(growth, growth.noise, weight, grown, draw(NOISE).astype(grown.dtype))
     return grown

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from growlm.growth.expand import draw_key, grow_weight
+from growlm.growth.axis_map import along, select
+from growlm.growth.expand import draw_key, grow_weight, primal
 from growlm.growth.plan import Growth
+from growlm.growth.width import rng_of
 from growlm.weights import ModelConfig, Weight
 
 # read(layers, rows): these source layers of a weight (None where it has no layers), and of each these slices along its
@@ -17,7 +20,14 @@ Read = Callable[[np.ndarray | None, np.ndarray], np.ndarray]
 
 
 def grow_part(
-    growth: Growth, target: ModelConfig, key: Any, weight: Weight, layer: int | None, rows: slice, read: Read
+    growth: Growth,
+    target: ModelConfig,
+    key: Any,
+    weight: Weight,
+    layer: int | None,
+    rows: slice,
+    read: Read,
+    dtype: Any = np.float32,
 ) -> np.ndarray:
     """Some slices, along the first dimension, of one layer of a grown weight.
 
@@ -29,7 +39,8 @@ def grow_part(
       weight: which; its dimensions may be in any order, and rows, `read` and the result go by that order.
       layer: of the target; None for a weight outside the blocks.
       rows: of the target.
-      read: the source, in the dtype in which it is to be computed.
+      read: the source, in float32, in which it is computed.
+      dtype: to which the result is rounded.
     """
     axis = weight.dims[0].axis
     if weight.elementwise:  # its first dimension may be read and written at once: it is small, and grown whole
@@ -40,16 +51,46 @@ def grow_part(
     layers = None
     if weight.stacked:
         of_part, layers = _at_layer(of_part, layer)
-    shape = tuple(of_part.axis(dim.axis, weight).new for dim in weight.all_dims)
-
-    def draw(kind: int) -> jax.Array:
-        own = draw_key(key, target, weight, kind)
-        for place in (layer or 0, rows.start):
-            own = jax.random.fold_in(own, place)
-        return weight.values(own, target, shape)
-
-    grown = np.asarray(grow_weight(of_part, weight, read(layers, chosen), draw))
+    value = read(layers, chosen)
+    if (grown := _copied(of_part, weight, value, dtype)) is None:
+        draw = partial(_draw, of_part, target, key, weight, (layer or 0, rows.start))
+        grown = np.asarray(grow_weight(of_part, weight, value, draw)).astype(dtype, copy=False)
     return grown[0] if weight.stacked else grown
+
+
+def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """The same where all there is to do is to copy with scales: these and the rounding come first, while it is small.
+
+    None where there is more to do.
+    """
+    if growth.added_from is not None or growth.diagonal or growth.noise or growth.fresh(weight) is not None:
+        return None
+    maps = [primal(read, write) for _, _, read, write in growth.axes(weight)]
+    scales = [gather.scale_of_old(size) for gather, size in zip(maps, value.shape, strict=True)]
+    if any(scale is None for scale in scales):
+        return None
+    if weight.residual:
+        scales[0] = scales[0] * (growth.residual[0] if weight.stacked else 1)
+    for number, scale in enumerate(scales):
+        if np.any(scale != 1):
+            value = value * along(scale.astype(np.float32), number, value.ndim)
+    bits = value.astype(dtype).view(np.dtype(f"u{np.dtype(dtype).itemsize}"))  # NumPy moves plain types faster
+    for number, gather in enumerate(maps):
+        bits = select(bits, gather.index, number)
+    return bits.view(dtype)
+
+
+def _draw(
+    growth: Growth, target: ModelConfig, key: Any, weight: Weight, place: tuple[int, int], kind: int
+) -> np.ndarray:
+    """The target's initial values for a part, from a key of its own; NumPy draws them several times faster than XLA."""
+    own = draw_key(key, target, weight, kind)
+    for number in place:
+        own = jax.random.fold_in(own, number)
+    if weight.elementwise:
+        return np.asarray(weight.initial(own, target))
+    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    return np.float32(weight.std(target)) * rng_of(own, "growth").standard_normal(shape, np.float32)
 
 
 def _at_layer(growth: Growth, layer: int) -> tuple[Growth, np.ndarray]:

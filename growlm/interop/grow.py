@@ -40,7 +40,7 @@ from growlm.training.saved import GROWTH, VERIFY
 from growlm.training.step import run_keys
 from growlm.weights import ModelConfig, Weight
 
-PIECE = 2**23  # bytes in float32 of what is grown at once
+PIECE = 2**24  # bytes in float32 of what is grown at once
 WORKSPACE = 400 * 10**6  # of Python, JAX and the pieces
 
 
@@ -171,16 +171,11 @@ def _pieces(plan: FolderPlan, held: dict[str, tuple[Weight, int | None]], tensor
     read = partial(_read, plan.source, weight, many)
     for begin in range(0, size, rows):
         some = slice(begin, min(begin + rows, size))
-        yield _rounded(grow_part(plan.growth, plan.target, plan.key, weight, layer, some, read), tensor.dtype)
+        yield grow_part(plan.growth, plan.target, plan.key, weight, layer, some, read, tensor.dtype)
 
 
 def _source_name(weight: Weight, layer: int | None) -> str:
     return NAMES[weight.path] if layer is None else NAMES[weight.path].format(layer)
-
-
-def _rounded(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The value in a dtype of 32 bits or 16, rounded to nearest by XLA, which does so on all cores."""
-    return value if value.dtype == dtype else np.asarray(jax.numpy.asarray(value).astype(dtype))
 
 
 def _read(

@@ -1,8 +1,8 @@
 """Safetensors files, read tensor by tensor: where every tensor lies, what it is, and nothing that leads elsewhere."""
 
-import contextlib
 import json
-from collections.abc import Iterator
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,25 +31,36 @@ NAME_OF_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, not read yet. Reading opens the file anew, so that nothing of it stays mapped to memory."""
+    """A tensor in a file that was checked, not read yet. It is read, not mapped: what is mapped counts as memory."""
 
     name: str
     file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
+    begin: int  # in the file
+    file_size: int
 
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, rows: slice = slice(None)) -> np.ndarray:
-        """These rows, in the stored dtype. Raises InputError where the file is no longer what it was."""
-        with _opened(self.file) as file:
-            stored = file.get_slice(self.name)
-            if (tuple(stored.get_shape()), DTYPES.get(stored.get_dtype())) != (self.shape, self.dtype):
-                raise InputError(f"{self.file} has changed while it was read")
-            return stored[rows]
+        """These rows, in the stored dtype; no steps. Raises InputError where the file is no longer what it was."""
+        first, last, _ = rows.indices(self.shape[0])
+        shape = (max(last - first, 0), *self.shape[1:])
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        values = np.empty(shape, self.dtype)
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.begin + first * row)
+                whole = file.readinto(values.reshape(-1).view(np.uint8)) == values.nbytes
+                whole = whole and os.fstat(file.fileno()).st_size == self.file_size
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read: {error.strerror}") from None
+        if not whole:
+            raise InputError(f"{self.file} is damaged: it has changed while it was read")
+        return values
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -136,34 +147,48 @@ def _placed(index: Path) -> dict[str, str]:
 
 
 def _tensors_of(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file."""
-    _check_header_length(path)
-    with _opened(path) as file:
-        names = file.keys()
-        slices = {name: file.get_slice(name) for name in names}
-        found = {name: (stored.get_dtype(), tuple(stored.get_shape())) for name, stored in slices.items()}
-    if bad := [(name, dtype) for name, (dtype, _) in found.items() if dtype not in DTYPES]:
+    """The tensors of one file. The library checks it; where its tensors lie only the header says."""
+    size, length = _header_length(path)
+    _check(path)
+    header = json.loads(_bytes(path, 8, length))
+    header.pop("__metadata__", None)
+    if bad := [(name, entry["dtype"]) for name, entry in header.items() if entry["dtype"] not in DTYPES]:
         name, dtype = bad[0]
         raise InputError(f"{path}: tensor {name!r} is {dtype}: allowed are weights in {', '.join(DTYPES)}")
-    return {name: StoredTensor(name, path, DTYPES[dtype], shape) for name, (dtype, shape) in found.items()}
+    return {
+        name: StoredTensor(
+            name,
+            path,
+            DTYPES[entry["dtype"]],
+            tuple(entry["shape"]),
+            8 + length + entry["data_offsets"][0],
+            size,
+        )
+        for name, entry in header.items()
+    }
 
 
-def _check_header_length(path: Path) -> None:
+def _header_length(path: Path) -> tuple[int, int]:
+    """The size of a file, and that of its header."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+        size, length = path.stat().st_size, int.from_bytes(_bytes(path, 0, 8), "little")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if size < 8 or length > min(size - 8, MAX_HEADER):
         raise InputError(f"{path} is damaged: {size:,} bytes, of which {length:,} would be its header")
+    return size, length
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A file open in the library, which checks that its tensors fill it without gap or overlap."""
+def _bytes(path: Path, begin: int, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(count)
+
+
+def _check(path: Path) -> None:
+    """The library opens a file only where its header is one and its tensors fill it without gap or overlap."""
     try:
-        with safe_open(path, framework="np") as file:
-            yield file
+        with safe_open(path, framework="np"):
+            pass
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None

@@ -1,0 +1,156 @@
+"""How fast a Hugging Face checkpoint grows on disk, against a plain copy of the grown one's bytes, and in what memory.
+
+    python experiments/benchmarks/streaming.py
+
+A synthetic checkpoint in bfloat16 with TinyLlama's widths, or half of them, grows to 10 layers of them, 1.1 GB: in
+depth from 5, in width from half. Growth runs in a process of its own, whose largest resident memory is what the kernel
+says; then the folder that it wrote is copied on the same disk, round after round. The time is that of reading, growing
+and writing, without the start of Python and without verifying.
+
+Cost: a minute or two and 3.5 GB of disk on two idle CPU cores; --layers, --embed and the others make it smaller.
+
+Aims: half the speed of the copy or more, and at most three times the largest tensor plus 500 MB of memory.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from arguments import Parser, exit_code, positive
+
+from growlm.interop.export import write_folder
+from growlm.interop.families import settings_of
+from growlm.interop.grow import plan_grow, run_grow
+from growlm.interop.layout import places, stored_shape
+from growlm.interop.writer import NewTensor
+from growlm.study.sweep import commit, hardware
+from growlm.training.grow import Request
+from growlm.weights import ModelConfig
+
+SIZES = {"layers": 10, "embed": 2048, "heads": 32, "kv_heads": 4, "head_dim": 64, "mlp": 5632, "vocab": 32000}
+HALF_WIDTH = ("embed", "heads", "kv_heads", "mlp")
+# name: (operator, what the source has half of).
+CASES = {
+    "stack": ("direct", ("layers",)),
+    "direct in width": ("direct", HALF_WIDTH),
+    "zero in depth": ("zero", ("layers",)),
+    "zero in width": ("zero", HALF_WIDTH),
+}
+MEMORY_FACTOR, MEMORY_BASE, SPEED = 3, 500 * 10**6, 0.5
+
+
+def write_synthetic(folder: Path, model: ModelConfig) -> None:
+    """A checkpoint of random numbers, the same for every tensor."""
+    bfloat16 = np.dtype(jnp.bfloat16)
+    tensors = [NewTensor(name, bfloat16, stored_shape(weight, model)) for name, weight, _ in places(model)]
+    noise = (0.02 * np.random.default_rng(0).standard_normal(2**22)).astype(np.float32).astype(bfloat16)
+
+    def pieces(tensor: NewTensor):
+        for begin in range(0, tensor.nbytes // 2, len(noise)):
+            yield noise[: tensor.nbytes // 2 - begin]
+
+    settings = settings_of(model, {"max_position_embeddings": 2048, "torch_dtype": "bfloat16"})
+    write_folder(folder, model, settings, tensors, pieces, (), 2 * 10**9)
+
+
+def grow(source: Path, output: Path, operator: str, target: ModelConfig) -> tuple[float, int]:
+    """Seconds that growing took, and the largest resident memory in bytes, of a process of its own."""
+    sizes = [f"{name}={getattr(target, name)}" for name in SIZES if name not in ("head_dim", "vocab")]
+    command = [sys.executable, __file__, "--child", str(source), str(output), operator, *sizes]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    seconds = float(process.stdout.read())
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return seconds, usage.ru_maxrss * 1024
+
+
+def _child(source: str, output: str, operator: str, *sizes: str) -> None:
+    plan = plan_grow(Request(Path(source), Path(output), operator, sizes=sizes))
+    began = time.perf_counter()
+    run_grow(plan, False, lambda text: None)
+    print(time.perf_counter() - began)
+
+
+def copy(folder: Path, to: Path) -> float:
+    """Seconds that a plain copy takes; the copy is gone again."""
+    began = time.perf_counter()
+    shutil.copytree(folder, to)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(to)
+    return seconds
+
+
+def measure(home: Path, name: str, target: ModelConfig, rounds: int) -> dict:
+    """One case, in turn with copies."""
+    operator, halved = CASES[name]
+    source = dataclasses.replace(target, **{size: getattr(target, size) // 2 for size in halved})
+    write_synthetic(home / "source", source)
+    speeds, seconds, memory = [], [], []
+    for _ in range(rounds):
+        took, peak = grow(home / "source", home / "grown", operator, target)
+        copied = copy(home / "grown", home / "copy")
+        written = sum(path.stat().st_size for path in (home / "grown").iterdir())
+        shutil.rmtree(home / "grown")
+        speeds, seconds, memory = [*speeds, copied / took], [*seconds, took], [*memory, peak]
+    shutil.rmtree(home / "source")
+    largest = 2 * max(int(np.prod(stored_shape(weight, target))) for _, weight, _ in places(target))
+    return {
+        "case": name,
+        "bytes": written,
+        "seconds": statistics.median(seconds),
+        "of_copy": statistics.median(speeds),
+        "range": [min(speeds), max(speeds)],
+        "memory": max(memory),
+        "allowed": MEMORY_FACTOR * largest + MEMORY_BASE,
+    }
+
+
+def _show(row: dict) -> str:
+    low, high = row["range"]
+    verdict = "met" if row["of_copy"] >= SPEED and row["memory"] <= row["allowed"] else "MISSED"
+    speed = f"{row['of_copy']:.2f} of a copy's speed ({low:.2f} to {high:.2f})"
+    memory = f"{row['memory'] / 1e6:,.0f} MB of {row['allowed'] / 1e6:,.0f} MB"
+    return f"{row['case']:<16} {row['bytes'] / 1e9:.2f} GB in {row['seconds']:.1f} s, {speed}, {memory}: {verdict}"
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__.partition("\n")[0])
+    for name, size in SIZES.items():
+        parser.add_argument(f"--{name}", type=positive, default=size, metavar="N", help=f"{size} by default")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of growth and copy; 3 by default")
+    parser.add_argument("--case", choices=CASES, help="only this one")
+    parser.add_argument("--folder", type=Path, help="on the disk that is meant; a new temporary folder by default")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a line for every case, and at the end one record. Returns 0, or 2 for bad input."""
+
+    def work() -> None:
+        args = _parser().parse_args(arguments)
+        target = ModelConfig(**{name: getattr(args, name) for name in SIZES})
+        rows = []
+        with tempfile.TemporaryDirectory(dir=args.folder) as home:
+            for name in [args.case] if args.case else CASES:
+                rows.append(measure(Path(home), name, target, args.rounds))
+                print(_show(rows[-1]), flush=True)
+        print(json.dumps({"benchmark": "streaming", "rows": rows, "commit": commit(), "hardware": hardware()}))
+
+    return exit_code("streaming", work)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        _child(*sys.argv[2:])
+    else:
+        sys.exit(main())
