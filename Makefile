@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 BIN := $(VENV)/bin
+# Only tests need PyTorch, and not its gigabytes of CUDA. Where there is no such build (macOS): make test TORCH=torch
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test lint install clean
 
@@ -22,6 +25,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+$(VENV)/.tried-torch: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>/dev/null \
+		|| echo 'make: there is no $(TORCH) here: the tests that compare with PyTorch are skipped'
+	touch $@
+
 # Trains a small model, grows it, trains on, and compares it with its controls. Started again it goes on.
 demo: $(VENV)/.installed
 	$(BIN)/growlm sweep --config=experiments/quickstart.py --workdir=$(WORKDIR)
@@ -30,7 +38,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-test: lint
+test: lint $(VENV)/.tried-torch
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
 
 clean:

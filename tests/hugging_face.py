@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-NO_TORCH = "needs torch and transformers (see make test): pip install transformers torch"
+NO_TORCH = "PyTorch or transformers is not installed: make test installs both where it can"
 
 BASE = {
     "vocab_size": 96,

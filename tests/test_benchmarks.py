@@ -303,3 +303,16 @@ def test_bad_arguments_of_growth_are_one_line_that_names_them(scripts, capsys, a
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
     assert all(name in printed.err for name in named), printed.err
+
+
+def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scripts, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parents[1]))
+    sizes = ["--layers=4", "--embed=32", "--heads=4", "--kv_heads=2", "--head_dim=8", "--mlp=48", "--vocab=64"]
+    arguments = ["--rounds=1", "--case=direct in width", f"--folder={tmp_path}"]
+    text, record = output(scripts("streaming"), *sizes, *arguments)
+    (row,) = record["rows"]
+    weights = 2 * (2 * 64 * 32 + 32 + 4 * (2 * 32 + 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48))  # bytes in bfloat16
+    assert weights < row["bytes"] < weights + 60_000  # with config.json, the reports and the card
+    assert row["seconds"] > 0 and row["range"] == [row["of_copy"]] * 2
+    assert 5e7 < row["memory"] < 2e9 and row["allowed"] == 3 * 2 * 64 * 32 + 500 * 10**6
+    assert text[0].startswith("direct in width ") and list(tmp_path.iterdir()) == []
