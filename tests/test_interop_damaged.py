@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import json
 import time
 import tracemalloc
@@ -15,6 +16,8 @@ from trees import noisy
 
 import growlm
 from growlm.interop import read_model, write_model
+from growlm.interop.families import model_of, settings_of
+from growlm.interop.folder import open_folder
 from growlm.interop.safetensors_files import INDEX, SINGLE
 from growlm.weights import check_params
 
@@ -121,6 +124,9 @@ def test_a_damaged_folder_is_refused_in_one_line_or_read_for_what_it_is(folders,
         config, params = read_model(folder)
         check_params(config, params)
         assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+        deeper, source = dataclasses.replace(config, layers=config.layers + 1), open_folder(folder)
+        written = json.dumps(settings_of(deeper, source.settings))  # what a growth would write
+        assert model_of(json.loads(written)) == deeper
     except growlm.InputError as error:
         assert len(str(error).splitlines()) == 1, str(error)
     finally:

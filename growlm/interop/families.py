@@ -158,8 +158,8 @@ def settings_of(model: ModelConfig, settings: Settings) -> dict[str, Any]:
     settings.pop("auto_map", None)  # names code that is not carried along
     if "layer_types" in settings:
         settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers
-    if "max_window_layers" in settings and model.sliding_window is None:
-        settings["max_window_layers"] = max(settings["max_window_layers"], model.layers)
+    if isinstance(below := settings.get("max_window_layers"), int) and model.sliding_window is None:
+        settings["max_window_layers"] = max(below, model.layers)
     if settings["model_type"] == "llama" and model.embed % model.heads:
         return _as_mistral(settings)
     return settings
