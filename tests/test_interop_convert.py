@@ -17,6 +17,7 @@ import growlm
 from growlm.__main__ import main
 from growlm.interop import convert_folder, read_model, write_model
 from growlm.interop.safetensors_files import INDEX, SINGLE
+from growlm.interop.writer import NewTensor, write_tensors
 from growlm.training.saved import load_saved
 
 CARRIED = {"tokenizer.json": b'{"a": 1}', "tokenizer.model": b"\x00\x01\xff", "LICENSE": b"theirs\n"}
@@ -60,7 +61,7 @@ def test_there_and_back_every_byte_of_every_tensor_is_the_same(name, tmp_path, c
 
 
 def test_dtypes_of_single_tensors_stay(tmp_path):
-    """A file may hold several; then the wide ones come first, so that each lies at a multiple of its width."""
+    """A file may hold several."""
     source = hf.save(hf.make_model("llama2", "bfloat16"), tmp_path / "source")
     with safe_open(source / SINGLE, framework="np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -70,6 +71,20 @@ def test_dtypes_of_single_tensors_stay(tmp_path):
     assert stored(theirs) == stored(source)
     assert len({dtype for dtype, _, _ in stored(theirs).values()}) == 2
     hf.load(theirs)
+
+
+def test_a_tensor_lies_at_a_multiple_of_its_width_whatever_is_before_it(tmp_path):
+    values = {"a": np.float16([1, 2, 3]), "b": np.float32([[4], [5]]), "c": np.float16([]), "d": np.float32([6])}
+    new = [NewTensor(name, value.dtype, value.shape) for name, value in values.items()]
+    told = []
+    write_tensors(tmp_path, new, lambda tensor: [values[tensor.name]], told.append, shard=100)
+    content = (tmp_path / SINGLE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0 and sum(told) == 6 + 8 + 0 + 4
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        assert name == "__metadata__" or entry["data_offsets"][0] % values[name].dtype.itemsize == 0
+    expected = {name: (str(value.dtype), value.shape, value.tobytes()) for name, value in values.items()}
+    assert stored(tmp_path) == expected
 
 
 def test_a_model_of_ours_is_one_that_transformers_loads(tmp_path):
@@ -245,6 +260,11 @@ REFUSED = {
     "other heads": (ONE, settings(num_attention_heads=4), ("k_proj", "[8, 16]", "[4, 16]")),
     "more layers": (ONE, settings(num_hidden_layers=3), ("'model.layers.2.", "missing")),
     "a billion layers": (ONE, settings(num_hidden_layers=10**9), ("num_hidden_layers", "1000000000")),
+    "a billion windows": (
+        ONE,
+        settings(model_type="qwen2", use_sliding_window=True, num_hidden_layers=10**9),
+        ("num_hidden_layers", "1000000000", "at most"),
+    ),
     "many layers": (ONE, settings(num_hidden_layers=10**4), ("num_hidden_layers", "missing")),
     "fewer layers": (ONE, settings(num_hidden_layers=1), ("'model.layers.1.", "none that")),
     "tied": (ONE, settings(tie_word_embeddings=True), ("'lm_head.weight'",)),

@@ -314,8 +314,13 @@ def test_a_source_that_changes_while_it_is_read_is_one_line(folders, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(folders / "llama-float32", source)
     plan = grow_command.plan_grow(request(source, mlp=40))
-    (source / SINGLE).write_bytes((source / SINGLE).read_bytes()[:-8])
-    with pytest.raises(InputError, match="damaged"):
+    content = (source / SINGLE).read_bytes()
+    for other in (content[:-8], content + bytes(8), b""):
+        (source / SINGLE).write_bytes(other)
+        with pytest.raises(InputError, match="has changed"):
+            grown_values(plan)
+    (source / SINGLE).unlink()
+    with pytest.raises(InputError, match="cannot be read"):
         grown_values(plan)
 
 
