@@ -16,6 +16,7 @@ from growlm.growth import gradient_claim, grow_state, plan_growth
 from growlm.growth.expand import dual, expand_params
 from growlm.model import next_token_loss
 from growlm.state import TrainState
+from growlm.weights import RopeScaling
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -70,9 +71,12 @@ def test_a_fresh_value_needs_a_key_and_depends_on_it():
     assert np.array_equal(one[:, :10], params["blocks"]["mlp"]["down"])
 
 
-@pytest.mark.parametrize("name", ["head_dim", "tie_embeddings", "rope_theta", "qkv_bias", "qk_norm"])
+UNCHANGED = {"head_dim": 6, "rope_theta": 5.0, "rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4}
+
+
+@pytest.mark.parametrize("name", [*UNCHANGED, "tie_embeddings", "qkv_bias", "qk_norm"])
 def test_what_growth_cannot_change(name):
-    value = {"head_dim": 6, "rope_theta": 5.0}.get(name, True)
+    value = UNCHANGED.get(name, True)
     with pytest.raises(growlm.InputError, match=f"model.{name} is .* growth cannot change it"):
         plan_growth("direct", SMALL, dataclasses.replace(SMALL, **{name: value}), KEY)
 

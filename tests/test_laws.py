@@ -41,6 +41,13 @@ def test_exact_flops_count_every_product_of_a_small_model():
     assert per_token == pytest.approx(6 * 1000 + forward_and_backward)
 
 
+@pytest.mark.parametrize("window", [1, 3, 7, 9])
+def test_exact_flops_with_a_window_count_the_keys_that_are_seen(window):
+    keys = sum(min(position + 1, window) for position in range(7)) / 7
+    expected = 6 * 1000 + 3 * 2 * 3 * 2 * 2 * 5 * keys
+    assert exact_flops_per_token(1000, 3, 2, 5, 7, window) == pytest.approx(expected)
+
+
 def test_exact_flops_without_attention_are_the_papers():
     assert exact_flops_per_token(1000, 0, 2, 5, 7) == training_flops(1000, 1)
 

@@ -214,3 +214,21 @@ def test_a_preset_is_what_it_stands_for_and_what_is_given_overrides_it():
 
 def build_growth(growth):
     return tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)).stages[1].growth
+
+
+def test_a_window_and_a_scaled_rope_are_part_of_an_address_only_where_there_are_any():
+    """Runs from before there were such settings are found."""
+
+    def settings(**own):
+        stage = tiny.stage(2)
+        run = tiny.run_config("c", stage | {"model": stage["model"] | own})
+        return resolve(run, "f")[0].settings["model"]
+
+    assert (
+        settings()
+        == {"tie_embeddings": False, "norm_eps": 1e-5, "rope_theta": 1e4, "qkv_bias": False}
+        | {"qk_norm": False}
+        | tiny.MODEL
+    )
+    assert settings(sliding_window=4)["sliding_window"] == 4
+    assert settings(rope_scaling={"kind": "linear", "factor": 2})["rope_scaling"]["factor"] == 2

@@ -13,6 +13,7 @@ from growlm import InputError, ModelConfig, apply, init
 from growlm.weights import (
     WEIGHTS,
     Dim,
+    RopeScaling,
     check_params,
     declared,
     map_weights,
@@ -315,6 +316,30 @@ def test_constant_that_is_not_positive_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
     assert str(error.value) == f"model.{name} is {value!r}: allowed are positive numbers"
+
+
+ROPES = {
+    "kind": ({"kind": "yarn"}, ("'yarn'", "linear, llama3")),
+    "factor": ({"factor": 0.0}, ("factor is 0.0", "positive")),
+    "text": ({"original_length": "8192"}, ("original_length", "'8192'")),
+    "order": ({"low_freq_factor": 4.0}, ("low_freq_factor 4", "below high_freq_factor 4")),
+}
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_scaling_out_of_range_is_refused(name):
+    changes, said = ROPES[name]
+    with pytest.raises(InputError) as error:
+        RopeScaling(**{"kind": "llama3", "factor": 8.0} | changes)
+    assert all(word in str(error.value) for word in said), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rope_scaling", {"kind": "linear"}), *(("sliding_window", x) for x in (0, -1, True, 4.0))]
+)
+def test_scaling_or_window_that_is_none_is_refused(name, value):
+    with pytest.raises(InputError, match=rf"^model\.{name} is .*: allowed are None and"):
+        dataclasses.replace(CONFIG, **{name: value})
 
 
 def test_heads_that_do_not_share_evenly_are_refused():
