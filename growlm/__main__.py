@@ -52,6 +52,8 @@ STOPPED = 75  # EX_TEMPFAIL, to a scheduler: start it again
 _CONFIG = {"action": _Once, "required": True, "metavar": "FILE.py[:variant]", "help": "an experiment file"}
 _WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder of the run or the sweep"}
 
+_CHECKPOINT = "a run's folder, one of grow's, or a Hugging Face checkpoint"
+
 # What was given as --NAME.key=value, by --NAME: texts key=value.
 Keys = dict[str, list[str]]
 
@@ -212,6 +214,23 @@ def _convert(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _evaluate(args: argparse.Namespace, keys: Keys) -> int:
+    """A saved model's scores on benchmarks, and its perplexity on text; prints a table and writes JSON."""
+    from growlm.evaluation.table import table
+    from growlm.study.evaluate import Request, run_evaluation
+    from growlm.training.processes import is_first, join_processes
+
+    join_processes()
+    given = {name: value for name, value in vars(args).items() if name not in ("command", "tasks", "perplexity")}
+    names = tuple(filter(None, (args.tasks or "").split(",")))
+    texts = tuple(map(Path, filter(None, (args.perplexity or "").split(","))))
+    given["dtype"] = args.dtype or "float32"
+    results, path = run_evaluation(Request(**given, tasks=names, texts=texts, mesh=tuple(keys["--mesh"])), is_first())
+    if is_first():
+        print(f"{table(results)}\n\nwritten: {path}")
+    return 0
+
+
 def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
@@ -328,6 +347,28 @@ _COMMANDS = {
             "--law": {"action": _Once, "required": True, "metavar": "NAME", "help": "timing, factor or scaling"},
             "--slices": {"action": _Once, "type": int, "metavar": "N", "help": "budgets per size; 4 by default"},
         },
+    ),
+    "evaluate": _Command(
+        _evaluate,
+        {
+            "--checkpoint": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": _CHECKPOINT},
+            "--tasks": {
+                "action": _Once,
+                "metavar": "A,B",
+                "help": "of lm-evaluation-harness; paper: the paper's eight",
+            },
+            "--perplexity": {"action": _Once, "metavar": "FILE,...", "help": "text files to take the perplexity of"},
+            "--data_dir": {"action": _Once, "type": Path, "metavar": "DIR", "help": "holds TASK.jsonl; else the hub"},
+            "--limit": {"action": _Once, "type": int, "metavar": "N", "help": "so many documents of a task"},
+            "--shots": {"action": _Once, "type": int, "metavar": "N", "help": "so many examples before a question"},
+            "--batch": {"action": _Once, "type": int, "metavar": "N", "help": "rows of a batch"},
+            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "not in the checkpoint's folder"},
+            "--tokenizer": {"action": _Once, "metavar": "SOURCE", "help": "not the checkpoint's own"},
+            "--step": {"action": _Once, "type": int, "metavar": "N", "help": "of a run; its last by default"},
+            "--length": {"action": _Once, "type": int, "metavar": "N", "help": "tokens read at once"},
+            "--dtype": {"action": _Once, "metavar": "NAME", "help": "float32 (by default) or bfloat16"},
+        },
+        {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"},
     ),
 }
 

@@ -34,6 +34,14 @@ def cross_entropy(x_ND: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> 
     return _mean_loss(CHUNK, x_ND, head_DV, target_BT.reshape(-1).astype(jnp.int32))
 
 
+def token_losses(x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Every row's cross-entropy, float32[N] (or 64) in nats, and whether no token has a larger logit, bool[N]."""
+    axes = _axes(x_ND, head_DV)
+    rows = PartitionSpec(axes.rows)
+    each = partial(_token_losses, CHUNK, axes)
+    return _on_mesh(each, axes, (rows, rows))(x_ND, head_DV, target_N.astype(jnp.int32))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mean_loss(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> jax.Array:
     """The loss alone, with at most so many logits at a time."""
@@ -81,11 +89,23 @@ def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
     return jax.shard_map(function, in_specs=ins, out_specs=outs, check_vma=False)
 
 
+def _token_losses(
+    most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of every row, chunk by chunk."""
+
+    def step(_, rows):
+        loss_C, top_C, _ = _chunk(axes, *rows, head_DW)
+        return (), (loss_C, top_C)
+
+    return _fold(step, (), (x_nD, target_n), most // head_DW.shape[1])[1]
+
+
 def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array) -> jax.Array:
     """Summed over all rows."""
 
     def step(total, rows):
-        loss_C, _ = _chunk(axes, *rows, head_DW)
+        loss_C, *_ = _chunk(axes, *rows, head_DW)
         return total + loss_C.sum(), ()
 
     zero = jnp.zeros((), jnp.promote_types(x_nD.dtype, jnp.float32))
@@ -100,7 +120,7 @@ def _loss_and_gradients(
 
     def step(carry, rows):
         (total, dhead_DW), (x_CD, target_C) = carry, rows
-        loss_C, dlogits_CW = _chunk(axes, x_CD, target_C, head_DW)
+        loss_C, _, dlogits_CW = _chunk(axes, x_CD, target_C, head_DW)
         dlogits_CW = dlogits_CW / all_rows  # not rounded: an error that all rows share does not average out
         dx_CD = psum(logits(dlogits_CW, head_DW.T), axes.vocab).astype(x_CD.dtype)
         return (total + loss_C.sum(), dhead_DW + logits(x_CD.T, dlogits_CW)), dx_CD
@@ -112,8 +132,8 @@ def _loss_and_gradients(
     return total, dx_nD, dhead_DW.astype(head_DW.dtype)
 
 
-def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Every row's loss, and its gradient by the logits."""
+def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array) -> tuple[jax.Array, ...]:
+    """Every row's loss, whether its target has the largest logit, and the loss's gradient by the logits."""
     logits_CW = logits(x_CD, head_DW)
     part = head_DW.shape[1]
     target_C = target_C - axis_index(axes.vocab) * part if axes.vocab else target_C
@@ -123,8 +143,9 @@ def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array
     exp_CW = jnp.exp(logits_CW - top_C[:, None])
     sums = exp_CW.sum(axis=1), jnp.where(here_C, own_logit_C, 0), here_C.astype(exp_CW.dtype)
     sum_C, target_logit_C, found_C = psum(sums, axes.vocab)
-    loss_C = jnp.log(sum_C) + top_C - target_logit_C / found_C  # 0 / 0 where the target is no word of the vocabulary
-    return loss_C, exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
+    target_logit_C = target_logit_C / found_C  # 0 / 0 where the target is no word of the vocabulary
+    loss_C = jnp.log(sum_C) + top_C - target_logit_C
+    return loss_C, target_logit_C >= top_C, exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
 
 
 def _fold(step: Callable, carry: Any, rows: Any, most: int) -> tuple[Any, Any]:

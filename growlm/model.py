@@ -352,6 +352,22 @@ def _apply(
     return logits(x_ND, head_DV).reshape(*tokens.shape, config.vocab)
 
 
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    dtype: Any = jnp.float32,
+    block_scale: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What the logits are the product of: (hidden states [batch x length, embed], head [embed, vocab]), in `dtype`.
+
+    For whoever needs the logits of some positions only. Arguments and errors are those of `apply`.
+    """
+    _check_tokens(tokens, 1)
+    return _hidden(config, params, tokens, dtype, "none", block_scale, 0)
+
+
 def next_token_loss(
     config: ModelConfig,
     params: Params,

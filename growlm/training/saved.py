@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from growlm.errors import InputError
 from growlm.files import check_output, whole_folder, write_json
+from growlm.growth.anneal import progress
+from growlm.growth.plan import Ramp
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_model, build_run
@@ -45,7 +49,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A saved training state, found and not read yet. `key` is the one in the state, from which growth draws."""
+    """A saved training state, found and not read yet. `key` is the one in the state, from which growth draws.
+
+    masks: the ramp of its growth, while it lasts, and how far its masks are open.
+    """
 
     folder: Path
     checkpoints: Path
@@ -54,6 +61,7 @@ class Saved:
     optimizer: OptimizerConfig
     key: jax.Array
     data: Data | None
+    masks: tuple[Ramp, np.ndarray] | None = None
 
 
 class _Stored(Checkpoints):
@@ -97,10 +105,10 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
     return _find_run(folder, build_run(config), step)
 
 
-def read_state(saved: Saved) -> TrainState:
-    """The training state, onto this process's first device. Raises InputError where it is not the model's."""
+def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
+    """The training state, on a mesh or this process's first device. Raises InputError where it is not the model's."""
     with contextlib.closing(_Stored(saved.checkpoints)) as stored:
-        return stored.restore(saved.step, abstract_state(saved.model, saved.optimizer))
+        return stored.restore(saved.step, abstract_state(saved.model, saved.optimizer, mesh))
 
 
 def _find_grown(folder: Path, step: int | None) -> Saved:
@@ -109,12 +117,14 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
+        ramp = growth.get("ramp") and Ramp(**growth["ramp"])
     except (TypeError, KeyError, InputError) as error:
         raise InputError(
             f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
         ) from None
     steps = _steps(folder / CHECKPOINT)
-    return Saved(folder, folder / CHECKPOINT, _chosen(folder, steps, step), model, optimizer, key, data)
+    masks = (ramp, progress(ramp, 0)) if ramp else None
+    return Saved(folder, folder / CHECKPOINT, _chosen(folder, steps, step), model, optimizer, key, data, masks)
 
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
@@ -130,7 +140,9 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     step = _chosen(folder, sorted(points), step)
     stage, home = points[step]
     data = Data(run.corpus, stage.fingerprint, run.seed, stage.config.batch, stage.config.length)
-    return Saved(folder, home, step, stage.config.model, stage.config.optimizer, run_keys(run.seed)[1], data)
+    done = stage.progress_at(step)
+    masks = None if done is None else (stage.growth.ramp, done)
+    return Saved(folder, home, step, stage.config.model, stage.config.optimizer, run_keys(run.seed)[1], data, masks)
 
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:

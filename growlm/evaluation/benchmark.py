@@ -1,0 +1,163 @@
+"""Models on the tasks of lm-evaluation-harness, as one call; its own scores, and the paper's average of them."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from growlm.errors import InputError
+from growlm.evaluation.score import LanguageModel
+
+BOOTSTRAP = 1000  # draws for the standard error of a perplexity; those of accuracies are exact
+SEED = 1234  # of the examples before a question, as the harness has it
+
+# What loading a task raises where its data is not what the task expects.
+_UNFIT = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+
+
+def evaluate(
+    model: LanguageModel,
+    tasks: Sequence[str],
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    batch: int | None = None,
+) -> dict[str, Any]:
+    """The model's scores on tasks of lm-evaluation-harness.
+
+    Programs are compiled once for every shape in a process: evaluating again, with other parameters, is fast.
+
+    Args:
+      model: what is evaluated.
+      tasks: names of tasks, groups and tags that the harness knows; "paper" stands for the eight of the paper.
+      data_dir: a folder with the tasks' data, as `growlm.evaluation.tasks.manager` says. By default the harness fetches
+        what a task names from the Hugging Face hub.
+      limit: the first so many documents of every task.
+      shots: so many examples before every question; by default as the task has it, which is none for the paper's.
+      batch: rows of a batch; by default as many as make some thousand positions on every device.
+
+    Returns:
+      The harness's results: `results` by task and metric, `groups`, `configs`, `versions`, `n-shot`, `n-samples`,
+      `higher_is_better`; and, where there are all tasks of it, `average`: the paper's plain mean of seven accuracies,
+      as "acc" and as "acc_norm" (acc where a task has no other).
+
+    Raises:
+      InputError: an unknown task, data that is missing or does not fit, a number out of range, or the extra `eval` is
+        not installed.
+    """
+    _check_range("limit", limit, 1)
+    _check_range("shots", shots, 0)
+    _check_range("batch", batch, 1)
+    evaluator = _harness()
+    from growlm.evaluation.harness import Adapter
+    from growlm.evaluation.tasks import manager, named
+
+    names = named(tasks)
+    with _quiet(), manager(names, data_dir, shots) as tasks_manager:
+        loaded = _load(tasks_manager, names, shots, data_dir)
+        try:
+            results = evaluator.evaluate(
+                Adapter(model, batch), loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
+            )
+        except _UNFIT as error:
+            if isinstance(error, InputError) or data_dir is None:
+                raise
+            raise _unfit(data_dir, error) from error
+    average = paper_average(results["results"])
+    return _plain(results) | ({"average": average} if average else {})
+
+
+def paper_average(results: dict[str, dict[str, Any]]) -> dict[str, float] | None:
+    """The plain mean of the paper's seven accuracies, acc and acc_norm; None where one of them is missing."""
+    from growlm.evaluation.tasks import AVERAGED
+
+    if not all(name in results for name in AVERAGED):
+        return None
+    rows = [results[name] for name in AVERAGED]
+    plain = [row["acc,none"] for row in rows]
+    return {
+        "acc": float(np.mean(plain)),
+        "acc_norm": float(np.mean([row.get("acc_norm,none", row["acc,none"]) for row in rows])),
+    }
+
+
+def _harness() -> ModuleType:
+    try:
+        with _quiet():
+            import datasets
+            from lm_eval import evaluator
+    except ImportError as error:
+        raise InputError(f"evaluate needs lm-evaluation-harness ({error}): pip install growlm[eval]") from None
+    datasets.disable_progress_bars()
+    return evaluator
+
+
+def _load(tasks_manager: Any, names: list[str], shots: int | None, data_dir: Path | None) -> dict[str, Any]:
+    """The tasks with their data."""
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in names:
+        try:
+            found = tasks_manager.load([name])
+        except OSError as error:
+            says = " ".join(str(error).split())
+            raise InputError(f"task {name} has no data: {says}; allowed: --data_dir=DIR with {name}.jsonl") from None
+        except Exception as error:  # the harness, its templates and its data library all raise their own
+            if data_dir is None:
+                raise
+            raise _unfit(data_dir / f"{name}.jsonl", error) from error
+        for part in loaded:
+            loaded[part] |= found[part]
+    for task in loaded["tasks"].values():
+        if shots is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=SEED)
+    return loaded
+
+
+def _unfit(where: Path, error: Exception) -> InputError:
+    says = " ".join(str(error).split())[:200]
+    return InputError(f"{where} is not what the task reads ({type(error).__name__}: {says}): allowed are its records")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness without its talk; and without processes of its own, which must not be forked beside JAX's threads."""
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    before = {name: os.environ.get(name) for name in _SETTINGS}
+    os.environ.update(_SETTINGS)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_SETTINGS = {"DISABLE_MULTIPROC": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: functions in a task's config by name, NumPy's numbers as numbers."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _check_range(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise InputError(f"{name} is {value}: allowed is >= {low}")

@@ -1,0 +1,99 @@
+"""growlm models as models of EleutherAI's lm-evaluation-harness. Imported only where the extra `eval` is there.
+
+Encoding follows the harness's own backend for Hugging Face models (`lm_eval.models.huggingface.HFLM`), so that the
+same weights give the same numbers.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from growlm.errors import InputError
+from growlm.evaluation.generate import Sampling, generate
+from growlm.evaluation.score import LanguageModel, score, windows
+
+# Of what a task may ask of generation; `do_sample` is what a temperature above 0 says.
+KNOWN = ("until", "max_gen_toks", "temperature", "do_sample")
+
+
+class Adapter(LM):
+    """The three requests of the harness, answered by a model of ours.
+
+    Args:
+      model: what is evaluated.
+      batch: rows of a batch; by default as many as make some thousand positions.
+    """
+
+    def __init__(self, model: LanguageModel, batch: int | None = None):
+        super().__init__()
+        self._model, self._batch = model, batch
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Of every (context, continuation): its log-likelihood and whether greedy decoding would write it."""
+        pairs = encode_pairs(self._model, [request.args for request in requests])
+        found = [windows(context, continuation, self._model.length) for context, continuation in pairs]
+        return [tuple(each) for each in score(self._model, found, self._batch, "log-likelihoods")]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """Of every text, read in disjoint windows."""
+        texts = self._model.encode_all([request.args[0] for request in requests])
+        found = [windows([self._model.prefix], tokens, self._model.length) for tokens in texts]
+        return [each.log_likelihood for each in score(self._model, found, self._batch, "rolling windows")]
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """Of every (context, settings): what the model writes. Those with equal settings are written together."""
+        alike: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        texts = [""] * len(requests)
+        for settings, numbers in alike.items():
+            contexts = [requests[number].args[0] for number in numbers]
+            written = generate(self._model, contexts, _sampling(json.loads(settings)), self._batch)
+            for number, text in zip(numbers, written, strict=True):
+                texts[number] = text
+        return texts
+
+
+def _sampling(settings: dict) -> Sampling:
+    """A task's generation settings. Raises InputError for those that are not known here."""
+    asked = normalize_gen_kwargs(settings)
+    drawn = asked["do_sample"]
+    if others := [name for name in asked if name not in KNOWN and drawn]:
+        raise InputError(f"the task asks for sampling with {others[0]!r}: allowed are {', '.join(KNOWN)}")
+    until = tuple(asked["until"])
+    return Sampling(until, asked["max_gen_toks"], float(asked.get("temperature", 1.0)) if drawn else 0.0)
+
+
+def encode_pairs(model: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """Contexts and continuations as tokens: both are encoded as one text, and cut where the context alone would end.
+
+    Spaces at the end of a context belong to the continuation. Before an empty context stands the model's prefix.
+    """
+    moved = [_spaces_moved(*pair) for pair in pairs]
+    whole = _encoded(model, (context + continuation for context, continuation in moved if context))
+    alone = _encoded(model, (context for context, _ in moved if context))
+    bare = _encoded(model, (continuation for context, continuation in moved if not context), add_bos=False)
+    found = []
+    for context, continuation in moved:
+        if context:
+            before = alone[context]
+            found.append((before or [model.prefix], whole[context + continuation][len(before) :]))
+        else:
+            tokens = bare[continuation]
+            own = tokens[:1] == [model.prefix]  # it brings its own beginning
+            found.append((tokens[:1], tokens[1:]) if own else ([model.prefix], tokens))
+    return found
+
+
+def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
+
+
+def _encoded(model: LanguageModel, texts: Iterable[str], add_bos: bool | None = None) -> dict[str, list[int]]:
+    """Every text once: choices share their contexts."""
+    unique = list(dict.fromkeys(texts))
+    return dict(zip(unique, model.encode_all(unique, add_bos), strict=True))

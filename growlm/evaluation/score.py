@@ -1,0 +1,268 @@
+"""How likely a model finds tokens: windows of text in batches of few shapes, each compiled once in a process.
+
+Shape suffixes: B batch, T positions, K scored tokens of a row, D embed, V vocab, L layers.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from growlm.data.tokenizers import Tokenizer
+from growlm.errors import InputError
+from growlm.loss import token_losses
+from growlm.model import hidden_states
+from growlm.sharding import BATCH, batch_parts, by_batch, shardings_of
+from growlm.weights import ModelConfig, Params
+
+DTYPES = ("float32", "bfloat16")
+SHORTEST = 32  # positions of the narrowest batch
+TOKENS = 2**13  # positions of a batch on one device, unless a number of rows is asked for
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model that reads text: all that an evaluation knows of it.
+
+    Attributes:
+      config: its shape.
+      params: its parameters, on the mesh as training has them (`on_mesh`), or on one device where there is none.
+      tokenizer: of the text that it was trained on; has no more tokens than the model.
+      length: the most tokens that it reads at once, such as its examples had in training.
+      prefix: the token that stands before a text of which nothing comes before: EOS, or BOS for a model that knows one.
+      add_bos: whether `prefix` stands before every text, as the tokenizers of Llama and Gemma do.
+      dtype: the compute dtype, a name in DTYPES.
+      block_scale: float[layers], as in `growlm.apply`; None for ones.
+      mesh: over whose devices a batch is split.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+    length: int
+    prefix: int
+    add_bos: bool = False
+    dtype: str = "float32"
+    block_scale: jax.Array | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+        if self.length < 1:
+            raise InputError(f"length is {self.length}: allowed is >= 1")
+        if self.tokenizer.vocab > self.config.vocab:
+            raise InputError(
+                f"tokenizer {self.tokenizer.name} has {self.tokenizer.vocab} tokens and the model knows "
+                f"{self.config.vocab}: allowed is the tokenizer that it was trained with"
+            )
+
+    def on_mesh(self, mesh: Mesh) -> "LanguageModel":
+        """The same with its parameters laid out on a mesh."""
+        params = jax.device_put(self.params, shardings_of(self.params, self.config, mesh))
+        return dataclasses.replace(self, params=params, mesh=mesh)
+
+    def encode_all(self, texts: Sequence[str], add_bos: bool | None = None) -> list[list[int]]:
+        """The tokens of texts, after BOS where the model has it there (or as `add_bos` says)."""
+        before = [self.prefix] if (self.add_bos if add_bos is None else add_bos) else []
+        return [before + tokens for tokens in self.tokenizer.encode_all(list(texts))]
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a batch is split."""
+        return batch_parts(self.mesh) if self.mesh else 1
+
+
+class Window(NamedTuple):
+    """Tokens that the model reads at once, of which the last `scored` are predicted, each from all before it."""
+
+    tokens: tuple[int, ...]
+    scored: int
+
+
+class Score(NamedTuple):
+    """The log-likelihood, in nats, of what is scored; and whether every token of it is the model's first choice."""
+
+    log_likelihood: float
+    greedy: bool
+
+
+def windows(context: Sequence[int], continuation: Sequence[int], length: int) -> list[Window]:
+    """Windows in which every token of the continuation is predicted once, from as much as a model of `length` can read.
+
+    The conventions of lm-evaluation-harness: a continuation that fits is one window, with its context cut from the
+    left. One that does not is read in rolling windows: its first `length` tokens after the last token of the context,
+    then `length` new ones at a time, the last window filled up to `length` from the left.
+
+    Args:
+      context: at least one token, such as the model's prefix.
+      continuation: what is scored; no window where it is empty.
+      length: tokens that the model reads at once; a window holds one more, which it predicts.
+    """
+    if len(continuation) <= length:
+        both = (*context, *continuation)[-(length + 1) :]
+        return [Window(both, len(continuation))] if continuation else []
+    found = [Window((context[-1], *continuation[:length]), length)]
+    for start in range(length, len(continuation), length):
+        end = min(start + length, len(continuation))
+        found.append(Window(tuple(continuation[end - length - 1 : end]), end - start))
+    return found
+
+
+class _Row(NamedTuple):
+    """What the model reads, and what is scored on it: (position that predicts, token, number of the window)."""
+
+    tokens: tuple[int, ...]
+    scored: list[tuple[int, int, int]]
+
+
+def score(
+    model: LanguageModel, requests: Sequence[Sequence[Window]], rows: int | None = None, title: str = "scoring"
+) -> list[Score]:
+    """The score of every request: of all its windows together.
+
+    Windows that read the same tokens, or the beginning of what another reads, share a pass: the choices of a question
+    that are a token each cost one. Batches are padded to powers of two, longest first, and hold about TOKENS positions
+    a device, or so many rows.
+
+    Raises:
+      InputError: `rows` is no positive number.
+    """
+    if rows is not None and rows < 1:
+        raise InputError(f"batch is {rows}: allowed is >= 1")
+    flat = list(itertools.chain.from_iterable(requests))
+    sums, greedy = np.zeros(len(flat)), np.ones(len(flat), bool)
+    with tqdm(total=len(flat), desc=title, unit="window", disable=None) as bar:
+        for found, loss, first in _scored(model, _batches(model, _shared(flat), rows)):
+            np.subtract.at(sums, found, loss)
+            np.logical_and.at(greedy, found, first)
+            bar.update(len(np.unique(found)))
+    ends = np.cumsum([len(request) for request in requests])
+    parts = [slice(end - len(request), end) for end, request in zip(ends, requests, strict=True)]
+    return [Score(float(sums[part].sum()), bool(greedy[part].all())) for part in parts]
+
+
+def _shared(flat: Sequence[Window]) -> list[_Row]:
+    """The rows that have to be read. In order, what begins another row comes right before one that it begins."""
+    order = sorted(range(len(flat)), key=lambda number: flat[number].tokens[:-1], reverse=True)
+    rows: list[_Row] = []
+    for number in order:
+        window = flat[number]
+        inputs = window.tokens[:-1]
+        if not rows or rows[-1].tokens[: len(inputs)] != inputs:
+            rows.append(_Row(inputs, []))
+        first = len(inputs) - window.scored
+        targets = window.tokens[len(window.tokens) - window.scored :]
+        rows[-1].scored.extend((first + i, token, number) for i, token in enumerate(targets))
+    return rows
+
+
+class _Batch(NamedTuple):
+    """Arrays for the program, and the window of every scored token; -1 where there is none."""
+
+    tokens_BT: np.ndarray
+    position_BK: np.ndarray
+    target_BK: np.ndarray
+    window_BK: np.ndarray
+
+
+def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> Iterator[_Batch]:
+    """Rows of like length and like number of scored tokens, in as few shapes as there are such likenesses."""
+    alike: dict[tuple[int, int], list[_Row]] = collections.defaultdict(list)
+    for row in rows:
+        length = padded_length(len(row.tokens), model.length)
+        alike[length, _padded_count(len(row.scored), length)].append(row)
+    for (length, count), group in sorted(alike.items(), reverse=True):
+        size = most or min(max(TOKENS // length, 1) * model.parts, _power_of_two(len(group)))
+        size = -(-size // model.parts) * model.parts
+        for start in range(0, len(group), size):
+            yield _batch(group[start : start + size], size, length, count)
+
+
+def padded_length(tokens: int, most: int) -> int:
+    """How many positions so many tokens are padded to: a power of two, but no more than the model reads."""
+    return min(max(_power_of_two(tokens), SHORTEST), most)
+
+
+def _padded_count(tokens: int, length: int) -> int:
+    """8, 64, 512, ... or all positions: few shapes, and where little is scored few logits are made."""
+    eights = next(8**power for power in itertools.count(1) if 8**power >= tokens)
+    return min(eights, length) if tokens <= length else eights
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _batch(rows: Sequence[_Row], size: int, length: int, count: int) -> _Batch:
+    batch = _Batch(np.zeros((size, length), np.int32), *(np.zeros((size, count), np.int32) for _ in range(3)))
+    batch.window_BK[:] = -1
+    for i, row in enumerate(rows):
+        batch.tokens_BT[i, : len(row.tokens)] = row.tokens
+        scored = np.asarray(row.scored, np.int32).T
+        batch.position_BK[i, : scored.shape[1]], batch.target_BK[i, : scored.shape[1]] = scored[:2]
+        batch.window_BK[i, : scored.shape[1]] = scored[2]
+    return batch
+
+
+def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(window, loss, first choice) of the scored tokens, a batch at a time, of which the next is on its way already."""
+    waiting: collections.deque = collections.deque()
+    for batch in itertools.chain(batches, [None]):
+        if batch is not None:
+            arrays = batch.tokens_BT, batch.position_BK, batch.target_BK
+            waiting.append((batch.window_BK, run(model, _token_scores, *arrays)))
+        while len(waiting) > (batch is not None):
+            window_BK, results = waiting.popleft()
+            real = window_BK >= 0
+            loss_BK, first_BK = map(np.asarray, results)
+            yield window_BK[real], loss_BK[real].astype(np.float64), first_BK[real]
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "mesh"))
+def _token_scores(
+    config: ModelConfig,
+    dtype: str,
+    mesh: Mesh | None,
+    weights: tuple[Params, jax.Array | None],
+    tokens_BT: jax.Array,
+    position_BK: jax.Array,
+    target_BK: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of the target after each of these positions, and whether it is the first choice."""
+    x_BKD, head_DV = states_at(config, dtype, weights, tokens_BT, position_BK)
+    results = token_losses(x_BKD.reshape(-1, config.embed), head_DV, target_BK.reshape(-1))
+    return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in results)
+
+
+def states_at(
+    config: ModelConfig, dtype: str, weights: tuple[Params, Any], tokens_BT: jax.Array, position_BK: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The hidden states at these positions, [B, K, D], and the head: the logits of others are never made."""
+    params, scale_L = weights
+    x_ND, head_DV = hidden_states(config, params, tokens_BT, dtype=jnp.dtype(dtype), block_scale=scale_L)
+    x_BTD = by_batch(x_ND.reshape(*tokens_BT.shape, config.embed))
+    return by_batch(jnp.take_along_axis(x_BTD, position_BK[:, :, None], axis=1)), head_DV
+
+
+def on_all(mesh: Mesh | None, x: jax.Array) -> jax.Array:
+    """Whole on every device, so that every process has it."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec())) if mesh else x
+
+
+def run(model: LanguageModel, program: Any, *arrays: np.ndarray) -> Any:
+    """The program (config, dtype, mesh, weights, *arrays) on a batch; every process gives it the whole of it."""
+    weights = model.params, model.block_scale
+    if model.mesh is None:
+        return program(model.config, model.dtype, None, weights, *arrays)
+    with jax.set_mesh(model.mesh):
+        placed = [jax.device_put(x, NamedSharding(model.mesh, PartitionSpec(BATCH))) for x in arrays]
+        return program(model.config, model.dtype, model.mesh, weights, *placed)

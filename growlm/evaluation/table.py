@@ -1,0 +1,44 @@
+"""Scores as a table for a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+STDERR = "_stderr"
+
+
+def table(results: dict[str, Any]) -> str:
+    """The scores of an evaluation, a row for every task and metric, and the paper's average where there is one."""
+    rows = [("task", "documents", "metric", "value", "standard error")]
+    for task, scores in results["results"].items():
+        shown = scores.get("alias", task), f"{documents:,}" if (documents := scores.get("sample_len")) else ""
+        for name, value, error in _scores(scores):
+            rows.append((*shown, name, value, error))
+            shown = "", ""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    aligned = [
+        (f"{a:<{widths[0]}}", f"{b:>{widths[1]}}", f"{c:<{widths[2]}}", f"{d:>{widths[3]}}", f"{e:>{widths[4]}}")
+        for a, b, c, d, e in rows
+    ]
+    lines = ["  ".join(cells).rstrip() for cells in aligned]
+    if average := results.get("average"):
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
+        lines += ["", f"average of the paper's seven accuracies: {shown}"]
+    return "\n".join(lines)
+
+
+def _scores(scores: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(metric, value, standard error); the harness calls a metric NAME,FILTER, where the filter is mostly none."""
+    for key, value in scores.items():
+        metric, _, filtered = key.partition(",")
+        if not filtered or metric.endswith(STDERR):
+            continue
+        error = scores.get(f"{metric}{STDERR},{filtered}")
+        name = metric if filtered == "none" else f"{metric} ({filtered})"
+        yield name, _number(value), f"± {_number(error)}" if isinstance(error, float) else ""
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
