@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_accuracies_and_log_likelihoods_are_those_of_the_harness(both):
     expected, said = outcomes(theirs, names, DOCUMENTS)
     results, says = outcomes(Adapter(ours), names, DOCUMENTS)
     for name in names:
-        pairs = [[pair for doc in each[name] for ((pair,),) in [*zip(doc, strict=True)]] for each in (said, says)]
+        pairs = [[pair for doc in each[name] for request in doc for pair in request] for each in (said, says)]
         (there, greedy), (here, greedy_here) = (zip(*each, strict=True) for each in pairs)
         np.testing.assert_allclose(here, there, atol=1e-3, rtol=0)
         assert greedy == greedy_here and len(here) >= DOCUMENTS
@@ -254,7 +255,7 @@ def test_groups_and_tags_run_on_local_files(model, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     write_records(tmp_path, "arc_easy")
     (tmp_path / "arc_challenge.jsonl").write_text((tmp_path / "arc_easy.jsonl").read_text())
-    results = evaluate(model, ["mmlu_humanities", "ai2_arc"], data_dir=tmp_path)["results"]
+    results = evaluate(model, ["mmlu_humanities", "ai2_arc", names[0]], data_dir=tmp_path)["results"]
     assert {"mmlu_humanities", "arc_easy", "arc_challenge", *names} == set(results)
     sizes = [results[name]["sample_len"] for name in names]
     mean = np.average([results[name]["acc,none"] for name in names], weights=sizes)
@@ -296,7 +297,8 @@ def test_generation_is_the_harnesss(both):
         (["wikitext"], {}, {}, "lacks wikitext.jsonl or wikitext.txt"),
         (["sciq"], {"sciq.jsonl": '{"a": 1}\nnot JSON\n'}, {}, "sciq.jsonl line 2 is no record"),
         (["sciq"], {"sciq.jsonl": ""}, {}, "sciq.jsonl is empty"),
-        (["sciq"], {"sciq.jsonl": '{"question": "Why?"}\n'}, {}, "sciq.jsonl is not what the task reads"),
+        (["sciq"], {"sciq.jsonl": '{"question": "Why?"}\n'}, {}, "does not hold what sciq reads (UndefinedError"),
+        (["sciq"], {"sciq.jsonl": '{"question": "Why?"}\n{"answer": "So."}\n'}, {}, "line 2 has no 'question'"),
         (["squadv2"], {}, {}, "task squadv2 makes its data itself"),
         (["sciq"], {}, {"limit": 0}, "limit is 0: allowed is >= 1"),
         (["sciq"], {}, {"batch": 0}, "batch is 0: allowed is >= 1"),
@@ -383,6 +385,7 @@ def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
     assert "has no checkpoint of step 3" in line(run, "--tasks=sciq", "--step=3")
     assert "dtype is 'float8'" in line(run, "--tasks=sciq", "--dtype=float8")
     assert "cannot read" in line(run, f"--perplexity={tmp_path / 'gone.txt'}")
+    assert "unknown task" in line("--checkpoint=gone", "--tasks=scqi")  # before anything large is read
     assert "unknown size 'tensr' in --mesh" in line(run, "--tasks=sciq", "--mesh.tensr=2")
     assert "batch is 0" in line(run, "--tasks=sciq", "--batch=0")
     large = SHARED / "tokenizers" / "gpt-neox-20b"
@@ -391,6 +394,19 @@ def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot be written" in line(run, "--tasks=sciq", f"--output={tmp_path / 'file' / 'out'}")
     assert not (workdir / "evaluations").exists() or not any((workdir / "evaluations").glob("*.part"))
+
+
+def test_a_run_whose_corpus_is_gone_says_so(workdir, tmp_path, capsys):
+    """It may have been a prepared one, with a tokenizer of its own."""
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"corpus": str(tmp_path / "gone")}))
+    (tmp_path / "text.txt").write_text("Some text.")
+    options = [f"--checkpoint={tmp_path / 'run'}", f"--perplexity={tmp_path / 'text.txt'}"]
+    assert main(["evaluate", *options]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "gone, which is not here: --tokenizer=SOURCE" in said
+    assert main(["evaluate", *options, "--tokenizer=bytes"]) == 0
 
 
 def test_a_checkpoint_without_a_tokenizer_says_so(tmp_path, capsys):

@@ -5,9 +5,9 @@ growlm.evaluation.evaluate(model, ["lambada_openai", "arc_easy"], data_dir=Path(
 growlm.evaluation.perplexity(model, [Path("novel.txt").read_text()])["word_perplexity"]
 """
 
-from growlm.evaluation.benchmark import evaluate, paper_average
+from growlm.evaluation.benchmark import check_tasks, evaluate, paper_average
 from growlm.evaluation.generate import Sampling, generate
 from growlm.evaluation.perplexity import perplexity
 from growlm.evaluation.score import LanguageModel
 
-__all__ = ["LanguageModel", "Sampling", "evaluate", "generate", "paper_average", "perplexity"]
+__all__ = ["LanguageModel", "Sampling", "check_tasks", "evaluate", "generate", "paper_average", "perplexity"]

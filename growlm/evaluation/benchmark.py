@@ -17,9 +17,6 @@ from growlm.evaluation.score import LanguageModel
 BOOTSTRAP = 1000  # draws for the standard error of a perplexity; those of accuracies are exact
 SEED = 1234  # of the examples before a question, as the harness has it
 
-# What loading a task raises where its data is not what the task expects.
-_UNFIT = (KeyError, IndexError, TypeError, ValueError, AttributeError)
-
 
 def evaluate(
     model: LanguageModel,
@@ -61,16 +58,19 @@ def evaluate(
     names = named(tasks)
     with _quiet(), manager(names, data_dir, shots) as tasks_manager:
         loaded = _load(tasks_manager, names, shots, data_dir)
-        try:
-            results = evaluator.evaluate(
-                Adapter(model, batch), loaded, limit=limit, bootstrap_iters=BOOTSTRAP, log_samples=False
-            )
-        except _UNFIT as error:
-            if isinstance(error, InputError) or data_dir is None:
-                raise
-            raise _unfit(data_dir, error) from error
+        options = {"limit": limit, "bootstrap_iters": BOOTSTRAP, "log_samples": False}
+        results = evaluator.evaluate(Adapter(model, batch), loaded, **options)
     average = paper_average(results["results"])
     return _plain(results) | ({"average": average} if average else {})
+
+
+def check_tasks(tasks: Sequence[str], data_dir: Path | None = None, shots: int | None = None) -> None:
+    """What `evaluate` would refuse of these arguments, at once: before a large model is read. Raises InputError."""
+    _harness()
+    from growlm.evaluation.tasks import manager, named
+
+    with manager(named(tasks), data_dir, shots):
+        pass
 
 
 def paper_average(results: dict[str, dict[str, Any]]) -> dict[str, float] | None:
@@ -110,7 +110,8 @@ def _load(tasks_manager: Any, names: list[str], shots: int | None, data_dir: Pat
         except Exception as error:  # the harness, its templates and its data library all raise their own
             if data_dir is None:
                 raise
-            raise _unfit(data_dir / f"{name}.jsonl", error) from error
+            says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"{data_dir} does not hold what {name} reads ({says}): allowed are its records") from error
         for part in loaded:
             loaded[part] |= found[part]
     for task in loaded["tasks"].values():
@@ -118,11 +119,6 @@ def _load(tasks_manager: Any, names: list[str], shots: int | None, data_dir: Pat
             task.set_config(key="num_fewshot", value=shots or 0)
         task.set_fewshot_seed(seed=SEED)
     return loaded
-
-
-def _unfit(where: Path, error: Exception) -> InputError:
-    says = " ".join(str(error).split())[:200]
-    return InputError(f"{where} is not what the task reads ({type(error).__name__}: {says}): allowed are its records")
 
 
 @contextlib.contextmanager

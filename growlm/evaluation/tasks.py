@@ -4,6 +4,7 @@ A local task is the harness's own, with its data put under it: a YAML file that 
 its records lie. Groups and tags are the harness's too. Imported only where the extra `eval` is there.
 """
 
+import collections
 import contextlib
 import difflib
 import functools
@@ -79,14 +80,14 @@ def _is_task(entry: Any) -> bool:
 
 def _needed(names: Iterable[str]) -> dict[str, Any]:
     """The harness's entries of these names, and of all that groups and tags among them are made of."""
-    index, found, todo = all_tasks().task_index, {}, list(names)
+    index, found, todo = all_tasks().task_index, {}, collections.deque(names)
     while todo:
-        name = todo.pop()
+        name = todo.popleft()
         if name in found or name not in index:
             continue
         entry = index[name]
         if entry.kind.name == "TAG":
-            todo.extend(entry.tags)
+            todo.extend(sorted(entry.tags))
             continue
         found[name] = entry
         if not _is_task(entry):
@@ -139,6 +140,8 @@ def _check_files(entries: dict[str, Any], data_dir: Path, shots: int | None) -> 
 
 
 def _check_records(file: Path) -> None:
+    """Raises InputError unless there is an object on every line, and all have the fields of the first."""
+    fields: set[str] = set()
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -147,6 +150,9 @@ def _check_records(file: Path) -> None:
                 record = None
             if not isinstance(record, dict):
                 raise InputError(f"{file} line {number} is no record: allowed is a JSON object on every line")
+            fields = fields or set(record)
+            if lacking := sorted(fields - set(record)):
+                raise InputError(f"{file} line {number} has no {lacking[0]!r}: allowed are records with equal fields")
         if not lines.tell():
             raise InputError(f"{file} is empty: allowed is a JSON object on every line")
 

@@ -13,7 +13,7 @@ import jax
 
 from growlm.data.tokenizers import BYTES, Tokenizer, load_tokenizer
 from growlm.errors import InputError, unknown
-from growlm.evaluation import LanguageModel, evaluate, perplexity
+from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.files import write_json
 from growlm.growth.anneal import masked
 from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
@@ -23,6 +23,7 @@ from growlm.training.settings import MeshConfig
 from growlm.weights import Params, parameter_count
 
 RESULTS = "evaluations"
+COUNTS = ("tokens", "bytes", "words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ def run_evaluation(request: Request, write: bool = True) -> tuple[dict[str, Any]
     texts = {str(path): _read(path) for path in request.texts}
     output = request.output or request.checkpoint / RESULTS
     _check_writable(output)
+    if request.tasks:
+        check_tasks(request.tasks, request.data_dir, request.shots)
     model, origin = open_checkpoint(request)
     results: dict[str, Any] = {"results": {}}
     if request.tasks:
@@ -88,8 +91,7 @@ def run_evaluation(request: Request, write: bool = True) -> tuple[dict[str, Any]
 
 def _as_scores(measured: dict[str, Any]) -> dict[str, Any]:
     """Perplexities under the names that the harness would give them."""
-    counts = {key: value for key, value in measured.items() if isinstance(value, int)}
-    return counts | {f"{key},none": value for key, value in measured.items() if key not in counts}
+    return {key if key in ("log_likelihood", *COUNTS) else f"{key},none": value for key, value in measured.items()}
 
 
 def _read(path: Path) -> str:
@@ -136,12 +138,12 @@ def _tokenizer_of(saved: Saved) -> str:
     """The corpus's: a prepared one holds it, and text is read as bytes."""
     if saved.data is None:
         raise InputError(f"{saved.folder} names no corpus, and so no tokenizer: --tokenizer=SOURCE is needed")
+    if saved.data.corpus == "stdlib":
+        return BYTES
     corpus = Path(saved.data.corpus)
-    return str(corpus) if saved.data.corpus != "stdlib" and _is_prepared(corpus) else BYTES
-
-
-def _is_prepared(corpus: Path) -> bool:
-    return (corpus / "manifest.json").is_file()
+    if not corpus.exists():
+        raise InputError(f"{saved.folder} was trained on {corpus}, which is not here: --tokenizer=SOURCE is needed")
+    return str(corpus) if (corpus / "manifest.json").is_file() else BYTES
 
 
 def _acting(saved: Saved, params: Params, provenance: Any) -> tuple[Params, jax.Array | None]:
