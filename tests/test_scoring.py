@@ -267,6 +267,8 @@ def test_a_text_ends_before_what_it_is_told_to_stop_at(model):
     whole = generate(model, ["Once"], Sampling(most=20))[0]
     ends = (whole[11:13], whole[6:8], "never")
     assert generate(model, ["Once"], Sampling(ends, 20)) == [whole[: min(whole.index(end) for end in ends[:2])]]
+    ends = (whole[7:9], whole[6:9])  # both are there with the same token
+    assert generate(model, ["Once"], Sampling(ends, 20)) == [whole[: min(whole.index(end) for end in ends)]]
 
 
 def test_a_text_ends_at_eos(model):
