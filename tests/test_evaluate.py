@@ -410,6 +410,28 @@ def test_a_run_whose_corpus_is_gone_says_so(workdir, tmp_path, capsys):
     assert main(["evaluate", *options, "--tokenizer=bytes"]) == 0
 
 
+def test_a_run_on_prepared_text_has_the_tokenizer_beside_it(workdir, tmp_path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "manifest.json").write_text("{}")
+    tokenizer = load_tokenizer("bytes")
+    tokenizer.save(tmp_path / "prepared")
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text()) | {"corpus": str(tmp_path / "prepared")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    model, _ = open_checkpoint(Request(tmp_path / "run"))
+    assert model.tokenizer.name == str(tmp_path / "prepared")
+    assert (model.prefix, model.add_bos) == (tokenizer.eos, False)
+    assert open_checkpoint(Request(workdir))[0].tokenizer.name == "bytes"
+
+
+def test_an_imported_checkpoint_is_read_as_where_it_came_from(both, folder, tmp_path):
+    _, ours = both
+    assert main(["convert", f"--source={folder}", f"--output={tmp_path / 'imported'}", "--to=growlm"]) == 0
+    model, _ = open_checkpoint(Request(tmp_path / "imported"))
+    assert (model.length, model.prefix, model.add_bos) == (ours.length, ours.prefix, ours.add_bos)
+    assert perplexity(model, ["The same text."]) == perplexity(ours, ["The same text."])
+
+
 def test_a_checkpoint_without_a_tokenizer_says_so(tmp_path, capsys):
     model = hugging_face.make_model("llama2")
     hugging_face.save(model, tmp_path)

@@ -7,18 +7,18 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from growlm.data.tokenizers import BYTES, Tokenizer, load_tokenizer
+from growlm.data.tokenizers import BYTES, SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.files import write_json
 from growlm.growth.anneal import masked
-from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
+from growlm.interop.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.training.mesh import make_mesh
-from growlm.training.saved import Saved, find_saved, read_state
+from growlm.training.saved import ORIGIN, Saved, find_saved, read_state
 from growlm.training.settings import MeshConfig
 from growlm.weights import Params, parameter_count
 
@@ -121,17 +121,34 @@ def open_checkpoint(request: Request) -> tuple[LanguageModel, dict[str, Any]]:
     return model.on_mesh(mesh), origin
 
 
+class _Reading(NamedTuple):
+    """How a model reads text: what `LanguageModel` has of it."""
+
+    tokenizer: Tokenizer
+    length: int
+    prefix: int
+    add_bos: bool
+
+
 def _of_run(saved: Saved, request: Request, mesh: jax.sharding.Mesh) -> tuple[LanguageModel, dict[str, Any]]:
-    """A model of ours, as its masks let it act. It has learned that a document begins after EOS."""
+    """A model of ours, as its masks let it act."""
+    origin = saved.folder / ORIGIN
+    imported = saved.data is None and origin.is_dir()
+    reading = _as_others(origin, _json(origin / CONFIG), request) if imported else _as_ours(saved, request)
+    _check_fits(reading.tokenizer, saved.model.vocab)
+    state = read_state(saved, mesh)
+    params, scale = _acting(saved, state.params, state.provenance)
+    model = LanguageModel(saved.model, params, *reading, dtype=request.dtype, block_scale=scale)
+    return model, {"step": saved.step, "tokens": int(state.tokens)}
+
+
+def _as_ours(saved: Saved, request: Request) -> _Reading:
+    """A model of ours has learned that a document begins after EOS."""
     tokenizer = load_tokenizer(request.tokenizer or _tokenizer_of(saved))
     length = request.length or (saved.data.length if saved.data else None)
     if length is None:
         raise InputError(f"{saved.folder} does not say how long its examples were: --length=N is needed")
-    _check_fits(tokenizer, saved.model.vocab)
-    state = read_state(saved, mesh)
-    params, scale = _acting(saved, state.params, state.provenance)
-    model = LanguageModel(saved.model, params, tokenizer, length, tokenizer.eos, dtype=request.dtype, block_scale=scale)
-    return model, {"step": saved.step, "tokens": int(state.tokens)}
+    return _Reading(tokenizer, length, tokenizer.eos, False)
 
 
 def _tokenizer_of(saved: Saved) -> str:
@@ -154,23 +171,28 @@ def _acting(saved: Saved, params: Params, provenance: Any) -> tuple[Params, jax.
 
 
 def _of_hugging_face(source: HuggingFaceFolder, request: Request) -> LanguageModel:
-    """A model of others, read as lm-evaluation-harness reads it: after BOS where its tokenizer puts it."""
     if request.step is not None:
         raise InputError(f"--step is {request.step}: {source.folder} is a Hugging Face checkpoint and has one only")
-    tokenizer = load_tokenizer(request.tokenizer or str(source.folder))
-    _check_fits(tokenizer, source.model.vocab)
-    length = request.length or source.settings.get("max_position_embeddings")
+    reading = _as_others(source.folder, source.settings, request)
+    _check_fits(reading.tokenizer, source.model.vocab)
+    return LanguageModel(source.model, read_params(source), *reading, dtype=request.dtype)
+
+
+def _as_others(folder: Path, settings: dict[str, Any], request: Request) -> _Reading:
+    """As lm-evaluation-harness reads a Hugging Face model: after BOS where its tokenizer puts it."""
+    home = request.tokenizer or str(folder)
+    tokenizer = load_tokenizer(home)
+    length = request.length or settings.get("max_position_embeddings")
     if length is None:
-        raise InputError(f"{source.folder}/config.json has no max_position_embeddings: --length=N is needed")
-    add_bos = tokenizer.bos is not None and _adds_bos(Path(request.tokenizer or source.folder), tokenizer)
-    prefix = tokenizer.eos if tokenizer.bos is None else tokenizer.bos
-    return LanguageModel(source.model, read_params(source), tokenizer, length, prefix, add_bos, request.dtype)
+        raise InputError(f"{folder / CONFIG} has no max_position_embeddings: --length=N is needed")
+    add_bos = tokenizer.bos is not None and _adds_bos(Path(home), tokenizer)
+    return _Reading(tokenizer, length, tokenizer.eos if tokenizer.bos is None else tokenizer.bos, add_bos)
 
 
 def _adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether texts begin with BOS: as the settings say, or else the tokenizer.json; SentencePiece models do."""
-    settings = folder / "tokenizer_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")).get("add_bos_token") if settings.is_file() else None
+    settings = folder / SETTINGS
+    said = _json(settings).get("add_bos_token") if settings.is_file() else None
     if said is not None:
         return bool(said)
     if not (folder / "tokenizer.json").is_file():
@@ -179,6 +201,13 @@ def _adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
 
     ids = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
     return ids[:1] == [tokenizer.bos]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except ValueError:
+        raise InputError(f"{path} is not JSON: allowed is a file as its library wrote it") from None
 
 
 def _check_fits(tokenizer: Tokenizer, vocab: int) -> None:
