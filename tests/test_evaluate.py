@@ -23,7 +23,7 @@ from growlm.__main__ import main
 from growlm.data import load_corpus, validation_batches
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
-from growlm.evaluation import LanguageModel, evaluate, perplexity
+from growlm.evaluation import LanguageModel, evaluate, paper_average, perplexity
 from growlm.evaluation.harness import Adapter, encode_pairs
 from growlm.evaluation.score import Window, score
 from growlm.evaluation.tasks import PAPER, all_tasks, cut_pages, manager, named
@@ -244,6 +244,16 @@ def sciq_choice(model, record):
     whole = [f"{context} {text}".encode()[-model.length - 1 :] for text in texts]
     scores = [plain_log_likelihood(model, row, len(text) + 1) for row, text in zip(whole, texts, strict=True)]
     return int(np.argmax(scores)), int(np.argmax([s / len(text) for s, text in zip(scores, texts, strict=True)]))
+
+
+def test_the_papers_average_is_of_seven_accuracies():
+    """Of LAMBADA and WinoGrande, which have no other, acc stands for acc_norm."""
+    results = {name: {"acc,none": number / 10} for number, name in enumerate(PAPER[:7])}
+    for name in ("arc_challenge", "arc_easy", "logiqa", "piqa", "sciq"):
+        results[name]["acc_norm,none"] = 0.9
+    average = paper_average(results)
+    assert average == pytest.approx({"acc": 2.1 / 7, "acc_norm": (0.0 + 0.6 + 5 * 0.9) / 7})
+    assert paper_average({name: row for name, row in results.items() if name != "piqa"}) is None
 
 
 def test_groups_and_tags_run_on_local_files(model, tmp_path):
