@@ -26,7 +26,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 $(VENV)/.tried-torch: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) '$(TORCH)' 2>/dev/null \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) '$(TORCH)' accelerate 2>/dev/null \
 		|| echo 'make: there is no $(TORCH) here: the tests that compare with PyTorch are skipped'
 	touch $@
 

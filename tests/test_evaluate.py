@@ -34,7 +34,7 @@ from growlm.training.saved import find_saved, read_state
 from growlm.weights import ModelConfig
 
 SHARED = Path(os.environ.get("GROWLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-DOCUMENTS = int(os.environ.get("GROWLM_TEST_DOCUMENTS", 24))  # 200 were tried by hand
+DOCUMENTS = int(os.environ.get("GROWLM_TEST_DOCUMENTS", 12))  # 200 were tried by hand
 MODEL = ModelConfig(layers=2, embed=32, heads=2, kv_heads=1, head_dim=16, mlp=48, vocab=256)
 
 
@@ -45,10 +45,11 @@ MODEL = ModelConfig(layers=2, embed=32, heads=2, kv_heads=1, head_dim=16, mlp=48
 def folder(request, tmp_path_factory):
     """A checkpoint of random weights, so large that predictions differ, with a real tokenizer."""
     _, transformers = hugging_face.needed()
+    pytest.importorskip("accelerate", reason="the harness's own backend needs it: pip install accelerate")
     file = SHARED / "tokenizers" / "gpt-neox-20b" / "20B_tokenizer.json"
     if not file.is_file():
         pytest.skip(f"there is no {file}: GROWLM_TEST_DATA says where the test data are")
-    sizes = {"vocab_size": 50304, "hidden_size": 48, "num_attention_heads": 4, "max_position_embeddings": 256}
+    sizes = {"vocab_size": 50304, "hidden_size": 48, "num_attention_heads": 4, "max_position_embeddings": 128}
     model = hugging_face.make_model("llama2", **sizes, num_hidden_layers=2, bos_token_id=0, eos_token_id=0)
     folder = hugging_face.save(model, tmp_path_factory.mktemp("checkpoint"))
     text = file.read_text(encoding="utf-8")
@@ -140,10 +141,10 @@ def test_the_two_backends_encode_alike(both):
 def test_rolling_log_likelihoods_are_those_of_the_harness(both):
     """Of whole pages of WikiText: some are many windows long, and one is short."""
     theirs, ours = both
-    expected, said = outcomes(theirs, ["wikitext"], 4)
-    results, says = outcomes(Adapter(ours), ["wikitext"], 4)
+    expected, said = outcomes(theirs, ["wikitext"], 2)
+    results, says = outcomes(Adapter(ours), ["wikitext"], 2)
     a, b = (np.asarray([float(doc[0][0]) for doc in each["wikitext"]]) for each in (said, says))
-    lengths = [len(theirs.tok_encode(page)) for page in cut_pages(wikitext())[:4]]
+    lengths = [len(theirs.tok_encode(page)) for page in cut_pages(wikitext())[:2]]
     assert max(lengths) > 4 * ours.length
     assert np.abs(a - b).max() / max(lengths) < 1e-5 and np.abs(a / b - 1).max() < 1e-6
     for key, value in numbers(expected).items():
