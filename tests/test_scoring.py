@@ -22,7 +22,9 @@ from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
 from growlm.evaluation import score as module
+from growlm.evaluation.generate import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
+from growlm.evaluation.table import table
 from growlm.loss import token_losses
 from growlm.model import apply, init
 from growlm.training.mesh import make_mesh
@@ -238,6 +240,23 @@ def test_a_batch_has_rows(model):
         score(model, [[Window((1, 2), 1)]], rows=0)
 
 
+def test_the_table_of_scores():
+    results = {
+        "arc_easy": {"alias": "arc_easy", "sample_len": 2000, "acc,none": 0.25, "acc_stderr,none": 0.012},
+        "novel.txt": {"word_perplexity,none": 123456.0, "words": 7},
+        "gsm8k": {"sample_len": 3, "exact_match,strict-match": 0.0, "exact_match_stderr,strict-match": "N/A"},
+    }
+    assert table({"results": results, "average": {"acc": 0.5, "acc_norm": 0.75}}).splitlines() == [
+        "task       documents  metric                          value  standard error",
+        "---------  ---------  --------------------------  ---------  --------------",
+        "arc_easy       2,000  acc                            0.2500        ± 0.0120",
+        "novel.txt             word_perplexity             1.235e+05",
+        "gsm8k              3  exact_match (strict-match)     0.0000",
+        "",
+        "average of the paper's seven accuracies: acc 0.5000, acc_norm 0.7500",
+    ]
+
+
 # --- generation
 
 
@@ -267,8 +286,8 @@ def test_a_text_ends_before_what_it_is_told_to_stop_at(model):
     whole = generate(model, ["Once"], Sampling(most=20))[0]
     ends = (whole[11:13], whole[6:8], "never")
     assert generate(model, ["Once"], Sampling(ends, 20)) == [whole[: min(whole.index(end) for end in ends[:2])]]
-    ends = (whole[7:9], whole[6:9])  # both are there with the same token
-    assert generate(model, ["Once"], Sampling(ends, 20)) == [whole[: min(whole.index(end) for end in ends)]]
+    assert _cut("abcdef", ("cd", "bcd", "")) == ("a", True)  # both are there with one token
+    assert _cut("abcdef", ("x",)) == ("abcdef", False)
 
 
 def test_a_text_ends_at_eos(model):
