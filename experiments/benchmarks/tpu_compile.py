@@ -91,7 +91,7 @@ def _model(layers: int, embed: int, heads: int, kv_heads: int, mlp: int, head_di
 # The paper's shapes (and Llama 2's of 70B), its context and its 1,024 sequences a batch.
 SETUPS = {
     "tiny": Setup(_model(4, 256, 4, 2, 512, 64, 1024), 2, "v5e:2x2", MeshConfig(1, 2, 2), 8, 2, "full", 512),
-    "1.1B": Setup(_model(24, 2048, 32, 32, 5632, 64), 6, "v5e:4x4", MeshConfig(1, 16), 1024, 16, "dots"),
+    "1.1B": Setup(_model(24, 2048, 32, 32, 5632, 64), 6, "v5e:4x4", MeshConfig(1, 16), 1024, 8, "attention"),
     "3B": Setup(_model(32, 2560, 20, 4, 7040), 8, "v5e:4x8", MeshConfig(1, 32), 1024, 16, "dots"),
     "7B": Setup(_model(32, 4096, 32, 8, 11008), 8, "v5p:4x4x4", MeshConfig(4, 16), 1024, 4, "none"),
     "70B": Setup(_model(80, 8192, 64, 8, 28672), 20, "v5p:4x8x8", MeshConfig(8, 32), 1024, 4, "dots"),
