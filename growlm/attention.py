@@ -20,17 +20,23 @@ _LANES, _BLOCK, _COMPUTED = 128, 1024, 512
 KEPT = "attention"  # the name by which a rematerialisation policy knows what the TPU kernel's backward pass needs
 
 
-def attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
+def attention(
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
+) -> jax.Array:
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
-    A query sees the last `window` positions, its own among them; None: all.
+    A query sees the last `window` positions, its own among them, and of them those of its own document; None: all.
     TPUs run splash attention, in bfloat16 and float32; GPUs cuDNN's flash attention, in 16 bits, from Ampere on.
     Neither ever holds the scores [B, H, T, S]. What they do not take goes the library's way, in plain XLA: on a TPU
     lengths that are no multiple of 128 and heads above 256, on a GPU heads above 128 or of no multiple of 8.
     """
     if window is not None and window >= q_BTHh.shape[1]:
         window = None  # it hides nothing
-    return _KERNELS.get(_platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window)
+    return _KERNELS.get(_platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
 
 
 def _platform() -> str:
@@ -41,15 +47,26 @@ def _platform() -> str:
 
 
 def _library_attention(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None, implementation=None
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     before = None if window is None else (window - 1, 0)  # positions seen on either side
     options = {"is_causal": True, "local_window_size": before, "implementation": implementation}
+    if document_BT is not None:
+        options["mask"] = (document_BT[:, :, None] == document_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, **options)
 
 
 def _heads_first_attention(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
     batch, length, heads, head_dim = q_BTHh.shape
@@ -63,22 +80,37 @@ def _heads_first_attention(
     visible_GS = position_G[:, None] >= jnp.arange(length)
     if window is not None:
         visible_GS &= position_G[:, None] < jnp.arange(length) + window
-    weight_nGS = jax.nn.softmax(jnp.where(visible_GS, score_nGS, -1e30)).astype(v_nSh.dtype)
+    visible = visible_GS
+    if document_BT is not None:
+        document_nS = jnp.repeat(document_BT, kv_heads, axis=0)
+        visible = visible_GS & (document_nS[:, position_G, None] == document_nS[:, None])
+    weight_nGS = jax.nn.softmax(jnp.where(visible, score_nGS, -1e30)).astype(v_nSh.dtype)
     o_nGh = jnp.einsum("ngs,nsh->ngh", weight_nGS, v_nSh)
     o = o_nGh.reshape(batch, kv_heads, -1, length, head_dim).transpose(0, 3, 1, 2, 4)
     return o.reshape(batch, length, heads, head_dim)
 
 
-def _tpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
+def _tpu_attention(
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
+) -> jax.Array:
     length, head_dim, dtype = q_BTHh.shape[1], q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float32) and length % _LANES == 0 and head_dim <= 256
     if not taken:
-        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window)
-    return _on_every_device(partial(_splash_attention, window=window), q_BTHh, k_BTKh, v_BTKh)
+        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
+    return _on_every_device(partial(_splash_attention, window=window), q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
 def _splash_attention(
-    q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None, interpret: bool = False
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # half a second that only TPUs need
 
@@ -92,7 +124,8 @@ def _splash_attention(
     options = {"interpret": interpret, "residual_checkpoint_name": KEPT}
     kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, **options)
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh * head_dim**-0.5, k_BTKh, v_BTKh))
-    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+    document = None if document_BT is None else splash.SegmentIds(document_BT, document_BT)
+    return jax.vmap(kernel)(q, k, v, document).swapaxes(1, 2)
 
 
 def _largest_block(length: int, most: int) -> int:
@@ -100,24 +133,38 @@ def _largest_block(length: int, most: int) -> int:
     return max(size for size in range(_LANES, most + 1, _LANES) if length % size == 0)
 
 
-def _on_every_device(kernel: Callable, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array) -> jax.Array:
+def _on_every_device(
+    kernel: Callable, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, document_BT: jax.Array | None = None
+) -> jax.Array:
     """A kernel that the compiler cannot split, on the part of the batch and the heads that every device has."""
     mesh = current_mesh()
     if mesh is None:
-        return kernel(q_BTHh, k_BTKh, v_BTKh)
+        return kernel(q_BTHh, k_BTKh, v_BTKh, document_BT=document_BT)
     batch = BATCH if q_BTHh.shape[0] % batch_parts(mesh) == 0 else None
     heads = "tensor" if k_BTKh.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(batch, None, heads, None)
     # The kernels do not say along which axes their results vary, which is what the check asks.
-    return jax.shard_map(kernel, in_specs=spec, out_specs=spec, check_vma=False)(q_BTHh, k_BTKh, v_BTKh)
+    ins = (spec, spec, spec, PartitionSpec(batch))
+
+    def part(q, k, v, document):
+        return kernel(q, k, v, document_BT=document)
+
+    return jax.shard_map(part, in_specs=ins, out_specs=spec, check_vma=False)(q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
-def _gpu_attention(q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, window: int | None = None) -> jax.Array:
+def _gpu_attention(
+    q_BTHh: jax.Array,
+    k_BTKh: jax.Array,
+    v_BTKh: jax.Array,
+    window: int | None = None,
+    document_BT: jax.Array | None = None,
+) -> jax.Array:
     head_dim, dtype = q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
     if not taken or not _has_flash_attention():
-        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window)
-    return _on_every_device(partial(_library_attention, window=window, implementation="cudnn"), q_BTHh, k_BTKh, v_BTKh)
+        return _library_attention(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
+    kernel = partial(_library_attention, window=window, implementation="cudnn")
+    return _on_every_device(kernel, q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
 @cache

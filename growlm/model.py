@@ -100,12 +100,12 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_ND, rotary, batch: int):
+    def __call__(self, x_ND, rotary, batch: int, document_BT=None):
         """[B x T, D] -> [B x T, D]: what the block adds to the stream."""
         q_BTHh = rotate(self._project(x_ND, "query", batch), rotary)
         k_BTKh = rotate(self._project(x_ND, "key", batch), rotary)
         v_BTKh = self._project(x_ND, "value", batch)
-        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh, self.config.sliding_window)
+        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh, self.config.sliding_window, document_BT)
         return _dense(o_BTHh.reshape(x_ND.shape[0], -1), _weight(self, "out"))
 
     def _project(self, x_ND, name: str, batch: int):
@@ -140,11 +140,12 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_ND, rotary, batch: int, scale=None):
+    def __call__(self, x_ND, rotary, batch: int, scale=None, document_BT=None):
         """The stream [B x T, D] -> (the stream, None), the form that a scan carries; what is added, times the scale."""
         x_ND = by_batch(x_ND)
         parts = {"config": self.config, "dtype": self.dtype}
-        y_ND = x_ND + Attention(**parts, name="attn")(Norm(**parts, name="attn_norm")(x_ND), rotary, batch)
+        normed_ND = Norm(**parts, name="attn_norm")(x_ND)
+        y_ND = x_ND + Attention(**parts, name="attn")(normed_ND, rotary, batch, document_BT)
         y_ND = y_ND + Mlp(**parts, name="mlp")(Norm(**parts, name="mlp_norm")(y_ND))
         return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), None
 
@@ -188,6 +189,12 @@ def apply_branch(config: ModelConfig, kind: str, params: Params, x_ND: jax.Array
     return _Alone(config, x_ND.dtype, kind).apply({"params": {"blocks": params}}, x_ND, batch)
 
 
+def documents(tokens_BT: jax.Array, document_end: int) -> jax.Array:
+    """int32[B, T]: the number of each position's document in its row; the token that ends one still belongs to it."""
+    ends_BT = (tokens_BT == document_end).astype(jnp.int32)
+    return jnp.cumsum(ends_BT, axis=1) - ends_BT
+
+
 def _policy(remat: str) -> Any:
     """The policy of that name; what layers gathered from other devices is not kept, or fsdp would be for nothing."""
     mesh = current_mesh()
@@ -205,6 +212,7 @@ class Decoder(nn.Module):
     config: ModelConfig
     dtype: Any = jnp.float32
     remat: str = "none"
+    document_end: int | None = None
 
     def setup(self):
         """The weights, in the order in which they draw their initial values."""
@@ -216,24 +224,25 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens_BT, scale_L=None):
         """int[B, T] -> (hidden [B x T, D], head [D, V]); their product are the logits."""
-        return self.top(self._embed(tokens_BT), tokens_BT.shape[0], scale_L)
+        return self.top(self._embed(tokens_BT), tokens_BT, scale_L)
 
     def bottom(self, tokens_BT, scale_L=None):
         """int[B, T] -> the stream [B x T, D] after the last layer."""
-        return self._through(self._embed(tokens_BT), tokens_BT.shape[0], scale_L)
+        return self._through(self._embed(tokens_BT), tokens_BT, scale_L)
 
-    def top(self, x_ND, batch: int, scale_L=None):
+    def top(self, x_ND, tokens_BT, scale_L=None):
         """The stream [B x T, D] before the first layer -> (hidden, head)."""
-        x_ND = self.final_norm(self._through(x_ND, batch, scale_L))
+        x_ND = self.final_norm(self._through(x_ND, tokens_BT, scale_L))
         return x_ND, self.embedding_VD.T if self.config.tie_embeddings else self.head_DV
 
     def _embed(self, tokens_BT):
         return by_batch(self.embedding_VD[tokens_BT.reshape(-1)])
 
-    def _through(self, x_ND, batch: int, scale_L):
-        config = self.config
-        rotary = rotary_table(x_ND.shape[0] // batch, config.head_dim, config.rope_theta, config.rope_scaling)
-        x_ND, _ = self.blocks(x_ND, rotary, batch, scale_L)
+    def _through(self, x_ND, tokens_BT, scale_L):
+        config, (batch, length) = self.config, tokens_BT.shape
+        rotary = rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
+        document_BT = None if self.document_end is None else documents(tokens_BT, self.document_end)
+        x_ND, _ = self.blocks(x_ND, rotary, batch, scale_L, document_BT)
         return x_ND
 
     def _layers(self) -> nn.Module:
@@ -244,7 +253,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=self.config.layers,
         )
         return scanned(self.config, self.dtype)
@@ -283,19 +292,22 @@ def _hidden(
     remat: str,
     scale_L: jax.Array | None,
     frozen_layers: int,
+    document_end: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What `Decoder` gives."""
     _check_options(config, remat, scale_L, frozen_layers)
     check_params(config, params)
     if not frozen_layers:
-        return Decoder(config, dtype, remat).apply({"params": params}, tokens_BT, scale_L)
+        return Decoder(config, dtype, remat, document_end).apply({"params": params}, tokens_BT, scale_L)
     # A scan goes backward through all of its layers or none: those that are constants need one of their own.
     params = {**params, "embedding": jax.lax.stop_gradient(params["embedding"])}  # as a tied head too
     bottom, *constants = _cut(config, params, scale_L, slice(frozen_layers))
     variables, bottom_scale_L = jax.lax.stop_gradient(constants)
-    x_ND = Decoder(bottom, dtype).apply(variables, tokens_BT, bottom_scale_L, method="bottom")
+    below = Decoder(bottom, dtype, document_end=document_end)
+    x_ND = below.apply(variables, tokens_BT, bottom_scale_L, method="bottom")
     top, variables, top_scale_L = _cut(config, params, scale_L, slice(frozen_layers, None))
-    return Decoder(top, dtype, remat).apply(variables, x_ND, tokens_BT.shape[0], top_scale_L, method="top")
+    above = Decoder(top, dtype, remat, document_end)
+    return above.apply(variables, x_ND, tokens_BT, top_scale_L, method="top")
 
 
 @partial(jax.jit, static_argnames="config")
@@ -377,6 +389,7 @@ def next_token_loss(
     remat: str = "none",
     block_scale: jax.Array | None = None,
     frozen_layers: int = 0,
+    document_end: int | None = None,
 ) -> jax.Array:
     """Mean cross-entropy, in nats a token, of predicting tokens[:, 1:] from what comes before each.
 
@@ -385,6 +398,8 @@ def next_token_loss(
       tokens: int[batch, length + 1].
       frozen_layers: so many of the first layers, and the embedding with them, are constants: their gradients are zero
         and cost nothing. With 0 everything trains, with config.layers the final norm and an untied head.
+      document_end: the token that ends a document: a position sees its own document alone. None: all before it, as in
+        the paper. What ends one predicts the first token of the next in both cases.
 
     Returns:
       A float32 scalar: softmax and loss are float32 whatever the compute dtype (float64 where that is it).
@@ -393,5 +408,6 @@ def next_token_loss(
       InputError: as `apply`, and for more frozen layers than there are.
     """
     _check_tokens(tokens, 2)
-    x_ND, head_DV = _hidden(config, params, tokens[:, :-1], dtype, remat, block_scale, frozen_layers)
+    options = dtype, remat, block_scale, frozen_layers, document_end
+    x_ND, head_DV = _hidden(config, params, tokens[:, :-1], *options)
     return cross_entropy(x_ND, head_DV, tokens[:, 1:])

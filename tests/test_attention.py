@@ -80,6 +80,33 @@ def test_window_of_the_tpu_is_that_of_the_cpu(monkeypatch, window):
     chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_within_documents_a_query_sees_what_it_would_see_of_its_document_alone(window):
+    """Each document's outputs and gradients are those of attention on it alone."""
+    q, k, v, cotangent = random_inputs(2, 9, 4, 2, 8)
+    functions = (attention, kernels._library_attention)
+    for function in (partial(f, window=window, document_BT=DOCUMENTS) for f in functions):
+        found = jax.jit(partial(with_gradients, function))(q, k, v, cotangent)
+        for row, documents in enumerate(DOCUMENTS):
+            for document in set(documents.tolist()):
+                own = (slice(row, row + 1), np.flatnonzero(documents == document))
+                alone = with_gradients(partial(attention, window=window), *(x[own] for x in (q, k, v, cotangent)))
+                chex.assert_trees_all_close(jax.tree.map(lambda x, own=own: x[own], found), alone, atol=1e-5)
+
+
+def test_documents_of_the_tpu_are_those_of_the_cpu(monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", 128)
+    inputs = random_inputs(2, 384, 2, 1, 64)
+    document_BT = np.stack([np.arange(384) // 100, np.arange(384) // 250])
+    splash = partial(kernels._splash_attention, document_BT=document_BT, interpret=True)
+    cpu = partial(kernels._heads_first_attention, document_BT=document_BT)
+    expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (cpu, splash))
+    chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 TPU_CASES = [
     (4, 2, 64, jnp.float32, 1e-5),
     (2, 2, 128, jnp.float32, 1e-5),

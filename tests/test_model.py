@@ -14,6 +14,7 @@ import growlm
 from growlm import InputError, ModelConfig
 from growlm.model import (
     REMAT_POLICIES,
+    documents,
     next_token_loss,
     rms_norm,
     rotary_table,
@@ -280,6 +281,23 @@ def test_remat_changes_what_is_kept_and_nothing_else():
         chex.assert_trees_all_close(gradient(FULL, params, tokens, remat=remat), expected, rtol=1e-4, atol=1e-6)
     assert floats_kept("full") < floats_kept("dots") < floats_kept("none")
     assert floats_kept("attention") == floats_kept("full")  # no TPU here
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_within_documents_the_loss_is_that_of_the_documents_alone(frozen):
+    """Two documents in a row give the losses of each alone; what ends the first one predicts the second's first."""
+    params, tokens = noisy(FULL), np.asarray(random_tokens(FULL, 1, 12)) % (FULL.vocab - 1)
+    end = FULL.vocab - 1
+    tokens[0, 5] = end
+    options = {"document_end": end, "frozen_layers": frozen}
+    together, apart = next_token_loss(FULL, params, tokens, **options), next_token_loss(FULL, params, tokens)
+    first, second = (next_token_loss(FULL, params, part) for part in (tokens[:, :7], tokens[:, 6:]))
+    np.testing.assert_allclose(11 * together, 6 * first + 5 * second, rtol=1e-5)
+    assert abs(together - apart) > 1e-3
+
+
+def test_the_token_that_ends_a_document_belongs_to_it():
+    np.testing.assert_array_equal(documents(jnp.array([[0, 3, 5, 0, 0, 2]]), 0), [[0, 1, 1, 1, 2, 3]])
 
 
 def test_grouped_heads_are_repeated_key_and_value_heads():

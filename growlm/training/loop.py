@@ -170,6 +170,7 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
     """
     config, run = stage.config, stage.run
     settings = {"microbatches": config.microbatches, "held_out": run.evaluation.batch}
+    settings |= {"document_end": stage.eos if run.document_mask else None}
     shared = Program(config.model, config.optimizer, run.dtype, run.remat, config.train, **settings)
 
     def program(ramped: bool, depth: int | None) -> Program:

@@ -44,7 +44,7 @@ class RunPlan:
 
 def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
     """Everything that can be wrong with a run is found here. Raises InputError."""
-    stages = resolve(config, corpus.fingerprint)
+    stages = resolve(config, corpus.fingerprint, corpus.eos)
     for stage in stages:
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(f"model.vocab is {stage.config.model.vocab}: {corpus.name!r} has {corpus.vocab} tokens")

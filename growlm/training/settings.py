@@ -233,13 +233,17 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run: stages one after the other, on one corpus and seed. dtype is the compute dtype; parameters are float32."""
+    """A run: stages one after the other, on one corpus and seed. dtype is the compute dtype; parameters are float32.
+
+    document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
+    """
 
     stages: tuple[StageConfig, ...]
     seed: int = 0
     corpus: str = "stdlib"
     dtype: str = "float32"
     remat: str = "none"
+    document_mask: bool = False
     mesh: MeshConfig = MeshConfig()
     log_every_steps: int = 10
     evaluation: EvaluationConfig = EvaluationConfig()

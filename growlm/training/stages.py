@@ -46,6 +46,7 @@ class Stage:
     run: RunConfig
     fingerprint: str  # of the corpus
     parent: "Stage | None"
+    eos: int | None = None  # the token that ends a document of it
 
     @cached_property
     def number(self) -> int:
@@ -158,6 +159,7 @@ class Stage:
         if self.config.schedule.kind in WITH_HORIZON:
             own["schedule"]["horizon_tokens"] = self.horizon
         shared = {name: getattr(self.run, name) for name in ("seed", "dtype", "remat")}
+        shared |= {"document_mask": True} if self.run.document_mask else {}
         parent = {"address": self.parent.address, "last_step": self.parent.last_step} if self.parent else None
         return own | shared | {"corpus": self.fingerprint, "parent": parent}
 
@@ -167,9 +169,9 @@ class Stage:
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def resolve(run: RunConfig, fingerprint: str) -> list[Stage]:
-    """The stages of a run, each knowing its parent."""
+def resolve(run: RunConfig, fingerprint: str, eos: int | None = None) -> list[Stage]:
+    """The stages of a run on a corpus, each knowing its parent. To train under a document mask takes its EOS."""
     stages: list[Stage] = []
     for config in run.stages:
-        stages.append(Stage(config, run, fingerprint, stages[-1] if stages else None))
+        stages.append(Stage(config, run, fingerprint, stages[-1] if stages else None, eos))
     return stages

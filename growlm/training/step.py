@@ -32,7 +32,8 @@ class Program:
 
     depth: the step is of the sub-model of so many of the first layers; None for the whole model. Frozen layers, and
     those above a sub-model, keep their moments and ages too. microbatches: the batch is worked on in so many parts.
-    held_out: examples in a validation batch, 0 for as many as in a batch.
+    held_out: examples in a validation batch, 0 for as many as in a batch. document_end: the token that ends a document,
+    where attention stays within documents.
     """
 
     model: ModelConfig
@@ -45,6 +46,7 @@ class Program:
     depth: int | None = None
     microbatches: int = 1
     held_out: int = 0
+    document_end: int | None = None
 
     def for_evaluation(self) -> "Program":
         """The same of a loss alone, of the whole model."""
@@ -106,6 +108,7 @@ def train_loss(program: Program, params: Params, tokens_BS: jax.Array, provenanc
         model, params = dataclasses.replace(model, layers=program.depth), cut(params, slice(program.depth))
         scale = jax.tree.map(lambda factors: factors[: program.depth], scale)
     options = {"dtype": jnp.dtype(program.dtype), "remat": program.remat, "frozen_layers": program.frozen_layers}
+    options["document_end"] = program.document_end
     return next_token_loss(model, params, tokens_BS, block_scale=scale, **options)
 
 
