@@ -265,8 +265,13 @@ def test_a_workdir_that_holds_a_different_run(capsys, bench):
     )
     line = refused(capsys, bench, *SWEEP)
     assert "work holds a different run" in line and len(line) < 200
-    # The same run again, in other words, is no different one.
+    # The same run again, in other words or by a growlm that had fewer settings, is no different one.
     assert main([*TRAIN, *small, "--config.seed=0", "--config.stages[0].batch=4.0"]) == 0
+    held = json.loads((bench / "work" / "config.json").read_text())
+    del held["document_mask"], held["evaluation"]["batch"], held["stages"][0]["model"]["rope_scaling"]
+    (bench / "work" / "config.json").write_text(json.dumps(held))
+    assert main([*TRAIN, *small]) == 0
+    assert "document_mask" in json.loads((bench / "work" / "config.json").read_text())
 
 
 def test_an_override_is_for_one_stage_though_the_file_shares_a_dict(capsys, bench):

@@ -20,13 +20,14 @@ from growlm.files import is_part, locked, write_json
 from growlm.growth import grow_state
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
+from growlm.training.config import build_run, build_sweep
 from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import after_first, agreed, records_folder
 from growlm.training.programs import kept_on_disk, prepared_growth
-from growlm.training.settings import MeshConfig, RunConfig
+from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 
@@ -81,15 +82,18 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _result(config: Any) -> Any:
-    """A config without what does not matter to its result: where it ran, and what its models do not have."""
-    if isinstance(config, list):
-        return [_result(item) for item in config]
-    if not isinstance(config, dict):
+    """A config without what does not matter to its result, where it ran, and with defaults for what it does not say.
+
+    So a folder of an older growlm, which had fewer settings, goes on.
+    """
+    try:
+        built = build_sweep(config) if "runs" in config else build_run(config)
+    except (InputError, TypeError):  # no config of this growlm: it is compared as it is
         return config
-    meshes = {field.name for field in dataclasses.fields(MeshConfig)}
-    absent = [key for key in ("rope_scaling", "sliding_window") if config.get(key, 0) is None]
-    mesh = [key for key in ("mesh",) if key in config and set(config[key]) == meshes]
-    return {key: _result(value) for key, value in config.items() if key not in absent + mesh}
+    plain = json.loads(json.dumps(dataclasses.asdict(built)))
+    for run in plain["runs"].values() if "runs" in plain else [plain]:
+        del run["mesh"]
+    return plain
 
 
 def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
