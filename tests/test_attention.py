@@ -151,7 +151,7 @@ def test_the_kernel_is_that_of_the_platform_that_is_compiled_for(monkeypatch):
             assert attention(*"qkv") == "cpu"
 
 
-def ran(name, q, k, v, window):
+def ran(name, q, k, v, window, document_BT):
     return name
 
 
