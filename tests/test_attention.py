@@ -5,10 +5,7 @@ Run as a script, on several devices: the largest differences between attention o
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import chex
@@ -16,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight import on_eight_devices
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 import growlm
@@ -224,10 +222,7 @@ def largest_differences():
 
 
 def test_split_over_a_mesh_it_is_the_same():
-    several = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=os.environ | several)
-    assert done.returncode == 0, done.stderr
-    differences = json.loads(done.stdout)
+    differences = on_eight_devices(__file__)
     assert len(differences) == 4 and max(differences) < 1e-5
 
 

@@ -4,10 +4,7 @@ Run as a script, on 8 devices: how far it is from the plain one of one device on
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
 from functools import partial
 
 import chex
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from eight import on_eight_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -178,10 +176,7 @@ def main():
 
 @pytest.fixture(scope="module")
 def on_meshes():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=os.environ | devices)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return on_eight_devices(__file__)
 
 
 @pytest.mark.parametrize("case", [*map(str, MESHES), *UNEVEN])

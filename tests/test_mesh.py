@@ -1,9 +1,5 @@
 """On every mesh of 8 devices a run with growth has the losses of one device."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from eight import on_eight_devices
 from meshes import config
 
 from growlm import InputError
@@ -31,11 +28,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_eight(corpus, tmp_path_factory):
     script = Path(__file__).with_name("meshes.py")
-    command = [sys.executable, script, tmp_path_factory.mktemp("runs"), corpus, *SPECS, PARTS]
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=os.environ | eight)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return on_eight_devices(script, tmp_path_factory.mktemp("runs"), corpus, *SPECS, PARTS, timeout=1800)
 
 
 @pytest.fixture(scope="module")

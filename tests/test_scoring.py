@@ -6,14 +6,12 @@ Run as a script, on 8 devices: the scores and the texts of a model on meshes.
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight import on_eight_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -339,10 +337,7 @@ def main():
 
 @pytest.fixture(scope="module")
 def on_meshes():
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=os.environ | devices)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return on_eight_devices(__file__)
 
 
 @pytest.mark.parametrize("name", MESHES)
