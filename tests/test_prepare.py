@@ -7,25 +7,19 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from prepared import TEXTS, documents, prepared, request, shard_bytes, tokens, write_sources
 
 from growlm.__main__ import main
 from growlm.data import load_corpus, load_tokenizer, prepare, verify
-from growlm.data.documents import Document, Reading, cut
-from growlm.data.holdout import find_rule, rank, runs
+from growlm.data.documents import Reading
 from growlm.data.sources import list_parts
 from growlm.errors import InputError
-from growlm.training.run import train
 
 
 @pytest.fixture
@@ -155,13 +149,6 @@ def test_zstandard_in_several_frames(tmp_path):
     assert read(tmp_path / "b.txt.zst") == ["text"]
 
 
-@given(st.text(st.characters(codec="utf-8")), st.integers(4, 30))
-def test_pieces_are_the_text(text, size):
-    pieces = list(cut(text, size))
-    assert "".join(pieces) == text
-    assert all(0 < len(piece.encode()) <= size for piece in pieces)
-
-
 def test_a_long_document_is_read_in_pieces_and_ends_once(tmp_path):
     texts = tmp_path / "text"
     texts.mkdir()
@@ -230,85 +217,6 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     line = failed(capsys, "--source=hf:some/set", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
     assert "pip install growlm[huggingface]" in line
-
-
-# --- what is held out
-
-
-def split_of(texts, validation=None):
-    """What is held out of documents that are these texts."""
-
-    def read():
-        return [Document("", iter(cut(text, 1 << 20))) for text in texts]
-
-    rule = find_rule(read, validation)
-    found = {"train": [], "validation": []}
-    for document in read():
-        for split, pieces in runs(document, rule):
-            found[split].append("".join(pieces))
-    return found, rule
-
-
-def test_an_added_file_moves_no_other():
-    texts = [f"text {i}" for i in range(5000)]
-    before, after = (set(split_of(some, "0.05")[0]["validation"]) for some in (texts[2000:], texts))
-    assert before == after & set(texts[2000:])
-    assert 150 < len(after) < 350
-
-
-def test_neither_order_nor_copies_split_a_text():
-    texts = [f"text {i % 300}" for i in range(900)]
-    found, _ = split_of(texts, "0.1")
-    backwards, _ = split_of(texts[::-1], "0.1")
-    assert not set(found["train"]) & set(found["validation"])
-    assert set(backwards["validation"]) == set(found["validation"])
-    assert all(number == 3 for number in Counter(found["validation"]).values())
-
-
-@pytest.mark.parametrize("number", [1, 5, 299])
-def test_a_number_of_different_documents_is_held_out(number):
-    texts = [f"text {i % 300}" for i in range(500)]
-    found, _ = split_of(texts, str(number))
-    assert len(set(found["validation"])) == number
-    assert max(map(rank, found["validation"])) < min(map(rank, found["train"]))
-
-
-def test_something_is_held_out_of_any_corpus():
-    for begin in range(0, 2000, 60):
-        found, rule = split_of([f"text {i}" for i in range(begin, begin + 60)])
-        assert rule.unit == "document" and len(found["validation"]) >= 1 and len(found["train"]) >= 50
-
-
-def test_few_documents_are_split_by_chunks(tmp_path):
-    lines = [f"{i:09}" for i in range(60_000)]
-    (tmp_path / "input.txt").write_text("\n".join(lines))
-    folder = prepared(tmp_path / "input.txt", tmp_path / "out")
-    train, validation = documents(folder, "train"), documents(folder, "validation")
-    found = [set("\n".join(side).split()) for side in (train, validation)]
-    assert not found[0] & found[1] and found[0] | found[1] == set(lines)
-    assert 0.01 < len(found[1]) / len(lines) < 0.12
-    assert sum(map(len, train + validation)) == 10 * len(lines) - 1
-    assert len(train) <= len(validation) + 1  # neighbours stay joined
-
-
-@pytest.mark.parametrize(
-    ("texts", "validation", "says"),
-    [
-        ([], None, "holds no text"),
-        (["", ""], None, "holds no text"),
-        (["short"], None, "too small to hold anything out: it is one chunk"),
-        (["same"] * 60, None, "too small.*one document"),
-        ([f"{i}" for i in range(60)], "60", r"--validation=60 leaves nothing to train on: of 60 documents"),
-        ([f"{i}" for i in range(60)], "10000", "--validation=10000 leaves nothing"),
-        (["a"], "0", "--validation=0 is not allowed: a share such as 0.005"),
-        (["a"], "1.0", "--validation=1.0 is not allowed"),
-        (["a"], "-1", "--validation=-1 is not allowed"),
-        (["a"], "some", "--validation=some is not allowed"),
-    ],
-)
-def test_wrong_validation(texts, validation, says):
-    with pytest.raises(InputError, match=says):
-        split_of(texts, validation)
 
 
 # --- stopped and resumed
@@ -572,31 +480,3 @@ def test_prepare_needs_an_output(capsys):
 def test_tokenizers_that_cannot_be_trained(source, tmp_path, kind, vocab, says):
     with pytest.raises(InputError, match=says):
         prepare(request(source, tmp_path / "out", tokenizer=None, train_tokenizer=kind, vocab=vocab))
-
-
-# --- and trained on
-
-
-def test_a_run_trains_and_grows_on_prepared_text(source, tmp_path):
-    folder = prepared(source, tmp_path / "corpus", tokenizer=None, train_tokenizer="bpe", vocab=300, validation="0.2")
-    model = tiny.MODEL | {"vocab": 300}
-    grow = {"model": model | {"layers": 2}, "length": 2 * tiny.LENGTH, "batch": tiny.BATCH // 2}
-    stages = tiny.stage(2, model=model), tiny.grown(2, **grow)
-    train(tiny.run_config(str(folder), *stages), tmp_path / "run", threading.Event())
-    found = tiny.records(tmp_path / "run")
-    assert {record["step"] for record in found} == {0, 1, 2, 3, 4}
-    assert all(4 < record["loss"] < 8 for record in found if record.get("loss") is not None)
-    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
-        train(tiny.run_config(str(folder), tiny.stage(4)), tmp_path / "small", threading.Event())
-
-
-@settings(max_examples=20)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60))
-def test_no_text_is_on_both_sides(numbers):
-    texts = [f"{n} " * 900 for n in numbers]
-    try:
-        found, _ = split_of(texts, "0.5")
-    except InputError as error:
-        assert "too small" in str(error)
-        return
-    assert found["train"] and found["validation"]

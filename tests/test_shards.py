@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepared import TEXTS, prepared, request, tokens, write_sources
@@ -19,6 +21,7 @@ from growlm.__main__ import main
 from growlm.data import batches, load_corpus, prepare, validation_batches, verify
 from growlm.data.shards import ShardedTokens
 from growlm.errors import InputError
+from growlm.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +238,17 @@ def test_the_benchmark_measures_both_on_one_core(whole, monkeypatch, capsys):
     rows = next(benchmark.plain_copies(maps, 4, 16))
     assert rows.shape == (4, 17) and rows.dtype == np.int32
     assert all(bytes(row.astype("<u2")) in b"".join(map(bytes, maps)) for row in rows)
+
+
+def test_a_run_trains_and_grows_on_prepared_text(tmp_path):
+    source, trained = write_sources(tmp_path / "text"), {"train_tokenizer": "bpe", "vocab": 300}
+    folder = prepared(source, tmp_path / "corpus", tokenizer=None, validation="0.2", **trained)
+    model = tiny.MODEL | {"vocab": 300}
+    grow = {"model": model | {"layers": 2}, "length": 2 * tiny.LENGTH, "batch": tiny.BATCH // 2}
+    stages = tiny.stage(2, model=model), tiny.grown(2, **grow)
+    train(tiny.run_config(str(folder), *stages), tmp_path / "run", threading.Event())
+    found = tiny.records(tmp_path / "run")
+    assert {record["step"] for record in found} == {0, 1, 2, 3, 4}
+    assert all(4 < record["loss"] < 8 for record in found if record.get("loss") is not None)
+    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
+        train(tiny.run_config(str(folder), tiny.stage(4)), tmp_path / "small", threading.Event())
