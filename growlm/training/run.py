@@ -65,8 +65,9 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     try:
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
-            if _result(held) != _result(config):
-                difference = _first_difference(_result(held), _result(config))
+            there, here = _result(held), _result(config)
+            if there != here:
+                difference = _first_difference(there, here)
                 raise InputError(f"{folder} holds a different run: {difference}; allowed is a new folder")
             if held != config:
                 write_json(path, config)
