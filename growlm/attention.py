@@ -31,8 +31,9 @@ def attention(
 
     A query sees the last `window` positions, its own among them, and of them those of its own document; None: all.
     TPUs run splash attention, in bfloat16 and float32; GPUs cuDNN's flash attention, in 16 bits, from Ampere on.
-    Neither ever holds the scores [B, H, T, S]. What they do not take goes the library's way, in plain XLA: on a TPU
-    lengths that are no multiple of 128 and heads above 256, on a GPU heads above 128 or of no multiple of 8.
+    Neither ever holds the scores [B, H, T, S]; cuDNN, of documents, the mask [B, 1, T, S]. What they do not take goes
+    the library's way, in plain XLA: on a TPU lengths that are no multiple of 128 and heads above 256, on a GPU heads
+    above 128 or of no multiple of 8.
     """
     if window is not None and window >= q_BTHh.shape[1]:
         window = None  # it hides nothing
