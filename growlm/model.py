@@ -371,13 +371,15 @@ def hidden_states(
     *,
     dtype: Any = jnp.float32,
     block_scale: jax.Array | None = None,
+    document_end: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """What the logits are the product of: (hidden states [batch x length, embed], head [embed, vocab]), in `dtype`.
 
-    For whoever needs the logits of some positions only. Arguments and errors are those of `apply`.
+    For whoever needs the logits of some positions only. Arguments and errors are those of `apply`, document_end is as
+    in `next_token_loss`.
     """
     _check_tokens(tokens, 1)
-    return _hidden(config, params, tokens, dtype, "none", block_scale, 0)
+    return _hidden(config, params, tokens, dtype, "none", block_scale, 0, document_end)
 
 
 def next_token_loss(

@@ -1,7 +1,7 @@
 """Text in, batches out: corpora with a held-out split, as bytes or as token shards, and batches by example number."""
 
 from growlm.data.batches import batches, validation_batches
-from growlm.data.corpus import Corpus, load_corpus
+from growlm.data.corpus import Corpus, load_corpus, tokenizer_of
 from growlm.data.prepare import Request, prepare, verify
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 
@@ -13,6 +13,7 @@ __all__ = [
     "load_corpus",
     "load_tokenizer",
     "prepare",
+    "tokenizer_of",
     "validation_batches",
     "verify",
 ]

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
+from growlm.data.tokenizers import BYTES
 from growlm.errors import InputError
 
 VOCAB = 256
@@ -101,6 +102,11 @@ def load_corpus(source: str) -> Corpus:
         fingerprint=_fingerprint(train, validation),
         documents=len(documents),
     )
+
+
+def tokenizer_of(source: str) -> str:
+    """The tokenizer of a corpus, as `load_tokenizer` takes it: a prepared one holds it, and text is read as bytes."""
+    return source if source and read_manifest(Path(source)) else BYTES
 
 
 def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:

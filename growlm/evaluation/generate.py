@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from growlm.errors import InputError
-from growlm.evaluation.score import TOKENS, LanguageModel, on_all, padded_length, run, states_at
+from growlm.evaluation.score import TOKENS, Forward, LanguageModel, on_all, padded_length, run, states_at
 from growlm.loss import logits
-from growlm.weights import ModelConfig, Params
+from growlm.weights import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +110,9 @@ def _next_tokens(
     return np.asarray(run(model, _chosen, tokens_BT, last_B1, data, heat))
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "mesh"))
+@partial(jax.jit, static_argnames=("forward", "mesh"))
 def _chosen(
-    config: ModelConfig,
-    dtype: str,
+    forward: Forward,
     mesh: Mesh | None,
     weights: tuple[Params, jax.Array | None],
     tokens_BT: jax.Array,
@@ -122,7 +121,7 @@ def _chosen(
     temperature_B1: jax.Array,
 ) -> jax.Array:
     """The next token of every row: drawn at its temperature, or the likeliest at temperature 0."""
-    x_B1D, head_DV = states_at(config, dtype, weights, tokens_BT, last_B1)
+    x_B1D, head_DV = states_at(forward, weights, tokens_BT, last_B1)
     logits_BV = logits(x_B1D[:, 0], head_DV)
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_B2), jnp.arange(len(key_B2)))
     heat_B1 = jnp.where(temperature_B1 > 0, temperature_B1, 1)

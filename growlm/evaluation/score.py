@@ -28,6 +28,14 @@ SHORTEST = 32  # positions of the narrowest batch
 TOKENS = 2**13  # positions of a batch on one device, unless a number of rows is asked for
 
 
+class Forward(NamedTuple):
+    """What of a model a program is compiled for."""
+
+    config: ModelConfig
+    dtype: str
+    document_end: int | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A model that reads text: all that an evaluation knows of it.
@@ -41,6 +49,7 @@ class LanguageModel:
       add_bos: whether `prefix` stands before every text, as the tokenizers of Llama and Gemma do.
       dtype: the compute dtype, a name in DTYPES.
       block_scale: float[layers], as in `growlm.apply`; None for ones.
+      document_end: the token that ends a document, for a model that was trained to see its own document alone.
       mesh: over whose devices a batch is split.
     """
 
@@ -52,6 +61,7 @@ class LanguageModel:
     add_bos: bool = False
     dtype: str = "float32"
     block_scale: jax.Array | None = None
+    document_end: int | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -227,10 +237,9 @@ def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[n
             yield window_BK[real], loss_BK[real].astype(np.float64), first_BK[real]
 
 
-@partial(jax.jit, static_argnames=("config", "dtype", "mesh"))
+@partial(jax.jit, static_argnames=("forward", "mesh"))
 def _token_scores(
-    config: ModelConfig,
-    dtype: str,
+    forward: Forward,
     mesh: Mesh | None,
     weights: tuple[Params, jax.Array | None],
     tokens_BT: jax.Array,
@@ -238,17 +247,19 @@ def _token_scores(
     target_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of the target after each of these positions, and whether it is the first choice."""
-    x_BKD, head_DV = states_at(config, dtype, weights, tokens_BT, position_BK)
-    results = token_losses(x_BKD.reshape(-1, config.embed), head_DV, target_BK.reshape(-1))
+    x_BKD, head_DV = states_at(forward, weights, tokens_BT, position_BK)
+    results = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1))
     return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in results)
 
 
 def states_at(
-    config: ModelConfig, dtype: str, weights: tuple[Params, Any], tokens_BT: jax.Array, position_BK: jax.Array
+    forward: Forward, weights: tuple[Params, Any], tokens_BT: jax.Array, position_BK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The hidden states at these positions, [B, K, D], and the head: the logits of others are never made."""
+    config, dtype, document_end = forward
     params, scale_L = weights
-    x_ND, head_DV = hidden_states(config, params, tokens_BT, dtype=jnp.dtype(dtype), block_scale=scale_L)
+    options = {"dtype": jnp.dtype(dtype), "block_scale": scale_L, "document_end": document_end}
+    x_ND, head_DV = hidden_states(config, params, tokens_BT, **options)
     x_BTD = by_batch(x_ND.reshape(*tokens_BT.shape, config.embed))
     return by_batch(jnp.take_along_axis(x_BTD, position_BK[:, :, None], axis=1)), head_DV
 
@@ -259,10 +270,11 @@ def on_all(mesh: Mesh | None, x: jax.Array) -> jax.Array:
 
 
 def run(model: LanguageModel, program: Any, *arrays: np.ndarray) -> Any:
-    """The program (config, dtype, mesh, weights, *arrays) on a batch; every process gives it the whole of it."""
+    """The program (forward, mesh, weights, *arrays) on a batch; every process gives it the whole of it."""
+    forward = Forward(model.config, model.dtype, model.document_end)
     weights = model.params, model.block_scale
     if model.mesh is None:
-        return program(model.config, model.dtype, None, weights, *arrays)
+        return program(forward, None, weights, *arrays)
     with jax.set_mesh(model.mesh):
         placed = [jax.device_put(x, NamedSharding(model.mesh, PartitionSpec(BATCH))) for x in arrays]
-        return program(model.config, model.dtype, model.mesh, weights, *placed)
+        return program(forward, model.mesh, weights, *placed)

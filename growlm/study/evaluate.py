@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from growlm.data.tokenizers import BYTES, SETTINGS, Tokenizer, load_tokenizer
+from growlm.data import tokenizer_of
+from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.files import write_json
@@ -138,7 +139,9 @@ def _of_run(saved: Saved, request: Request, mesh: jax.sharding.Mesh) -> tuple[La
     _check_fits(reading.tokenizer, saved.model.vocab)
     state = read_state(saved, mesh)
     params, scale = _acting(saved, state.params, state.provenance)
-    model = LanguageModel(saved.model, params, *reading, dtype=request.dtype, block_scale=scale)
+    document_end = reading.tokenizer.eos if saved.data and saved.data.document_mask else None
+    acting = {"block_scale": scale, "document_end": document_end}
+    model = LanguageModel(saved.model, params, *reading, dtype=request.dtype, **acting)
     return model, {"step": saved.step, "tokens": int(state.tokens)}
 
 
@@ -152,15 +155,12 @@ def _as_ours(saved: Saved, request: Request) -> _Reading:
 
 
 def _tokenizer_of(saved: Saved) -> str:
-    """The corpus's: a prepared one holds it, and text is read as bytes."""
     if saved.data is None:
         raise InputError(f"{saved.folder} names no corpus, and so no tokenizer: --tokenizer=SOURCE is needed")
-    if saved.data.corpus == "stdlib":
-        return BYTES
-    corpus = Path(saved.data.corpus)
-    if not corpus.exists():
+    corpus = saved.data.corpus
+    if corpus != "stdlib" and not Path(corpus).exists():
         raise InputError(f"{saved.folder} was trained on {corpus}, which is not here: --tokenizer=SOURCE is needed")
-    return str(corpus) if (corpus / "manifest.json").is_file() else BYTES
+    return tokenizer_of(corpus)
 
 
 def _acting(saved: Saved, params: Params, provenance: Any) -> tuple[Params, jax.Array | None]:

@@ -85,11 +85,11 @@ def _check_records(plan: SweepPlan) -> None:
     measured: dict[str, tuple[str, Any]] = {}
     for name, run in plan.runs.items():
         for stage in run.stages:
-            first, settings = measured.setdefault(stage.address, (name, run.config.evaluation))
-            if settings != run.config.evaluation:
+            first, settings = measured.setdefault(stage.address, (name, stage.evaluation))
+            if settings != stage.evaluation:
                 raise InputError(
                     f"runs {first} and {name} share stage {stage.address}: allowed is one evaluation for both, "
-                    f"not {settings} and {run.config.evaluation}"
+                    f"not {settings} and {stage.evaluation}"
                 )
 
 

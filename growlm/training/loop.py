@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from growlm.data import Corpus, batches, validation_batches
 from growlm.laws.chips import peak_flops
 from growlm.state import TrainState
+from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.metrics import Instruments, MetricsLog, Profile, Progress, Stopwatch
@@ -169,7 +170,7 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
     even at the end.
     """
     config, run = stage.config, stage.run
-    settings = {"microbatches": config.microbatches, "held_out": run.evaluation.batch}
+    settings = {"microbatches": config.microbatches, "held_out": stage.evaluation.batch}
     settings |= {"document_end": stage.eos if run.document_mask else None}
     shared = Program(config.model, config.optimizer, run.dtype, run.remat, config.train, **settings)
 
@@ -229,9 +230,9 @@ def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> It
 
 def held_out_batches(stage: Stage, corpus: Corpus, mesh: Mesh) -> list[jax.Array]:
     """The fixed batches of validation, on their devices."""
-    batch = stage.run.evaluation.batch or stage.config.batch
+    batch = stage.evaluation.batch or stage.config.batch
     settings = {"batch": batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
-    found = validation_batches(corpus.validation, count=stage.run.evaluation.batches, **settings)
+    found = validation_batches(corpus.validation, count=stage.evaluation.batches, **settings)
     return [place_batch(mesh, rows_BS) for rows_BS in found]
 
 
@@ -240,8 +241,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
 
     Raises DivergedError, or StoppedError when asked to stop.
     """
-    run, checkpoints, mesh = stage.run, around.checkpoints, around.mesh
-    steps = Steps(stage, state, mesh)
+    run, evaluation, checkpoints, mesh = stage.run, stage.evaluation, around.checkpoints, around.mesh
+    steps, benchmarks = Steps(stage, state, mesh), Benchmarks(stage, mesh)
     source = training_batches(stage, around.corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, around.corpus, mesh)
     known = max(checkpoints.steps(), default=-1)
@@ -281,7 +282,8 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
 
             stopping = all_stop(around.stop.is_set(), step)
             ending = step in around.ends or step == stage.last_step
-            evaluating = ending or _passes(stage, step, run.evaluation.every_tokens)
+            benchmarking = ending or _passes(stage, step, evaluation.tasks_every_tokens)
+            evaluating = benchmarking or _passes(stage, step, evaluation.every_tokens)
             saving = ending or stopping or _passes(stage, step, run.checkpoint.every_tokens)
             if not (evaluating or saving):
                 continue
@@ -289,7 +291,10 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
             held_out = all_held_out if evaluating else all_held_out[:1]
-            recorder.settle(steps.validate(state, held_out), evaluating)
+            scores = benchmarks.scores(state) if benchmarking else {}
+            recorder.settle(steps.validate(state, held_out) | scores, evaluating)
+            if scores:
+                bar.say(f"{around.title}, step {step}: {in_words(scores)}")
             if saving:
                 checkpoints.save(state)
             around.publish()

@@ -55,9 +55,10 @@ def mesh_of(run: RunConfig) -> Mesh:
     """The run's mesh, on which every batch of its stages can be laid out. Raises InputError."""
     mesh = make_mesh(run.mesh)
     parts = f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} = {batch_parts(mesh)}"
-    if run.evaluation.batch % batch_parts(mesh):
-        raise InputError(f"evaluation.batch is {run.evaluation.batch}: allowed are multiples of {parts}")
     for number, stage in enumerate(run.stages):
+        held_out = (stage.evaluation or run.evaluation).batch
+        if held_out % batch_parts(mesh):
+            raise InputError(f"evaluation.batch is {held_out}: allowed are multiples of {parts}")
         if (stage.batch // stage.microbatches) % batch_parts(mesh):
             raise InputError(
                 f"stages[{number}].batch is {stage.batch} in {stage.microbatches} microbatches: allowed are multiples "

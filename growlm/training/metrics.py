@@ -140,6 +140,11 @@ class Progress:
         self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
         self._bar.update()
 
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if not self._bar.disable:
+            self._bar.write(line, file=sys.stderr)
+
     def __enter__(self) -> "Progress":
         return self
 

@@ -19,6 +19,7 @@ from growlm.errors import InputError
 from growlm.files import is_part, locked, write_json
 from growlm.growth import grow_state
 from growlm.state import TrainState
+from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_run, build_sweep
 from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
@@ -50,12 +51,14 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(f"model.vocab is {stage.config.model.vocab}: {corpus.name!r} has {corpus.vocab} tokens")
         width = stage.config.length + 1
-        held_out = config.evaluation.batch or stage.config.batch
+        held_out = stage.evaluation.batch or stage.config.batch
         for split, tokens, rows in (("train", corpus.train, 1), ("validation", corpus.validation, held_out)):
             if len(tokens) < rows * width:
                 needed = f"{rows} x (length + 1) = {rows * width} {split} tokens"
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         _ = stage.growth  # planned: it may not fit, and random copies may fit or not
+    for evaluation in {stage.evaluation for stage in stages}:
+        check_benchmarks(evaluation)
     return RunPlan(config, corpus, stages)
 
 

@@ -38,13 +38,17 @@ ORIGIN = "huggingface"  # what a checkpoint that was imported came with
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a model was trained on: a corpus as `load_corpus` takes it, its fingerprint, and the run's batches."""
+    """What a model was trained on: a corpus as `load_corpus` takes it, its fingerprint, and the run's batches.
+
+    document_mask: as in `RunConfig`.
+    """
 
     corpus: str
     fingerprint: str
     seed: int
     batch: int
     length: int
+    document_mask: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +143,8 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
         points |= {n: (stage, home) for n in _steps(home) if n <= stage.last_step}
     step = _chosen(folder, sorted(points), step)
     stage, home = points[step]
-    data = Data(run.corpus, stage.fingerprint, run.seed, stage.config.batch, stage.config.length)
+    batches = run.seed, stage.config.batch, stage.config.length
+    data = Data(run.corpus, stage.fingerprint, *batches, run.document_mask)
     done = stage.progress_at(step)
     masks = None if done is None else (stage.growth.ramp, done)
     return Saved(folder, home, step, stage.config.model, stage.config.optimizer, run_keys(run.seed)[1], data, masks)

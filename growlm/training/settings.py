@@ -137,6 +137,36 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens.
+
+    batch: examples in each; 0: as many as the stage trains on, which may be more than a device can hold without
+    microbatches, or than there is text to validate on.
+    tasks: benchmarks, as `growlm evaluate` has them: where a run leaves the stage and, if set, every
+    tasks_every_tokens. data_dir: a folder with their data; None: as they fetch it. limit: the first so many documents
+    of each; 0: all.
+    """
+
+    every_tokens: int = 0
+    batches: int = 8
+    batch: int = 0
+    tasks: tuple[str, ...] = ()
+    tasks_every_tokens: int = 0
+    data_dir: str | None = None
+    limit: int = 0
+
+    def __post_init__(self):
+        _check_range("evaluation.tasks_every_tokens", self.tasks_every_tokens, low=0)
+        _check_range("evaluation.limit", self.limit, low=0)
+        for name in ("tasks_every_tokens", "data_dir", "limit"):
+            if getattr(self, name) and not self.tasks:
+                raise InputError(f"evaluation.{name} is {getattr(self, name)!r} without evaluation.tasks: name some")
+        _check_range("evaluation.batch", self.batch, low=0)
+        _check_range("evaluation.every_tokens", self.every_tokens, low=0)
+        _check_range("evaluation.batches", self.batches, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class StageConfig:
     """One stage: a shape trained for `tokens` tokens, in batches of `batch` examples of `length` tokens.
 
@@ -145,6 +175,7 @@ class StageConfig:
     submodel_layers: every step is of a sub-model, the first so many layers, or twice, thrice as many, drawn at random;
     of it the last so many train and what is above them, the first with the embedding (bert2BERT's first stage). With 0
     every step is of the whole model.
+    evaluation: in this stage, instead of the run's.
     """
 
     model: ModelConfig
@@ -157,6 +188,7 @@ class StageConfig:
     frozen_layers: int = 0
     submodel_layers: int = 0
     microbatches: int = 1
+    evaluation: EvaluationConfig | None = None
 
     def __post_init__(self):
         _check_range("stage.batch", self.batch, low=1)
@@ -199,24 +231,6 @@ class StageConfig:
     def steps(self) -> int:
         """Whole batches in the budget; a remainder smaller than a batch is not trained on."""
         return self.tokens // (self.batch * self.length)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens.
-
-    batch: examples in each; 0: as many as the stage trains on, which may be more than a device can hold without
-    microbatches, or than there is text to validate on.
-    """
-
-    every_tokens: int = 0
-    batches: int = 8
-    batch: int = 0
-
-    def __post_init__(self):
-        _check_range("evaluation.batch", self.batch, low=0)
-        _check_range("evaluation.every_tokens", self.every_tokens, low=0)
-        _check_range("evaluation.batches", self.batches, low=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from growlm.growth import Growth, growth_key, plan_growth
 from growlm.growth.anneal import progress
 from growlm.laws.flops import exact_flops_per_token, training_flops
 from growlm.training.schedules import WITH_HORIZON, learning_rate
-from growlm.training.settings import RunConfig, StageConfig
+from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
 from growlm.training.step import run_keys
 from growlm.training.submodels import draw_depths
 from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
@@ -52,6 +52,11 @@ class Stage:
     def number(self) -> int:
         """0 for the first stage."""
         return self.parent.number + 1 if self.parent else 0
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """What is measured while the stage is trained."""
+        return self.config.evaluation or self.run.evaluation
 
     @cached_property
     def first_step(self) -> int:
@@ -153,7 +158,7 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """Everything that determines the stage's result but the point at which it stops."""
         own = dataclasses.asdict(self.config)
-        del own["tokens"]
+        del own["tokens"], own["evaluation"]
         # What a model does not have does not count: addresses stay what they were before there was such a setting.
         own["model"] = {name: value for name, value in own["model"].items() if value is not None}
         if self.config.schedule.kind in WITH_HORIZON:

@@ -1,0 +1,48 @@
+"""G_stack on novels, with a tokenizer of their own: 2 layers to 8, its controls, and the paper's eight benchmarks.
+
+    growlm prepare --source=NOVELS --train_tokenizer=bpe --vocab=2048 --validation=4 --output=runs/novels-tokens
+    growlm sweep --config=experiments/novels.py:cpu --workdir=runs/novels/cpu-0 --config.seed=0
+
+NOVELS is a folder of text files, a novel each; the result is of 100 English novels of 1813 to 1933, 78 MB. Whole novels
+are held out. The benchmarks need `pip install growlm[eval]` and are fetched; `--config.evaluation.data_dir=DIR` has
+them from files, `--config.evaluation.tasks="('piqa', 'sciq')"` asks for others, `=()` for none. `:gpu` has 24 layers of
+256 and reads the novels twice. `:tiny` takes seconds.
+
+All runs cost the same, 6 x parameters x tokens over all stages, and run their schedules to the end. scratch has the
+grown run's rate; scratch_tuned and scratch_low a half and a quarter of it. Whoever compares believes the best of them.
+
+Cost, ESTIMATED and not measured: cpu 1.3e13 FLOPs a run, four runs; gpu 7e15 FLOPs a run, 13 minutes on one H100, at
+15 % of its peak.
+
+What is expected: less than on bytes, as the embedding, a quarter of the parameters, is in the small model too: its
+tokens cost 43 % of the large one's. Benchmarks near chance, but for the perplexities, at this size.
+
+Result: not run yet.
+"""
+
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from growlm.study.recipe import Scale, scale
+
+
+def get_config(variant: str = "cpu") -> ConfigDict:
+    size = _on_novels(scale(variant, tokens=4_000_000, batch=4, length=256))
+    grown = size.grown([size.base(0.2)], "g_stack")
+    low = {"scratch_low": (size.scratch(size.rate / 4), "equal FLOPs and a quarter of the rate")}
+    config = size.sweep("G_stack on novels: 2 layers to 8", {"grown": grown}, low)
+    config.corpus = "runs/novels-tokens"
+    config.evaluation.batches = 32
+    config.evaluation.tasks = ("paper",)
+    return config
+
+
+def _on_novels(size: Scale) -> Scale:
+    """With the tokenizer's vocabulary, and its head tied, or most parameters of a small model were in the two."""
+    return replace(
+        size,
+        widths={**size.widths, "vocab": 2048, "tie_embeddings": True},
+        tokens=min(size.tokens, 60_000_000),
+        tuned_rate=size.rate / 2,
+    )

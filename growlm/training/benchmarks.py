@@ -1,0 +1,95 @@
+"""Benchmarks while a stage is trained: scores by task and metric, as metrics.jsonl has them."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from growlm.data import load_tokenizer, tokenizer_of
+from growlm.evaluation import LanguageModel, check_tasks, evaluate
+from growlm.growth.anneal import masked
+from growlm.state import TrainState
+from growlm.training.settings import EvaluationConfig
+from growlm.training.stages import Stage
+
+PREFIX = "benchmark/"
+
+
+def check_benchmarks(evaluation: EvaluationConfig) -> None:
+    """Raises InputError where a task or its data is not there: hours before it would be needed."""
+    if evaluation.tasks:
+        check_tasks(evaluation.tasks, _folder(evaluation))
+
+
+class Benchmarks:
+    """The tasks of a stage. What they compile and read is kept from one time to the next."""
+
+    def __init__(self, stage: Stage, mesh: Mesh):
+        self._stage, self._mesh = stage, mesh
+
+    def scores(self, state: TrainState) -> dict[str, float]:
+        """ "benchmark/TASK/METRIC" -> score of the model as its masks let it act; nothing for a stage without tasks."""
+        evaluation = self._stage.evaluation
+        if not evaluation.tasks:
+            return {}
+        settings = evaluation.tasks, _folder(evaluation), evaluation.limit or None
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar for every task, in the middle of the stage's own
+            return named_scores(evaluate(self._model(state), *settings))
+
+    def _model(self, state: TrainState) -> LanguageModel:
+        """The state as an evaluation sees it: EOS stands before a text, as before every document in training."""
+        stage, tokenizer = self._stage, self._tokenizer
+        config, progress = stage.config.model, stage.progress_at(int(state.step))
+        params, scale = state.params, None
+        if progress is not None:
+            params, scale = masked(config, params, state.provenance, progress, stage.growth.ramp)
+        return LanguageModel(
+            config,
+            params,
+            tokenizer,
+            length=stage.config.length,
+            prefix=tokenizer.eos,
+            dtype=stage.run.dtype,
+            block_scale=scale,
+            document_end=stage.eos if stage.run.document_mask else None,
+            mesh=self._mesh,
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(tokenizer_of(self._stage.run.corpus))
+
+
+def named_scores(results: dict[str, Any]) -> dict[str, float]:
+    """The harness's results under one name each; standard errors and what is no number are left out.
+
+    The name of a filter is part of a metric's where it is not "none", as in exact_match,strict-match.
+    """
+    tables = results["results"] | ({"average": results["average"]} if "average" in results else {})
+    return {f"{PREFIX}{task}/{metric}": float(value) for task, row in tables.items() for metric, value in _metrics(row)}
+
+
+def in_words(scores: dict[str, float]) -> str:
+    """One metric of each task: the accuracy, or else what comes first."""
+    first: dict[str, str] = {}
+    for name in scores:
+        task, metric = name.removeprefix(PREFIX).split("/", 1)
+        if task not in first or metric == "acc":
+            first[task] = metric
+    return ", ".join(f"{task} {metric} {scores[f'{PREFIX}{task}/{metric}']:.4g}" for task, metric in first.items())
+
+
+def _metrics(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in row.items():
+        metric = name.removesuffix(",none")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and "_stderr" not in metric and metric != "sample_len":
+            yield metric, value
+
+
+def _folder(evaluation: EvaluationConfig) -> Path | None:
+    return Path(evaluation.data_dir) if evaluation.data_dir else None
