@@ -161,7 +161,8 @@ def test_few_shapes_are_compiled_and_kept(model):
 def test_logits_are_made_of_scored_positions_only(model):
     """Of [batch, length, vocab] there is nothing in the program, and no more than a chunk of what is scored."""
     arrays = (jnp.zeros((4, 32), jnp.int32), jnp.zeros((4, 8), jnp.int32), jnp.zeros((4, 8), jnp.int32))
-    program = module._token_scores.lower(model.config, "float32", None, (model.params, None), *arrays)
+    forward = module.Forward(model.config, "float32", None)
+    program = module._token_scores.lower(forward, None, (model.params, None), *arrays)
     assert "32x256xf32" in program.as_text()  # 4 x 8 positions, of which logits are made
     assert "128x256xf32" not in program.as_text() and "4x32x256xf32" not in program.as_text()
 
