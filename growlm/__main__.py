@@ -117,10 +117,13 @@ def _sweep(args: argparse.Namespace, keys: Keys) -> int:
 
 
 def _report(args: argparse.Namespace, keys: Keys) -> int:
-    """The table and the page of a run or of a sweep."""
-    from growlm.study.report import summarise, table, write_report
+    """The table and the page of a run, of a sweep, or of sweeps at several seeds."""
+    from growlm.study.report import overview, write_report
 
-    print(f"{table(summarise(args.workdir))}\n\nreport: {write_report(args.workdir)}")
+    if (args.workdir is None) == (args.runs is None):
+        raise InputError("report needs one of --workdir=DIR, a run or a sweep, and --runs=DIR, a folder of such")
+    folder = args.workdir or args.runs
+    print(f"{overview(folder, args.loss)}\n\nreport: {write_report(folder, args.loss)}")
     return 0
 
 
@@ -324,7 +327,14 @@ _COMMANDS = {
             "--describe": {"action": "store_true", "help": "print what the source is, and write nothing"},
         },
     ),
-    "report": _Command(_report, {"--workdir": _WORKDIR}),
+    "report": _Command(
+        _report,
+        {
+            "--workdir": {"action": _Once, "type": Path, "metavar": "DIR", "help": "the folder of a run or a sweep"},
+            "--runs": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a folder of such, as seeds are"},
+            "--loss": {"action": _Once, "type": _positive, "metavar": "X", "help": "compare at this validation loss"},
+        },
+    ),
     "plan": _Command(
         _plan,
         {

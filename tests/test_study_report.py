@@ -1,4 +1,6 @@
 import base64
+import csv
+import hashlib
 import io
 import json
 import re
@@ -7,69 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from studies import write_run, write_sweep
 
 from growlm.errors import InputError
-from growlm.study import figures, numbers
-from growlm.study.records import read
+from growlm.study import drawing, numbers
+from growlm.study.charts import COSTS, loss_figure
+from growlm.study.records import read, read_groups
 from growlm.study.report import summarise, table, verdict, write_report
+from growlm.study.themes import DARK, LIGHT
 
-SMALL = {"layers": 2, "embed": 64}
-LARGE = {"layers": 8, "embed": 64}
-PARAMETERS = {2: 1000, 8: 4000}
-
-
-def write_run(folder, stages, factor=1.0, vocabulary_loss=10.0):
-    """A run of (layers, tokens) stages that reaches every loss with `factor` of the baseline's compute."""
-    folder.mkdir(parents=True)
-    tokens = flops = 0.0
-    lines = []
-    for stage, (layers, budget) in enumerate(stages):
-        for step in range(1, 101):
-            tokens += budget / 100
-            flops += 6 * PARAMETERS[layers] * budget / 100
-            loss = min(vocabulary_loss, 2 + (1e9 * factor / flops) ** 0.3)
-            record = {"stage": stage, "step": step, "tokens": tokens, "flops": flops, "flops_exact": 1.1 * flops}
-            record |= {"seconds": tokens / 100, "loss": loss + 0.01, "learning_rate": 1e-3, "tokens_per_second": 100.0}
-            if step % 5 == 0:
-                record["val_loss"] = loss
-            lines.append(json.dumps(record))
-        if stage:
-            report = {"operator": "direct", "options": {"order": "stack"}, "source": SMALL, "target": LARGE}
-            report |= {"parameters_before": 1000, "parameters_after": 4000}
-            (folder / f"growth-{stage}.json").write_text(json.dumps(report))
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "config.json").write_text(json.dumps({"model": LARGE, "data": "<i>text & more</i>"}))
-
-
-def write_sweep(folder, runs, **more):
-    """A sweep folder; `runs` maps a name to the factor of its compute, or to None for one without a folder."""
-    entries = {}
-    for name, factor in runs.items():
-        stages = [(2, 1e5), (8, 1e6)] if name.startswith("grown") else [(8, 1.1e6)]
-        if factor is not None:
-            write_run(folder / name, stages, factor)
-        reused = name != "grown"
-        entries[name] = {
-            "stages": [
-                {"address": f"{n}a{b:.0f}", "tokens": int(b), "flops": 6e3 * b, "reused": reused} for n, b in stages
-            ],
-            "status": "done" if factor is not None else "pending",
-            "error": None,
-        }
-    sweep = {
-        "baseline": "scratch",
-        "grown": [name for name in runs if name.startswith("grown")],
-        "controls": {name: f"why {name}" for name in runs if name.startswith("control")},
-        "title": "A <study> of & growth",
-        "command": "growlm sweep --config='a.py' <here>",
-        "runs": entries,
-        "flops_trained": 5e10,
-        "flops_saved_by_sharing": 1.25e9,
-        "hardware": "two cores",
-        "commit": None,
-    }
-    (folder / "sweep.json").write_text(json.dumps(sweep | more))
-    return folder
+AXES = {axis.key: axis for axis in COSTS}
 
 
 @pytest.fixture
@@ -206,19 +155,33 @@ def test_a_folder_without_metrics_is_refused_in_one_line(tmp_path, content):
 
 
 class Page(HTMLParser):
-    """The tags and text of a page."""
+    """The tags and text of a page, and what its scripts hold."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
+        self.tags, self.attributes, self.text, self.scripts, self._in = [], [], "", [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
+        self._in = tag in ("script", "style")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._in = False
 
     def handle_data(self, data):
-        self.text += data
+        if self._in and self.tags[-1] == "script":
+            self.scripts[-1] += data
+        elif not self._in:
+            self.text += data
+
+
+def data_of(page):
+    """The figures that the page's script draws."""
+    return {figure["name"]: figure for figure in map(json.loads, page.scripts[:-1])}
 
 
 def test_the_report_is_one_file_that_needs_no_network(sweep):
@@ -226,28 +189,70 @@ def test_the_report_is_one_file_that_needs_no_network(sweep):
     assert path == sweep / "report.html"
     page = Page(path.read_text())
     links = [value for key, value in page.attributes if key in ("src", "srcset", "href")]
-    assert len(links) == 6 and all(link.startswith("data:image/png;base64,") for link in links)
-    assert "url(" not in path.read_text() and "@import" not in path.read_text()
-    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert all(link.startswith(("#part-", "data:text/csv;base64,")) for link in links)
+    assert "url(" not in path.read_text().replace("url(#clip", "") and "@import" not in path.read_text()
+    assert not {"link", "iframe", "img"} & set(page.tags)
     assert ("name", "viewport") in page.attributes
-    for axis in ("flops", "tokens", "seconds"):
-        drawn = (sweep / f"loss_{axis}.png").read_bytes()
-        assert drawn.startswith(b"\x89PNG") and base64.b64encode(drawn).decode() in path.read_text()
+    for axis in AXES:
+        assert (sweep / f"loss_{axis}.png").read_bytes().startswith(b"\x89PNG")
     assert not list(sweep.glob(".*"))  # nothing half-written is left
+
+
+def test_no_script_but_the_page_s_own_may_run(sweep):
+    page = Page(write_report(sweep).read_text())
+    policy = next(value for key, value in page.attributes if key == "content" and "default-src" in value)
+    known = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{known}'" in policy and "default-src 'none'" in policy
+
+
+def test_page_csv_and_records_agree(sweep):
+    page = Page(write_report(sweep).read_text())
+    link = next(value for key, value in page.attributes if key == "href" and value.startswith("data:text/csv"))
+    text = base64.b64decode(link.partition(",")[2]).decode()
+    assert text == (sweep / "loss.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    drawn = {one["name"]: one["columns"] for one in data_of(page)["loss"]["series"]}
+    assert set(drawn) == {row["curve"] for row in rows} == set(read(sweep).runs)
+    for name, run in read(sweep).runs.items():
+        measured = [record for record in run.metrics if "val_loss" in record]
+        own = [row for row in rows if row["curve"] == name and row["kind"] == "measured"]
+        for key in ("flops", "tokens", "seconds", "val_loss"):
+            want = [record[key] for record in measured]
+            assert [float(row[key]) for row in own] == want
+            assert drawn[name][key] == pytest.approx(want, rel=1e-6)
+    (growth,) = [row for row in rows if row["kind"] == "growth"]
+    assert growth["curve"] == "grown" and growth["text"] == "layers 2 → 8"
+    assert (float(growth["tokens"]), float(growth["flops"])) == pytest.approx((1e5, 6e8))
+
+
+def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
+    write_run(tmp_path / "r", [(8, 1e6)], steps=4000)
+    page = Page(write_report(tmp_path / "r").read_text())
+    (series,) = data_of(page)["loss"]["series"]
+    lines = (tmp_path / "r" / "loss.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4000 // 5 * 1 and len(series["columns"]["flops"]) == 800  # one step in five is evaluated
+    write_run(tmp_path / "s", [(8, 1e6)], steps=20000)
+    page = Page(write_report(tmp_path / "s").read_text())
+    (series,) = data_of(page)["loss"]["series"]
+    assert len((tmp_path / "s" / "loss.csv").read_text().splitlines()) == 1 + 4000
+    assert 1000 < len(series["columns"]["flops"]) <= 1500
+    assert series["columns"]["flops"][-1] == pytest.approx(
+        read(tmp_path / "s").runs["s"].metrics[-1]["flops"], rel=1e-6
+    )
 
 
 def test_the_report_says_everything(sweep):
     page = Page(write_report(sweep).read_text())
     rows = summarise(sweep)
     assert verdict(rows) in page.text
-    for cell in (numbers.percent(rows[1].speedup), numbers.loss(rows[1].val_loss), "layers 2 → 8", "4,000"):
+    for cell in (numbers.percent(rows[1].speedup), numbers.loss(rows[1].val_loss), "layers 2 → 8", "1K → 4K"):
         assert cell in page.text
     for text in ("why control_bad", "1.25e9 FLOPs", "2a100000", "growlm sweep --config='a.py' <here>", '"embed": 64'):
         assert text in page.text
 
 
 def test_everything_foreign_is_escaped(tmp_path):
-    evil = "<script>alert('1')</script>"
+    evil = "</script><script>alert('1')</script><i>"
     folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.7}, title=evil, hardware=evil, command=evil)
     sweep = json.loads((folder / "sweep.json").read_text())
     sweep["runs"]["grown"] |= {"status": "failed", "error": evil}
@@ -255,8 +260,11 @@ def test_everything_foreign_is_escaped(tmp_path):
     (folder / "sweep.json").write_text(json.dumps(sweep))
     (folder / "grown" / "growth-1.json").write_text(json.dumps({"operator": evil, evil: 1, "source": 1}))
     (folder / "grown" / "config.json").write_text(json.dumps({evil: evil}))
+    path = folder / "grown" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {f"benchmark/{evil}": 0.5})]))
     page = Page(write_report(folder).read_text())
-    assert "script" not in page.tags and "i" not in page.tags
+    assert page.tags.count("script") == len(data_of(page)) + 1 == 3 and "i" not in page.tags
     assert page.text.count(evil) >= 7
 
 
@@ -268,6 +276,10 @@ def test_a_single_run_has_a_report(tmp_path):
     assert "Nothing to compare" in page.text and "alone, growth 1" in page.text
 
 
+def draw(folder, axis):
+    return drawing.draw(loss_figure(read_groups(folder)[0]), AXES[axis])
+
+
 def growth_ticks(figure):
     """The cost at each tick that marks a growth."""
     return [c.get_segments()[0][0][0] for c in figure.axes[0].collections if c.get_gid() == "growth"]
@@ -275,7 +287,7 @@ def growth_ticks(figure):
 
 @pytest.mark.parametrize(("axis", "cost"), [("flops", 6e8), ("tokens", 1e5), ("seconds", 1e3)])
 def test_growth_is_marked_where_the_stage_goes_up(sweep, axis, cost):
-    figure = figures.draw(read(sweep), axis)
+    figure = draw(sweep, axis)
     assert growth_ticks(figure) == [pytest.approx(cost)]
     low, high = figure.axes[0].get_xlim()
     assert low < cost < high
@@ -284,8 +296,8 @@ def test_growth_is_marked_where_the_stage_goes_up(sweep, axis, cost):
 
 def test_the_window_lies_over_the_ends_and_every_run_is_named(sweep):
     rows = summarise(sweep)
-    for axis in figures.AXES:
-        figure = figures.draw(read(sweep), axis)
+    for axis in AXES:
+        figure = draw(sweep, axis)
         axes = figure.axes[0]
         low, high = axes.get_ylim()
         finals = [row.val_loss for row in rows]
@@ -301,7 +313,7 @@ def test_the_window_lies_over_the_ends_and_every_run_is_named(sweep):
 
 
 def test_names_at_the_ends_do_not_overlap():
-    places = figures._spread(np.array([1.0, 1.001, 1.002, 1.9]), 0.9, 2.0)
+    places = drawing._spread(np.array([1.0, 1.001, 1.002, 1.9]), 0.9, 2.0)
     assert np.diff(places).min() >= 0.06 * 1.1 - 1e-9 and places[0] >= 0.9
 
 
@@ -310,12 +322,13 @@ def test_training_loss_is_drawn_while_there_is_no_validation(tmp_path):
     path = tmp_path / "r" / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({k: r[k] for k in r if k != "val_loss"}) + "\n" for r in records))
-    assert figures.draw(read(tmp_path / "r"), "tokens").axes[0].get_ylabel().startswith("training loss")
+    assert draw(tmp_path / "r", "tokens").axes[0].get_ylabel().startswith("training loss")
     assert summarise(tmp_path / "r")[0].val_loss is None
 
 
 def test_the_dark_figure_is_dark(sweep):
-    light, dark = (imread(io.BytesIO(figures.png(read(sweep), "flops", theme))) for theme in figures.THEMES)
+    figure = loss_figure(read_groups(sweep)[0])
+    light, dark = (imread(io.BytesIO(drawing.png(figure, AXES["flops"], theme))) for theme in (LIGHT, DARK))
     assert light.shape == dark.shape
     assert light[..., :3].mean() > 0.8 and dark[..., :3].mean() < 0.25
 

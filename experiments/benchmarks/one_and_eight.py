@@ -30,8 +30,9 @@ from ml_collections import ConfigDict
 
 from growlm.errors import InputError
 from growlm.files import write_whole
-from growlm.study.figures import LIGHT, LOSSES
+from growlm.study.charts import LOSSES
 from growlm.study.sweep import commit, hardware
+from growlm.study.themes import LIGHT
 from growlm.training.metrics import read_records
 
 STEPS = 200

@@ -9,9 +9,9 @@ STDERR = "_stderr"
 def table(results: dict[str, Any]) -> str:
     """The scores of an evaluation, a row for every task and metric, and the paper's average where there is one."""
     rows = [("task", "documents", "metric", "value", "standard error")]
-    for task, scores in results["results"].items():
-        shown = scores.get("alias", task), f"{documents:,}" if (documents := scores.get("sample_len")) else ""
-        for name, value, error in _scores(scores):
+    for task, found in results["results"].items():
+        shown = found.get("alias", task), f"{documents:,}" if (documents := found.get("sample_len")) else ""
+        for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -27,13 +27,13 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _scores(scores: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(metric, value, standard error); the harness calls a metric NAME,FILTER, where the filter is mostly none."""
-    for key, value in scores.items():
+    for key, value in found.items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith(STDERR):
             continue
-        error = scores.get(f"{metric}{STDERR},{filtered}")
+        error = found.get(f"{metric}{STDERR},{filtered}")
         name = metric if filtered == "none" else f"{metric} ({filtered})"
         yield name, _number(value), f"± {_number(error)}" if isinstance(error, float) else ""
 

@@ -27,6 +27,8 @@ class Slice:
         best: the x of the parabola's minimum with its interval; None where the slice has none.
         reason: why it has none; empty where it has.
         samples: float64[resamples], log10 of the minimum in every resample, NaN where one has none.
+        parabola: float64[3], the loss as a polynomial in log10 x, highest power first, at the mean height of the
+            seeds; None where there are too few points.
     """
 
     params: float | None
@@ -36,6 +38,7 @@ class Slice:
     best: Interval | None
     reason: str
     samples: np.ndarray
+    parabola: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -155,13 +158,16 @@ def slice_of(
     heights_PK = (seeds[:, None] == np.unique(seeds)).astype(np.float64)
     design_PK = np.column_stack([heights_PK, u - middle, np.square(u - middle)])
     losses_RP = np.vstack([loss, _resampled(design_PK, loss, resamples, rng)])
-    slope_R, bend_R = (losses_RP @ np.linalg.pinv(design_PK).T)[:, -2:].T
+    fitted_RK = losses_RP @ np.linalg.pinv(design_PK).T
+    slope_R, bend_R = fitted_RK[:, -2:].T
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest_R = np.where(bend_R > 0, middle - slope_R / (2 * bend_R), np.nan)
     best, samples = lowest_R[0], lowest_R[1:]
     reason = _problem(best, samples, u)
     interval = None if reason else percentile_interval(10**best, 10 ** samples[np.isfinite(samples)], level)
-    return Slice(params, flops, x, loss, interval, reason, samples)
+    height, slope, bend = fitted_RK[0, :-2].mean(), slope_R[0], bend_R[0]
+    parabola = np.array([bend, slope - 2 * bend * middle, height - slope * middle + bend * middle**2])
+    return Slice(params, flops, x, loss, interval, reason, samples, parabola)
 
 
 def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "the law") -> GuidelineFit:

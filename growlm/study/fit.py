@@ -1,6 +1,7 @@
 """`growlm fit`: a law fitted to the runs of sweeps, in words, with the paper's beside it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from growlm.errors import InputError, unknown
@@ -47,27 +48,75 @@ def fit_runs(
     if law == "scaling":
         _scaling(runs, say, how | {"progress": progress})
     else:
-        fit = _timing if law == "timing" else _factor
-        fit(runs, SLICES if slices is None else slices, say, how)
+        _growth(law, runs, SLICES if slices is None else slices, say, how)
 
 
-def _timing(runs: Sequence[Outcome], slices: int, say: Say, how: dict) -> None:
-    runs = _grown_once(runs, say)
-    _all_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
-    found = slices_of(budget_records(runs, slices), "grown_at", **how)
-    say(_slices(found, "grown after", numbers.count, lambda one: law_at(TIMING, one.params, one.flops)))
-    fit = fit_guideline(found, what="the timing law")
-    say(f"\n{_guideline(fit, 'd', TIMING, 'equation 2')}")
+@dataclass(frozen=True)
+class GrowthFit:
+    """When, or by how much, to grow, as far as the runs say it.
+
+    Attributes:
+        law: "timing" or "factor".
+        slices: the losses at every size and budget, and where they are lowest.
+        fit: the law through the minima; None where there are too few.
+        missing: what it takes for one, in one line; empty where there is one.
+    """
+
+    law: str
+    slices: tuple[Slice, ...]
+    fit: GuidelineFit | None
+    missing: str = ""
 
 
-def _factor(runs: Sequence[Outcome], slices: int, say: Say, how: dict) -> None:
-    runs = _grown_once(runs, say)
-    _all_alike("tokens before growth", [numbers.count(run.grown_at) for run in runs])
-    found = slices_of(budget_records(runs, slices), "factor", **how)
-    say(_slices(found, "factor", "{:.3g}".format, lambda one: GROWTH_FACTOR))
-    fit = fit_guideline(found, what="the factor law")
-    say(f"\nthe constant: {_shown(fit.mean)}; the paper's: {GROWTH_FACTOR}")
-    say(_guideline(fit, "g", FACTOR, "equation 50, which it advises against"))
+KEYS = {"timing": "grown_at", "factor": "factor"}
+
+
+def fit_growth(law: str, runs: Sequence[Outcome], slices: int = SLICES, **how: int) -> GrowthFit:
+    """The law of growth timing or factor from runs that grew once.
+
+    Args:
+        law: "timing" or "factor".
+        runs: which differ in nothing else of their growth.
+        slices: budgets per size.
+        how: `resamples` of the intervals.
+
+    Raises:
+        InputError: runs that cannot be compared, or seeds that differ between the points of a slice.
+    """
+    _all_alike("growth", [run.growth for run in runs])
+    if law == "timing":
+        _all_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
+    else:
+        _all_alike("tokens before growth", [numbers.count(run.grown_at) for run in runs])
+    found = slices_of(budget_records(list(runs), slices), KEYS[law], **how)
+    try:
+        return GrowthFit(law, found, fit_guideline(found, what=f"the {law} law"))
+    except InputError as error:
+        return GrowthFit(law, found, None, str(error))
+
+
+def _growth(law: str, runs: Sequence[Outcome], slices: int, say: Say, how: dict) -> None:
+    """Says the slices, and the law if there is one."""
+    found = fit_growth(law, _grown_once(runs, say), slices, **how)
+    say(slices_text(found))
+    if found.fit is None:
+        raise InputError(found.missing)
+    say(law_text(found))
+
+
+def slices_text(found: GrowthFit) -> str:
+    """A row for every slice, as text."""
+    if found.law == "timing":
+        return _slices(found.slices, "grown after", numbers.count, lambda one: law_at(TIMING, one.params, one.flops))
+    return _slices(found.slices, "factor", "{:.3g}".format, lambda one: GROWTH_FACTOR)
+
+
+def law_text(found: GrowthFit) -> str:
+    """The law's coefficients with their intervals and the paper's beside them, as text."""
+    if found.law == "timing":
+        return f"\n{_guideline(found.fit, 'd', TIMING, 'equation 2')}"
+    constant = f"\nthe constant: {_shown(found.fit.mean)}; the paper's: {GROWTH_FACTOR}"
+    return f"{constant}\n{_guideline(found.fit, 'g', FACTOR, 'equation 50, which it advises against')}"
 
 
 def _scaling(runs: Sequence[Outcome], say: Say, how: dict) -> None:
@@ -128,7 +177,6 @@ def _grown_once(runs: Sequence[Outcome], say: Say) -> list[Outcome]:
         say(f"not grown once, so not in the fit: {shown}\n")
     if not once:
         raise InputError("no run grew once: allowed are runs with two stages")
-    _all_alike("growth", [run.growth for run in once])
     return once
 
 
@@ -159,6 +207,4 @@ def _guideline(fit: GuidelineFit, name: str, paper: Sequence[float], where: str)
 
 def _shown(interval: Interval, write: Callable[[float], str] = "{:.4g}".format) -> str:
     """A value with the ends of its interval."""
-    if interval.low is None:
-        return write(interval.value)
-    return f"{write(interval.value)} [{write(interval.low)}, {write(interval.high)}]"
+    return numbers.interval(interval, write)

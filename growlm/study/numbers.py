@@ -1,6 +1,8 @@
 """How numbers are written, the same in the terminal, on the page and in the figures. Unknown is a dash."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from growlm.laws.intervals import Interval
 
 UNKNOWN = "-"
 
@@ -33,6 +35,13 @@ def loss(value: float | None) -> str:
 def percent(value: float | None) -> str:
     """A change with its sign: +54.6%."""
     return UNKNOWN if value is None else f"{value:+.1%}"
+
+
+def interval(value: Interval, write: Callable[[float], str]) -> str:
+    """An estimate with the ends of its interval, where it has one: +32.4% [+5.1%, +66.8%]."""
+    if value.low is None:
+        return write(value.value)
+    return f"{write(value.value)} [{write(value.low)}, {write(value.high)}]"
 
 
 def duration(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from growlm.errors import InputError
 from growlm.laws.speedup import Curve, curve, loss_at
-from growlm.study.records import Run, read
+from growlm.study.records import Run, homes, read
 from growlm.weights import ModelConfig, declared, parameter_count
 
 # A run is read off at a budget only where its growth was paid with no more than this share of it.
@@ -54,7 +54,7 @@ def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
         InputError: no such folder, no run in it, none that is done, or a loss that is not finite.
     """
     runs, left_out = {}, []
-    for home in _homes(folder):
+    for home in homes(folder):
         for run in read(home).runs.values():
             name = run.name if home in (folder, home.with_name(run.name)) else f"{home.name}/{run.name}"
             if run.status == "done" and run.metrics:
@@ -63,7 +63,7 @@ def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
                 left_out.append(f"{name} is {run.status}")
     if not runs:
         raise InputError(f"no run in {folder} is done: {'; '.join(left_out)}")
-    return [_outcome(name, run) for name, run in runs.items()], left_out
+    return [outcome(name, run) for name, run in runs.items()], left_out
 
 
 def budget_records(runs: list[Outcome], slices: int) -> list[dict[str, Any]]:
@@ -87,21 +87,8 @@ def _record(run: Outcome, budget: float) -> dict[str, Any]:
     return own | {"flops": budget, "loss": loss_at(run.curve, budget)}
 
 
-def _homes(folder: Path) -> list[Path]:
-    """The folder itself if it is a sweep's or a run's, else those in it that are."""
-
-    def is_home(path: Path) -> bool:
-        return any((path / name).is_file() for name in ("sweep.json", "metrics.jsonl"))
-
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
-    homes = [folder] if is_home(folder) else sorted(filter(is_home, folder.iterdir()))
-    if not homes:
-        raise InputError(f"{folder} holds no runs: allowed is the folder of a sweep or a run, or a folder of such")
-    return homes
-
-
-def _outcome(name: str, run: Run) -> Outcome:
+def outcome(name: str, run: Run) -> Outcome:
+    """What the laws need of a run that is done. Raises InputError where it does not say it."""
     if "stages" not in run.config or "seed" not in run.config:
         raise InputError(f"run {name} has no stages and seed in its config.json")
     stages = run.config["stages"]

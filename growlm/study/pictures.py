@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from growlm.growth.expand import grow_params
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth
-from growlm.study.figures import LIGHT
+from growlm.study.themes import LIGHT
 from growlm.weights import WEIGHTS, ModelConfig, Params, declared
 
 SOURCE = ModelConfig(layers=3, embed=2, heads=1, kv_heads=1, head_dim=2, mlp=3, vocab=2)

@@ -1,4 +1,4 @@
-"""What the folder of a run or of a sweep holds, as plain values."""
+"""What the folder of a run or of a sweep holds, or a folder of such, as plain values."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,7 +15,8 @@ class Run:
     `role` is "grown", "baseline", "control" or "run", and `purpose` says what a control is for.
 
     `growths` are the reports of growth-1.json, growth-2.json ... `stages` is what sweep.json says of each
-    stage: its address, tokens and FLOPs, and whether it was reused from another run.
+    stage: its address, tokens and FLOPs, and whether it was reused from another run. `evaluations` are the results
+    of `growlm evaluate`, in the order in which they were made.
     """
 
     name: str
@@ -27,20 +28,104 @@ class Run:
     status: str = "done"
     error: str | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a folder, by name in the order of the sweep, and what the sweep says of itself."""
+    """The runs of a folder, by name in the order of the sweep, and what the sweep says of itself.
+
+    `config` is that of the sweep, or of the run where it is one.
+    """
 
     title: str
     runs: dict[str, Run]
+    config: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     command: str | None = None
     hardware: str | None = None
     commit: str | None = None
     flops_trained: float | None = None
     flops_saved_by_sharing: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Studies that differ in nothing but their seeds, by what tells them apart: "seed 0", "seed 1" ..."""
+
+    studies: dict[str, Study]
+
+    @property
+    def first(self) -> Study:
+        """The study that stands for all where they do not differ."""
+        return next(iter(self.studies.values()))
+
+    def each(self, name: str) -> dict[str, Run]:
+        """The run of that name in every study."""
+        return {seed: study.runs[name] for seed, study in self.studies.items()}
+
+
+def homes(folder: Path) -> list[Path]:
+    """The folder itself if it is a sweep's or a run's, else those in it that are.
+
+    Raises:
+        InputError: no such folder, or no run in it.
+    """
+
+    def is_home(path: Path) -> bool:
+        return any((path / name).is_file() for name in ("sweep.json", "metrics.jsonl"))
+
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}")
+    found = [folder] if is_home(folder) else sorted(filter(is_home, folder.iterdir()))
+    if not found:
+        raise InputError(f"{folder} holds no runs: allowed is the folder of a sweep or a run, or a folder of such")
+    return found
+
+
+def read_groups(folder: str | Path) -> list[Group]:
+    """What lies in a folder: a sweep, a run, or several of them, those together that differ only in their seeds.
+
+    Single runs that lie in one folder are taken as one study, to be looked at together.
+
+    Raises:
+        InputError: no such folder, no runs in it, a broken file, or no run with any metrics.
+    """
+    folder = Path(folder)
+    studies = {home: _read(home) for home in homes(folder)}
+    if not any(run.metrics for study in studies.values() for run in study.runs.values()):
+        raise InputError(f"no run in {folder} has any metrics yet")
+    alone = {home: study for home, study in studies.items() if not (home / "sweep.json").exists()}
+    if len(alone) > 1:
+        studies = {home: study for home, study in studies.items() if home not in alone}
+        runs = {home.name: study.runs[home.name] for home, study in alone.items()}
+        studies[folder] = Study(folder.resolve().name, runs)
+    alike: dict[str, dict[Path, Study]] = {}
+    for home, study in studies.items():
+        key = json.dumps([study.title, list(study.runs), study.baseline, _but_seed(study.config)], sort_keys=True)
+        alike.setdefault(key, {})[home] = study
+    return [_group(members) for members in alike.values()]
+
+
+def _group(members: dict[Path, Study]) -> Group:
+    """The studies in order of their seeds; where these do not tell them apart, their folders' names do."""
+    seeds = {home: seed_of(study) for home, study in members.items()}
+    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
+        return Group({home.resolve().name: study for home, study in members.items()})
+    return Group({f"seed {seeds[home]}": members[home] for home in sorted(members, key=seeds.get)})
+
+
+def seed_of(study: Study) -> int | None:
+    """The seed of all runs of a study, if they have one and the same."""
+    seeds = {run.config.get("seed") for run in study.runs.values() if run.config}
+    return seeds.pop() if len(seeds) == 1 else None
+
+
+def _but_seed(config: Any) -> Any:
+    """A config without its seeds, and without where it ran."""
+    if isinstance(config, dict):
+        return {key: _but_seed(value) for key, value in config.items() if key not in ("seed", "mesh")}
+    return [_but_seed(value) for value in config] if isinstance(config, list) else config
 
 
 def read(folder: str | Path) -> Study:
@@ -54,16 +139,20 @@ def read(folder: str | Path) -> Study:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
-    if (folder / "sweep.json").exists():
-        study = _sweep(folder)
-    elif (folder / "metrics.jsonl").exists():
-        name = folder.resolve().name
-        study = Study(name, {name: _run(folder, name)})
-    else:
-        raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
+    study = _read(folder)
     if not any(run.metrics for run in study.runs.values()):
         raise InputError(f"no run in {folder} has any metrics yet")
     return study
+
+
+def _read(folder: Path) -> Study:
+    if (folder / "sweep.json").exists():
+        return _sweep(folder)
+    if not (folder / "metrics.jsonl").exists():
+        raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
+    name = folder.resolve().name
+    run = _run(folder, name)
+    return Study(name, {name: run}, run.config)
 
 
 def _sweep(folder: Path) -> Study:
@@ -71,7 +160,8 @@ def _sweep(folder: Path) -> Study:
     sweep = _json(folder / "sweep.json")
     runs = {name: _run(folder / name, name, **_standing(name, sweep)) for name in sweep.get("runs", {})}
     said = ("command", "hardware", "commit", "flops_trained", "flops_saved_by_sharing", "baseline")
-    return Study(sweep.get("title") or folder.resolve().name, runs, **{key: sweep.get(key) for key in said})
+    title = sweep.get("title") or folder.resolve().name
+    return Study(title, runs, _config(folder), **{key: sweep.get(key) for key in said})
 
 
 def _standing(name: str, sweep: dict) -> dict[str, Any]:
@@ -95,9 +185,20 @@ def _standing(name: str, sweep: dict) -> dict[str, Any]:
 
 def _run(folder: Path, name: str, **standing: Any) -> Run:
     """One run folder; a run that has not started has none, and is empty."""
-    config = _json(folder / "config.json") if (folder / "config.json").exists() else {}
     reports = sorted(folder.glob("growth-*.json"), key=lambda path: (len(path.name), path.name))
-    return Run(name, config, _metrics(folder / "metrics.jsonl"), [_json(path) for path in reports], **standing)
+    results = sorted((folder / "evaluations").glob("results_*.json"))
+    return Run(
+        name,
+        _config(folder),
+        _metrics(folder / "metrics.jsonl"),
+        [_json(path) for path in reports],
+        evaluations=[_json(path) for path in results],
+        **standing,
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return _json(folder / "config.json") if (folder / "config.json").exists() else {}
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

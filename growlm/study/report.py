@@ -1,220 +1,301 @@
-"""The report of a run or a sweep: what each run reached, what growing saved, and whether that stands up."""
+"""The report of a run, of a sweep, or of sweeps at several seeds: one page, and its figures as PNG and CSV."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
+from typing import Any
 
 from growlm.errors import InputError
+from growlm.evaluation.table import scores
 from growlm.files import write_whole
-from growlm.laws.speedup import Curve, curve, speedup
-from growlm.study import figures, numbers
-from growlm.study.page import page
-from growlm.study.records import Run, Study, read
+from growlm.study import drawing, numbers, page
+from growlm.study.charts import benchmark_figures, change, loss_figure
+from growlm.study.compare import HEADER, Row, cells, gained, rows, table
+from growlm.study.figures import Figure, as_csv
+from growlm.study.fit import GrowthFit, law_text, slices_text
+from growlm.study.page import Part
+from growlm.study.records import Group, Run, Study, read_groups
+from growlm.study.valleys import growth_fits, law_figure, valley_figure
+from growlm.study.verdict import verdict
 
-HEADER = ("run", "FLOPs", "tokens", "validation loss", "speed-up", "compute saved")
+__all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One run of a study. What is not known, or cannot be measured yet, is None.
+class Section:
+    """A group with what was computed of it: its rows and its figures."""
 
-    Attributes:
-        run: its name.
-        role: "grown", "baseline", "control" or "run".
-        parameters: parameters of its last stage, by the paper's count of FLOPs turned round.
-        tokens: trained on so far, over all stages.
-        flops: spent so far over all stages, 6 x parameters x tokens.
-        flops_exact: the same with attention.
-        val_loss: the last validation loss measured.
-        speedup: FLOPs(baseline) / FLOPs(run) - 1 at equal validation loss.
-        saved: 1 - FLOPs(run) / FLOPs(baseline) at that loss.
-        seconds: of training so far.
-        compared_at: the validation loss of that comparison, the worse of the two final ones.
-        over_controls: for a grown run, its speed-up over each control of the study.
-        note: what is wrong or unfinished, in one line; empty where nothing is.
-        status: "done", "failed" or "pending".
-    """
+    group: Group
+    rows: list[Row]
+    loss: Figure
+    benchmarks: list[Figure]
 
-    run: str
-    role: str
-    parameters: int | None
-    tokens: float | None
-    flops: float | None
-    flops_exact: float | None
-    val_loss: float | None
-    speedup: float | None
-    saved: float | None
-    seconds: float | None
-    compared_at: float | None
-    over_controls: dict[str, float | None] = field(default_factory=dict)
-    note: str = ""
-    status: str = "done"
+    @property
+    def title(self) -> str:
+        """That of its studies."""
+        return self.group.first.title
 
 
 def summarise(folder: str | Path) -> list[Row]:
     """One row per run of a sweep folder, in the order of the sweep, or the one row of a run folder.
 
     Raises:
-        InputError: the folder is missing, is of neither kind, or has no metrics.
+        InputError: the folder is missing, is of neither kind, has no metrics, or holds sweeps that differ.
     """
-    return _rows(read(folder))
+    groups = read_groups(folder)
+    if len(groups) > 1:
+        titles = " and ".join(repr(group.first.title) for group in groups[:3])
+        raise InputError(f"{folder} holds {titles}: allowed is one sweep, at one seed or several")
+    return rows(groups[0])
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as aligned text for a terminal, with a column of notes where there are any."""
-    text = numbers.aligned([HEADER, *map(_cells, rows)], rule=True)
-    notes = [row.note for row in rows]
-    if any(notes):
-        text = [f"{line}  {note}" for line, note in zip(text, ["note", "----", *notes], strict=True)]
-    return "\n".join(line.rstrip() for line in text)
+def overview(folder: str | Path, loss: float | None = None) -> str:
+    """The table and the verdict of everything in a folder, for a terminal.
+
+    Args:
+        folder: of a run, of a sweep, or of several of them.
+        loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
+
+    Raises:
+        InputError: no such folder, no run in it, or no run with any metrics.
+    """
+    parts = []
+    for group in read_groups(folder):
+        found = rows(group, loss)
+        seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
+        parts.append(f"{group.first.title}{seeds}\n\n{table(found)}\n\n{verdict(found)}")
+    return "\n\n\n".join(parts)
 
 
-def verdict(rows: list[Row]) -> str:
-    """Whether growing beat the baseline, and whether it also beat every control; a few plain sentences."""
-    grown = [row for row in rows if row.role == "grown"]
-    baseline = next((row.run for row in rows if row.role == "baseline"), None)
-    if not grown or baseline is None:
-        return "Nothing to compare here: that takes a grown run and a baseline."
-    open_runs = [row.run for row in rows if row.status != "done"]
-    caution = f"Preliminary, since these are not done: {', '.join(open_runs)}. " if open_runs else ""
-    measured = [row for row in grown if row.speedup is not None]
-    if not measured:
-        why = grown[0].note or "nothing is measured"
-        return f"{caution}Whether growing beats {baseline} cannot be said yet: {why}."
-    best = max(measured, key=lambda row: row.speedup)
-    who = best.run if len(grown) == 1 else f"The best of {len(grown)} grown runs, {best.run},"
-    return f"{caution}{who} {_outcome(best, baseline)} {_against_controls(best)}"
+def write_report(folder: str | Path, loss: float | None = None) -> Path:
+    """Write report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
 
+    The page is one file that needs no network: its charts and their data are inside it.
 
-def write_report(folder: str | Path) -> Path:
-    """Write report.html and the figures (loss_flops.png, loss_tokens.png, loss_seconds.png) into the folder.
-
-    The page is one file that needs no network: its figures are inside it, for a light and a dark screen.
+    Args:
+        folder: of a run, of a sweep, or of several of them: those that differ only in their seeds are taken together.
+        loss: as in `overview`.
 
     Returns:
         the path of the page.
 
     Raises:
-        InputError: the folder is missing, is of neither kind, or has no metrics.
+        InputError: no such folder, no run in it, or no run with any metrics.
     """
     folder = Path(folder)
-    study = read(folder)
-    rows = _rows(study)
-    drawn = {axis: tuple(figures.png(study, axis, theme) for theme in figures.THEMES) for axis in figures.AXES}
-    for axis, (light, _) in drawn.items():
-        write_whole(folder / f"loss_{axis}.png", light)
+    groups = read_groups(folder)
+    sections = [_section(group, number, len(groups), loss) for number, group in enumerate(groups)]
+    fits = growth_fits(groups)
+    laws = [figure for fit in fits if isinstance(fit, GrowthFit) for figure in _law_figures(fit)]
+    for figure in [figure for one in sections for figure in (one.loss, *one.benchmarks)] + laws:
+        _write_figure(folder, figure)
+    title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
+    parts = [part for one in sections for part in _parts(one, alone=len(sections) == 1)]
+    parts += [Part("When and how to grow", _laws(fits)), Part("To reproduce", _reproduce(groups))]
     target = folder / "report.html"
-    write_whole(target, page(study, verdict(rows), *_results(rows), _notes(study, rows), drawn).encode())
+    write_whole(target, page.page(title, _head(sections), parts).encode())
     return target
 
 
-def _rows(study: Study) -> list[Row]:
-    """One row per run of the study."""
-    curves, problems = {}, {}
-    for name, run in study.runs.items():
-        try:
-            curves[name] = curve(run.metrics)
-        except InputError as error:
-            problems[name] = str(error) if run.metrics else "no metrics yet"
-    return [_row(run, study, curves, problems) for run in study.runs.values()]
+def _section(group: Group, number: int, count: int, loss: float | None) -> Section:
+    """A group's rows and figures; of several groups the files of all but the first are numbered."""
+    prefix = f"{number + 1}_" if number else ""
+    return Section(group, rows(group, loss), loss_figure(group, f"{prefix}loss"), benchmark_figures(group, prefix))
 
 
-def _row(run: Run, study: Study, curves: dict[str, Curve], problems: dict[str, str]) -> Row:
-    """The row of one run, compared with the baseline and, if it is a grown one, with the controls."""
-    last = run.metrics[-1] if run.metrics else {}
-    mine, base = curves.get(run.name), curves.get(study.baseline)
-    gain = speedup(mine, base) if mine and base and run.role != "baseline" else None
-    notes = [_standing(run), problems.get(run.name, "")]
-    if gain and not gain.reached:
-        notes.append(f"too few validation losses to compare with {study.baseline}")
-    controls = [other.name for other in study.runs.values() if other.role == "control"]
-    return Row(
-        run=run.name,
-        role=run.role,
-        parameters=_parameters(run.metrics),
-        **{key: last.get(key) for key in ("tokens", "flops", "flops_exact", "seconds")},
-        val_loss=float(mine.loss[-1]) if mine else None,
-        speedup=gain.speedup if gain else None,
-        saved=gain.saved if gain else None,
-        compared_at=gain.loss if gain else None,
-        over_controls={n: _over(mine, curves.get(n)) for n in controls} if run.role == "grown" else {},
-        note="; ".join(filter(None, notes)),
-        status=run.status,
+def _write_figure(folder: Path, figure: Figure) -> None:
+    """Its PNG over every x axis, and its CSV."""
+    for axis in figure.x:
+        name = f"{figure.name}_{axis.key}.png" if len(figure.x) > 1 else f"{figure.name}.png"
+        write_whole(folder / name, drawing.png(figure, axis))
+    write_whole(folder / f"{figure.name}.csv", as_csv(figure).encode())
+
+
+def _head(sections: list[Section]) -> str:
+    """The verdicts, and where and on what the studies ran."""
+    found = []
+    for one in sections:
+        named = f"<b>{escape(one.title)}.</b> " if len(sections) > 1 else ""
+        found.append(f'<p class="verdict">{named}{escape(verdict(one.rows))}</p>')
+    studies = [study for one in sections for study in one.group.studies.values()]
+    machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
+    said = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
+    trained = [study.flops_trained for study in studies if study.flops_trained is not None]
+    if trained:
+        said.append(f"{numbers.flops(sum(trained))} FLOPs trained in all")
+    return "\n".join([*found, page.quiet(" · ".join(said))])
+
+
+def _parts(one: Section, alone: bool) -> Iterator[Part]:
+    """What a group has on the page."""
+    of = "" if alone else f": {one.title}"
+    yield Part(f"Loss{of}", page.chart(one.loss))
+    yield Part(f"Results{of}", _results(one))
+    measured = page.charts(one.benchmarks) + _evaluations(one.group)
+    yield Part(f"Benchmarks{of}", measured)
+    yield Part(f"Growth{of}", _growths(one.group))
+    yield Part(f"Stages{of}", _stages(one.group.first))
+
+
+def _results(one: Section) -> str:
+    """The table of results, which says more than the terminal's, and what it means."""
+    controls = list(dict.fromkeys(name for row in one.rows for name in row.over))
+    over = [f"over {name}" for name in controls]
+    several = ["seeds"] if len(one.group.studies) > 1 else []
+    header = [*HEADER, *over, "at loss", *several, "role", "parameters", "exact FLOPs", "time"]
+    lines = []
+    for row in one.rows:
+        loss = numbers.interval(row.loss, numbers.loss) if row.loss else numbers.UNKNOWN
+        shown = [*cells(row)[:3], loss, *cells(row)[4:]]
+        shown += [gained(row.over[name]) if name in row.over else numbers.UNKNOWN for name in controls]
+        shown += [numbers.loss(row.compared_at), *([str(row.seeds)] if several else []), row.role]
+        cost = [numbers.count(row.parameters), numbers.flops(row.flops_exact), numbers.duration(row.seconds)]
+        lines.append([*shown, *cost])
+    purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
+    notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
+    return f"{page.table(header, lines, ('run', 'role'))}\n{page.listed(notes)}\n{_how_compared(one.group)}"
+
+
+def _how_compared(group: Group) -> str:
+    """How the numbers of the table were made."""
+    baseline = group.first.baseline
+    if baseline is None:
+        return ""
+    seeds = len(group.studies)
+    spread = "Each line is one run, with no error bar."
+    if seeds > 1:
+        spread = (
+            f"There are {seeds} seeds. Runs of one seed are compared with each other; shown is the geometric mean of "
+            "their ratios with Student's 95 % interval. Seeds not done yet are left out; where a seed failed or "
+            "does not reach the loss there is no mean."
+        )
+    return page.quiet(
+        f"Speed-up is FLOPs of {baseline} / FLOPs of the run - 1, compute saved 1 - FLOPs of the run / FLOPs "
+        f"of {baseline}, both at equal validation loss: the worse of the two final ones, or the one asked for. No "
+        "loss is extrapolated. Every stage's FLOPs are counted, 6 x parameters x tokens; exact FLOPs have attention. "
+        "So the run that ends worse is taken at its end, its learning rate decayed, and the other in the middle of its "
+        "schedule: a run that is only shorter looks fast by this measure, which is what a short control is there to "
+        f"show. {spread}"
     )
 
 
-def _standing(run: Run) -> str:
-    """How far a run is, if it is not done."""
-    if run.status == "done":
+def _evaluations(group: Group) -> str:
+    """The scores of `growlm evaluate`, of every run that has any."""
+    lines = []
+    for run, label in _all_runs(group):
+        for result in run.evaluations:
+            at = result.get("growlm", {}).get("tokens")
+            for task, found in result.get("results", {}).items():
+                for metric, value, error in scores(found):
+                    lines.append([label, found.get("alias", task), metric, value, error or "-", numbers.count(at)])
+    header = ["run", "task", "metric", "value", "standard error", "tokens"]
+    return page.table(header, lines, ("run", "task", "metric")) if lines else ""
+
+
+def _all_runs(group: Group) -> Iterator[tuple[Run, str]]:
+    """Every run of every seed, with a name of its own."""
+    for name in group.first.runs:
+        for seed, run in group.each(name).items():
+            yield run, f"{name}, {seed}" if len(group.studies) > 1 else name
+
+
+def _growths(group: Group) -> str:
+    """Every growth: what it changed and claimed, and what the loss did; the whole reports folded away."""
+    lines, reports = [], []
+    for run, label in _all_runs(group):
+        for number, report in enumerate(run.growths, start=1):
+            title = f"{label}, growth {number}"
+            lines.append([title, *_growth(run, number, report)])
+            reports.append(page.folded(title, report))
+    if not lines:
         return ""
-    error = " ".join((run.error or "").split())
-    return f"{run.status}: {error}" if error else run.status
+    header = ["run", "shape", "operator", "parameters", "tokens", "loss before", "after", "keeps function", "optimizer"]
+    text = ("run", "shape", "operator", "keeps function", "optimizer")
+    small = (
+        "Losses are the last validation loss before a growth and the first after it, on the same held-out batches. "
+        "They are equal where a growth keeps the function."
+    )
+    growths = [report for run, _ in _all_runs(group) for report in run.growths]
+    said = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)
+    why = page.listed((f"keeps function: {keeps}", reason) for keeps, reason in said)
+    whole = f"<details><summary>whole reports</summary>{''.join(reports)}</details>"
+    return f"{page.table([*header, 'pause'], lines, text)}\n{why}\n{page.quiet(small)}\n{whole}"
 
 
-def _over(mine: Curve | None, other: Curve | None) -> float | None:
-    """The speed-up of one run over another, where both have a curve."""
-    return speedup(mine, other).speedup if mine and other else None
+def _keeps(report: dict[str, Any]) -> str:
+    """Whether a growth claims to keep the function."""
+    return {True: "yes", False: "no"}.get(report.get("preserves_function"), numbers.UNKNOWN)
 
 
-def _parameters(metrics: list[dict]) -> int | None:
-    """The parameters of the last stage: its FLOPs are counted as 6 x parameters x tokens."""
-    stage = [record for record in metrics if record["stage"] == metrics[-1]["stage"]]
-    spent = [(r["flops"], r["tokens"]) for r in stage if r.get("flops") is not None and r.get("tokens") is not None]
-    if not spent or spent[-1][1] == spent[0][1]:
-        return None
-    return round((spent[-1][0] - spent[0][0]) / (6 * (spent[-1][1] - spent[0][1])))
-
-
-def _outcome(row: Row, baseline: str) -> str:
-    """What a grown run did against the baseline."""
-    at = f"validation loss {row.compared_at:.3f}"
-    if row.speedup > 0:
-        saved, gain = f"{row.saved:.1%}", numbers.percent(row.speedup)
-        return f"reached {at} with {saved} less compute than {baseline} (speed-up {gain})."
-    if row.speedup == 0:
-        return f"needed as much compute as {baseline} to reach {at}."
-    lost = f"{-row.saved:.1%} more compute than {baseline} to reach {at}"
-    return f"did not pay off: it needed {lost} (speed-up {numbers.percent(row.speedup)})."
-
-
-def _against_controls(row: Row) -> str:
-    """What a grown run did against the controls."""
-    if not row.over_controls:
-        return "There is no control, so what made the difference may not be the growing."
-    named = {name: f"{name} ({numbers.percent(gain)})" for name, gain in row.over_controls.items()}
-    known = {name: gain for name, gain in row.over_controls.items() if gain is not None}
-    beaten = [named[name] for name, gain in known.items() if gain > 0]
-    lost = [named[name] for name, gain in known.items() if gain <= 0]
-    missing = [name for name in named if name not in known]
-    if len(beaten) == len(named):
-        return f"It beat every control: {', '.join(beaten)}."
-    parts = [f"did not beat {', '.join(lost)}"] if lost else []
-    parts += [f"beat {', '.join(beaten)}"] if beaten else []
-    parts += [f"could not be compared with {', '.join(missing)}"] if missing else []
-    return f"Of the controls, it {'; it '.join(parts)}."
-
-
-def _cells(row: Row) -> list[str]:
-    """The cells of a row under HEADER."""
-    change = [numbers.percent(row.speedup), numbers.percent(row.saved)]
+def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
+    """The cells of one growth."""
+    options = ", ".join(f"{key}={value}" for key, value in (report.get("options") or {}).items())
+    operator = str(report.get("operator", numbers.UNKNOWN)) + (f" ({options})" if options else "")
+    sizes = " → ".join(numbers.count(report.get(f"parameters_{when}")) for when in ("before", "after"))
+    before, after = ([r for r in run.metrics if r["stage"] == stage] for stage in (number - 1, number))
+    losses = [
+        next((r["val_loss"] for r in part if r.get("val_loss") is not None), None) for part in (before[::-1], after)
+    ]
+    pause = next((r["pause_seconds"] for r in after if "pause_seconds" in r), None)
     return [
-        row.run,
-        numbers.flops(row.flops),
-        numbers.count(row.tokens),
-        numbers.loss(row.val_loss),
-        *(["baseline", numbers.UNKNOWN] if row.role == "baseline" else change),
+        change(report),
+        operator,
+        sizes,
+        numbers.count(report.get("tokens")),
+        *map(numbers.loss, losses),
+        _keeps(report),
+        str(report.get("optimizer_state", numbers.UNKNOWN)),
+        numbers.UNKNOWN if pause is None else f"{pause:.2f}s",
     ]
 
 
-def _results(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the page's table, which says more than the terminal's."""
-    header = [*HEADER, "at loss", "role", "parameters", "exact FLOPs", "time"]
-    lines = []
-    for row in rows:
-        cost = [numbers.count(row.parameters), numbers.flops(row.flops_exact), numbers.duration(row.seconds)]
-        lines.append([*_cells(row), numbers.loss(row.compared_at), row.role, *cost])
-    return header, lines
+def _stages(study: Study) -> str:
+    """Which stages the runs are made of, and what sharing them saved."""
+    shared: dict[str, list[tuple[str, dict]]] = {}
+    for run in study.runs.values():
+        for stage in run.stages:
+            shared.setdefault(str(stage.get("address")), []).append((run.name, stage))
+    if not shared:
+        return ""
+    found = page.table(
+        ["stage", "tokens", "FLOPs", "trained for", "reused by"],
+        [_stage(address, uses) for address, uses in shared.items()],
+        text=("stage", "trained for", "reused by"),
+    )
+    saved = f"Sharing the first stages of runs saved {numbers.flops(study.flops_saved_by_sharing)} FLOPs."
+    return f"{page.quiet(saved)}\n{found}"
 
 
-def _notes(study: Study, rows: list[Row]) -> dict[str, str]:
-    """What each run is for, where a sweep says so, and what is wrong with it."""
-    return {row.run: "; ".join(filter(None, (study.runs[row.run].purpose, row.note))) for row in rows}
+def _stage(address: str, uses: list[tuple[str, dict]]) -> list[str]:
+    """One stage, with the run that trained it and those that took it over."""
+    most = max((stage for _, stage in uses), key=lambda stage: stage.get("tokens") or 0)
+    trained, reused = ([name for name, stage in uses if bool(stage.get("reused")) is flag] for flag in (False, True))
+    names = [", ".join(group) or numbers.UNKNOWN for group in (trained, reused)]
+    return [address[:12], numbers.count(most.get("tokens")), numbers.flops(most.get("flops")), *names]
+
+
+def _law_figures(fit: GrowthFit) -> list[Figure]:
+    return [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+
+
+def _laws(fits: Iterable[GrowthFit | str]) -> str:
+    """The valleys with their parabolas, the law if there is one, and what is missing where there is none."""
+    parts = []
+    for fit in fits:
+        if isinstance(fit, str):
+            parts.append(page.quiet(fit))
+            continue
+        parts.append(page.charts(_law_figures(fit)))
+        parts.append(page.verbatim(slices_text(fit)))
+        parts.append(page.verbatim(law_text(fit).strip()) if fit.fit else page.quiet(f"No law yet: {fit.missing}."))
+    return "\n".join(parts)
+
+
+def _reproduce(groups: list[Group]) -> str:
+    """The commands, where they ran, and the whole configuration of every run."""
+    commands = [study.command for group in groups for study in group.studies.values() if study.command]
+    configs = [
+        page.folded(f"config of {label}", run.config) for g in groups for run, label in _all_runs(g) if run.config
+    ]
+    return page.verbatim("\n".join(commands)) + "".join(configs)
