@@ -18,8 +18,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio")
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions")
 # The browser reads commands from descriptor 3 and writes to 4, so they are put there before it takes over.
-_LAUNCH = "import os, sys; a, b = (os.dup(int(n)) for n in sys.argv[1:3]); os.dup2(a, 3); os.dup2(b, 4); "
-_LAUNCH += "os.execv(sys.argv[3], sys.argv[3:])"
+_LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:

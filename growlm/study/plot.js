@@ -2,7 +2,7 @@
 const NS = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "9 3 2 3", "2 3"];
 const HEIGHT = 400;
-const NEAR = 48;
+const NEAR = 64; // pixels from the pointer to what is told of
 
 const el = (parent, tag, attributes, text) => {
   const made = document.createElementNS(NS, tag);
@@ -119,7 +119,7 @@ class Plot {
       named.length <= 16 &&
       named.length === this.shown().filter((one) => one.style !== "thin").length;
     const height = width < 500 ? 320 : HEIGHT;
-    this.box = { left: 58, top: 40, width: width - 58 - (wide ? 176 : 14), height: height - 40 - 46 };
+    this.box = { left: 58, top: 40, width: width - 58 - (wide ? 192 : 14), height: height - 40 - 46 };
     this.scale = this.scales();
     const { svg, box, scale } = this,
       ink = style.getPropertyValue("--ink").trim();

@@ -1,7 +1,7 @@
 """The report of a run, of a sweep, or of sweeps at several seeds: one page, and its figures as PNG and CSV."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,13 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     folder = Path(folder)
     groups = read_groups(folder)
     sections = [_section(group, number, len(groups), loss) for number, group in enumerate(groups)]
-    fits = growth_fits(groups)
-    laws = [figure for fit in fits if isinstance(fit, GrowthFit) for figure in _law_figures(fit)]
-    for figure in [figure for one in sections for figure in (one.loss, *one.benchmarks)] + laws:
+    laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
+    drawn = [figure for one in sections for figure in (one.loss, *one.benchmarks)]
+    for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
         _write_figure(folder, figure)
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
     parts = [part for one in sections for part in _parts(one, alone=len(sections) == 1)]
-    parts += [Part("When and how to grow", _laws(fits)), Part("To reproduce", _reproduce(groups))]
+    parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
     target = folder / "report.html"
     write_whole(target, page.page(title, _head(sections), parts).encode())
     return target
@@ -143,15 +143,17 @@ def _results(one: Section) -> str:
     controls = list(dict.fromkeys(name for row in one.rows for name in row.over))
     over = [f"over {name}" for name in controls]
     several = ["seeds"] if len(one.group.studies) > 1 else []
-    header = [*HEADER, *over, "at loss", *several, "role", "parameters", "exact FLOPs", "time"]
+    change = ["validation loss", "speed-up", "compute saved", *over, "at loss", *several]
     lines = []
     for row in one.rows:
+        shown = dict(zip(HEADER, cells(row), strict=True))
         loss = numbers.interval(row.loss, numbers.loss) if row.loss else numbers.UNKNOWN
-        shown = [*cells(row)[:3], loss, *cells(row)[4:]]
-        shown += [gained(row.over[name]) if name in row.over else numbers.UNKNOWN for name in controls]
-        shown += [numbers.loss(row.compared_at), *([str(row.seeds)] if several else []), row.role]
-        cost = [numbers.count(row.parameters), numbers.flops(row.flops_exact), numbers.duration(row.seconds)]
-        lines.append([*shown, *cost])
+        beaten = [gained(row.over[name]) if name in row.over else numbers.UNKNOWN for name in controls]
+        found = [row.run, loss, shown["speed-up"], shown["compute saved"], *beaten, numbers.loss(row.compared_at)]
+        found += [str(row.seeds)] if several else []
+        exact, time = numbers.flops(row.flops_exact), numbers.duration(row.seconds)
+        lines.append([*found, row.role, shown["FLOPs"], exact, shown["tokens"], numbers.count(row.parameters), time])
+    header = ["run", *change, "role", "FLOPs", "exact FLOPs", "tokens", "parameters", "time"]
     purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
     notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
     return f"{page.table(header, lines, ('run', 'role'))}\n{page.listed(notes)}\n{_how_compared(one.group)}"
@@ -275,18 +277,22 @@ def _stage(address: str, uses: list[tuple[str, dict]]) -> list[str]:
     return [address[:12], numbers.count(most.get("tokens")), numbers.flops(most.get("flops")), *names]
 
 
-def _law_figures(fit: GrowthFit) -> list[Figure]:
-    return [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
+    """What there is to draw of a law; the files of all but the first are numbered."""
+    if isinstance(fit, str):
+        return []
+    found = [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+    return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
 
 
-def _laws(fits: Iterable[GrowthFit | str]) -> str:
+def _laws(laws: Iterable[tuple[GrowthFit | str, list[Figure]]]) -> str:
     """The valleys with their parabolas, the law if there is one, and what is missing where there is none."""
     parts = []
-    for fit in fits:
+    for fit, figures in laws:
         if isinstance(fit, str):
             parts.append(page.quiet(fit))
             continue
-        parts.append(page.charts(_law_figures(fit)))
+        parts.append(page.charts(figures))
         parts.append(page.verbatim(slices_text(fit)))
         parts.append(page.verbatim(law_text(fit).strip()) if fit.fit else page.quiet(f"No law yet: {fit.missing}."))
     return "\n".join(parts)

@@ -51,11 +51,11 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
 
 
 def grown_once(group: Group) -> list[Outcome]:
-    """The grown runs of a group with one growth, of the seeds at which all of them are done.
+    """The runs of a group with one growth that are no controls, of the seeds at which all of them are done.
 
     A seed that is missing at one value would pull a parabola there.
     """
-    names = [name for name, run in group.first.runs.items() if run.role == "grown"]
+    names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run")]
     whole = [s for s in group.studies.values() if all(s.runs[n].status == "done" and s.runs[n].metrics for n in names)]
     runs = [outcome(name, study.runs[name]) for study in whole for name in names]
     return [run for run in runs if run.stages == 2]
