@@ -111,8 +111,12 @@ def _sweep(args: argparse.Namespace, keys: Keys) -> int:
             return 1 if errors else 0
         for name, error in errors.items():
             print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
-        rows = summarise(args.workdir)
-        print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
+        try:
+            rows = summarise(args.workdir)
+            print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
+        except InputError:
+            if not errors:  # else there may be nothing to report
+                raise
     return 1 if errors else 0
 
 

@@ -33,6 +33,7 @@ def is_part(path: Path) -> bool:
 
 
 LOCK = ".lock"
+_HELD: set[Path] = set()  # by this process
 
 
 @contextlib.contextmanager
@@ -47,7 +48,20 @@ def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[Non
             if wait is None:
                 raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time")
             wait()
-        yield
+        held = folder.resolve()
+        _HELD.add(held)
+        try:
+            yield
+        finally:
+            _HELD.discard(held)
+
+
+def held_elsewhere(folder: Path) -> bool:
+    """Whether another process keeps a folder now."""
+    if folder.resolve() in _HELD or not (folder / LOCK).exists():
+        return False
+    with (folder / LOCK).open("a") as file:
+        return not _taken(file)
 
 
 def _taken(file: IO) -> bool:

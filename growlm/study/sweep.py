@@ -7,6 +7,7 @@ import platform
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ import jax
 from growlm.data import load_corpus
 from growlm.errors import InputError, unknown
 from growlm.files import locked, write_json
-from growlm.training.loop import DivergedError
+from growlm.study.progress import Board
+from growlm.training.loop import DivergedError, StoppedError
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments
 from growlm.training.processes import after_first, records_folder
@@ -120,8 +122,8 @@ def run_sweep(
 ) -> dict[str, str]:
     """Trains the chosen runs of a sweep into workdir/NAME, the stages into workdir/stages.
 
-    Returns the errors of runs that diverged, by name; the others go on. Started again, it goes on where it was.
-    Where another process trains a stage of theirs, they wait until it is done. Raises InputError where the folder holds
+    Returns the errors of runs that failed, by name; the others go on. Started again, it goes on where it was. Where
+    another process trains a stage of theirs, they wait until it is done. Raises InputError where the folder holds
     something else, StoppedError when asked to stop.
     """
     for name in chosen:
@@ -135,15 +137,44 @@ def run_sweep(
         _write_summary(plan, records, command)
         for name in chosen:
             claim_folder(records / name, dataclasses.asdict(plan.runs[name].config))
-            outcome = {"status": "done", "error": None}
-            try:
-                with kept_on_disk(cache or workdir / COMPILED):
-                    runner.train(plan.runs[name], records / name, name)
-            except DivergedError as error:
-                errors[name] = str(error)
-                outcome = {"status": "failed", "error": str(error)}
-            _write_summary(plan, records, command, {name: outcome})
+        with Board({name: run.stages for name, run in plan.runs.items()}, records, records / STORE) as board:
+            for name in chosen:
+                board.begin(name)
+                error = _train(plan.runs[name], runner, records / name, cache or workdir / COMPILED)
+                if error is not None:
+                    errors[name] = error
+                outcome = {"status": "failed" if error is not None else "done", "error": error}
+                _write_summary(plan, records, command, {name: outcome})
+                board.end(name, error)
     return errors
+
+
+def _train(plan: RunPlan, runner: Runner, folder: Path, cache: Path) -> str | None:
+    """Trains one run; returns what went wrong in one line, or nothing. Raises what concerns all: StoppedError.
+
+    Where several processes train a run, only a divergence is met by all of them: anything else would leave the others
+    waiting for this one, so it is raised.
+    """
+    try:
+        with kept_on_disk(cache):
+            runner.train(plan, folder, folder.name)
+    except StoppedError:
+        raise
+    except DivergedError as error:
+        return str(error)
+    except Exception as error:
+        if jax.process_count() > 1:
+            raise
+        if not isinstance(error, InputError):
+            traceback.print_exc()
+        return _one_line(error)
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error, XLA's have pages, and its kind where the line was not written for readers."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
 def _former_outcome(workdir: Path, name: str) -> dict[str, Any]:
