@@ -69,6 +69,11 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
 """
 
 
+def nested(parts: Iterable[Part]) -> str:
+    """Parts within a part."""
+    return "\n".join(f"<h3>{escape(part.title)}</h3>\n{part.body}" for part in parts if part.body)
+
+
 def chart(figure: Figure) -> str:
     """One figure with its data, which the page's script draws, and its CSV."""
     data = json.dumps(plain(figure), separators=(",", ":")).replace("<", "\\u003c")
@@ -118,9 +123,10 @@ def verbatim(text: str) -> str:
 
 
 def _table_row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
-    """One row; every cell in the style of its column."""
-    pairs = zip(cells, kinds, strict=True)
-    return "<tr>" + "".join(f'<{tag} class="{kind}">{escape(cell)}</{tag}>' for cell, kind in pairs) + "</tr>"
+    """One row; every cell in the style of its column. The first, a name, may be broken at its underscores."""
+    texts = [escape(cells[0]).replace("_", "_<wbr>"), *map(escape, cells[1:])]
+    pairs = zip(texts, kinds, strict=True)
+    return "<tr>" + "".join(f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in pairs) + "</tr>"
 
 
 def _own(name: str) -> str:

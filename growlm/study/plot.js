@@ -119,7 +119,10 @@ class Plot {
       named.length <= 16 &&
       named.length === this.shown().filter((one) => one.style !== "thin").length;
     const height = width < 500 ? 320 : HEIGHT;
-    this.box = { left: 58, top: 40, width: width - 58 - (wide ? 192 : 14), height: height - 40 - 46 };
+    const up = ticks(...this.ends("y"), this.logs.y, Math.floor((height - 86) / 44), this.figure.y.kind);
+    up.push(up[0].map((v) => tickText(v, this.figure.y.kind, up[1])));
+    const left = 36 + 7 * Math.max(3, ...up[2].map((text) => text.length));
+    this.box = { left, top: 40, width: width - left - (wide ? 192 : 14), height: height - 86 };
     this.scale = this.scales();
     const { svg, box, scale } = this,
       ink = style.getPropertyValue("--ink").trim();
@@ -136,7 +139,7 @@ class Plot {
       svg.setAttribute(name, value);
     const clip = el(el(svg, "defs", {}), "clipPath", { id: `clip-${this.figure.name}` });
     el(clip, "rect", { x: box.left, y: box.top, width: box.width, height: box.height });
-    this.grid(quiet, line, ink);
+    this.grid(up, quiet, line, ink);
     const inside = el(svg, "g", { "clip-path": `url(#clip-${this.figure.name})` });
     this.points = [];
     for (const thin of [true, false])
@@ -146,7 +149,7 @@ class Plot {
     this.overlay = el(svg, "g", { "pointer-events": "none" });
   }
 
-  grid(quiet, line, ink) {
+  grid(up, quiet, line, ink) {
     const { svg, box, scale, figure } = this;
     const across = ticks(
       scale.x.low,
@@ -155,17 +158,16 @@ class Plot {
       Math.max(2, Math.floor(box.width / 74)),
       this.axis.kind,
     );
-    const up = ticks(scale.y.low, scale.y.high, this.logs.y, Math.floor(box.height / 44), figure.y.kind);
-    for (const v of up[0]) {
+    up[0].forEach((v, number) => {
       const y = scale.y.at(v);
       el(svg, "line", { x1: box.left, x2: box.left + box.width, y1: y, y2: y, stroke: line });
       el(
         svg,
         "text",
         { x: box.left - 8, y: y + 4, "text-anchor": "end", fill: quiet, class: "tick-y" },
-        tickText(v, figure.y.kind, up[1]),
+        up[2][number],
       );
-    }
+    });
     for (const v of across[0]) {
       const x = scale.x.at(v);
       el(svg, "line", { x1: x, x2: x, y1: box.top, y2: box.top + box.height, stroke: line });

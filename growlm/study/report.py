@@ -91,7 +91,9 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
         _write_figure(folder, figure)
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
-    parts = [part for one in sections for part in _parts(one, alone=len(sections) == 1)]
+    parts = [part for one in sections for part in _parts(one)]
+    if len(sections) > 1:  # a part for each, with its parts in it
+        parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
     parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
     target = folder / "report.html"
     write_whole(target, page.page(title, _head(sections), parts).encode())
@@ -127,15 +129,13 @@ def _head(sections: list[Section]) -> str:
     return "\n".join([*found, page.quiet(" · ".join(said))])
 
 
-def _parts(one: Section, alone: bool) -> Iterator[Part]:
+def _parts(one: Section) -> Iterator[Part]:
     """What a group has on the page."""
-    of = "" if alone else f": {one.title}"
-    yield Part(f"Loss{of}", page.chart(one.loss))
-    yield Part(f"Results{of}", _results(one))
-    measured = page.charts(one.benchmarks) + _evaluations(one.group)
-    yield Part(f"Benchmarks{of}", measured)
-    yield Part(f"Growth{of}", _growths(one.group))
-    yield Part(f"Stages{of}", _stages(one.group.first))
+    yield Part("Loss", page.chart(one.loss))
+    yield Part("Results", _results(one))
+    yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
+    yield Part("Growth", _growths(one.group))
+    yield Part("Stages", _stages(one.group.first))
 
 
 def _results(one: Section) -> str:

@@ -30,7 +30,7 @@ def _outcome(row: Row, baseline: str) -> str:
     interval = row.gain.speedup
     over = f", {seeds} seeds" if seeds > 1 else ""
     gain = f"(speed-up {gained(row.gain)}{over})"
-    doubt = f", which is not clear of none: the interval over {seeds} seeds holds 0" if 0 in interval else ""
+    doubt = f", which {seeds} seeds cannot tell from no difference: the interval includes 0" if 0 in interval else ""
     if row.speedup > 0:
         return f"reached {at} with {row.saved:.1%} less compute than {baseline} {gain}{doubt}."
     if row.speedup == 0:
