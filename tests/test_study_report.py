@@ -317,6 +317,16 @@ def test_names_at_the_ends_do_not_overlap():
     assert np.diff(places).min() >= 0.06 * 1.1 - 1e-9 and places[0] >= 0.9
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_has_only_begun_is_no_trouble(sweep):
+    path = sweep / "control" / "metrics.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(first | {"flops": 0.0, "tokens": 0, "seconds": 0.0, "val_loss": 10.0}) + "\n")
+    write_report(sweep)
+    assert "control 10.000" in [text.get_text() for text in draw(sweep, "tokens").axes[0].texts]
+    assert "control 10.000" not in [text.get_text() for text in draw(sweep, "flops").axes[0].texts]
+
+
 def test_training_loss_is_drawn_while_there_is_no_validation(tmp_path):
     write_run(tmp_path / "r", [(8, 1e6)])
     path = tmp_path / "r" / "metrics.jsonl"

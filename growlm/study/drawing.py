@@ -133,7 +133,9 @@ def _mark(axes: Axes, series: Sequence[Series], axis: Axis, theme: Theme) -> Non
 def _name_ends(axes: Axes, series: Sequence[Series], axis: Axis, y: Axis, theme: Theme) -> None:
     """The name and last value of every curve to the right of the axes, led to its end."""
     low, high = axes.get_ylim()
-    ordered = sorted(series, key=lambda one: one.columns[y.key][-1])
+    least = 0.0 if axis.log else -np.inf  # a run that has only begun has no place on a logarithmic axis
+    placed = [one for one in series if one.columns[axis.key][-1] > least]
+    ordered = sorted(placed, key=lambda one: one.columns[y.key][-1])
     places = _spread(np.array([one.columns[y.key][-1] for one in ordered]), low, high)
     for one, place in zip(ordered, places, strict=True):
         x, value = (one.columns[key][-1] for key in (axis.key, y.key))
