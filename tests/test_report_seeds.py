@@ -51,6 +51,17 @@ def test_sweeps_that_differ_in_more_than_the_seed_are_not_taken_together(seeds):
     assert "Another" in overview(seeds)
 
 
+def test_a_seed_of_an_older_growlm_that_had_fewer_settings_is_of_the_group(seeds):
+    model = {"layers": 2, "embed": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 32, "vocab": 256}
+    stage = {"model": model, "tokens": 512, "batch": 4, "length": 16, "schedule": {"kind": "cosine", "peak": 0.001}}
+    run = {"corpus": "stdlib", "stages": [stage]}
+    for number, home in enumerate(sorted(seeds.iterdir())):
+        more = {"remat": "full" if number == 2 else "none"} if number else {}
+        config = {"runs": {"scratch": run | more | {"seed": number}}, "baseline": "scratch"}
+        (home / "config.json").write_text(json.dumps(config))
+    assert [list(group.studies) for group in read_groups(seeds)] == [["seed 0", "seed 1"], ["seed 2"]]
+
+
 def test_single_runs_in_a_folder_are_one_study(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, [(8, 1e6)])

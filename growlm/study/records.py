@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
+from growlm.training.run import effective
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def read_groups(folder: str | Path) -> list[Group]:
         studies[folder] = Study(folder.resolve().name, runs)
     alike: dict[str, dict[Path, Study]] = {}
     for home, study in studies.items():
-        key = json.dumps([study.title, list(study.runs), study.baseline, _but_seed(study.config)], sort_keys=True)
+        config = _but_seed(effective(study.config))
+        key = json.dumps([study.title, list(study.runs), study.baseline, config], sort_keys=True)
         alike.setdefault(key, {})[home] = study
     return [_group(members) for members in alike.values()]
 

@@ -68,7 +68,7 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     try:
         if path.exists():
             held = json.loads(path.read_text(encoding="utf-8"))
-            there, here = _result(held), _result(config)
+            there, here = effective(held), effective(config)
             if there != here:
                 difference = _first_difference(there, here)
                 raise InputError(f"{folder} holds a different run: {difference}; allowed is a new folder")
@@ -85,7 +85,7 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{folder} cannot be used: {error.strerror}; allowed is a new or empty folder") from error
 
 
-def _result(config: Any) -> Any:
+def effective(config: Any) -> Any:
     """A config without what does not matter to its result, where it ran, and with defaults for what it does not say.
 
     So a folder of an older growlm, which had fewer settings, goes on.
