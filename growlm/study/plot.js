@@ -314,21 +314,18 @@ class Plot {
     el(svg, "text", { x: start, y: box.top - 6 - 15 * row, fill: ink }, text);
   }
 
-  // Name and last value at the right end of every curve, without overlap.
+  // Name and value of every curve at its last point that is seen, to the right and without overlap.
   names(lines, ink) {
     const { box, scale, svg } = this,
       ends = [];
     for (const one of lines) {
-      const [xs, ys] = this.columns(one);
-      let last = ys.length - 1;
-      while (last >= 0 && (!scale.x.fits(xs[last]) || !scale.y.fits(ys[last]))) last--;
-      if (last < 0) continue;
-      ends.push({
-        one,
-        value: ys[last],
-        px: Math.min(scale.x.at(xs[last]), box.left + box.width),
-        py: clamp(scale.y.at(ys[last]), box.top, box.top + box.height),
-      });
+      const seen = this.points.filter(
+        (point) => point.one === one && !point.mark && point.px < box.left + box.width + 1,
+      );
+      const last = seen[seen.length - 1];
+      if (!last || last.px < box.left) continue;
+      const py = clamp(last.py, box.top, box.top + box.height);
+      ends.push({ one, value: this.columns(one)[1][last.i], px: last.px, py });
     }
     ends.sort((a, b) => a.py - b.py);
     const gap = Math.min(16, (box.height + 30) / Math.max(ends.length, 1));

@@ -1,5 +1,5 @@
 "use strict";
-// Numbers, as growlm.study.numbers writes them.
+// Numbers, as growlm.study.numbers writes them but for parts of a second.
 const trimmed = (value) => String(parseFloat(value.toPrecision(3)));
 const write = {
   flops: (v) => v.toExponential(2).replace("e+", "e"),
@@ -22,7 +22,7 @@ const write = {
       const rest = Math.floor((s % size) / part);
       if (s >= size) return Math.floor(s / size) + unit + (rest ? ` ${String(rest).padStart(2, "0")}${small}` : "");
     }
-    return (v < 10 && v !== s ? v.toPrecision(2) : s) + "s";
+    return trimmed(v) + "s";
   },
   loss: (v) => v.toFixed(4),
   number: (v) => String(parseFloat(v.toPrecision(4))),
