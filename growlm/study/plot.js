@@ -2,6 +2,7 @@
 const NS = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "9 3 2 3", "2 3"];
 const HEIGHT = 400;
+const FEW = 25; // points of a curve that are shown each
 const NEAR = 64; // pixels from the pointer to what is told of
 
 const el = (parent, tag, attributes, text) => {
@@ -226,6 +227,8 @@ class Plot {
         el(place, "circle", { cx: px, cy: py, r: 4, fill: colour, opacity: faded, class: "point" });
         if (one.columns.low) this.error(place, px, one.columns.low[i], one.columns.high[i], colour, faded);
       } else path += `${path ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`;
+      if (one.style === "line" && xs.length <= FEW)
+        el(place, "circle", { cx: px, cy: py, r: 3, fill: colour, opacity: faded, class: "dot" });
     });
     if (one.style === "points") return;
     const thick =

@@ -25,7 +25,10 @@ const write = {
     return trimmed(v) + "s";
   },
   loss: (v) => v.toFixed(4),
-  number: (v) => String(parseFloat(v.toPrecision(4))),
+  number: (v) =>
+    v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)
+      ? v.toExponential(2).replace("e+", "e")
+      : String(parseFloat(v.toPrecision(4))),
 };
 const tickText = (v, kind, step) => {
   if (kind === "flops")
