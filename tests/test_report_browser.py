@@ -85,7 +85,11 @@ def test_every_figure_has_its_curves(laptop):
         for name in (f"{run}, seed 0", f"{run}, seed 1", f"{run}, mean of 2 seeds")
     )
     assert len(curves(laptop, "document.querySelector('#chart-benchmark_piqa_acc')")) == 9
-    assert laptop.value("document.querySelectorAll('figure.chart').length") == 2
+    assert laptop.value("document.querySelectorAll('figure.chart').length") == 3
+    speedup = "document.querySelector('#chart-speedup')"
+    assert laptop.value(f"{speedup}.querySelectorAll('g.estimate').length") == 3  # two over scratch, one over control
+    names = laptop.value(f"[...{speedup}.querySelectorAll('.tick-y')].map(t => t.textContent)")
+    assert names == ["control", "grown"] and laptop.value(f"{speedup}.querySelector('[data-log]')") is None
     assert laptop.value(f"{LOSS}.querySelectorAll('g.growth').length") == 1
     assert all(laptop.value(f"[...{LOSS}.querySelectorAll('path.curve')].map(c => c.getAttribute('d').length > 100)"))
 

@@ -1,5 +1,6 @@
 """Reports of several seeds: means with intervals, seeds that are missing, and where nothing is said."""
 
+import csv
 import json
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_a_loss_that_a_seed_does_not_reach_is_not_extrapolated(seeds):
     assert row.speedup is None and NOT_REACHED in cells(row) and "never reaches" in row.note
     row = by_name(seeds, loss=finals[0] + 0.2)["grown"]
     assert row.speedup == pytest.approx(1 / 0.7 - 1, abs=0.02) and row.compared_at == pytest.approx(finals[0] + 0.2)
+
+
+def test_the_figure_of_speed_ups_is_the_table_s(seeds):
+    write_report(seeds)
+    lines = list(csv.DictReader((seeds / "speedup.csv").read_text().splitlines()))
+    found = {(line["run"], line["curve"]): line for line in lines}
+    assert set(found) == {("grown", "over scratch"), ("grown", "over control"), ("control", "over scratch")}
+    rows = by_name(seeds)
+    for (run, over), gain in {
+        ("grown", "over scratch"): rows["grown"].gain,
+        ("grown", "over control"): rows["grown"].over["control"],
+        ("control", "over scratch"): rows["control"].gain,
+    }.items():
+        line = found[run, over]
+        want = gain.speedup.value, gain.speedup.low, gain.speedup.high
+        assert tuple(float(line[key]) for key in ("speedup", "low", "high")) == want
+        assert line["text"].startswith(f"{run} {over}: +") and line["text"].endswith("3 seeds")
 
 
 def test_every_seed_is_a_thin_curve_and_their_mean_a_thick_one(seeds):

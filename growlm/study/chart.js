@@ -30,7 +30,11 @@ class Chart extends Plot {
     }
     const scales = html(place, "span", "group");
     this.switches = {};
-    for (const way of ["x", "y"]) {
+    for (const [way, axis] of [
+      ["x", this.axis],
+      ["y", this.figure.y],
+    ]) {
+      if (axis.kind === "name" || axis.kind === "percent") continue; // negative ones have no logarithm
       this.switches[way] = button(scales, `log ${way}`, `logarithmic ${way} axis`, () => {
         this.logs[way] = !this.logs[way];
         this.render();
@@ -89,7 +93,7 @@ class Chart extends Plot {
   }
 
   sync() {
-    for (const way of ["x", "y"]) this.switches[way].setAttribute("aria-pressed", this.logs[way]);
+    for (const [way, made] of Object.entries(this.switches)) made.setAttribute("aria-pressed", this.logs[way]);
     (this.choices || []).forEach((made) => made.setAttribute("aria-pressed", made.dataset.axis === this.axis.key));
     this.entries.forEach((made, n) => {
       const one = this.labels[n],
@@ -149,6 +153,7 @@ class Chart extends Plot {
   }
 
   facts({ one, i, mark }) {
+    if (mark && mark.kind === "estimate") return [["", mark.text]];
     const named = (axis) => ({ flops: "FLOPs", seconds: "time" })[axis.key] || axis.key.replace("_", " ");
     const y = this.figure.y,
       value = mark ? mark.y : one.columns[y.key][i];

@@ -18,6 +18,7 @@ CLOCK = (1, 2, 5, 10, 30, *(n * MINUTE for n in (1, 2, 5, 10, 30)), *(n * HOUR f
 CALENDAR = (*CLOCK, *(n * DAY for n in (1, 2, 5, 10)))
 DASHES = ("-", "--", "-.", ":")
 WRITE = {"flops": numbers.flops_short, "count": numbers.count, "seconds": numbers.duration, "number": "{:.3g}".format}
+WRITE["percent"] = lambda value: f"{value:+.0%}" if abs(value) > 1e-9 else "0%"
 
 
 def png(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> bytes:
@@ -48,6 +49,8 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         _plot(axes, one, axis, figure.y, theme)
     _look(axes, figure, axis)
     _mark(axes, figure.series, axis, theme)
+    if axis.kind == "percent":
+        axes.axvline(0, color=theme.ink, linewidth=1)
     if all(one.style == "line" for one in named):
         _name_ends(axes, named, axis, figure.y, theme)
     entries = dict(reversed([*zip(*axes.get_legend_handles_labels()[::-1], strict=True)]))
@@ -74,7 +77,9 @@ def _dress(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
             place.set_minor_formatter(NullFormatter())
         elif one is axis:
             place.set_major_locator(MaxNLocator(6))
-        if one.kind != "loss":
+        if one.kind == "name":
+            place.set_ticks(range(len(one.names)), one.names)
+        elif one.kind != "loss":
             place.set_major_formatter(FuncFormatter(lambda value, _, kind=one.kind: WRITE[kind](value)))
 
 

@@ -20,22 +20,24 @@ class Axis:
     Attributes:
         key: the column; also what a file of this axis is called.
         label: what stands at the axis.
-        kind: how its numbers are written: "flops", "count", "seconds", "loss" or "number".
+        kind: how its numbers are written: "flops", "count", "seconds", "loss", "number" or "percent"; or "name".
         log: whether it is logarithmic at first.
+        names: what stands at 0, 1, 2 ... of an axis of names.
     """
 
     key: str
     label: str
     kind: str
     log: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on a curve: a growth, with what it changed, or a minimum with its interval.
+    """A place on a curve: a growth, with what it changed, or a minimum or another estimate with its interval.
 
     Attributes:
-        kind: "growth" or "minimum".
+        kind: "growth", "minimum" or "estimate".
         x: where on each x axis, by key.
         y: where on the y axis.
         text: what is to be said of it.
@@ -96,7 +98,7 @@ class Figure:
 
 
 def as_csv(figure: Figure) -> str:
-    """All points and marks as CSV, a row for each: measured or fitted points, growths, minima."""
+    """All points and marks as CSV, a row for each: measured or fitted points, growths, estimates."""
     keys = [*(axis.key for axis in figure.x), figure.y.key]
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
@@ -104,7 +106,8 @@ def as_csv(figure: Figure) -> str:
     for series in figure.series:
         rows.writerows(_csv_points(series, keys))
         for mark in series.marks:
-            place = [*(mark.x.get(axis.key, "") for axis in figure.x), mark.y]
+            y = figure.y.names[round(mark.y)] if figure.y.names else mark.y
+            place = [*(mark.x.get(axis.key, "") for axis in figure.x), y]
             rows.writerow([series.name, mark.kind, *place, *(mark.span or ("", "")), mark.text])
     return file.getvalue()
 

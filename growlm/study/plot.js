@@ -24,6 +24,7 @@ const button = (parent, text, title, act) => {
   made.addEventListener("click", act);
   return made;
 };
+const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
 class Plot {
@@ -40,18 +41,17 @@ class Plot {
   extent() {
     const view = { x: [Infinity, -Infinity], y: [Infinity, -Infinity] };
     for (const one of this.shown()) {
-      const [xs, ys] = this.columns(one);
-      xs.forEach((x, i) => {
-        if (x === null || ys[i] === null) return;
-        for (const [way, value] of [
-          ["x", x],
-          ["y", ys[i]],
-        ]) {
-          if (this.logs[way] && value <= 0) continue;
-          view[way] = [Math.min(view[way][0], value), Math.max(view[way][1], value)];
-        }
-      });
+      const [xs, ys] = this.columns(one),
+        places = xs.map((x, i) => [x, ys[i]]);
+      for (const mark of one.marks)
+        for (const x of [mark.x[this.axis.key], ...(mark.span || [])]) places.push([x ?? null, mark.y]);
+      for (const [x, y] of places) {
+        if (x === null || y === null || (this.logs.x && x <= 0) || (this.logs.y && y <= 0)) continue;
+        view.x = [Math.min(view.x[0], x), Math.max(view.x[1], x)];
+        view.y = [Math.min(view.y[0], y), Math.max(view.y[1], y)];
+      }
     }
+    if (this.figure.y.names.length) view.y = [-0.6, this.figure.y.names.length - 0.4];
     for (const way of ["x", "y"]) {
       let [low, high] = view[way];
       if (!(low < high))
@@ -119,9 +119,9 @@ class Plot {
       named.length > 0 &&
       named.length <= 16 &&
       named.length === this.shown().filter((one) => one.style !== "thin").length;
-    const height = width < 500 ? 320 : HEIGHT;
-    const up = ticks(...this.ends("y"), this.logs.y, Math.floor((height - 86) / 44), this.figure.y.kind);
-    up.push(up[0].map((v) => tickText(v, this.figure.y.kind, up[1])));
+    const { names } = this.figure.y;
+    const height = names.length ? 100 + 34 * names.length : width < 500 ? 320 : HEIGHT;
+    const up = names.length ? this.named(names) : this.numbered(height);
     const left = 36 + 7 * Math.max(3, ...up[2].map((text) => text.length));
     this.box = { left, top: 40, width: width - left - (wide ? 192 : 14), height: height - 86 };
     this.scale = this.scales();
@@ -150,13 +150,26 @@ class Plot {
     this.overlay = el(svg, "g", { "pointer-events": "none" });
   }
 
+  // Places on the y axis and what stands there.
+  numbered(height) {
+    const { kind } = this.figure.y;
+    const [found, step] = ticks(...this.ends("y"), this.logs.y, Math.floor((height - 86) / 44), kind);
+    return [found, step, found.map((v) => tickText(v, kind, step))];
+  }
+
+  named(names) {
+    const [low, high] = this.view.y,
+      found = names.map((_, number) => number).filter((number) => number >= low && number <= high);
+    return [found, 1, found.map((number) => short(names[number], 20))];
+  }
+
   grid(up, quiet, line, ink) {
     const { svg, box, scale, figure } = this;
     const across = ticks(
       scale.x.low,
       scale.x.high,
       this.logs.x,
-      Math.max(2, Math.floor(box.width / 74)),
+      Math.max(3, Math.floor(box.width / 74)),
       this.axis.kind,
     );
     up[0].forEach((v, number) => {
@@ -171,7 +184,8 @@ class Plot {
     });
     for (const v of across[0]) {
       const x = scale.x.at(v);
-      el(svg, "line", { x1: x, x2: x, y1: box.top, y2: box.top + box.height, stroke: line });
+      const zero = this.axis.kind === "percent" && Math.abs(v) < 1e-9;
+      el(svg, "line", { x1: x, x2: x, y1: box.top, y2: box.top + box.height, stroke: zero ? ink : line });
       const anchor = x > box.left + box.width - 22 && box.left + box.width > svg.clientWidth - 30 ? "end" : "middle";
       el(
         svg,
@@ -356,7 +370,7 @@ class Plot {
         svg,
         "text",
         { x: x + 13, y: end.at + 4, fill: ink, opacity, class: "end" },
-        `${name.length > 17 ? name.slice(0, 16) + "…" : name} ${end.value.toFixed(3)}`,
+        `${short(name, 17)} ${end.value.toFixed(3)}`,
       );
     }
   }

@@ -14,6 +14,7 @@ from growlm.study.charts import benchmark_figures, change, loss_figure
 from growlm.study.compare import HEADER, Row, cells, gained, rows, table
 from growlm.study.figures import Figure, as_csv
 from growlm.study.fit import GrowthFit, law_text, slices_text
+from growlm.study.gains import speedup_figure
 from growlm.study.page import Part
 from growlm.study.records import Group, Run, Study, read_groups
 from growlm.study.valleys import growth_fits, law_figure, valley_figure
@@ -29,7 +30,13 @@ class Section:
     group: Group
     rows: list[Row]
     loss: Figure
+    gains: Figure | None
     benchmarks: list[Figure]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All of them."""
+        return [self.loss, *([self.gains] if self.gains else []), *self.benchmarks]
 
     @property
     def title(self) -> str:
@@ -87,7 +94,7 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     groups = read_groups(folder)
     sections = [_section(group, number, len(groups), loss) for number, group in enumerate(groups)]
     laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
-    drawn = [figure for one in sections for figure in (one.loss, *one.benchmarks)]
+    drawn = [figure for one in sections for figure in one.figures]
     for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
         _write_figure(folder, figure)
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
@@ -103,7 +110,9 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
 def _section(group: Group, number: int, count: int, loss: float | None) -> Section:
     """A group's rows and figures; of several groups the files of all but the first are numbered."""
     prefix = f"{number + 1}_" if number else ""
-    return Section(group, rows(group, loss), loss_figure(group, f"{prefix}loss"), benchmark_figures(group, prefix))
+    found = rows(group, loss)
+    gains = speedup_figure(found, f"{prefix}speedup")
+    return Section(group, found, loss_figure(group, f"{prefix}loss"), gains, benchmark_figures(group, prefix))
 
 
 def _write_figure(folder: Path, figure: Figure) -> None:
@@ -156,7 +165,9 @@ def _results(one: Section) -> str:
     header = ["run", *change, "role", "FLOPs", "exact FLOPs", "tokens", "parameters", "time"]
     purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
     notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
-    return f"{page.table(header, lines, ('run', 'role'))}\n{page.listed(notes)}\n{_how_compared(one.group)}"
+    found = page.table(header, lines, ("run", "role"))
+    chart = page.chart(one.gains) if one.gains else ""
+    return f"{found}\n{page.listed(notes)}\n{chart}\n{_how_compared(one.group)}"
 
 
 def _how_compared(group: Group) -> str:

@@ -25,6 +25,7 @@ const write = {
     return trimmed(v) + "s";
   },
   loss: (v) => v.toFixed(4),
+  percent: (v) => `${v > 0 ? "+" : ""}${trimmed(100 * v)}%`,
   number: (v) =>
     v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)
       ? v.toExponential(2).replace("e+", "e")
