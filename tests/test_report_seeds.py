@@ -100,7 +100,7 @@ def test_a_seed_that_failed_leaves_no_mean_of_the_lucky_ones(seeds):
     edit(seeds / "cpu-1" / "sweep.json", lambda sweep: sweep["runs"]["grown"].update(status="failed", error="nan"))
     row = by_name(seeds)["grown"]
     assert row.speedup is None and cells(row)[4:] == [NOT_REACHED, NOT_REACHED]
-    assert "not reached at 1 of 3 seeds: seed 1 failed" in row.note and "seed 1: failed: nan" in row.note
+    assert "not reached at 1 of 3 seeds: seed 1 of grown failed" in row.note and "seed 1: failed: nan" in row.note
 
 
 def test_a_loss_that_a_seed_does_not_reach_is_not_extrapolated(seeds):

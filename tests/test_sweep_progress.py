@@ -194,7 +194,7 @@ def breaking(monkeypatch):
             "RuntimeError: RESOURCE_EXHAUSTED: out of memory",
         ),
         (InputError("checkpoint 3 is damaged"), "checkpoint 3 is damaged"),
-        (ValueError(), "ValueError: "),
+        (ValueError("x" * 500), f"ValueError: {'x' * 197}..."),
     ],
 )
 def test_a_run_that_fails_is_reported_and_the_others_go_on(corpus, tmp_path, capsys, breaking, error, line):

@@ -178,12 +178,11 @@ def _gain(group: Group, name: str, other: str, loss: float | None) -> SeedSpeedu
     """
     pairs = {seed: (study.runs[name], study.runs[other]) for seed, study in group.studies.items()}
     found = {seed: tuple(_curve(run)[0] for run in pair) for seed, pair in pairs.items()}
+    if failed := [seed for seed, pair in pairs.items() if any(run.status == "failed" for run in pair)]:
+        which = next(run.name for run in pairs[failed[0]] if run.status == "failed")
+        where = f" at {len(failed)} of {len(pairs)} seeds: {failed[0]} of" if len(pairs) > 1 else ":"
+        return SeedSpeedup(None, None, (), f"{NOT_REACHED}{where} {which} failed")
     if len(pairs) > 1:
-        failed = [seed for seed, pair in pairs.items() if any(run.status == "failed" for run in pair)]
-        if failed:
-            return SeedSpeedup(
-                None, None, (), f"not reached at {len(failed)} of {len(pairs)} seeds: {failed[0]} failed"
-            )
         found = {seed: curves for seed, curves in found.items() if all(run.status == "done" for run in pairs[seed])}
     found = {seed: curves for seed, curves in found.items() if all(curves)}
     if not found:

@@ -29,6 +29,7 @@ from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
 STORE = "stages"
+LINE = 200  # characters of an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,7 @@ def _train(plan: RunPlan, runner: Runner, folder: Path, cache: Path) -> str | No
 def _one_line(error: Exception) -> str:
     """The first line of an error, XLA's have pages, and its kind where the line was not written for readers."""
     first = next(iter(str(error).strip().splitlines()), "")
+    first = first if len(first) <= LINE else f"{first[: LINE - 3]}..."
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 

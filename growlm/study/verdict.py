@@ -19,8 +19,9 @@ def verdict(rows: Sequence[Row]) -> str:
     if not measured:
         why = grown[0].note or "nothing is measured"
         return f"{caution}Whether growing beats {baseline} cannot be said yet: {why}."
-    best = max(measured, key=lambda row: row.speedup)
-    who = best.run if len(grown) == 1 else f"The best of {len(grown)} grown runs, {best.run},"
+    done = [row for row in measured if row.status == "done"] or measured  # the beginning of a run is no rival
+    best = max(done, key=lambda row: row.speedup)
+    who = best.run if len(done) == 1 else f"The best of {len(done)} grown runs, {best.run},"
     return f"{caution}{who} {_outcome(best, baseline)} {_against_controls(best)}"
 
 
