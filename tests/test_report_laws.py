@@ -1,6 +1,7 @@
 """The valleys of growth timing and factor, and the law through their minima, as figures and on the page."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -95,3 +96,20 @@ def test_runs_that_differ_in_the_factor_tell_of_that(tmp_path):
         write_run(tmp_path / str(layers), lambda n, c, d, g: 3 + 0.1 * np.log(g / 4) ** 2, 64, 1e5, (layers, 12), 2e6)
     (found,) = valleys.growth_fits(read_groups(tmp_path))
     assert found.law == "factor" and valleys.valley_figure(found).x[0].key == "factor"
+
+
+def test_a_seed_of_which_a_run_is_missing_is_left_out(tmp_path):
+    names = {f"after_{share}": 1e5 * share for share in (1, 2, 4, 8)}
+    for seed in (0, 1):
+        home = tmp_path / f"cpu-{seed}"
+        for name, grown_at in names.items():
+            write_run(home / name, lambda n, c, d, g: 3 + 0.1 * np.log(d / 3e5) ** 2, grown_at=grown_at, seed=seed)
+        runs = {name: {"status": "done", "stages": []} for name in names}
+        (home / "sweep.json").write_text(json.dumps({"title": "t", "grown": list(names), "runs": runs}))
+    (found,) = valleys.growth_fits(read_groups(tmp_path))
+    assert {len(one.x) for one in found.slices} == {8}
+    runs["after_4"]["status"] = "pending"
+    (home / "sweep.json").write_text(json.dumps({"title": "t", "grown": list(names), "runs": runs}))
+    (found,) = valleys.growth_fits(read_groups(tmp_path))
+    assert {len(one.x) for one in found.slices} == {4}
+    assert "1 seed at every value" in valleys.valley_figure(found).note

@@ -186,7 +186,8 @@ class Plot {
       const x = scale.x.at(v);
       const zero = this.axis.kind === "percent" && Math.abs(v) < 1e-9;
       el(svg, "line", { x1: x, x2: x, y1: box.top, y2: box.top + box.height, stroke: zero ? ink : line });
-      const anchor = x > box.left + box.width - 22 && box.left + box.width > svg.clientWidth - 30 ? "end" : "middle";
+      const anchor =
+        x > box.left + box.width - 22 && box.left + box.width > this.place.clientWidth - 30 ? "end" : "middle";
       el(
         svg,
         "text",
@@ -316,17 +317,18 @@ class Plot {
       }
   }
 
-  // What a growth changed, above its tick; once per place, and only where there is room.
-  say(text, px, said, ink) {
+  // What a growth changed, above its tick; once per place, and only where there is room; the pointer tells all of it.
+  say(whole, px, said, ink) {
     const { box, svg } = this,
-      room = 6.4 * text.length,
-      edge = svg.clientWidth;
+      edge = this.place.clientWidth;
+    const text = short(whole, Math.floor((edge - box.left) / 6.6)),
+      room = 6.4 * text.length;
     const start = clamp(px - 4, box.left, edge - room - 4);
     if (said.some((other) => other.text === text && Math.abs(other.px - px) < 160)) return;
     const row = [0, 1].find(
       (n) => !said.some((other) => other.row === n && start < other.end && other.start < start + room + 10),
     );
-    if (row === undefined || room > edge - box.left) return;
+    if (row === undefined) return;
     said.push({ text, px, row, start, end: start + room + 10 });
     el(svg, "text", { x: start, y: box.top - 6 - 15 * row, fill: ink }, text);
   }
