@@ -321,7 +321,7 @@ class Plot {
   say(whole, px, said, ink) {
     const { box, svg } = this,
       edge = this.place.clientWidth;
-    const text = short(whole, Math.floor((edge - box.left) / 6.6)),
+    const text = short(whole, Math.floor((edge - box.left) / 7)),
       room = 6.4 * text.length;
     const start = clamp(px - 4, box.left, edge - room - 4);
     if (said.some((other) => other.text === text && Math.abs(other.px - px) < 160)) return;

@@ -56,5 +56,5 @@ DARK = Theme(
     mark="#56b4e9",
     chosen="#203446",
     baseline="#ffffff",
-    runs=("#3d9be0", "#f0742b", "#1db488", "#d98ab8", "#f2b63c", "#9ad4f5"),
+    runs=("#3b8fe0", "#e5602a", "#22c08c", "#d98ab8", "#f7cb5c", "#a5daf8"),
 )
