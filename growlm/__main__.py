@@ -131,6 +131,14 @@ def _report(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
+def _keep(args: argparse.Namespace, keys: Keys) -> int:
+    """The records of a sweep as three small files, which report and fit read as they read the sweep."""
+    from growlm.study.kept import keep
+
+    print(f"written: {keep(args.workdir, args.output)}")
+    return 0
+
+
 def _grow(args: argparse.Namespace, keys: Keys) -> int:
     """A saved model, grown; prints what became of it and whether it is what it should be."""
     from growlm.training.grow import Request, list_growths
@@ -337,6 +345,13 @@ _COMMANDS = {
             "--workdir": {"action": _Once, "type": Path, "metavar": "DIR", "help": "the folder of a run or a sweep"},
             "--runs": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a folder of such, as seeds are"},
             "--loss": {"action": _Once, "type": _positive, "metavar": "X", "help": "compare at this validation loss"},
+        },
+    ),
+    "keep": _Command(
+        _keep,
+        {
+            "--workdir": _WORKDIR,
+            "--output": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "a new folder"},
         },
     ),
     "plan": _Command(

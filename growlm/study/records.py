@@ -1,5 +1,6 @@
 """What the folder of a run or of a sweep holds, or a folder of such, as plain values."""
 
+import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from growlm.errors import InputError
 from growlm.training.run import effective
+
+KEPT = "metrics.csv"  # of a folder that `growlm keep` wrote: the records of all its runs
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,16 @@ def _read(folder: Path) -> Study:
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep = _json(folder / "sweep.json")
-    runs = {name: _run(folder / name, name, **_standing(name, sweep)) for name in sweep.get("runs", {})}
+    sweep, config = _json(folder / "sweep.json"), _config(folder)
+    standing = {name: _standing(name, sweep) for name in sweep.get("runs", {})}
+    if (folder / KEPT).exists():
+        kept, settings = _kept(folder / KEPT), config.get("runs", {})
+        runs = {name: Run(name, settings.get(name, {}), kept.get(name, []), [], **standing[name]) for name in standing}
+    else:
+        runs = {name: _run(folder / name, name, **said) for name, said in standing.items()}
     said = ("command", "hardware", "commit", "flops_trained", "flops_saved_by_sharing", "baseline")
     title = sweep.get("title") or folder.resolve().name
-    return Study(title, runs, _config(folder), **{key: sweep.get(key) for key in said})
+    return Study(title, runs, config, **{key: sweep.get(key) for key in said})
 
 
 def _standing(name: str, sweep: dict) -> dict[str, Any]:
@@ -218,6 +226,23 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise InputError(f"{path}:{number} is not a record with stage and step: {line[:60]!r}") from error
     return [steps[key] for key in sorted(steps)]
+
+
+def _kept(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of every run."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            try:
+                record = {key: _number(text) for key, text in row.items() if key != "run" and text}
+                runs.setdefault(row["run"], []).append({"stage": record["stage"], "step": record["step"]} | record)
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{path}:{number} is not a record with run, stage and step") from error
+    return runs
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 def _json(path: Path) -> dict[str, Any]:
