@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from growlm.growth.axis_map import along, select
-from growlm.growth.expand import draw_key, grow_weight, primal
+from growlm.growth.expand import FRESH, draw_key, grow_weight, primal
 from growlm.growth.plan import Growth
 from growlm.growth.width import rng_of
 from growlm.weights import ModelConfig, Weight
@@ -83,14 +83,26 @@ def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np
 def _draw(
     growth: Growth, target: ModelConfig, key: Any, weight: Weight, place: tuple[int, int], kind: int
 ) -> np.ndarray:
-    """The target's initial values for a part, from a key of its own; NumPy draws them several times faster than XLA."""
+    """The target's initial values for a part, from a key of its own; NumPy draws them several times faster than XLA.
+
+    Where it is slices along one dimension that are fresh, such as what reads added coordinates, the others are zero.
+    """
     own = draw_key(key, target, weight, kind)
     for number in place:
         own = jax.random.fold_in(own, number)
     if weight.elementwise:
         return np.asarray(weight.initial(own, target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
-    return np.float32(weight.std(target)) * rng_of(own, "growth").standard_normal(shape, np.float32)
+    draw = partial(rng_of(own, "growth").standard_normal, dtype=np.float32)
+    std, fresh = np.float32(weight.std(target)), growth.fresh(weight) if kind == FRESH else None
+    varying = [number for number, size in enumerate(np.shape(fresh)) if size > 1]
+    if len(varying) != 1:
+        return std * draw(shape)
+    number, chosen = varying[0], np.flatnonzero(fresh)
+    values = np.zeros(shape, np.float32)
+    part = draw((*shape[:number], len(chosen), *shape[number + 1 :]))
+    values[(*(slice(None),) * number, chosen)] = std * part
+    return values
 
 
 def _at_layer(growth: Growth, layer: int) -> tuple[Growth, np.ndarray]:

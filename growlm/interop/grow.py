@@ -4,8 +4,10 @@ What is in memory is a piece of one tensor. The piece is computed in float32 and
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ from growlm.training.saved import GROWTH, VERIFY
 from growlm.training.step import run_keys
 from growlm.weights import ModelConfig, Weight
 
-PIECE = 2**24  # bytes in float32 of what is grown at once
+PIECE = 2**24  # bytes in float32 of what is grown at once, by each thread
+THREADS = min(4, os.cpu_count() or 1)
 WORKSPACE = 400 * 10**6  # of Python, JAX and the pieces
 
 
@@ -169,9 +172,24 @@ def _pieces(plan: FolderPlan, held: dict[str, tuple[Weight, int | None]], tensor
     size = plan.target.size(weight.dims[0].axis)
     rows = size if weight.elementwise else max(1, PIECE * size // (4 * int(np.prod(tensor.shape))))
     read = partial(_read, plan.source, weight, many)
-    for begin in range(0, size, rows):
+
+    def piece(begin: int) -> np.ndarray:
         some = slice(begin, min(begin + rows, size))
-        yield grow_part(plan.growth, plan.target, plan.key, weight, layer, some, read, tensor.dtype)
+        return grow_part(plan.growth, plan.target, plan.key, weight, layer, some, read, tensor.dtype)
+
+    yield from _ahead(piece, range(0, size, rows))
+
+
+def _ahead(piece: Callable[[int], np.ndarray], begins: Iterable[int]) -> Iterator[np.ndarray]:
+    """The pieces in order, the next ones in threads meanwhile: NumPy lets go of the interpreter while it works."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for begin in begins:
+            waiting.append(pool.submit(piece, begin))
+            if len(waiting) > THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _source_name(weight: Weight, layer: int | None) -> str:
