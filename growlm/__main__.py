@@ -2,67 +2,20 @@
 
 import argparse
 import importlib
-import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 from growlm.errors import InputError, unknown
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but for an error that is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-class _Once(argparse.Action):
-    """An option that is an error when it is given twice: the second would silently win."""
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        """Keeps the value."""
-        if getattr(namespace, self.dest) is not None:
-            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {value}")
-        setattr(namespace, self.dest, value)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: positive numbers are")
-    return value
-
-
-def _steps(text: str) -> range:
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: FIRST:LAST is, such as 10:12")
-    return range(int(first), int(last) + 1)
-
+from growlm.options import OPTIONS, Parser
 
 STOPPED = 75  # EX_TEMPFAIL, to a scheduler: start it again
 
-_CONFIG = {"action": _Once, "required": True, "metavar": "FILE.py[:variant]", "help": "an experiment file"}
-_WORKDIR = {"action": _Once, "required": True, "type": Path, "help": "the folder of the run or the sweep"}
-
-_CHECKPOINT = "a run's folder, one of grow's, or a Hugging Face checkpoint"
-
 # What was given as --NAME.key=value, by --NAME: texts key=value.
 Keys = dict[str, list[str]]
-
-
-_WATCHING = {
-    "--peak_flops": {"action": _Once, "type": _positive, "metavar": "N", "help": "FLOP/s of a device, for the MFU"},
-    "--profile_steps": {"action": _Once, "type": _steps, "metavar": "A:B", "help": "steps to trace, the last too"},
-    "--compilation_cache": {"action": _Once, "type": Path, "metavar": "DIR", "help": "not in the workdir but here"},
-}
 
 
 def _instruments(args: argparse.Namespace) -> Any:
@@ -250,179 +203,43 @@ def _command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
 
-class _Command(NamedTuple):
-    """What a command does, its options, and the options that take --NAME.key=value too, each with a word on them."""
-
-    function: Callable[[argparse.Namespace, Keys], int]
-    options: dict[str, dict]
-    keys: dict[str, str] = {}  # noqa: RUF012
-
-
 _PLAN_NUMBERS = ("count", "mfu", "factor", "vocab", "length")
 
-_CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"}
-
-_COMMANDS = {
-    "train": _Command(_train, {"--workdir": _WORKDIR, "--config": _CONFIG} | _WATCHING, _CONFIG_KEYS),
-    "sweep": _Command(
-        _sweep,
-        {
-            "--workdir": _WORKDIR,
-            "--config": _CONFIG,
-            "--list": {"action": "store_true", "help": "print the runs and their stages, and train nothing"},
-            "--run": {"action": _Once, "metavar": "NAME", "help": "only this run"},
-        }
-        | _WATCHING,
-        _CONFIG_KEYS,
-    ),
-    "grow": _Command(
-        _grow,
-        {
-            "--source": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a run, one of grow's, Hugging Face"},
-            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder"},
-            "--operator": {"action": _Once, "metavar": "NAME", "help": "an operator or a preset; direct by default"},
-            "--factor": {"action": _Once, "type": int, "metavar": "N", "help": "so many times the layers"},
-            "--optimizer_state": {"action": _Once, "metavar": "NAME", "help": "reset, map or map_aged"},
-            "--step": {"action": _Once, "type": int, "metavar": "N", "help": "of the source; its last by default"},
-            "--seed": {"action": _Once, "type": int, "metavar": "N", "help": "of fresh values; else the source's key"},
-            "--no_verify": {"action": "store_true", "help": "write the grown model unchecked"},
-            "--dry_run": {"action": "store_true", "help": "print what would be done, and write nothing"},
-            "--list": {"action": "store_true", "help": "print the operators and presets"},
-        },
-        {
-            "--target": "sets a size of the grown model, such as --target.embed=1024",
-            "--option": "sets an option of the operator, such as --option.order=interleave",
-        },
-    ),
-    "prepare": _Command(
-        _prepare,
-        {
-            "--source": {"action": "append", "help": "a text file, a folder, tfds:NAME or hf:NAME; may be repeated"},
-            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder, or one to go on with"},
-            "--tokenizer": {"action": _Once, "help": "bytes, a SentencePiece model, a tokenizer.json, or its folder"},
-            "--train_tokenizer": {"action": _Once, "metavar": "KIND", "help": "make one: bpe or sentencepiece"},
-            "--vocab": {"action": _Once, "type": int, "metavar": "N", "help": "its number of tokens"},
-            "--eos": {
-                "action": _Once,
-                "metavar": "TOKEN",
-                "help": "what ends a document, if the tokenizer does not say",
-            },
-            "--validation": {
-                "action": _Once,
-                "metavar": "N",
-                "help": "held out: a share (0.005), or so many documents",
-            },
-            "--field": {
-                "action": _Once,
-                "metavar": "NAME",
-                "help": "of records, the one with the text; text by default",
-            },
-            "--split": {"action": _Once, "metavar": "NAME", "help": "of a dataset by name; train by default"},
-            "--data_dir": {"action": _Once, "metavar": "DIR", "help": "where TFDS datasets lie"},
-            "--errors": {
-                "action": _Once,
-                "metavar": "HOW",
-                "help": "text that is not UTF-8: strict (default) or replace",
-            },
-            "--workers": {"action": _Once, "type": int, "metavar": "N", "help": "processes; one a core by default"},
-            "--verify": {"action": "store_true", "help": "check every byte of --output, and write nothing"},
-        },
-    ),
-    "convert": _Command(
-        _convert,
-        {
-            "--source": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "what there is"},
-            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a new folder"},
-            "--to": {"action": _Once, "metavar": "FORMAT", "help": "huggingface or growlm"},
-            "--dtype": {"action": _Once, "metavar": "NAME", "help": "of what is exported; as imported by default"},
-            "--step": {"action": _Once, "type": int, "metavar": "N", "help": "of a run; its last by default"},
-            "--describe": {"action": "store_true", "help": "print what the source is, and write nothing"},
-        },
-    ),
-    "report": _Command(
-        _report,
-        {
-            "--workdir": {"action": _Once, "type": Path, "metavar": "DIR", "help": "the folder of a run or a sweep"},
-            "--runs": {"action": _Once, "type": Path, "metavar": "DIR", "help": "a folder of such, as seeds are"},
-            "--loss": {"action": _Once, "type": _positive, "metavar": "X", "help": "compare at this validation loss"},
-        },
-    ),
-    "keep": _Command(
-        _keep,
-        {
-            "--workdir": _WORKDIR,
-            "--output": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "a new folder"},
-        },
-    ),
-    "plan": _Command(
-        _plan,
-        {
-            "--params": {"action": _Once, "required": True, "type": _positive, "help": "of the grown model: 7e9"},
-            "--tokens": {"action": _Once, "required": True, "type": _positive, "help": "of training it from scratch"},
-            "--chip": {"action": _Once, "metavar": "NAME", "help": "such as v5e or h100-sxm, for hours and memory"},
-            "--count": {"action": _Once, "type": int, "metavar": "N", "help": "of chips; 1 by default"},
-            "--mfu": {"action": _Once, "type": float, "metavar": "X", "help": "share of their peak; 0.4 by default"},
-            "--factor": {"action": _Once, "type": int, "metavar": "N", "help": "growth factor; 4 by default"},
-            "--vocab": {"action": _Once, "type": int, "metavar": "N", "help": "tokens known; 32000 by default"},
-            "--length": {"action": _Once, "type": int, "metavar": "N", "help": "of an example; 2048 by default"},
-            "--write": {"action": _Once, "type": Path, "metavar": "FILE.py", "help": "the experiment that runs it"},
-            "--corpus": {"action": _Once, "metavar": "PATH", "help": "what that trains on; stdlib by default"},
-        },
-    ),
-    "fit": _Command(
-        _fit,
-        {
-            "--runs": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": "one sweep or more"},
-            "--law": {"action": _Once, "required": True, "metavar": "NAME", "help": "timing, factor or scaling"},
-            "--slices": {"action": _Once, "type": int, "metavar": "N", "help": "budgets per size; 4 by default"},
-        },
-    ),
-    "evaluate": _Command(
-        _evaluate,
-        {
-            "--checkpoint": {"action": _Once, "required": True, "type": Path, "metavar": "DIR", "help": _CHECKPOINT},
-            "--tasks": {
-                "action": _Once,
-                "metavar": "A,B",
-                "help": "of lm-evaluation-harness; paper: the paper's eight",
-            },
-            "--perplexity": {"action": _Once, "metavar": "FILE,...", "help": "text files to take the perplexity of"},
-            "--data_dir": {"action": _Once, "type": Path, "metavar": "DIR", "help": "holds TASK.jsonl; else the hub"},
-            "--limit": {"action": _Once, "type": int, "metavar": "N", "help": "so many documents of a task"},
-            "--shots": {"action": _Once, "type": int, "metavar": "N", "help": "so many examples before a question"},
-            "--batch": {"action": _Once, "type": int, "metavar": "N", "help": "rows of a batch"},
-            "--output": {"action": _Once, "type": Path, "metavar": "DIR", "help": "not in the checkpoint's folder"},
-            "--tokenizer": {"action": _Once, "metavar": "SOURCE", "help": "not the checkpoint's own"},
-            "--step": {"action": _Once, "type": int, "metavar": "N", "help": "of a run; its last by default"},
-            "--length": {"action": _Once, "type": int, "metavar": "N", "help": "tokens read at once"},
-            "--dtype": {"action": _Once, "metavar": "NAME", "help": "float32 (by default) or bfloat16"},
-        },
-        {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"},
-    ),
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Keys], int]] = {
+    "train": _train,
+    "sweep": _sweep,
+    "grow": _grow,
+    "prepare": _prepare,
+    "convert": _convert,
+    "report": _report,
+    "keep": _keep,
+    "plan": _plan,
+    "fit": _fit,
+    "evaluate": _evaluate,
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
-    for name, command in _COMMANDS.items():
-        says = command.function.__doc__
-        sub = commands.add_parser(name, help=says, description=says, allow_abbrev=False)
-        for option, settings in command.options.items():
+    parser = Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    for name, function in _COMMANDS.items():
+        sub = commands.add_parser(name, help=function.__doc__, description=function.__doc__, allow_abbrev=False)
+        for option, settings in OPTIONS[name].plain.items():
             sub.add_argument(option, **settings)
-        sub.epilog = "; ".join(f"{option}.key=value {says}" for option, says in command.keys.items())
+        sub.epilog = "; ".join(f"{option}.key=value {says}" for option, says in OPTIONS[name].keys.items())
     return parser
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     args, rest = _parser().parse_known_args(arguments)
-    command = _COMMANDS[args.command]
-    keys = {name: [text for text in rest if text.startswith(f"{name}.")] for name in command.keys}
+    options = OPTIONS[args.command]
+    keys = {name: [text for text in rest if text.startswith(f"{name}.")] for name in options.keys}
     taken = [text for texts in keys.values() for text in texts]
     if strangers := [text for text in rest if text not in taken]:
-        allowed = [*command.options, *(f"{name}.key=value" for name in command.keys)]
+        allowed = [*options.plain, *(f"{name}.key=value" for name in options.keys)]
         raise unknown(f"argument of {args.command}", strangers[0], allowed)
-    return command.function(args, {k: [text.removeprefix(f"{k}.") for text in texts] for k, texts in keys.items()})
+    given = {name: [text.removeprefix(f"{name}.") for text in texts] for name, texts in keys.items()}
+    return _COMMANDS[args.command](args, given)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
