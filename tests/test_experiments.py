@@ -33,7 +33,7 @@ def test_every_run_costs_what_its_baseline_costs(name, variant):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_on_two_cores_takes_less_than_40_minutes(name):
-    for variant in ("cpu", "cpu_wide") if name == "growth_timing" else ("cpu",):
+    for variant in ("cpu", "cpu_narrow", "cpu_wide") if name == "growth_timing" else ("cpu",):
         assert planned(name, variant).flops()[0] / CPU_RATE < 40 * 60
 
 
@@ -58,6 +58,6 @@ def test_growth_timings_share_one_base():
 
 
 def test_an_unknown_variant_is_a_line():
-    for variant in ("cpy", "cpu_wider"):
+    for variant in ("cpy", "cpu_wider", "gpu_narrow"):
         with pytest.raises(InputError, match="unknown variant"):
             load_config(f"{EXPERIMENTS / 'growth_timing'}.py:{variant}", [])

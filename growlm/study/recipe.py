@@ -44,9 +44,9 @@ class Scale:
         """The large model, or one of other sizes."""
         return {"layers": self.layers if layers is None else layers, **self.widths, **widths}
 
-    def wider(self, widths: Mapping[str, int]) -> "Scale":
-        """The same with some other widths, and twice the tokens for it."""
-        return replace(self, widths={**self.widths, **widths}, tokens=2 * self.tokens)
+    def resized(self, widths: Mapping[str, int], tokens: float) -> "Scale":
+        """The same with some other widths, and so many times the tokens."""
+        return replace(self, widths={**self.widths, **widths}, tokens=int(tokens * self.tokens))
 
     def part(self, share: float) -> int:
         """So many of the budget's tokens."""
