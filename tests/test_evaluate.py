@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs the extra eval: pip install growlm[eval]")
 import hugging_face
+import prepared
 import tiny
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
@@ -423,10 +424,8 @@ def test_a_run_whose_corpus_is_gone_says_so(workdir, tmp_path, capsys):
 
 
 def test_a_run_on_prepared_text_has_the_tokenizer_beside_it(workdir, tmp_path):
-    (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "manifest.json").write_text("{}")
-    tokenizer = load_tokenizer("bytes")
-    tokenizer.save(tmp_path / "prepared")
+    prepared.prepared(prepared.write_sources(tmp_path / "text"), tmp_path / "prepared")
+    tokenizer = load_tokenizer(str(tmp_path / "prepared"))
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text()) | {"corpus": str(tmp_path / "prepared")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
