@@ -51,7 +51,7 @@ def _sweep(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.training.processes import is_first, join_processes
 
     join_processes()
-    plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])))
+    plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)
     chosen = plan.select(args.run)
     if is_first():
         print(describe(plan, chosen), flush=True)

@@ -102,7 +102,9 @@ def test_depth_is_the_stack_by_default_and_the_folder_restores_bit_for_bit(here,
     arrays = tiny.read_checkpoint(folder.absolute() / "checkpoint" / "6")
     assert np.array_equal(arrays["['params']['blocks']['mlp']['up']"], want.params["blocks"]["mlp"]["up"])
     growth = read(folder, "growth.json")
-    assert growth["grown_from"] == {"folder": str(home / "work"), "step": 6, "tokens": 6 * tiny.STEP}
+    flops = tiny.records(home / "work")[-1]["flops"]
+    spent = {"tokens": 6 * tiny.STEP, "flops": flops}
+    assert growth["grown_from"] == {"folder": str(home / "work"), "step": 6} | spent
     assert (growth["operator"], growth["options"], growth["order"]) == ("direct", {}, [0, 1, 0, 1])
     assert not growth["preserves_function"] and read(folder, "verify.json")["ok"]
     for text in (

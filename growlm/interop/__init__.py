@@ -7,7 +7,7 @@ from typing import Any
 from growlm.interop.folder import is_hugging_face, open_folder, read_params
 from growlm.weights import ModelConfig, Params
 
-__all__ = ["convert_folder", "describe", "read_model", "write_model"]
+__all__ = ["convert_folder", "describe", "read_config", "read_model", "write_model"]
 
 _HOME = {
     "convert_folder": "growlm.interop.convert",
@@ -21,6 +21,16 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'growlm.interop' has no attribute {name!r}")
+
+
+def read_config(folder: Path | str) -> ModelConfig:
+    """The shape of a saved model, as for a stage with `init_from`; no weight is read. Else as `read_model`."""
+    folder = Path(folder)
+    if is_hugging_face(folder):
+        return open_folder(folder).model
+    from growlm.training.saved import find_saved
+
+    return find_saved(folder).model
 
 
 def read_model(folder: Path | str) -> tuple[ModelConfig, Params]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from growlm.errors import InputError
 from growlm.interop.families import family_of, model_of
-from growlm.interop.layout import COMPUTED, from_stored, places, stored_shape
+from growlm.interop.layout import COMPUTED, NAMES, from_stored, places, stored_shape
 from growlm.interop.safetensors_files import StoredTensor, inside, read_json, stored_tensors
-from growlm.weights import ModelConfig, Params, Weight, parameter_count
+from growlm.weights import ModelConfig, Params, Weight, declared, parameter_count
 
 CONFIG = "config.json"
 
@@ -121,16 +121,21 @@ def _is_tied_copy(model: ModelConfig, name: str, tensors: dict[str, StoredTensor
     return all(np.array_equal(head.read(part).view(np.uint8), embedding.read(part).view(np.uint8)) for part in parts)
 
 
-def read_params(source: HuggingFaceFolder, step: Step = lambda nbytes: None) -> Params:
-    """The parameter tree, float32; all of it is in memory."""
+def read_params(
+    source: HuggingFaceFolder,
+    step: Step = lambda nbytes: None,
+    place: Callable[[Weight, np.ndarray], Any] = lambda weight, value: value,
+) -> Params:
+    """The parameter tree, of what `place` makes of every weight, float32, before the next one is read."""
     tree: Params = {}
-    for name, weight, layer in places(source.model):
-        value = source.read(name, weight)
+    for weight in declared(source.model):
+        value = np.empty(weight.shape(source.model), np.float32)
+        for layer in range(source.model.layers) if weight.stacked else [...]:
+            name = NAMES[weight.path].format(layer)
+            value[layer] = source.read(name, weight)
+            step(source.tensors[name].nbytes)
         leaves, leaf = _node(tree, weight)
-        if leaf not in leaves:
-            leaves[leaf] = np.empty(weight.shape(source.model), np.float32)
-        leaves[leaf][... if layer is None else layer] = value
-        step(source.tensors[name].nbytes)
+        leaves[leaf] = place(weight, value)
     return tree
 
 

@@ -24,7 +24,7 @@ from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments
 from growlm.training.processes import after_first, records_folder
 from growlm.training.programs import kept_on_disk
-from growlm.training.run import COMPILED, Runner, RunPlan, claim_folder, leave_points, plan_run
+from growlm.training.run import COMPILED, Runner, RunPlan, claim_folder, held_config, leave_points, plan_run
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
@@ -75,10 +75,12 @@ def _flops(stage: Stage) -> float:
     return stage.cost_at(stage.last_step).flops - before
 
 
-def plan_sweep(config: SweepConfig) -> SweepPlan:
-    """Checks every run. Raises InputError."""
+def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
+    """Checks every run. `workdir`: where the sweep may have been begun. Raises InputError."""
     corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
-    plan = SweepPlan(config, {name: plan_run(run, corpora[run.corpus]) for name, run in config.runs.items()})
+    former = held_config(workdir).get("runs", {}) if workdir else {}
+    runs = {name: plan_run(run, corpora[run.corpus], former.get(name)) for name, run in config.runs.items()}
+    plan = SweepPlan(dataclasses.replace(config, runs={name: run.config for name, run in runs.items()}), runs)
     _check_records(plan)
     return plan
 

@@ -224,7 +224,8 @@ def _grow(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[Tra
         **plan.resolved.options,
     )
     jax.block_until_ready(grown.params)
-    came = {"folder": str(plan.saved.folder.absolute()), "step": plan.saved.step, "tokens": int(state.tokens)}
+    came = {"folder": str(plan.saved.folder.absolute())}
+    came |= {name: getattr(plan.saved, name) for name in ("step", "tokens", "flops")}
     return grown, {"grown_from": came, "asked": plan.asked, "train": plan.resolved.train} | report
 
 

@@ -246,7 +246,7 @@ def train_stage(stage: Stage, state: TrainState, around: Surroundings) -> TrainS
     source = training_batches(stage, around.corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, around.corpus, mesh)
     known = max(checkpoints.steps(), default=-1)
-    if is_first():
+    if is_first() and stage.config.steps:
         print(f"{around.title}: {steps.memory}", file=sys.stderr)
 
     with (

@@ -131,7 +131,7 @@ class Progress:
             mininterval=interval,
             maxinterval=interval,
             dynamic_ncols=True,
-            disable=not is_first(),
+            disable=not is_first() or last_step == first_step,
             bar_format="{desc} {percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left",
         )
 

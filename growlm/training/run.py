@@ -22,12 +22,14 @@ from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_run, build_sweep
+from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer
-from growlm.training.processes import after_first, agreed, records_folder
+from growlm.training.processes import after_first, agreed, is_first, records_folder
 from growlm.training.programs import kept_on_disk, prepared_growth
+from growlm.training.saved import BEGUN
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
@@ -37,15 +39,17 @@ COMPILED = "compiled"
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run checked against its corpus, before anything is written: what it would train."""
+    """A run checked against its corpus, before anything is written: what it would train, and from what."""
 
     config: RunConfig
     corpus: Corpus
     stages: list[Stage]
+    source: Source | None = None
 
 
-def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
-    """Everything that can be wrong with a run is found here. Raises InputError."""
+def plan_run(config: RunConfig, corpus: Corpus, former: Any = None) -> RunPlan:
+    """Everything that can be wrong with a run is found here. `former`: as `begin` has it. Raises InputError."""
+    config, source = begin(config, former)
     stages = resolve(config, corpus.fingerprint, corpus.eos)
     for stage in stages:
         if stage.config.model.vocab < corpus.vocab:
@@ -59,7 +63,16 @@ def plan_run(config: RunConfig, corpus: Corpus) -> RunPlan:
         _ = stage.growth  # planned: it may not fit, and random copies may fit or not
     for evaluation in {stage.evaluation for stage in stages}:
         check_benchmarks(evaluation)
-    return RunPlan(config, corpus, stages)
+    if source:
+        check_source(config.stages[0], source, corpus)
+    return RunPlan(config, corpus, stages, source)
+
+
+def held_config(folder: Path) -> dict[str, Any]:
+    """What the config.json of a folder says; what is wrong with it is told when the folder is claimed."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return {}
 
 
 def claim_folder(folder: Path, config: dict[str, Any]) -> None:
@@ -153,7 +166,7 @@ class Runner:
         with locked(folder, self._waiting(stage)), contextlib.closing(Checkpoints(home, keep, ends)) as checkpoints:
             write_json(folder / "stage.json", stage.settings | {"address": stage.address})
             state, grown_at = self._first_state(stage, checkpoints, journey)
-            if state.step == stage.last_step:
+            if state.step == stage.last_step and stage.config.steps:
                 return state
             around = Surroundings(
                 corpus=journey.plan.corpus,
@@ -192,10 +205,20 @@ class Runner:
         if (last := agreed(max(mine, default=-1))) >= 0:
             return checkpoints.restore(last, abstract_state(*settings, journey.mesh)), None
         if not stage.parent:
-            return init_state(*settings, stage.run.seed, journey.mesh), None
+            return self._begin(stage, journey), None
         before = self._reach(stage.parent, journey)
         began = time.perf_counter()
         return self._grow(stage, before, journey), began
+
+    def _begin(self, stage: Stage, journey: "Journey") -> TrainState:
+        """The state at step 0: with the weights that the run is to begin with, or with fresh ones."""
+        params, source = None, journey.plan.source
+        if stage.config.init_from is not None:
+            params = read_source(stage.config, source, journey.mesh)
+            if is_first():
+                print(f"{journey.name} begins from {source}", file=sys.stderr)
+            write_json(self.records / stage.address / BEGUN, source.record)
+        return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, journey.mesh, params)
 
     def _grow(self, stage: Stage, before: TrainState, journey: "Journey") -> TrainState:
         """Grows the parent's last state into this stage's first, frees that, and writes the report."""
@@ -232,8 +255,9 @@ class Runner:
         for stage in plan.stages:
             home = self.records / stage.address
             records += [r for r in read_records(home / "metrics.jsonl") if r["step"] <= stage.last_step]
-            if (home / "growth.json").exists():
-                write_json(folder / f"growth-{stage.number}.json", json.loads((home / "growth.json").read_text()))
+            for name, as_name in (("growth.json", f"growth-{stage.number}.json"), (BEGUN, BEGUN)):
+                if (home / name).exists():
+                    write_json(folder / as_name, json.loads((home / name).read_text()))
         write_records(folder / "metrics.jsonl", records)
 
 
@@ -280,10 +304,10 @@ def train(
     Started again with the same config it goes on where it was, on whatever mesh. `cache`: where compiled programs are
     kept instead of in the folder. Raises InputError, DivergedError, StoppedError.
     """
-    plan = plan_run(config, load_corpus(config.corpus))
+    plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
     mesh_of(config)
     with records_folder(workdir) as records:
-        claim_folder(records, dataclasses.asdict(config))
+        claim_folder(records, dataclasses.asdict(plan.config))
         after_first()
         ends = leave_points([plan])
         runner = Runner(workdir / "checkpoints", records / "checkpoints", ends, stop, instruments)

@@ -34,6 +34,7 @@ MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
     "checkpoint",
 )
 ORIGIN = "huggingface"  # what a checkpoint that was imported came with
+BEGUN = "init_from.json"  # what a run began from, if not from nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Data:
 class Saved:
     """A saved training state, found and not read yet. `key` is the one in the state, from which growth draws.
 
-    masks: the ramp of its growth, while it lasts, and how far its masks are open.
+    masks: the ramp of its growth, while it lasts, and how far its masks are open. tokens, flops: all that it has cost,
+    with what it began from; None where that is not known.
     """
 
     folder: Path
@@ -66,6 +68,8 @@ class Saved:
     key: jax.Array
     data: Data | None
     masks: tuple[Ramp, np.ndarray] | None = None
+    tokens: int | None = None
+    flops: float | None = None
 
 
 class _Stored(Checkpoints):
@@ -122,13 +126,15 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
         ramp = growth.get("ramp") and Ramp(**growth["ramp"])
+        spent = {name: growth.get("grown_from", {}).get(name) for name in ("tokens", "flops")}
     except (TypeError, KeyError, InputError) as error:
         raise InputError(
             f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
         ) from None
     steps = _steps(folder / CHECKPOINT)
     masks = (ramp, progress(ramp, 0)) if ramp else None
-    return Saved(folder, folder / CHECKPOINT, _chosen(folder, steps, step), model, optimizer, key, data, masks)
+    chosen = _chosen(folder, steps, step)
+    return Saved(folder, folder / CHECKPOINT, chosen, model, optimizer, key, data, masks, **spent)
 
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
@@ -147,7 +153,17 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     data = Data(run.corpus, stage.fingerprint, *batches, run.document_mask)
     done = stage.progress_at(step)
     masks = None if done is None else (stage.growth.ramp, done)
-    return Saved(folder, home, step, stage.config.model, stage.config.optimizer, run_keys(run.seed)[1], data, masks)
+    settings = stage.config.model, stage.config.optimizer, run_keys(run.seed)[1]
+    return Saved(folder, home, step, *settings, data, masks, **_spent(folder, stage, step))
+
+
+def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
+    """Tokens and FLOPs until a step, with those of what the run began from."""
+    own = {"tokens": stage.tokens_at(step), "flops": stage.cost_at(step).flops}
+    if stage.run.stages[0].init_from is None:
+        return own
+    before = _read_json(folder / BEGUN) if (folder / BEGUN).exists() else {}
+    return {name: None if before.get(name) is None else before[name] + value for name, value in own.items()}
 
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:

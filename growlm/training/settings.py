@@ -176,6 +176,10 @@ class StageConfig:
     of it the last so many train and what is above them, the first with the embedding (bert2BERT's first stage). With 0
     every step is of the whole model.
     evaluation: in this stage, instead of the run's.
+    init_from: in the first stage, the folder whose weights it begins with: a Hugging Face checkpoint, or one of growlm
+    train, of a sweep's run or of growlm grow. All else is new: the optimizer's state, the counters, the schedule and
+    the position in the data. With tokens = 0 nothing is trained here: the next stage grows what is there.
+    init_fingerprint: of what the folder holds; filled in when a run begins, and kept in its config.json.
     """
 
     model: ModelConfig
@@ -189,6 +193,8 @@ class StageConfig:
     submodel_layers: int = 0
     microbatches: int = 1
     evaluation: EvaluationConfig | None = None
+    init_from: str | None = None
+    init_fingerprint: str | None = None
 
     def __post_init__(self):
         _check_range("stage.batch", self.batch, low=1)
@@ -196,11 +202,14 @@ class StageConfig:
         if self.batch % self.microbatches:
             raise InputError(f"stage.microbatches is {self.microbatches}: allowed are divisors of batch, {self.batch}")
         _check_range("stage.length", self.length, low=1)
-        if self.tokens < self.batch * self.length:
+        only_begins = self.init_from is not None and self.tokens == 0
+        if self.tokens < self.batch * self.length and not only_begins:
             raise InputError(
                 f"stage.tokens is {self.tokens}, smaller than one batch: "
                 f"{self.batch} x {self.length} = {self.batch * self.length} tokens"
             )
+        if self.init_fingerprint is not None and self.init_from is None:
+            raise InputError("stage.init_fingerprint is of what init_from holds: allowed is none without it")
         _check_range("stage.frozen_layers", self.frozen_layers, low=0, high=self.model.layers)
         self._check_submodels()
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
@@ -272,8 +281,12 @@ class RunConfig:
             raise InputError("stages is empty: a run needs at least one")
         for number, stage in enumerate(self.stages):
             if (number > 0) != (stage.growth is not None):
-                rule = "needs a growth" if number else "starts from nothing: it takes no growth"
+                rule = "needs a growth" if number else "takes no growth: it is what the next one grows"
                 raise InputError(f"stages[{number}] {rule}")
+            if number and (stage.init_from, stage.init_fingerprint) != (None, None):
+                raise InputError(f"stages[{number}] takes no init_from: allowed is one in the first stage")
+        if not self.stages[-1].tokens:
+            raise InputError("stages[0].tokens is 0 and there is no second stage: nothing would be trained")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,7 +158,9 @@ class Stage:
     def settings(self) -> dict[str, Any]:
         """Everything that determines the stage's result but the point at which it stops."""
         own = dataclasses.asdict(self.config)
-        del own["tokens"], own["evaluation"]
+        del own["tokens"], own["evaluation"], own["init_from"]  # what is there counts, not where it is
+        if own["init_fingerprint"] is None:
+            del own["init_fingerprint"]
         # What a model does not have does not count: addresses stay what they were before there was such a setting.
         own["model"] = {name: value for name, value in own["model"].items() if value is not None}
         if self.config.schedule.kind in WITH_HORIZON:

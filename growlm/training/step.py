@@ -59,20 +59,26 @@ def run_keys(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed))
 
 
-def _initial(model: ModelConfig, optimizer: OptimizerConfig, seed: int) -> tuple[Arrays, jax.Array]:
+def _initial(
+    model: ModelConfig, optimizer: OptimizerConfig, seed: int, params: Params | None = None
+) -> tuple[Arrays, jax.Array]:
     """What a run begins with: its arrays and its key."""
     init_key, run_key = run_keys(seed)
-    params = init(model, init_key)
+    params = params or init(model, init_key)
     return (params, make_optimizer(optimizer).init(params), averaged(optimizer, params, None)), run_key
 
 
-def init_state(model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None) -> TrainState:
-    """The state at step 0 of a run; every device of a mesh makes the parts that it will hold."""
+def init_state(
+    model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None, params: Params | None = None
+) -> TrainState:
+    """The state at step 0 of a run; every device of a mesh makes the parts that it will hold.
+
+    params: those to begin with, which lie on the mesh and are used up; by default they are drawn.
+    """
     abstract = abstract_state(model, optimizer, mesh)
     out = jax.tree.map(lambda leaf: leaf.sharding, (abstract.arrays, abstract.key)) if mesh else None
-    (params, opt_state, ema), key = jax.jit(_initial, static_argnums=(0, 1, 2), out_shardings=out)(
-        model, optimizer, seed
-    )
+    make = jax.jit(_initial, static_argnums=(0, 1, 2), donate_argnums=3, out_shardings=out)
+    (params, opt_state, ema), key = make(model, optimizer, seed, params)
     return dataclasses.replace(abstract, params=params, opt_state=opt_state, ema=ema, key=key)
 
 

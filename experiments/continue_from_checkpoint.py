@@ -1,0 +1,116 @@
+"""A checkpoint you have, grown and trained on: which learning rate for what is new, and for what was there.
+
+    growlm train --config=experiments/grow_once.py --workdir=runs/grow_once         # a checkpoint, if you have none
+    growlm sweep --config=experiments/continue_from_checkpoint.py:cpu:runs/grow_once --workdir=runs/continue
+
+`:cpu:DIR` continues what DIR holds: a run, one of a sweep's runs, a folder of `growlm grow`, or a Hugging Face
+checkpoint, on a text that was prepared with its tokenizer:
+
+    growlm prepare --source=TEXT --tokenizer=TinyLlama --output=runs/text
+    growlm sweep --config=experiments/continue_from_checkpoint.py:gpu:TinyLlama --workdir=runs/tinyllama \\
+        --config.corpus=runs/text
+
+LLaMA Pro's growth by about a quarter of the layers, which keeps the function, and from there on
+
+    rewarm        all of it, up to the full rate once more and down again
+    new_slices    the new layers so, and what was there at a tenth of it, at most the rate at which it had ended
+    llama_pro     the new layers alone; what was there is frozen
+
+against controls of equal cost: no_rewarm, the grown model at a tenth of the rate from its beginning to its end; small,
+the model as it is, up and down again, and small_no_rewarm. What the checkpoint itself has cost is in no count: it is
+the same for all, and `init_from.json` in every run's folder says it where it is known. `:tiny:DIR` takes seconds.
+
+Cost, ESTIMATED and not measured: cpu 2.0e13 FLOPs with the checkpoint above, 3.5 minutes a seed on two cores, at
+quickstart's rate; gpu 2.2e18 FLOPs with TinyLlama, 90 minutes on one H100, at 40 % of its peak.
+
+What is expected: the frozen original forgets nothing and learns the least (arXiv 2401.02415 trained 80B tokens so);
+re-warming costs some loss at first and is paid back late (arXiv 2403.08763). On the same kind of text, so early, no
+growth need win over `small`.
+
+Result: not run yet.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from growlm import ModelConfig
+from growlm.errors import InputError, unknown
+from growlm.interop import read_config
+from growlm.weights import parameter_count
+
+LOW = 0.1  # of the full rate: where schedules end, and so where a checkpoint's has ended
+
+
+class Scale(NamedTuple):
+    """Tokens of the grown model, tokens of an example, examples in a batch and in a part of it, the full rate."""
+
+    tokens: int
+    length: int
+    batch: int
+    microbatch: int
+    rate: float
+    dtype: str
+
+
+SCALES = {
+    "cpu": Scale(1_000_000, 128, 8, 8, 4e-3, "float32"),
+    "gpu": Scale(50_000_000, 2048, 32, 4, 2e-4, "bfloat16"),
+    "tiny": Scale(10_000, 128, 8, 8, 4e-3, "float32"),
+}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    name, _, folder = variant.partition(":")
+    if name not in SCALES:
+        raise unknown("variant", name, SCALES)
+    if not folder:
+        raise InputError(f"variant {variant!r} names no checkpoint: allowed is {name}:DIR")
+    size, small = SCALES[name], read_config(folder)
+    large = dataclasses.replace(small, layers=small.layers + added(small.layers))
+    rewarm = {"kind": "cosine", "peak": size.rate, "final": LOW, "warmup_tokens": size.tokens // 20}
+    low = {"kind": "constant", "peak": LOW * size.rate}
+
+    def stage(model: ModelConfig, tokens: int, schedule: dict, **rest) -> dict:
+        batches = {"batch": size.batch, "length": size.length, "microbatches": size.batch // size.microbatch}
+        return {"model": dataclasses.asdict(model), "tokens": tokens, "schedule": schedule, **batches, **rest}
+
+    def grown(schedule: dict, train: str = "all", **rates: float) -> dict:
+        growth = {"operator": "llama_pro", "train": train}
+        begin = stage(small, 0, low, init_from=folder)
+        return {
+            "stages": (begin, stage(large, size.tokens, schedule, growth=growth, optimizer={"learning_rates": rates}))
+        }
+
+    def as_it_is(schedule: dict) -> dict:
+        tokens = size.tokens * parameter_count(large) // parameter_count(small)
+        return {"stages": (stage(small, tokens, schedule, init_from=folder),)}
+
+    config = ConfigDict()
+    config.title = f"{folder}, grown by {large.layers - small.layers} layers and trained on"
+    config.corpus = "stdlib"
+    config.seed = 1  # not that of the checkpoint, or the same examples come first
+    config.dtype, config.remat = size.dtype, "full"
+    config.evaluation = {"every_tokens": size.tokens // 20, "batches": 16}
+    config.checkpoint = {"every_tokens": size.tokens // 5, "max_to_keep": 1}
+    config.runs = {
+        "small": as_it_is(rewarm),
+        "small_no_rewarm": as_it_is(low),
+        "rewarm": grown(rewarm),
+        "new_slices": grown(rewarm, old=LOW),
+        "llama_pro": grown(rewarm, train="new"),
+        "no_rewarm": grown(low),
+    }
+    config.baseline = "small"
+    config.grown = ("rewarm", "new_slices", "llama_pro")
+    config.controls = {
+        "small_no_rewarm": "the model as it is, at the rate at which its schedule had ended",
+        "no_rewarm": "the grown model, at that rate",
+    }
+    return config
+
+
+def added(layers: int) -> int:
+    """The largest divisor of the layers that is no more than a quarter of them."""
+    return next(count for count in range(max(layers // 4, 1), 0, -1) if layers % count == 0)
