@@ -45,7 +45,7 @@ PRO = {"operator": "llama_pro"}
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a text, the Hugging Face checkpoint `theirs` and the run `ours`, grown on its way, both of SMALL."""
+    """A folder with a text, and of SMALL a Hugging Face checkpoint, `theirs`, and a run with a growth, `ours`."""
     folder = tmp_path_factory.mktemp("home")
     tiny.write_corpus(folder)
     write_model(folder / "theirs", SMALL, noisy(SMALL), dtype="bfloat16", shard=9000)
@@ -395,14 +395,14 @@ def test_a_later_stage_takes_none(home):
 
 
 def test_a_sweep_and_a_model_under_masks_are_no_sources(home, tmp_path):
-    ramp = {"operator": "random", "options": {"ramp_tokens": 4 * STEP}}
-    runs = {"masked": [tiny.stage(1), tiny.grown(2, growth=ramp)]}
-    sweep = plan_sweep(tiny.sweep_config(text(home), runs, "masked"))
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None))
+    tiny.write_config(tmp_path / "sweep.py", tiny.sweep(text(home), {"one": [tiny.stage(1)]}, "one"))
+    run_sweep(plan_sweep(build_sweep(load_config(f"{tmp_path}/sweep.py", []))), tmp_path / "sweep", GO_ON, "", [])
     with pytest.raises(InputError, match="is a sweep: allowed is one of its runs"):
         find_source(tmp_path / "sweep")
-    with pytest.raises(InputError, match="step 3: masks of its growth are open to 50 %; allowed is a checkpoint from"):
-        find_source(tmp_path / "sweep" / "masked")
+    ramp = ["--operator=random", "--option.ramp_tokens=256", "--target.mlp=36", "--no_verify"]
+    assert main(["grow", f"--source={home / 'ours'}", f"--output={tmp_path / 'masked'}", *ramp]) == 0
+    with pytest.raises(InputError, match="step 4: masks of its growth are open to 0 %; allowed is a checkpoint from"):
+        find_source(tmp_path / "masked")
 
 
 def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_path):
@@ -413,7 +413,7 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
         tokenizer=None,
         train_tokenizer="bpe",
         vocab=300,
-        validation=0.2,
+        validation="0.2",
     )
     model = dataclasses.replace(SMALL, vocab=300)
     write_model(tmp_path / "model", model, noisy(model), carried=[own / "tokenizer.json"])
