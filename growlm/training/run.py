@@ -70,7 +70,7 @@ def plan_run(config: RunConfig, corpus: Corpus, former: Any = None) -> RunPlan:
 
 def held_config(folder: Path) -> dict[str, Any]:
     """What the config.json of a folder says; what is wrong with it is told when the folder is claimed."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return {}
 
