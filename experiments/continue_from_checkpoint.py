@@ -44,7 +44,7 @@ LOW = 0.1  # of the full rate: where schedules end, and so where a checkpoint's 
 
 
 class Scale(NamedTuple):
-    """Tokens of the grown model, tokens of an example, examples in a batch and in a part of it, the full rate."""
+    """How much is trained: `tokens` of the grown model, in examples of `length`; `held_out` batches of validation."""
 
     tokens: int
     length: int
@@ -52,12 +52,13 @@ class Scale(NamedTuple):
     microbatch: int
     rate: float
     dtype: str
+    held_out: int
 
 
 SCALES = {
-    "cpu": Scale(1_000_000, 128, 8, 8, 4e-3, "float32"),
-    "gpu": Scale(50_000_000, 2048, 32, 4, 2e-4, "bfloat16"),
-    "tiny": Scale(10_000, 128, 8, 8, 4e-3, "float32"),
+    "cpu": Scale(1_000_000, 128, 8, 8, 4e-3, "float32", 16),
+    "gpu": Scale(50_000_000, 2048, 32, 4, 2e-4, "bfloat16", 4),
+    "tiny": Scale(10_000, 128, 8, 8, 4e-3, "float32", 2),
 }
 
 
@@ -92,7 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.corpus = "stdlib"
     config.seed = 1  # not that of the checkpoint, or the same examples come first
     config.dtype, config.remat = size.dtype, "full"
-    config.evaluation = {"every_tokens": size.tokens // 20, "batches": 16}
+    config.evaluation = {"every_tokens": size.tokens // 20, "batches": size.held_out}
     config.checkpoint = {"every_tokens": size.tokens // 5, "max_to_keep": 1}
     config.runs = {
         "small": as_it_is(rewarm),
