@@ -455,11 +455,13 @@ def test_a_config_says_whatever_a_model_has(home, tmp_path):
         assert run_module.build_run(held) == plan.config
 
 
-def test_weights_come_to_rest_where_a_mesh_has_them(home):
+def test_weights_come_to_rest_where_a_mesh_has_them_and_train_as_on_one_device(home, tmp_path):
+    settings = tiny.run(text(home), first(home / "theirs", 0), grown(2))
     script = Path(__file__).parent / "sharded_init.py"
-    for name in ("theirs", "ours"):
-        said = on_eight_devices(script, home / name)
-        assert said == {"equal": True, "resting": True, "parts": 8}
+    said = on_eight_devices(script, home / "theirs", home / "ours", json.dumps(settings), tmp_path / "eight")
+    train(run_module.build_run(settings), tmp_path / "one", GO_ON)
+    losses = [record["loss"] or record["val_loss"] for record in tiny.records(tmp_path / "one")]
+    assert said == {"equal": True, "resting": True, "parts": [4, 4], "losses": pytest.approx(losses, rel=1e-5)}
 
 
 def test_the_experiment_runs_on_both_kinds_of_checkpoint(home, tmp_path, capsys):

@@ -16,6 +16,7 @@ from jax.stages import Lowered
 from growlm.growth import Growth, growth_key
 from growlm.growth.apply import Prepared, growth_transform
 from growlm.growth.learned import learning, matrices_of
+from growlm.growth.plan import initial_provenance
 from growlm.sharding import shardings_of
 from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
@@ -90,7 +91,7 @@ def lower_step(program: Program, batch: int, length: int, mesh: Mesh) -> Lowered
     step = jax.jit(partial(train_step, program), donate_argnums=0, out_shardings=out)
     with jax.set_mesh(mesh):
         inputs = _abstract_inputs(program, batch, length, mesh)
-        return step.lower(state.arrays, inputs["tokens"], inputs["rate"], state.provenance, inputs["progress"])
+        return step.lower(state.arrays, *(inputs[name] for name in ("tokens", "rate", "provenance", "progress")))
 
 
 def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
@@ -98,7 +99,7 @@ def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> 
     evaluate = jax.jit(partial(train_loss, program), out_shardings=replicated(mesh))
     with jax.set_mesh(mesh):
         inputs = _abstract_inputs(program, batch, length, mesh)
-        return evaluate.lower(state.params, inputs["tokens"], state.provenance, inputs["progress"]).compile()
+        return evaluate.lower(state.params, *(inputs[name] for name in ("tokens", "provenance", "progress"))).compile()
 
 
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
@@ -185,7 +186,7 @@ def _size(count: int) -> str:
 
 
 def _abstract_inputs(program: Program, batch: int, length: int, mesh: Mesh) -> dict[str, Any]:
-    """The tokens, the learning rate and the progress, which is None but for a ramp."""
+    """The tokens, the rate, the provenance, whole on every device, and the progress, which is None but for a ramp."""
 
     def abstract(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -193,6 +194,7 @@ def _abstract_inputs(program: Program, batch: int, length: int, mesh: Mesh) -> d
     return {
         "tokens": abstract((batch, length + 1), "int32", by_rows(mesh)),
         "rate": abstract((), "float32", replicated(mesh)),
+        "provenance": jax.tree.map(partial(_whole, mesh), initial_provenance(program.model)),
         "progress": abstract((4,), "float32", replicated(mesh)) if program.ramp else None,
     }
 
