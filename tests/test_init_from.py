@@ -153,7 +153,10 @@ def test_growth_at_once_costs_nothing_and_keeps_the_function(home, tmp_path, beg
     assert set(tiny.checkpoints(tmp_path / "run")) == {(0, 2)}
     report = json.loads((tmp_path / "run" / "growth-1.json").read_text())
     assert (report["step"], report["preserves_function"]) == (0, True)
-    assert "2.0" not in table(summarise(tmp_path / "run")).splitlines()[0]
+    cost = {"theirs": "FLOPs are not known", "ours": "FLOPs are not counted"}
+    (row,) = summarise(tmp_path / "run")
+    assert row.note.startswith(f"begins from {name}, whose ") and row.note.endswith(cost[name])
+    assert row.note in table([row])
 
     # The originals are frozen, as the preset has it: only what was added has moved.
     end, order = end_of(tmp_path / "run", 0, 2), report["order"]

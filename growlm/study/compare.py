@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -131,6 +132,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     controls = [other.name for other in group.first.runs.values() if other.role == "control"]
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
     notes = [_standing(run, seed if len(runs) > 1 else "") for seed, run in runs.items()]
+    notes.append(_begun(first))
     if gain and not gain.speedup and (reason := gain.reason):
         notes.append(reason)
     return Row(
@@ -161,6 +163,15 @@ def _curve(run: Run) -> tuple[Curve | None, str]:
         return curve(run.metrics), ""
     except InputError as error:
         return None, str(error)
+
+
+def _begun(run: Run) -> str:
+    """The saved model that a run began from, if it did: what that has cost is in no number here."""
+    if not run.begun:
+        return ""
+    flops = run.begun.get("flops")
+    cost = "FLOPs are not known" if flops is None else f"{numbers.flops(flops)} FLOPs are not counted"
+    return f"begins from {Path(run.begun['folder']).name}, whose {cost}"
 
 
 def _standing(run: Run, seed: str) -> str:

@@ -20,7 +20,8 @@ class Run:
 
     `growths` are the reports of growth-1.json, growth-2.json ... `stages` is what sweep.json says of each
     stage: its address, tokens and FLOPs, and whether it was reused from another run. `evaluations` are the results
-    of `growlm evaluate`, in the order in which they were made.
+    of `growlm evaluate`, in the order in which they were made. `begun` is what init_from.json says of the saved model
+    that the run began from; it is empty where there was none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     error: str | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    begun: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _read(folder: Path) -> Study:
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep, config = _json(folder / "sweep.json"), _config(folder)
+    sweep, config = _json(folder / "sweep.json"), _object(folder / "config.json")
     standing = {name: _standing(name, sweep) for name in sweep.get("runs", {})}
     if (folder / KEPT).exists():
         kept, settings = _kept(folder / KEPT), config.get("runs", {})
@@ -199,16 +201,18 @@ def _run(folder: Path, name: str, **standing: Any) -> Run:
     results = sorted((folder / "evaluations").glob("results_*.json"))
     return Run(
         name,
-        _config(folder),
+        _object(folder / "config.json"),
         _metrics(folder / "metrics.jsonl"),
         [_json(path) for path in reports],
         evaluations=[_json(path) for path in results],
+        begun=_object(folder / "init_from.json"),
         **standing,
     )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return _json(folder / "config.json") if (folder / "config.json").exists() else {}
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a file that may be missing."""
+    return _json(path) if path.exists() else {}
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
