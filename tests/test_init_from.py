@@ -22,6 +22,7 @@ from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.interop import read_config, read_model, write_model
 from growlm.model import next_token_loss
+from growlm.study.fit import fit_runs
 from growlm.study.report import summarise, table
 from growlm.study.sweep import plan_sweep, run_sweep
 from growlm.training import run as run_module
@@ -482,6 +483,8 @@ def test_the_experiment_runs_on_both_kinds_of_checkpoint(home, tmp_path, capsys)
     assert np.ptp([loss for losses in begun.values() for loss in losses]) < 1e-5  # all begin as the checkpoint
     assert len({records[-1]["val_loss"] for records in ends.values()}) == 6  # and every policy ends elsewhere
     assert (tmp_path / "sweep" / "report.html").exists()
+    with pytest.raises(InputError, match="rewarm began from a saved model, and so grew after nobody knows how many"):
+        fit_runs(tmp_path / "sweep", "timing", 4, print)
     for name in ("", ":", ":theirs"):
         with pytest.raises(InputError):
             load_config(f"{EXPERIMENTS / 'continue_from_checkpoint.py'}{name}", [])

@@ -57,7 +57,9 @@ def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
     for home in homes(folder):
         for run in read(home).runs.values():
             name = run.name if home in (folder, home.with_name(run.name)) else f"{home.name}/{run.name}"
-            if run.status == "done" and run.metrics:
+            if run.begun:
+                left_out.append(f"{name} began from a saved model, and so grew after nobody knows how many tokens")
+            elif run.status == "done" and run.metrics:
                 runs[name] = run
             else:
                 left_out.append(f"{name} is {run.status}")

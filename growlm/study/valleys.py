@@ -53,9 +53,9 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
 def grown_once(group: Group) -> list[Outcome]:
     """The runs of a group with one growth that are no controls, of the seeds at which all of them are done.
 
-    A seed that is missing at one value would pull a parabola there.
+    A seed that is missing at one value would pull a parabola there. What began from a saved model says nothing of when.
     """
-    names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run")]
+    names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run") and not run.begun]
     whole = [s for s in group.studies.values() if all(s.runs[n].status == "done" and s.runs[n].metrics for n in names)]
     runs = [outcome(name, study.runs[name]) for study in whole for name in names]
     return [run for run in runs if run.stages == 2]
