@@ -4,7 +4,6 @@ What a folder of ours holds of an import lies in its `huggingface/`: config.json
 the weights were stored, so that they can go back as they came.
 """
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from growlm.errors import InputError, unknown
-from growlm.files import check_output, check_space, write_json
+from growlm.files import check_output, check_space
 from growlm.growth.plan import initial_provenance
 from growlm.interop.export import LENGTH, progress_bar, write_model
 from growlm.interop.families import settings_of
@@ -30,13 +29,12 @@ from growlm.interop.folder import (
 from growlm.interop.safetensors_files import inside, read_json
 from growlm.state import TrainState
 from growlm.training.optimizer import make_optimizer
-from growlm.training.saved import MODEL, ORIGIN, Saved, find_saved, read_state, save_grown
+from growlm.training.saved import MODEL, ORIGIN, STORED_AS, Saved, find_saved, keep_origin, read_state, save_grown
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import abstract_state, run_keys
 from growlm.weights import ModelConfig, Params
 
 FORMATS = ("huggingface", "growlm")
-STORED_AS = "dtypes.json"
 
 
 def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None, step: int | None = None) -> None:
@@ -96,21 +94,12 @@ def _import(source: HuggingFaceFolder, output: Path) -> None:
         params = jax.tree.map(jax.numpy.asarray, read_params(source, bar.update))
     state = _first_state(source.model, optimizer, params)
     came = {"imported_from": str(source.folder.absolute()), "family": source.family}
-    save_grown(output, source.model, optimizer, state, came, None, None, lambda part: _keep_origin(source, part))
+    save_grown(output, source.model, optimizer, state, came, None, None, lambda part: keep_origin(part, *source.origin))
 
 
 def _first_state(model: ModelConfig, optimizer: OptimizerConfig, params: Params) -> TrainState:
     zero, opt_state = np.int64(0), make_optimizer(optimizer).init(params)
     return TrainState(params, opt_state, zero, zero, zero, run_keys(0)[1], initial_provenance(model))
-
-
-def _keep_origin(source: HuggingFaceFolder, folder: Path) -> None:
-    """What is needed to write the checkpoint again."""
-    (folder / ORIGIN).mkdir()
-    write_json(folder / ORIGIN / CONFIG, source.settings)
-    write_json(folder / ORIGIN / STORED_AS, {name: tensor.dtype.name for name, tensor in source.tensors.items()})
-    for path in source.carried:
-        shutil.copyfile(path, folder / ORIGIN / path.name)
 
 
 def _export(saved: Saved, output: Path, dtype: str | None) -> None:

@@ -59,6 +59,11 @@ class HuggingFaceFolder:
         return [inside(self.folder, name) for name in CARRIED if (self.folder / name).exists()]
 
     @property
+    def origin(self) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
+        """What is needed to write it again, beside the weights: its config, its tensors' dtypes, its other files."""
+        return self.settings, {name: tensor.dtype.name for name, tensor in self.tensors.items()}, self.carried
+
+    @property
     def nbytes(self) -> int:
         """The size of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

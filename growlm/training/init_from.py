@@ -19,7 +19,7 @@ from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folde
 from growlm.interop.safetensors_files import StoredTensor
 from growlm.sharding import at_rest
 from growlm.training.processes import is_first
-from growlm.training.saved import ORIGIN, Saved, find_saved, read_state
+from growlm.training.saved import ORIGIN, Saved, carry_origin, find_saved, keep_origin, read_state
 from growlm.training.settings import RunConfig, StageConfig
 from growlm.weights import ModelConfig, Params, Weight
 
@@ -34,7 +34,8 @@ PROBE = "It's 1,024 layers; if (x > 0.5) { return a + b; }\n\n  def grown(self):
 class Source:
     """A saved model that a run may begin from, found and not read yet.
 
-    fingerprint: of its content, wherever it lies. read: its parameters, float32, each where it rests on a mesh.
+    fingerprint: of its content, wherever it lies. read: its parameters, float32, each where it rests on a mesh. keep:
+    puts into a folder what it came with if it is of Hugging Face, or began as such, so that it can be exported again.
     tokenizer: where the one that it was trained with would be, as `load_tokenizer` takes it. step: of a run. tokens,
     flops: what it has cost until there, None where nobody knows.
     """
@@ -44,6 +45,7 @@ class Source:
     model: ModelConfig
     fingerprint: str
     read: Callable[[Mesh], Params]
+    keep: Callable[[Path], None]
     tokenizer: str | None = None
     step: int | None = None
     tokens: int | None = None
@@ -81,9 +83,15 @@ def _of_hugging_face(source: HuggingFaceFolder) -> Source:
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         for piece in _pieces(tensor):
             digest.update(piece)
-    read = partial(_read_hugging_face, source)
-    kind = f"Hugging Face, {source.family}"
-    return Source(source.folder, kind, source.model, digest.hexdigest()[:16], read, str(source.folder))
+    return Source(
+        folder=source.folder,
+        kind=f"Hugging Face, {source.family}",
+        model=source.model,
+        fingerprint=digest.hexdigest()[:16],
+        read=partial(_read_hugging_face, source),
+        keep=lambda folder: keep_origin(folder, *source.origin),
+        tokenizer=str(source.folder),
+    )
 
 
 def _pieces(tensor: StoredTensor) -> Iterator[bytes]:
@@ -125,6 +133,7 @@ def _of_ours(saved: Saved) -> Source:
         model=saved.model,
         fingerprint=digest.hexdigest()[:16],
         read=lambda mesh: read_state(saved, mesh).params,
+        keep=partial(carry_origin, saved.folder),
         tokenizer=_tokenizer_home(saved),
         step=saved.step,
         tokens=saved.tokens,

@@ -29,7 +29,7 @@ from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_
 from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import after_first, agreed, is_first, records_folder
 from growlm.training.programs import kept_on_disk, prepared_growth
-from growlm.training.saved import BEGUN
+from growlm.training.saved import BEGUN, ORIGIN, carry_origin
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
@@ -217,7 +217,10 @@ class Runner:
             params = read_source(stage.config, source, journey.mesh)
             if is_first():
                 print(f"{journey.name} begins from {source}", file=sys.stderr)
-            write_json(self.records / stage.address / BEGUN, source.record)
+            home = self.records / stage.address
+            write_json(home / BEGUN, source.record)
+            if not (home / ORIGIN).exists():
+                source.keep(home)
         return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, journey.mesh, params)
 
     def _grow(self, stage: Stage, before: TrainState, journey: "Journey") -> TrainState:
@@ -258,6 +261,7 @@ class Runner:
             for name, as_name in (("growth.json", f"growth-{stage.number}.json"), (BEGUN, BEGUN)):
                 if (home / name).exists():
                     write_json(folder / as_name, json.loads((home / name).read_text()))
+            carry_origin(home, folder)
         write_records(folder / "metrics.jsonl", records)
 
 

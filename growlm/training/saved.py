@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
     "checkpoint",
 )
 ORIGIN = "huggingface"  # what a checkpoint that was imported came with
+STORED_AS = "dtypes.json"
 BEGUN = "init_from.json"  # what a run began from, if not from nothing
 
 
@@ -189,10 +190,20 @@ def _chosen(folder: Path, steps: list[int], step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
+def keep_origin(folder: Path, settings: dict[str, Any], stored: dict[str, str], carried: Sequence[Path]) -> None:
+    """Keeps what `HuggingFaceFolder.origin` says of an imported checkpoint."""
+    with whole_folder(folder / ORIGIN) as part:
+        write_json(part / "config.json", settings)
+        write_json(part / STORED_AS, stored)
+        for path in carried:
+            shutil.copyfile(path, part / path.name)
+
+
 def carry_origin(source: Path, folder: Path) -> None:
-    """Copies what an imported checkpoint came with, if the source was imported."""
-    if (source / ORIGIN).is_dir():
-        shutil.copytree(source / ORIGIN, folder / ORIGIN)
+    """Copies what an imported checkpoint came with, if the source was imported and it is not there yet."""
+    if (source / ORIGIN).is_dir() and not (folder / ORIGIN).exists():
+        with whole_folder(folder / ORIGIN) as part:
+            shutil.copytree(source / ORIGIN, part, dirs_exist_ok=True)
 
 
 def _read_json(path: Path) -> Any:
