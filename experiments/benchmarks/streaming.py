@@ -4,8 +4,10 @@
 
 A synthetic checkpoint in bfloat16 with TinyLlama's widths, or half of them, grows to 10 layers of them, 1.1 GB: in
 depth from 5, in width from half. Growth runs in a process of its own, whose largest resident memory is what the kernel
-says; then the folder that it wrote is copied on the same disk, round after round, the first for warming up. The time is
-that of reading, growing and writing, without the start of Python and without verifying.
+says, in turn with a plain copy of the folder that it wrote on the same disk, round after round, the first for warming
+up: a kernel that has to find pages first takes several times as long for either. The time is that of reading, growing
+and writing, without the start of Python and without verifying. Both end when the bytes are on the disk, and begin when
+nothing else is on its way there.
 
 Cost: a minute or two and 3.5 GB of disk on two idle CPU cores; --layers, --embed and the others make it smaller.
 
@@ -14,13 +16,14 @@ Aims: half the speed of the copy or more, and at most three times the largest te
 
 import dataclasses
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -62,57 +65,54 @@ def write_synthetic(folder: Path, model: ModelConfig) -> None:
     write_folder(folder, model, settings, tensors, pieces, (), 2 * 10**9)
 
 
-def grow(source: Path, output: Path, operator: str, target: ModelConfig) -> tuple[float, int]:
-    """Seconds that growing took, and the largest resident memory in bytes, of a process of its own."""
+def in_own_process(home: Path, operator: str, target: ModelConfig, rounds: int) -> dict:
+    """Seconds of growing and of copying in every round, bytes written, and the largest resident memory in bytes."""
     sizes = [f"{name}={getattr(target, name)}" for name in SIZES if name not in ("head_dim", "vocab")]
-    command = [sys.executable, __file__, "--child", str(source), str(output), operator, *sizes]
+    command = [sys.executable, __file__, "--child", str(home), operator, str(rounds), *sizes]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-    seconds, memory = done.stdout.split()
-    return float(seconds), int(memory)
+    return json.loads(done.stdout)
 
 
-def _child(source: str, output: str, operator: str, *sizes: str) -> None:
-    plan = plan_grow(Request(Path(source), Path(output), operator, sizes=sizes))
-    began = time.perf_counter()
-    run_grow(plan, False, lambda text: None)
-    seconds = time.perf_counter() - began
+def _child(home: str, operator: str, rounds: str, *sizes: str) -> None:
+    source, grown, copy = (Path(home, name) for name in ("source", "grown", "copy"))
+    seconds: dict[str, list[float]] = {"grow": [], "copy": []}
+    for _ in range(int(rounds)):
+        plan = plan_grow(Request(source, grown, operator, sizes=sizes))
+        seconds["grow"].append(until_written(lambda plan=plan: run_grow(plan, False, lambda text: None)))
+        seconds["copy"].append(until_written(lambda: shutil.copytree(grown, copy)))
+        written = sum(path.stat().st_size for path in grown.iterdir())
+        shutil.rmtree(grown)
+        shutil.rmtree(copy)
     # What the parent sees, ru_maxrss, counts the memory of the parent too, of which a child begins as a copy.
     (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    print(seconds, int(peak.split()[1]) * 1024)
+    print(json.dumps(seconds | {"bytes": written, "memory": int(peak.split()[1]) * 1024}))
 
 
-def copy(folder: Path, to: Path) -> float:
-    """Seconds that a plain copy takes; the copy is gone again."""
+def until_written(work: Callable[[], object]) -> float:
+    """Seconds that the work takes, until what it writes is on the disk."""
+    os.sync()
     began = time.perf_counter()
-    shutil.copytree(folder, to)
-    seconds = time.perf_counter() - began
-    shutil.rmtree(to)
-    return seconds
+    work()
+    os.sync()
+    return time.perf_counter() - began
 
 
 def measure(home: Path, name: str, target: ModelConfig, rounds: int) -> dict:
-    """One case, in turn with copies."""
+    """One case, in turn with copies, after a round for warming up."""
     operator, halved = CASES[name]
     source = dataclasses.replace(target, **{size: getattr(target, size) // 2 for size in halved})
     write_synthetic(home / "source", source)
-    speeds, seconds, memory = [], [], []
-    for number in range(rounds + 1):
-        took, peak = grow(home / "source", home / "grown", operator, target)
-        copied = copy(home / "grown", home / "copy")
-        written = sum(path.stat().st_size for path in (home / "grown").iterdir())
-        shutil.rmtree(home / "grown")
-        if number == 0:
-            continue  # pages that the kernel has to clear first, for growth and not for the copy
-        speeds, seconds, memory = [*speeds, copied / took], [*seconds, took], [*memory, peak]
+    found = in_own_process(home, operator, target, rounds + 1)
     shutil.rmtree(home / "source")
+    speeds = [copied / grew for grew, copied in zip(found["grow"][1:], found["copy"][1:], strict=True)]
     largest = 2 * max(int(np.prod(stored_shape(weight, target))) for _, weight, _ in places(target))
     return {
         "case": name,
-        "bytes": written,
-        "seconds": statistics.median(seconds),
+        "bytes": found["bytes"],
+        "seconds": statistics.median(found["grow"][1:]),
         "of_copy": statistics.median(speeds),
         "range": [min(speeds), max(speeds)],
-        "memory": max(memory),
+        "memory": found["memory"],
         "allowed": MEMORY_FACTOR * largest + MEMORY_BASE,
     }
 

@@ -42,8 +42,9 @@ from growlm.training.saved import GROWTH, VERIFY
 from growlm.training.step import run_keys
 from growlm.weights import ModelConfig, Weight
 
-PIECE = 2**24  # bytes in float32 of what is grown at once, by each thread
 THREADS = min(4, os.cpu_count() or 1)
+# Bytes in float32 of what each thread grows at once. Larger ones are mapped and cleared by the kernel every time anew.
+PIECE = 2**22
 WORKSPACE = 400 * 10**6  # of Python, JAX and the pieces
 
 
