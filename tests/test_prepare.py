@@ -225,7 +225,8 @@ def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):
 def start(source, output, *options, largest_file=resource.RLIM_INFINITY):
     """The command as a process of its own, with parts of 400 kB, of which it takes a part of a second for each."""
     code = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}));"
+        f"import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}));"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs of a shell begin ignoring it
         "from growlm import __main__, data; data.textfiles.SMALLEST = 400_000; sys.exit(__main__.main())"
     )
     command = [sys.executable, "-c", code, "prepare", f"--source={source}", f"--output={output}", *options]

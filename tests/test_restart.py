@@ -216,7 +216,8 @@ def test_a_killed_sweep_goes_on_and_its_runs_have_the_bits_of_a_run_alone(bench)
     common = {key: value for key, value in bench.settings.items() if key != "stages"}
     runs = {"base": {"stages": [first]}, "grown": {"stages": [first, second]}}
     bench.write("sweep", common | {"runs": runs, "baseline": "base", "grown": ("grown",)})
-    for where in ({"kind": "rename", "where": "/grown/config.json"}, {"kind": "batch", "n": 7}):
+    # Before anything is trained, and in the second stage of the second run.
+    for where in ({"kind": "rename", "where": "/grown/config.json"}, {"kind": "batch", "n": STEPS + 7}):
         code, said = bench.finish("shared", where, command="sweep")
         assert code == -signal.SIGKILL, said
     sweep = json.loads((bench.folder / "shared" / "sweep.json").read_text())
