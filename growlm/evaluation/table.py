@@ -1,4 +1,4 @@
-"""Scores as a table for a terminal."""
+"""The harness's scores, read metric by metric, and as a table for a terminal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,12 +27,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(metric, value, standard error); the harness calls a metric NAME,FILTER, where the filter is mostly none."""
+def metrics(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(metric, filter, value) of a task; the harness calls a metric NAME,FILTER, where the filter is mostly none."""
     for key, value in found.items():
         metric, _, filtered = key.partition(",")
-        if not filtered or metric.endswith(STDERR):
-            continue
+        if filtered and not metric.endswith(STDERR):
+            yield metric, filtered, value
+
+
+def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(metric, value, standard error) of a task, in words."""
+    for metric, filtered, value in metrics(found):
         error = found.get(f"{metric}{STDERR},{filtered}")
         name = metric if filtered == "none" else f"{metric} ({filtered})"
         yield name, _number(value), f"± {_number(error)}" if isinstance(error, float) else ""

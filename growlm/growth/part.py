@@ -101,10 +101,10 @@ def _draw(
     if len(varying) != 1:
         return draw(shape)
     number, chosen = varying[0], np.flatnonzero(fresh)
+    part = draw((*shape[:number], len(chosen), *shape[number + 1 :]))
     if chosen[-1] - chosen[0] == len(chosen) - 1:
         chosen = slice(chosen[0], chosen[-1] + 1)  # NumPy copies runs faster
     values = np.zeros(shape, np.float32)
-    part = draw((*shape[:number], int(fresh.sum()), *shape[number + 1 :]))
     values[(*(slice(None),) * number, chosen)] = part
     return values
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 
 from growlm.data import load_tokenizer, tokenizer_of
 from growlm.evaluation import LanguageModel, check_tasks, evaluate
+from growlm.evaluation.table import metrics
 from growlm.growth.anneal import masked
 from growlm.state import TrainState
 from growlm.training.settings import EvaluationConfig
@@ -69,8 +69,13 @@ def named_scores(results: dict[str, Any]) -> dict[str, float]:
 
     The name of a filter is part of a metric's where it is not "none", as in exact_match,strict-match.
     """
-    tables = results["results"] | ({"average": results["average"]} if "average" in results else {})
-    return {f"{PREFIX}{task}/{metric}": float(value) for task, row in tables.items() for metric, value in _metrics(row)}
+    named = {
+        f"{PREFIX}{task}/{metric}" + ("" if filtered == "none" else f",{filtered}"): float(value)
+        for task, row in results["results"].items()
+        for metric, filtered, value in metrics(row)
+        if isinstance(value, int | float)
+    }
+    return named | {f"{PREFIX}average/{metric}": value for metric, value in results.get("average", {}).items()}
 
 
 def in_words(scores: dict[str, float]) -> str:
@@ -81,14 +86,6 @@ def in_words(scores: dict[str, float]) -> str:
         if task not in first or metric == "acc":
             first[task] = metric
     return ", ".join(f"{task} {metric} {scores[f'{PREFIX}{task}/{metric}']:.4g}" for task, metric in first.items())
-
-
-def _metrics(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in row.items():
-        metric = name.removesuffix(",none")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and "_stderr" not in metric and metric != "sample_len":
-            yield metric, value
 
 
 def _folder(evaluation: EvaluationConfig) -> Path | None:
