@@ -5,7 +5,7 @@
 
 12 layers (`:gpu` 24) from 6, 4, 3, 2 and 1. Seeds 0, 1 and 2 have a folder each. `:tiny` takes seconds.
 
-Cost: cpu 6.4e13 FLOPs, 3 to 7 minutes for each of seven runs on one core, in part beside other work; gpu, ESTIMATED
+Cost: cpu 6.4e13 FLOPs, 4 to 7 minutes for each of seven runs on one core, in part beside other work; gpu, ESTIMATED
 and not measured, 1.1e17 FLOPs, 13 minutes on one H100, at 15 % of its peak.
 
 What is expected: the best between 2 and 4, and a base of 1 layer worse than training from scratch (arXiv 2405.15319,

@@ -8,7 +8,7 @@ One sweep has one size; the law needs two sizes, and its intervals seeds 0, 1 an
 runs of a size cost the same, whatever they grow at, and share one base. `:cpu_wide` is a third size; `:gpu` and
 `:gpu_wide` are the larger pair; `:tiny` and `:tiny_narrow` take seconds and show nothing.
 
-Cost: cpu 5.0e13 FLOPs, 3 to 7 minutes for each of seven runs on one core beside other work; cpu_narrow 6.7e12, 5
+Cost: cpu 5.0e13 FLOPs, 3 to 8 minutes for each of seven runs on one core beside other work; cpu_narrow 6.7e12, 5
 minutes a seed on one core. ESTIMATED and not measured: cpu_wide 2.2e14, 36 minutes a seed on two cores, at
 quickstart's rate; gpu 9.6e16 FLOPs, 11 minutes, and gpu_wide 7.7e17, 86 minutes, on one H100, at 15 % of its peak.
 

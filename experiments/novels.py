@@ -3,10 +3,10 @@
     growlm prepare --source=NOVELS --train_tokenizer=bpe --vocab=2048 --validation=4 --output=runs/novels-tokens
     growlm sweep --config=experiments/novels.py:cpu --workdir=runs/novels/cpu-0 --config.seed=0
 
-NOVELS is a folder of text files, a novel each; the result is of 100 English novels of 1813 to 1933, 78 MB. Whole novels
-are held out. The benchmarks need `pip install growlm[eval]` and are fetched; `--config.evaluation.data_dir=DIR` has
-them from files, `--config.evaluation.tasks="('piqa', 'sciq')"` asks for others, `=()` for none. `:gpu` has 24 layers of
-256 and reads the novels twice. `:tiny` takes seconds.
+NOVELS is a folder of text files, a novel each; the result is of 100 English novels of 1813 to 1933, 78 MB. Whole
+novels are held out. A tokenizer takes `pip install -e '.[data]'`, the benchmarks `pip install -e '.[eval]'`. They are
+fetched; `--config.evaluation.data_dir=DIR` has them from files, `--config.evaluation.tasks="('piqa', 'sciq')"` asks
+for others, `=()` for none. `:gpu` has 24 layers of 256 and reads the novels twice. `:tiny` takes seconds.
 
 All runs cost the same, 6 x parameters x tokens over all stages, and run their schedules to the end. scratch has the
 grown run's rate; scratch_tuned and scratch_low a half and a quarter of it. Whoever compares believes the best of them.
