@@ -96,11 +96,12 @@ def timeless(folder: Path) -> list[dict]:
 
 def checkpoints(folder: Path) -> dict[tuple[int, int], Path]:
     """Every finished checkpoint under a run folder or a store, by (first step of its stage, step)."""
-    stages = [(path.parent, json.loads(path.read_text())) for path in folder.glob("**/stage.json")]
+    places = ("stage.json", "*/stage.json", "*/*/stage.json")  # no deeper: what orbax is writing there may vanish
+    stages = [(path.parent, json.loads(path.read_text())) for place in places for path in folder.glob(place)]
     return {
         ((settings["parent"] or {"last_step": 0})["last_step"], int(path.name)): path
         for home, settings in stages
-        for path in (home / "checkpoints").iterdir()
+        for path in home.glob("checkpoints/*")
         if path.name.isdecimal()
     }
 
