@@ -77,7 +77,7 @@ def test_a_tensor_lies_at_a_multiple_of_its_width_whatever_is_before_it(tmp_path
     values = {"a": np.float16([1, 2, 3]), "b": np.float32([[4], [5]]), "c": np.float16([]), "d": np.float32([6])}
     new = [NewTensor(name, value.dtype, value.shape) for name, value in values.items()]
     told = []
-    write_tensors(tmp_path, new, lambda tensor: [values[tensor.name]], told.append, shard=100)
+    write_tensors(tmp_path, new, lambda tensor: [values[tensor.name].copy], told.append, shard=100)
     content = (tmp_path / SINGLE).read_bytes()
     length = int.from_bytes(content[:8], "little")
     assert length % 8 == 0 and sum(told) == 6 + 8 + 0 + 4

@@ -71,7 +71,7 @@ def grown_values(plan):
     tree = {}
     for tensor in plan.tensors:
         weight, _ = held[tensor.name]
-        pieces = [np.ascontiguousarray(piece).reshape(-1) for piece in grow_command._pieces(plan, held, tensor)]
+        pieces = [np.ascontiguousarray(make()).reshape(-1) for make in grow_command._pieces(plan, held, tensor)]
         stored = np.concatenate(pieces).reshape(tensor.shape)
         assert stored.dtype == tensor.dtype
         tree.setdefault(weight.path, []).append(from_stored(weight, plan.target, stored))
@@ -278,8 +278,8 @@ def test_a_claim_that_is_not_met_is_exit_code_1_and_no_folder(folders, tmp_path,
     """A growth that is done wrong: one piece in a thousand is off."""
     right = grow_command.grow_part
 
-    def wrong(growth, target, key, weight, layer, *rest):
-        value = right(growth, target, key, weight, layer, *rest)
+    def wrong(growth, target, key, weight, layer, **rest):
+        value = right(growth, target, key, weight, layer, **rest)
         return value * 1.5 if weight.path == "blocks/mlp/down" and layer == 1 else value
 
     monkeypatch.setattr(grow_command, "grow_part", wrong)
@@ -298,7 +298,7 @@ def test_interrupted_it_leaves_no_folder(folders, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def interrupt(*args):
+def interrupt(*args, **rest):
     raise KeyboardInterrupt
 
 

@@ -59,7 +59,7 @@ def write_synthetic(folder: Path, model: ModelConfig) -> None:
 
     def pieces(tensor: NewTensor):
         for begin in range(0, tensor.nbytes // 2, len(noise)):
-            yield noise[: tensor.nbytes // 2 - begin]
+            yield noise[: tensor.nbytes // 2 - begin].copy
 
     settings = settings_of(model, {"max_position_embeddings": 2048, "torch_dtype": "bfloat16"})
     write_folder(folder, model, settings, tensors, pieces, (), 2 * 10**9)

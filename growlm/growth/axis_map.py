@@ -1,6 +1,7 @@
 """One axis under growth: how an activation on it expands (write), and how a consumer reads the expanded one (read)."""
 
 import dataclasses
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ class Gather:
         weight = along(jnp.asarray(1 / np.where(squares == 0, 1.0, squares), x.dtype), axis, x.ndim)
         return x - jnp.take(sums * weight, groups, axis=axis, mode="clip") * scale
 
-    @property
+    @cached_property
     def occurrence(self) -> np.ndarray:
         """For each row, how many rows before it copy the same column."""
         if self.ranks is not None:

@@ -60,7 +60,8 @@ def draws(growth: Growth, target: ModelConfig) -> bool:
 
 def _grow_weight(growth: Growth, target: ModelConfig, key: Any, weight: Weight, value: jax.Array) -> jax.Array:
     def draw(kind: int) -> jax.Array:
-        return weight.initial(draw_key(key, target, weight, kind), target, whole=True)
+        own = jax.random.fold_in(key, draw_number(target, weight, kind))
+        return weight.initial(own, target, whole=True)
 
     return grow_weight(growth, weight, value, draw)
 
@@ -68,10 +69,9 @@ def _grow_weight(growth: Growth, target: ModelConfig, key: Any, weight: Weight, 
 FRESH, NOISE = 0, 1  # what values are drawn for
 
 
-def draw_key(key: Any, target: ModelConfig, weight: Weight, kind: int) -> jax.Array:
-    """Every weight draws from its own keys."""
-    number = [other.path for other in declared(target)].index(weight.path)
-    return jax.random.fold_in(key, kind * len(WEIGHTS) + number)
+def draw_number(target: ModelConfig, weight: Weight, kind: int) -> int:
+    """Every weight draws from its own keys: what is folded into the growth's."""
+    return kind * len(WEIGHTS) + [other.path for other in declared(target)].index(weight.path)
 
 
 def grow_weight(growth: Growth, weight: Weight, value: jax.Array, draw: Callable[[int], jax.Array]) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from growlm.growth.axis_map import along, select
-from growlm.growth.expand import FRESH, draw_key, grow_weight, primal
+from growlm.growth.expand import FRESH, draw_number, grow_weight, primal
 from growlm.growth.plan import Growth
 from growlm.growth.width import rng_of
 from growlm.weights import ModelConfig, Weight
@@ -53,20 +53,43 @@ def grow_part(
     layers = None
     if weight.stacked:
         of_part, layers = _at_layer(of_part, layer)
-    value = read(layers, chosen)
-    if (grown := _copied(of_part, weight, value, dtype)) is None:
-        draw = partial(_draw, of_part, target, key, weight, (layer or 0, rows.start))
+    value, place = read(layers, chosen), (layer or 0, rows.start)
+    if (grown := _pasted(of_part, target, key, weight, place, value, dtype)) is None:
+        draw = partial(_draw, of_part, target, key, weight, place)
         grown = np.asarray(grow_weight(of_part, weight, value, draw)).astype(dtype, copy=False)
     return grown[0] if weight.stacked else grown
 
 
-def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np.ndarray | None:
-    """The same where all there is to do is to copy with scales: these and the rounding come first, while it is small.
+def _pasted(
+    growth: Growth,
+    target: ModelConfig,
+    key: Any,
+    weight: Weight,
+    place: tuple[int, int],
+    value: np.ndarray,
+    dtype: Any,
+) -> np.ndarray | None:
+    """The same where all there is to do is to copy with scales and to put fresh slices between the copies.
 
+    Scales and the rounding come first, while the value is small; fresh slices are drawn in the dtype that is stored.
     None where there is more to do.
     """
-    if growth.added_from is not None or growth.diagonal or growth.noise or growth.fresh(weight) is not None:
+    slices = growth.fresh_slices(weight)
+    drawn = any(np.any(chosen) for chosen in slices)
+    if growth.added_from is not None or growth.diagonal or growth.noise or (drawn and weight.elementwise):
         return None
+    if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
+        return grown
+    rng = rng_of(key, "growth", draw_number(target, weight, FRESH), *place)
+    for number, chosen in enumerate(slices):
+        if np.any(chosen):
+            shape = (*grown.shape[:number], np.count_nonzero(chosen), *grown.shape[number + 1 :])
+            grown[(slice(None),) * number + (_run(chosen),)] = _normal(rng, weight.std(target), shape, dtype)
+    return grown
+
+
+def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """The value scaled, rounded and copied; None where the copies of a slice differ in scale."""
     maps = [primal(read, write) for _, _, read, write in growth.axes(weight)]
     scales = [gather.scale_of_old(size) for gather, size in zip(maps, value.shape, strict=True)]
     if any(scale is None for scale in scales):
@@ -77,36 +100,26 @@ def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np
         if np.any(scale != 1):
             value = value * along(scale.astype(np.float32), number, value.ndim)
     bits = value.astype(dtype).view(np.dtype(f"u{np.dtype(dtype).itemsize}"))  # NumPy moves plain types faster
-    for number, gather in enumerate(maps):
+    for number, gather in reversed(list(enumerate(maps))):  # rows last: they are copied whole
         bits = select(bits, gather.index, number)
     return bits.view(dtype)
+
+
+def _run(chosen: np.ndarray) -> np.ndarray | slice:
+    """Where it is true, as a slice if it can be: NumPy copies runs faster."""
+    where = np.flatnonzero(chosen)
+    return slice(where[0], where[-1] + 1) if where[-1] - where[0] == len(where) - 1 else where
 
 
 def _draw(
     growth: Growth, target: ModelConfig, key: Any, weight: Weight, place: tuple[int, int], kind: int
 ) -> np.ndarray:
-    """The target's initial values for a part, from a key of its own.
-
-    Where it is slices along one dimension that are fresh, such as what reads added coordinates, the others are zero.
-    """
-    own = draw_key(key, target, weight, kind)
-    for number in place:
-        own = jax.random.fold_in(own, number)
+    """The target's initial values for a part."""
+    number = draw_number(target, weight, kind)
     if weight.elementwise:
-        return np.asarray(weight.initial(own, target))
+        return np.asarray(weight.initial(jax.random.fold_in(jax.random.fold_in(key, number), place[0]), target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
-    draw = partial(_normal, rng_of(own, "growth"), weight.std(target))
-    fresh = growth.fresh(weight) if kind == FRESH else None
-    varying = [number for number, size in enumerate(np.shape(fresh)) if size > 1]
-    if len(varying) != 1:
-        return draw(shape)
-    number, chosen = varying[0], np.flatnonzero(fresh)
-    part = draw((*shape[:number], len(chosen), *shape[number + 1 :]))
-    if chosen[-1] - chosen[0] == len(chosen) - 1:
-        chosen = slice(chosen[0], chosen[-1] + 1)  # NumPy copies runs faster
-    values = np.zeros(shape, np.float32)
-    values[(*(slice(None),) * number, chosen)] = part
-    return values
+    return _normal(rng_of(key, "growth", number, *place), weight.std(target), shape, np.float32)
 
 
 LEVELS = 2**16
@@ -119,15 +132,15 @@ def _quantiles() -> np.ndarray:
     return (middles / middles.std()).astype(np.float32)
 
 
-def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...]) -> np.ndarray:
+def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Normal values of 65,536 levels, up to 4.3 std: exact ones would take several times as long as a disk does.
 
     A bfloat16 has fewer levels.
     """
     count = math.prod(shape)
-    levels = np.frombuffer(rng.bytes(2 * count), np.uint16)
+    levels = rng.integers(2**64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]  # four in each
     # Other modes than "clip" work on a copy; no level is out of range.
-    return (np.float32(std) * _quantiles()).take(levels, mode="clip").reshape(shape)
+    return (np.float32(std) * _quantiles()).astype(dtype).take(levels, mode="clip").reshape(shape)
 
 
 def _at_layer(growth: Growth, layer: int) -> tuple[Growth, np.ndarray]:

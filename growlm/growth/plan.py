@@ -83,18 +83,28 @@ class Growth:
 
     def fresh(self, weight: Weight) -> np.ndarray | None:
         """Where a weight gets the target's initial values, broadcastable to its shape; None where nowhere."""
-        return self._any(weight, lambda read: read.fresh_read, lambda write: write.fresh_write)
+        return _any_of(self.fresh_slices(weight))
+
+    def fresh_slices(self, weight: Weight) -> list[np.ndarray]:
+        """The same, bool [new] for every array dimension: which of its slices are fresh throughout."""
+        return self._marked(weight, lambda read: read.fresh_read, lambda write: write.fresh_write)
 
     def added(self, weight: Weight) -> np.ndarray | None:
         """Where a weight is a second copy or fresh, broadcastable to its shape; None where nowhere."""
-        return self._any(weight, lambda read: read.added, lambda write: write.added)
+        return _any_of(self._marked(weight, lambda read: read.added, lambda write: write.added))
 
-    def _any(self, weight: Weight, of_read: Any, of_write: Any) -> np.ndarray | None:
-        mask = np.zeros((1,) * len(weight.all_dims), bool)
-        for number, _, read, write in self.axes(weight):
-            of_axis = (of_read(read) if read else False) | (of_write(write) if write else False)
-            mask = mask | along(of_axis, number, mask.ndim)
-        return mask if mask.any() else None
+    def _marked(self, weight: Weight, of_read: Any, of_write: Any) -> list[np.ndarray]:
+        return [
+            (of_read(read) if read else False) | (of_write(write) if write else False)
+            for _, _, read, write in self.axes(weight)
+        ]
+
+
+def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
+    mask = np.zeros((1,) * len(slices), bool)
+    for number, chosen in enumerate(slices):
+        mask = mask | along(chosen, number, mask.ndim)
+    return mask if mask.any() else None
 
 
 def after(second: Growth, first: Growth) -> Growth:

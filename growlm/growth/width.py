@@ -31,11 +31,14 @@ SELECTIONS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
 }
 
 
-def rng_of(key: jax.Array | None, operator: str) -> np.random.Generator:
-    """A NumPy generator from a JAX key: indices are plain numbers, known when growth is compiled."""
+def rng_of(key: jax.Array | None, operator: str, *place: int) -> np.random.Generator:
+    """A NumPy generator from a JAX key, and from numbers, one of its own for every place.
+
+    Indices are plain numbers, known when growth is compiled.
+    """
     if key is None:
         raise InputError(f"{operator} draws fresh values: it needs a key, such as jax.random.key(0)")
-    return np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32))
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel(), *place])
 
 
 def query_heads(kv_index: np.ndarray, source: ModelConfig, target: ModelConfig, copies: bool) -> np.ndarray:

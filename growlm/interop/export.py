@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from growlm.interop.families import settings_of
 from growlm.interop.folder import CONFIG, open_folder
 from growlm.interop.layout import places, stored_shape, to_stored
 from growlm.interop.safetensors_files import DTYPES
-from growlm.interop.writer import SHARD_BYTES, NewTensor, write_tensors
+from growlm.interop.writer import SHARD_BYTES, Make, NewTensor, write_tensors
 from growlm.weights import ModelConfig, Params, check_params
 
 PIECE = 2**24  # bytes of a tensor that are turned and written at once
@@ -56,12 +57,12 @@ def write_model(
     new = [NewTensor(name, kinds[name], stored_shape(weight, config)) for name, (weight, _) in held.items()]
     said = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
 
-    def pieces(tensor: NewTensor) -> Iterator[np.ndarray]:
+    def pieces(tensor: NewTensor) -> Iterator[Make]:
         weight, layer = held[tensor.name]
         leaf = _leaf(params, weight.path)
         value = to_stored(weight, np.asarray(leaf if layer is None else leaf[layer]))
         rows = max(1, PIECE // max(value[:1].nbytes, 1))
-        yield from (value[row : row + rows].astype(tensor.dtype) for row in range(0, len(value), rows))
+        yield from (partial(value[row : row + rows].astype, tensor.dtype) for row in range(0, len(value), rows))
 
     write_folder(folder, config, said, new, pieces, carried, shard)
 

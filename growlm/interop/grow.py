@@ -4,10 +4,8 @@ What is in memory is a piece of one tensor. The piece is computed in float32 and
 """
 
 import dataclasses
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from growlm.interop.export import BESIDE, write_folder
 from growlm.interop.families import settings_of
 from growlm.interop.folder import HuggingFaceFolder, open_folder
 from growlm.interop.layout import NAMES, places, stored_shape, turned
-from growlm.interop.writer import SHARD_BYTES, NewTensor
+from growlm.interop.writer import SHARD_BYTES, Make, NewTensor
 from growlm.training.grow import (
     BrokenClaimError,
     Request,
@@ -42,8 +40,7 @@ from growlm.training.saved import GROWTH, VERIFY
 from growlm.training.step import run_keys
 from growlm.weights import ModelConfig, Weight
 
-THREADS = min(4, os.cpu_count() or 1)
-# Bytes in float32 of what each thread grows at once. Larger ones are mapped and cleared by the kernel every time anew.
+# Bytes in float32 of what is grown at once. Larger ones are mapped and cleared by the kernel every time anew.
 PIECE = 2**22
 WORKSPACE = 400 * 10**6  # of Python, JAX and the pieces
 
@@ -161,36 +158,24 @@ def _write_report(plan: FolderPlan, part: Path, verdict: dict[str, Any]) -> None
     write_whole(part / CARD, card.encode())
 
 
-def _pieces(plan: FolderPlan, held: dict[str, tuple[Weight, int | None]], tensor: NewTensor) -> Iterator[np.ndarray]:
-    """The values of a grown tensor, some rows at a time."""
+def _pieces(plan: FolderPlan, held: dict[str, tuple[Weight, int | None]], tensor: NewTensor) -> Iterator[Make]:
+    """What makes the values of a grown tensor, some rows at a time."""
     weight, layer = held[tensor.name]
     if unchanged(plan.growth, weight, layer):
         stored = plan.source.tensors[_source_name(weight, layer if layer is None else plan.growth.order[layer])]
         rows = max(1, PIECE // max(stored.nbytes // max(stored.shape[0], 1), 1))
-        yield from (stored.read(slice(a, min(a + rows, stored.shape[0]))) for a in range(0, stored.shape[0], rows))
+        yield from (partial(stored.read, some) for some in _cut(stored.shape[0], rows))
         return
     weight, many = turned(weight)
     size = plan.target.size(weight.dims[0].axis)
     rows = size if weight.elementwise else max(1, PIECE * size // (4 * int(np.prod(tensor.shape))))
     read = partial(_read, plan.source, weight, many)
-
-    def piece(begin: int) -> np.ndarray:
-        some = slice(begin, min(begin + rows, size))
-        return grow_part(plan.growth, plan.target, plan.key, weight, layer, some, read, tensor.dtype)
-
-    yield from _ahead(piece, range(0, size, rows))
+    grow = partial(grow_part, plan.growth, plan.target, plan.key, weight, layer, read=read, dtype=tensor.dtype)
+    yield from (partial(grow, rows=some) for some in _cut(size, rows))
 
 
-def _ahead(piece: Callable[[int], np.ndarray], begins: Iterable[int]) -> Iterator[np.ndarray]:
-    """The pieces in order, the next ones in threads meanwhile: NumPy lets go of the interpreter while it works."""
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for begin in begins:
-            waiting.append(pool.submit(piece, begin))
-            if len(waiting) > THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _cut(size: int, rows: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + rows, size)) for begin in range(0, size, rows))
 
 
 def _source_name(weight: Weight, layer: int | None) -> str:

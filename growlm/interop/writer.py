@@ -7,7 +7,10 @@ of the tensors, one after another (github.com/huggingface/safetensors). The libr
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +20,7 @@ from growlm.files import write_json
 from growlm.interop.safetensors_files import INDEX, NAME_OF_DTYPE, SINGLE
 
 SHARD_BYTES = 5 * 10**9
+THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class NewTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-Pieces = Callable[[NewTensor], Iterable[np.ndarray]]
+Make = Callable[[], np.ndarray]
+Pieces = Callable[[NewTensor], Iterable[Make]]
 Step = Callable[[int], Any]
 
 
@@ -43,7 +48,8 @@ def write_tensors(folder: Path, tensors: Sequence[NewTensor], pieces: Pieces, st
     Args:
       folder: where; nothing of these names is there yet.
       tensors: in the order in which they are asked for.
-      pieces: the values of a tensor as arrays of its dtype, whose bytes one after another are the tensor's.
+      pieces: what makes the values of a tensor: arrays of its dtype, whose bytes one after another are the tensor's.
+        They are made in threads, a few ahead of the file.
       step: is told of so many bytes more, after every piece.
       shard: so many bytes a file has at most, unless one tensor alone has more.
     """
@@ -73,14 +79,26 @@ def _write_file(file: BinaryIO, tensors: Sequence[NewTensor], pieces: Pieces, st
     # Wide types first: then each tensor begins at a multiple of its own width, as readers that map the file need.
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     file.write(_header(tensors))
-    for tensor in tensors:
-        written = 0
-        for piece in pieces(tensor):
-            assert piece.dtype == tensor.dtype
-            file.write(np.ascontiguousarray(piece).view(np.uint8).data if piece.size else b"")
-            written += piece.nbytes
-            step(piece.nbytes)
-        assert written == tensor.nbytes, (tensor, written)
+    written = dict.fromkeys((tensor.name for tensor in tensors), 0)
+    for of, piece in _ahead((tensor, make) for tensor in tensors for make in pieces(tensor)):
+        assert piece.dtype == of.dtype
+        file.write(np.ascontiguousarray(piece).view(np.uint8).data if piece.size else b"")
+        written[of.name] += piece.nbytes
+        step(piece.nbytes)
+    assert written == {tensor.name: tensor.nbytes for tensor in tensors}
+
+
+def _ahead(made: Iterable[tuple[NewTensor, Make]]) -> Iterator[tuple[NewTensor, np.ndarray]]:
+    """The pieces in order, the next ones in threads meanwhile: NumPy lets go of the interpreter while it works."""
+    waiting: deque[tuple[NewTensor, Future]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for tensor, make in made:
+            waiting.append((tensor, pool.submit(make)))
+            if len(waiting) > THREADS:
+                tensor, piece = waiting.popleft()
+                yield tensor, piece.result()
+        for tensor, piece in waiting:
+            yield tensor, piece.result()
 
 
 def _header(tensors: Sequence[NewTensor]) -> bytes:
