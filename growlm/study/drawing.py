@@ -87,7 +87,7 @@ def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, theme: Theme) -> None:
     """One curve: means and the baseline heavy, single seeds thin, points without a line."""
     columns = figures.thinned(one)
     colour = _colour(one, theme)
-    style = {"color": colour, "label": one.label}
+    style = {"color": colour, "label": "_seed" if one.style == "thin" else one.label}  # the legend shows the mean
     if one.style == "points":
         axes.plot(columns[axis.key], columns[y.key], "o", markersize=4, **style)
         if "low" in columns:
