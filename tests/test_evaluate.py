@@ -190,6 +190,19 @@ RECORDS = {
     "hellaswag": [
         {"activity_label": "Run", "ctx_a": "A man.", "ctx_b": "he", "endings": ["runs.", "is"], "label": "0"}
     ],
+    "boolq": [{"passage": "Sums are numbers.", "question": f"is {n} one", "label": n % 2} for n in range(3)],
+    "openbookqa": [
+        {
+            "question_stem": f"{n} and",
+            "choices": {"text": list("wxyz"), "label": list("ABCD")},
+            "answerKey": "ABCD"[n % 4],
+        }
+        for n in range(3)
+    ],
+    "truthfulqa_mc1": [{"question": "Is it so?", "mc1_targets": {"choices": ["It is.", "No."], "labels": [1, 0]}}],
+    "truthfulqa_mc2": [
+        {"question": "Is it?", "mc2_targets": {"choices": ["Yes.", "It is.", "No."], "labels": [1, 1, 0]}}
+    ],
     "gsm8k": [{"question": "What is 1 plus 1?", "answer": "It is so. #### 2"}],
 }
 PAGES = " \n = One = \n \n A first page . \n = = Part = = \n \n More of it . \n = Two = \n \n The second . \n"
@@ -276,6 +289,27 @@ def test_groups_and_tags_run_on_local_files(model, tmp_path):
     (tmp_path / f"{names[3]}.jsonl").unlink()
     with pytest.raises(InputError, match=f"lacks {names[3]}.jsonl"):
         evaluate(model, ["mmlu_humanities"], data_dir=tmp_path)
+
+
+def test_other_benchmarks_run_by_name_on_local_files(model, tmp_path):
+    """BoolQ, OpenBookQA and TruthfulQA; the first two by hand."""
+    tasks = ["boolq", "openbookqa", "truthfulqa_mc1", "truthfulqa_mc2"]
+    results = evaluate(model, tasks, data_dir=write_records(tmp_path, *tasks))["results"]
+    right = {"boolq": [], "openbookqa": []}
+    for record in RECORDS["boolq"]:
+        context = f"{record['passage']}\nQuestion: {record['question']}?\nAnswer:"
+        right["boolq"].append(best_of(model, context, ["no", "yes"]) == record["label"])
+    for record in RECORDS["openbookqa"]:
+        choice = best_of(model, record["question_stem"], record["choices"]["text"])
+        right["openbookqa"].append("ABCD"[choice] == record["answerKey"])
+    for name, of in right.items():
+        assert results[name]["acc,none"] == pytest.approx(np.mean(of))
+    assert results["truthfulqa_mc1"]["acc,none"] in (0, 1) and 0 < results["truthfulqa_mc2"]["acc,none"] < 1
+
+
+def best_of(model, context, texts):
+    whole = [f"{context} {text}".encode()[-model.length - 1 :] for text in texts]
+    return int(np.argmax([plain_log_likelihood(model, row, len(t) + 1) for row, t in zip(whole, texts, strict=True)]))
 
 
 def test_generation_and_examples_before_a_question(model, tmp_path):
