@@ -142,3 +142,27 @@ def test_a_process_of_its_own_joins_nobody(monkeypatch):
         monkeypatch.setenv(name, "1")
     processes.join_processes()
     assert processes.is_first() and processes.agreed(7) == 7
+
+
+@pytest.mark.parametrize("name", processes.TASK_COUNTS)
+def test_a_task_of_several_asks_jax_for_the_others(monkeypatch, name):
+    joined = []
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setenv(name, "4")
+    processes.join_processes()
+    assert [set(options.values()) for options in joined] == [{processes.PEER_TIMEOUT_SECONDS}]
+
+
+@pytest.mark.parametrize(("device", "libtpu", "joins"), [("accel0", True, 1), ("accel0", False, 0), (None, True, 0)])
+def test_a_tpu_vm_is_seen_by_its_chips_and_its_library(monkeypatch, device, libtpu, joins):
+    joined = []
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setattr(
+        processes.Path, "glob", lambda self, names: [self / device] if device and "accel" in names else []
+    )
+    monkeypatch.setattr(processes, "find_spec", lambda name: name if libtpu else None)
+    for name in ("JAX_COORDINATOR_ADDRESS", *processes.TASK_COUNTS):
+        monkeypatch.delenv(name, raising=False)
+    processes.join_processes()
+    assert len(joined) == joins
