@@ -46,13 +46,14 @@ def read_model(folder: Path | str) -> tuple[ModelConfig, Params]:
 
     Raises:
       InputError: a folder of another kind, another family, weights that are damaged, missing or not what config.json
-        says.
+        says, a run whose masks are not open yet.
     """
     folder = Path(folder)
     if is_hugging_face(folder):
         source = open_folder(folder)
         return source.model, read_params(source)
-    from growlm.training.saved import load_saved
+    from growlm.training.saved import check_open, find_saved, read_state
 
-    config, _, state = load_saved(folder)
-    return config, state.params
+    saved = find_saved(folder)
+    check_open(saved)
+    return saved.model, read_state(saved).params

@@ -29,7 +29,17 @@ from growlm.interop.folder import (
 from growlm.interop.safetensors_files import inside, read_json
 from growlm.state import TrainState
 from growlm.training.optimizer import make_optimizer
-from growlm.training.saved import MODEL, ORIGIN, STORED_AS, Saved, find_saved, keep_origin, read_state, save_grown
+from growlm.training.saved import (
+    MODEL,
+    ORIGIN,
+    STORED_AS,
+    Saved,
+    check_open,
+    find_saved,
+    keep_origin,
+    read_state,
+    save_grown,
+)
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import abstract_state, run_keys
 from growlm.weights import ModelConfig, Params
@@ -104,6 +114,7 @@ def _first_state(model: ModelConfig, optimizer: OptimizerConfig, params: Params)
 
 def _export(saved: Saved, output: Path, dtype: str | None) -> None:
     origin, how = saved.folder / ORIGIN, _how(saved, dtype)
+    check_open(saved)
     settings_of(saved.model, how["settings"])  # refused before anything is read
     carried = [inside(origin, name) for name in CARRIED if (origin / name).exists()]
     write_model(output, saved.model, read_state(saved).params, carried=carried, **how)

@@ -31,7 +31,7 @@ from growlm.growth.verify import describe_verdict, verify
 from growlm.state import TrainState
 from growlm.training.config import literal
 from growlm.training.optimizer import make_optimizer
-from growlm.training.saved import Saved, carry_origin, find_saved, read_state, save_grown
+from growlm.training.saved import Saved, carry_origin, check_open, find_saved, read_state, save_grown
 from growlm.training.step import abstract_state, run_keys
 from growlm.weights import ModelConfig, parameter_count
 
@@ -88,6 +88,7 @@ def plan_grow(request: Request) -> GrowPlan:
     if chosen not in OPTIMIZER_STATES:
         raise unknown("optimizer_state", chosen, OPTIMIZER_STATES)
     saved = find_saved(request.source, request.step)
+    check_open(saved)
     key = saved.key if request.seed is None else run_keys(request.seed)[1]
     target = target_shape(saved.model, request.factor, pairs("--target", request.sizes))
     growth = plan_growth(resolved.operator, saved.model, target, growth_key(key, saved.step), **resolved.options)

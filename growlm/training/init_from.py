@@ -19,7 +19,7 @@ from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folde
 from growlm.interop.safetensors_files import StoredTensor
 from growlm.sharding import at_rest
 from growlm.training.processes import is_first
-from growlm.training.saved import ORIGIN, Saved, carry_origin, find_saved, keep_origin, read_state
+from growlm.training.saved import ORIGIN, Saved, carry_origin, check_open, find_saved, keep_origin, read_state
 from growlm.training.settings import RunConfig, StageConfig
 from growlm.weights import ModelConfig, Params, Weight
 
@@ -116,12 +116,7 @@ def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
 
 
 def _of_ours(saved: Saved) -> Source:
-    if saved.masks is not None:
-        _, done = saved.masks
-        raise InputError(
-            f"source {saved.folder}, step {saved.step}: masks of its growth are open to {100 * done.min():.0f} %; "
-            "allowed is a checkpoint from after its ramp, or to grow in a stage of this run"
-        )
+    check_open(saved)
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(saved.model), sort_keys=True).encode())
     # Orbax gives its files of data random names: what was written another time has others.
     home = saved.checkpoints / str(saved.step)

@@ -120,6 +120,17 @@ def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
         return stored.restore(saved.step, abstract_state(saved.model, saved.optimizer, mesh))
 
 
+def check_open(saved: Saved) -> None:
+    """Raises InputError where masks of a growth are not open yet: the weights alone are not the trained model."""
+    if saved.masks is None:
+        return
+    _, done = saved.masks
+    raise InputError(
+        f"source {saved.folder}, step {saved.step}: masks of its growth are open to {100 * done.min():.0f} %; allowed "
+        "is a checkpoint from after its ramp, until which the run can be trained on, or a growth with ramp_tokens=0"
+    )
+
+
 def _find_grown(folder: Path, step: int | None) -> Saved:
     growth = _read_json(folder / GROWTH)
     try:

@@ -1,0 +1,62 @@
+"""Folders whose weights are under a growth's masks: what reads weights alone refuses them, in one line."""
+
+import re
+import shutil
+
+import pytest
+import tiny
+from trees import exact_products_and_short_compiles
+
+import growlm
+from growlm.__main__ import main
+from growlm.interop import read_model
+
+short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+
+
+@pytest.fixture(scope="module")
+def ramped(tmp_path_factory):
+    """A run saved at steps 3 and 4, in the middle of its growth's ramp and at its end; and one grown under masks."""
+    folder = tmp_path_factory.mktemp("ramped")
+    growth = {"operator": "random", "options": {"ramp_tokens": 2 * tiny.STEP}}
+    stages = tiny.stage(2), tiny.grown(2, growth=growth)
+    keep = {"checkpoint": {"every_tokens": tiny.STEP, "max_to_keep": 9}}
+    config = tiny.run(tiny.write_corpus(folder), *stages, **keep)
+    assert main(["train", f"--config={tiny.write_config(folder / 'run.py', config)}", f"--workdir={folder}/run"]) == 0
+    masked = ["--step=2", "--operator=msg", "--factor=2", "--no_verify"]
+    assert main(["grow", f"--source={folder}/run", f"--output={folder}/masked", *masked]) == 0
+    shutil.copytree(folder / "run", folder / "half")
+    (last,) = folder.glob("half/checkpoints/*/checkpoints/4")
+    shutil.rmtree(last)
+    return folder
+
+
+CALLS = {"convert": ["--to=huggingface"], "grow": ["--factor=2", "--no_verify"]}
+HALF, CLOSED = "step 3.* 50 %; allowed is a checkpoint from after", "step 2.* 0 %; allowed is a checkpoint from after"
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_what_is_under_masks_is_not_converted_and_not_grown(ramped, tmp_path, capsys, command):
+    """The weights alone are not the model that was trained."""
+    for source, step, said in (("run", ["--step=3"], HALF), ("half", [], HALF), ("masked", [], CLOSED)):
+        call = [command, f"--source={ramped}/{source}", f"--output={tmp_path}/out", *step, *CALLS[command]]
+        assert main(call) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(f"growlm: source .*/{source}, {said}", line), line
+        assert tiny.snapshot(tmp_path) == {}
+
+
+def test_what_is_under_masks_is_not_read(ramped):
+    for source in ("half", "masked"):
+        with pytest.raises(growlm.InputError, match=f"{source}, step .*masks of its growth are open to"):
+            read_model(ramped / source)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_before_and_after_a_ramp_all_goes_on(ramped, tmp_path, step):
+    for command, arguments in CALLS.items():
+        call = [command, f"--source={ramped}/run", f"--output={tmp_path}/{command}", f"--step={step}", *arguments]
+        assert main(call) == 0
+    assert read_model(tmp_path / "convert")[0].layers == step // 2
+    assert read_model(tmp_path / "grow")[0].layers == step
+    assert read_model(ramped / "run")[0].layers == 2
