@@ -1,7 +1,7 @@
 """`growlm convert`: a Hugging Face folder to one of growlm's, and back; values and dtypes stay as they are.
 
 What a folder of ours holds of an import lies in its `huggingface/`: config.json, the tokenizer, and the dtypes in which
-the weights were stored, so that they can go back as they came.
+the weights were stored, so that they can go back as they came. What was not imported gets its corpus's tokenizer.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from growlm.interop.families import settings_of
 from growlm.interop.folder import (
     CARRIED,
     CONFIG,
+    TOKENIZERS,
     HuggingFaceFolder,
     describe_folder,
     describe_model,
@@ -27,6 +28,7 @@ from growlm.interop.folder import (
     read_params,
 )
 from growlm.interop.safetensors_files import inside, read_json
+from growlm.interop.tokenizer_files import TokenizerFiles, tokenizer_files
 from growlm.state import TrainState
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import (
@@ -117,7 +119,11 @@ def _export(saved: Saved, output: Path, dtype: str | None) -> None:
     check_open(saved)
     settings_of(saved.model, how["settings"])  # refused before anything is read
     carried = [inside(origin, name) for name in CARRIED if (origin / name).exists()]
-    write_model(output, saved.model, read_state(saved).params, carried=carried, **how)
+    its_own = any(path.name in TOKENIZERS for path in carried)
+    found = TokenizerFiles() if its_own else tokenizer_files(saved.data)
+    how["settings"] |= found.ids
+    carried += found.files
+    write_model(output, saved.model, read_state(saved).params, carried=carried, beside=found.write, **how)
 
 
 def _how(saved: Saved, dtype: str | None) -> dict[str, Any]:

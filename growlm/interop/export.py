@@ -1,7 +1,7 @@
 """Models written as Hugging Face folders."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ PIECE = 2**24  # bytes of a tensor that are turned and written at once
 BESIDE = 2**20  # for what is written beside the weights
 LENGTH = 2048  # max_position_embeddings where nothing is known of it
 
+Beside = Callable[[Path], None]
+
 
 def write_model(
     folder: Path | str,
@@ -33,6 +35,7 @@ def write_model(
     settings: Mapping[str, Any] | None = None,
     carried: Sequence[Path] = (),
     shard: int = SHARD_BYTES,
+    beside: Beside = lambda part: None,
 ) -> None:
     """Writes a model as a Hugging Face folder, whole or not at all.
 
@@ -44,6 +47,7 @@ def write_model(
       settings: a config.json of which all is kept but the shape; without it one is made.
       carried: files that are copied along, such as a tokenizer's.
       shard: bytes of a file at most.
+      beside: writes what else there should be into the folder, before it is in its place.
 
     Raises:
       InputError: params that are not the model's, a model that no family has, a dtype of another kind, a folder that
@@ -64,7 +68,7 @@ def write_model(
         rows = max(1, PIECE // max(value[:1].nbytes, 1))
         yield from (partial(value[row : row + rows].astype, tensor.dtype) for row in range(0, len(value), rows))
 
-    write_folder(folder, config, said, new, pieces, carried, shard)
+    write_folder(folder, config, said, new, pieces, carried, shard, beside)
 
 
 def write_folder(folder, config, settings, tensors, pieces, carried, shard, beside=lambda part: None) -> None:

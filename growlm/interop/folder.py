@@ -17,15 +17,13 @@ from growlm.weights import ModelConfig, Params, Weight, declared, parameter_coun
 CONFIG = "config.json"
 
 # What is carried along beside the weights: tokenizers, how to generate, and the licence. No code and no pickles.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of these is there if any is
 CARRIED = (
-    "tokenizer.json",
-    "tokenizer.model",
+    *TOKENIZERS,
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
