@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from growlm.errors import InputError
 from growlm.files import locked
 from growlm.growth import OPERATORS, PRESETS, grow_state
 from growlm.training import saved
+from growlm.training.config import build_run
+from growlm.training.init_from import find_source
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import load_saved
+from growlm.training.stages import resolve
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -156,6 +160,14 @@ def test_learned_maps_are_fed_with_the_runs_own_batches(here, home):
     options = {"steps": 2, "warmup": 1, "peak": 0.01}
     assert_same(load_saved(folder)[2], expected(home / "work", "learn", fed=fed, options=options, layers=4))
     assert read(folder, "growth.json")["learning"]["tokens"] == 2 * tiny.STEP
+    # Billed as in a run that grows so, and by what is grown from there.
+    settings = read(home / "work", "config.json")
+    settings["stages"].append(tiny.grown(1, 4, growth={"operator": "learn", "options": options}))
+    stage = resolve(build_run(settings), data["fingerprint"])[-1]
+    again = grow(folder, "--target.mlp=36", "--no_verify", output="again")
+    for found in (saved.find_saved(folder), saved.find_saved(again)):
+        assert (found.tokens, found.flops) == (stage.first_tokens, pytest.approx(stage.first_cost.flops, rel=1e-12))
+    assert find_source(folder).record["flops"] > tiny.records(home / "work")[-1]["flops"]
 
 
 def test_a_seed_gives_other_fresh_values(here, home):
@@ -380,6 +392,19 @@ def test_an_error_while_writing_leaves_nothing(here, home, monkeypatch, capsys):
     assert main(["grow", f"--source={home}/work", "--output=a/big", "--target.mlp=36", "--no_verify"]) == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert tiny.snapshot(here) == {"a": None}
+
+
+def test_too_little_room_is_found_before_anything_is_read_or_written(here, home, monkeypatch, capsys):
+    arguments = ["grow", f"--source={home}/work", "--output=big", "--target.mlp=36", "--no_verify"]
+    state = expected(home / "work", "direct", mlp=36)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    usage = shutil.disk_usage(here)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    monkeypatch.setattr(grow_command, "read_state", lambda saved: pytest.fail("the state was read"))
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err == f"growlm: output big needs {size:,} bytes, and the disk has {size - 1:,}: allowed is one with room\n"
+    assert tiny.snapshot(here) == {}
 
 
 def test_one_process_at_a_time_writes_a_folder(here, home, capsys):

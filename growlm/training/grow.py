@@ -14,7 +14,7 @@ import numpy as np
 
 from growlm.data import Corpus, batches, load_corpus, validation_batches
 from growlm.errors import InputError, unknown
-from growlm.files import check_output
+from growlm.files import check_output, check_space
 from growlm.growth import (
     OPERATORS,
     OPTIMIZER_STATES,
@@ -190,6 +190,7 @@ def run_grow(plan: GrowPlan, checked: bool, say: Say) -> str:
 
     Raises InputError, and BrokenClaimError, with nothing written, where a claim is not met.
     """
+    check_space(plan.output, state_bytes(plan))
     say(f"reading {plan.saved.folder}, step {plan.saved.step:,}")
     state = dataclasses.replace(read_state(plan.saved), key=plan.key)
     learns = bool(plan.growth.recipe)

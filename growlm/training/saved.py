@@ -138,7 +138,7 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
         ramp = growth.get("ramp") and Ramp(**growth["ramp"])
-        spent = {name: growth.get("grown_from", {}).get(name) for name in ("tokens", "flops")}
+        spent = _spent_on_growth(growth)
     except (TypeError, KeyError, InputError) as error:
         raise InputError(
             f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
@@ -147,6 +147,13 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
     masks = (ramp, progress(ramp, 0)) if ramp else None
     chosen = _chosen(folder, steps, step)
     return Saved(folder, folder / CHECKPOINT, chosen, model, optimizer, key, data, masks, **spent)
+
+
+def _spent_on_growth(growth: dict[str, Any]) -> dict[str, Any]:
+    """What the source had cost, and as in a run the FLOPs of learning the maps, whose tokens are none of training."""
+    tokens, flops = (growth.get("grown_from", {}).get(name) for name in ("tokens", "flops"))
+    learned = growth.get("learning", {}).get("flops", 0.0)
+    return {"tokens": tokens, "flops": None if flops is None else flops + learned}
 
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
