@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from trees import noisy
+from trees import exact_products_and_short_compiles, noisy
 
 from growlm.__main__ import main
 from growlm.interop import read_config, read_model, write_model
 from growlm.training.run import train
 from growlm.training.saved import load_saved
 from growlm.weights import ModelConfig
+
+short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
 SMALL = ModelConfig(**tiny.MODEL | {"layers": 2, "qkv_bias": True})
 
@@ -51,6 +53,23 @@ def test_it_goes_back_with_its_files_and_in_its_dtype(home, tmp_path, dtype):
     found, want = np.asarray(params["embedding"]), np.asarray(trained["embedding"])
     np.testing.assert_allclose(found, want, rtol=0 if dtype == "float32" else 2**-8)
     assert not np.array_equal(found, np.asarray(read_model(home / "theirs")[1]["embedding"]))
+
+
+def test_what_learns_grows_a_checkpoint_so_as_the_error_of_grow_says(home, tmp_path, capsys):
+    """`growlm grow` has no batches for it."""
+    refused = ["grow", f"--source={home / 'theirs'}", f"--output={tmp_path / 'no'}", "--factor=2", "--operator=ligo"]
+    assert main(refused) == 2
+    assert "init_from" in capsys.readouterr().err and not (tmp_path / "no").exists()
+    model = dataclasses.asdict(SMALL)
+    begin = tiny.stage(0, model=model, init_from=str(home / "theirs"))
+    learn = {"operator": "ligo", "options": {"steps": 2, "warmup": 1}}
+    large = tiny.grown(1, model=model | {"layers": 4}, growth=learn)
+    train(tiny.run_config(str(home / "corpus.txt"), begin, large), tmp_path / "run", threading.Event())
+    out = tmp_path / "out"
+    assert main(["convert", f"--source={tmp_path / 'run'}", f"--output={out}", "--to=huggingface"]) == 0
+    assert read_config(out) == dataclasses.replace(SMALL, layers=4)
+    assert {value.dtype.name for value in load_file(out / "model.safetensors").values()} == {"bfloat16"}
+    assert (out / "LICENSE").read_text() == "Apache 2.0"
 
 
 def test_a_run_that_goes_on_from_such_a_run_has_them_too(home, tmp_path):

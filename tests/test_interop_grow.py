@@ -255,7 +255,7 @@ BAD = {
     "another rope": (["--target.rope_scaling={}"], ("rope_scaling",)),
     "unknown operator": (["--factor=2", "--operator=drect"], ("'drect'", "'direct'")),
     "unknown option": (["--factor=2", "--option.ordr=stack"], ("'ordr'", "'order'")),
-    "learn": (["--factor=2", "--operator=learn"], ("learns from batches",)),
+    "learn": (["--factor=2", "--operator=learn"], ("learns from batches", "init_from", "growlm convert")),
     "optimizer": (["--factor=2", "--optimizer_state=map"], ("--optimizer_state", "weights alone")),
     "step": (["--factor=2", "--step=3"], ("--step", "weights alone")),
     "seed": (["--factor=2", "--seed=-1"], ("--seed", "-1")),

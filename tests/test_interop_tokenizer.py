@@ -89,6 +89,8 @@ def test_transformers_loads_it_and_encodes_as_we_do(home, tmp_path, kind, capsys
         assert theirs.decode(ours.encode(text)) == text
     assert ids_of(folder) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos, ours.eos)
     assert (ours.bos is None) == (kind == "trained")
+    said = json.loads((folder / "tokenizer_config.json").read_text())
+    assert said["add_bos_token"] is False  # what reads a tokenizer.model adds it else, as `growlm evaluate` does
     again = load_tokenizer(folder)
     assert (again.eos, again.bos) == (ours.eos, ours.bos)
     assert [again.encode(text) for text in TEXTS] == [ours.encode(text) for text in TEXTS]

@@ -79,7 +79,8 @@ def plan_grow(request: Request) -> FolderPlan:
     growth = plan_growth(resolved.operator, source.model, target, key, **resolved.options)
     if growth.recipe:
         raise InputError(
-            f"{request.operator} learns from batches, and {request.source} names no corpus: allowed is a run"
+            f"{request.operator} learns from batches, and {request.source} names no corpus: allowed is a run whose "
+            "first stage has it as init_from and whose second grows it, and then growlm convert --to=huggingface"
         )
     growth = dataclasses.replace(growth, ramp=None)  # config.json has no masks: what is fresh acts at once
     settings_of(target, source.settings)  # refused before anything is written
