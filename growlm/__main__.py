@@ -27,6 +27,7 @@ def _instruments(args: argparse.Namespace) -> Any:
 def _train(args: argparse.Namespace, keys: Keys) -> int:
     """One run; prints the table at its end."""
     from growlm.study.report import summarise, table
+    from growlm.study.sweep import reproduction
     from growlm.training.config import build_run, load_config
     from growlm.training.loop import stop_requests
     from growlm.training.processes import is_first, join_processes
@@ -36,7 +37,8 @@ def _train(args: argparse.Namespace, keys: Keys) -> int:
     run = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:
-        train(run, args.workdir, stop, _instruments(args), args.compilation_cache)
+        how = _instruments(args), args.compilation_cache
+        train(run, args.workdir, stop, *how, reproduction(_command_line()))
         if is_first():
             print(table(summarise(args.workdir)))
     return 0

@@ -1,8 +1,10 @@
 """The command line: bad input is one clear line and exit code 2, and nothing is written; so is a run that diverges."""
 
+import html
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
+from growlm.study.sweep import commit, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP
@@ -316,6 +319,24 @@ print("loaded:", sorted({"jax", "flax", "orbax", "matplotlib", "tensorflow"} & s
     command = [sys.executable, "-m", "growlm", "trian"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "") and "'trian'" in done.stderr
+
+
+def test_train_says_how_a_run_was_begun_and_its_report_how_to_do_it_again(bench, corpus, monkeypatch):
+    tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(1)))
+    small = [*TRAIN, "--config.stages[0].schedule.peak=1e-3"]
+    monkeypatch.setattr(sys, "argv", ["growlm", *small])
+    assert main(small) == 0
+    path = bench / "work" / "run.json"
+    text = path.read_text()
+    begun = json.loads(text)
+    assert list(begun) == ["command", "hardware", "commit"] and begun["hardware"] == hardware()
+    assert begun["command"] == f"growlm {shlex.join(small)}" and begun["commit"] == commit()
+    monkeypatch.setattr(sys, "argv", ["growlm", *small, "--peak_flops=1e12"])
+    assert main(sys.argv[1:]) == 0
+    assert path.read_text() == text  # what goes on was begun by what began it
+    assert main(["report", "--workdir=work"]) == 0
+    page = html.unescape((bench / "work" / "report.html").read_text())
+    assert begun["command"] in page and begun["hardware"] in page
 
 
 # --- Runs that diverge -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Real processes on loopback: they train, grow, save, are stopped and killed, and go on as others."""
 
+import json
 import os
 import signal
 import socket
@@ -115,7 +116,9 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
         "config.json",
         "growth-1.json",
         "metrics.jsonl",
+        "run.json",
     ]
+    assert json.loads((run / "run.json").read_text())["hardware"].startswith("4 x cpu")
 
 
 @pytest.mark.parametrize(

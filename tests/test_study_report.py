@@ -287,6 +287,24 @@ def test_a_single_run_has_a_report(tmp_path):
     assert "Nothing to compare" in page.text and "alone, growth 1" in page.text
 
 
+def test_the_report_of_single_runs_says_how_each_was_begun(tmp_path):
+    for number, name in enumerate(("a", "b", "c")):
+        write_run(tmp_path / name, [(2, 1e5), (8, 1e6)])
+        if name != "c":  # an older one does not say it
+            begun = {
+                "command": f"growlm train --workdir={name} '<x>'",
+                "hardware": "one chip",
+                "commit": f"0{number}ab",
+            }
+            (tmp_path / name / "run.json").write_text(json.dumps(begun))
+    alone = Page(write_report(tmp_path / "a").read_text()).text
+    assert "growlm train --workdir=a '<x>'" in alone and "one chip · commit 00ab" in alone
+    together = Page(write_report(tmp_path).read_text()).text
+    assert "growlm train --workdir=a '<x>'\ngrowlm train --workdir=b '<x>'" in together
+    assert "one chip · commit 00ab, 01ab" in together and together.count("one chip") == 1
+    assert "commit" not in Page(write_report(tmp_path / "c").read_text()).text
+
+
 def draw(folder, axis):
     return drawing.draw(loss_figure(read_groups(folder)[0]), AXES[axis])
 

@@ -2,14 +2,16 @@
 
 import csv
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
-from growlm.training.run import effective
+from growlm.training.run import BEGUN_BY, effective
 
 KEPT = "metrics.csv"  # of a folder that `growlm keep` wrote: the records of all its runs
+TO_REPRODUCE = ("command", "hardware", "commit")  # what sweep.json and run.json say of how they were made
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,19 @@ def read_groups(folder: str | Path) -> list[Group]:
     if len(alone) > 1:
         studies = {home: study for home, study in studies.items() if home not in alone}
         runs = {home.name: study.runs[home.name] for home, study in alone.items()}
-        studies[folder] = Study(folder.resolve().name, runs)
+        studies[folder] = Study(folder.resolve().name, runs, **_of_all(alone.values()))
     alike: dict[str, dict[Path, Study]] = {}
     for home, study in studies.items():
         config = _but_seed(effective(study.config))
         key = json.dumps([study.title, list(study.runs), study.baseline, config], sort_keys=True)
         alike.setdefault(key, {})[home] = study
     return [_group(members) for members in alike.values()]
+
+
+def _of_all(studies: Collection[Study]) -> dict[str, str | None]:
+    """How single runs were made, each in turn; a command has a line of its own."""
+    found = {key: dict.fromkeys(getattr(study, key) for study in studies) for key in TO_REPRODUCE}
+    return {key: ("\n" if key == "command" else ", ").join(filter(None, said)) or None for key, said in found.items()}
 
 
 def _group(members: dict[Path, Study]) -> Group:
@@ -158,8 +166,8 @@ def _read(folder: Path) -> Study:
     if not (folder / "metrics.jsonl").exists():
         raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
     name = folder.resolve().name
-    run = _run(folder, name)
-    return Study(name, {name: run}, run.config)
+    run, said = _run(folder, name), _object(folder / BEGUN_BY)
+    return Study(name, {name: run}, run.config, **{key: said.get(key) for key in TO_REPRODUCE})
 
 
 def _sweep(folder: Path) -> Study:
@@ -171,7 +179,7 @@ def _sweep(folder: Path) -> Study:
         runs = {name: Run(name, settings.get(name, {}), kept.get(name, []), [], **standing[name]) for name in standing}
     else:
         runs = {name: _run(folder / name, name, **said) for name, said in standing.items()}
-    said = ("command", "hardware", "commit", "flops_trained", "flops_saved_by_sharing", "baseline")
+    said = (*TO_REPRODUCE, "flops_trained", "flops_saved_by_sharing", "baseline")
     title = sweep.get("title") or folder.resolve().name
     return Study(title, runs, config, **{key: sweep.get(key) for key in said})
 

@@ -205,15 +205,13 @@ def _summary(plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, d
     }
     return {
         "title": config.title,
-        "command": command,
+        **reproduction(command),
         "baseline": config.baseline,
         "grown": config.grown,
         "controls": config.controls,
         "runs": runs,
         "flops_trained": trained,
         "flops_saved_by_sharing": saved,
-        "hardware": hardware(),
-        "commit": commit(),
     }
 
 
@@ -226,6 +224,11 @@ def _entry(stage: Stage, shared: int) -> dict[str, Any]:
         "reused": shared > 0,
         "reused_steps": shared,
     }
+
+
+def reproduction(command: str) -> dict[str, str | None]:
+    """What a reader needs to run the same again: the command, the hardware and the commit."""
+    return {"command": command, "hardware": hardware(), "commit": commit()}
 
 
 def hardware() -> str:

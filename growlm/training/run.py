@@ -35,6 +35,7 @@ from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 
 COMPILED = "compiled"
+BEGUN_BY = "run.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,16 +303,20 @@ def train(
     stop: threading.Event,
     instruments: Instruments = UNWATCHED,
     cache: Path | None = None,
+    begun_by: Mapping[str, Any] | None = None,
 ) -> None:
     """Trains one run in its folder: config.json, metrics.jsonl, growth-N.json, checkpoints/ and compiled/.
 
     Started again with the same config it goes on where it was, on whatever mesh. `cache`: where compiled programs are
-    kept instead of in the folder. Raises InputError, DivergedError, StoppedError.
+    kept instead of in the folder. `begun_by`: written as run.json when the run is begun, and kept when it goes on: the
+    command, the hardware and the commit. Raises InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
     mesh_of(config)
     with records_folder(workdir) as records:
         claim_folder(records, dataclasses.asdict(plan.config))
+        if begun_by and not (records / BEGUN_BY).exists():
+            write_json(records / BEGUN_BY, begun_by)
         after_first()
         ends = leave_points([plan])
         runner = Runner(workdir / "checkpoints", records / "checkpoints", ends, stop, instruments)
