@@ -36,6 +36,7 @@ from growlm.training.step import abstract_state, init_state
 
 COMPILED = "compiled"
 BEGUN_BY = "run.json"
+GROWN = "growth.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +227,9 @@ class Runner:
 
     def _grow(self, stage: Stage, before: TrainState, journey: "Journey") -> TrainState:
         """Grows the parent's last state into this stage's first, frees that, and writes the report."""
-        began, config, growth = time.perf_counter(), stage.config, stage.config.growth
+        config, growth = stage.config, stage.config.growth
+        prepared = prepared_growth(stage, journey.mesh)
+        began = time.perf_counter()  # not before: compiling counts as little as that of steps does
         # What learn learns on: the batches that the stage will begin with.
         ahead = training_batches(stage, journey.plan.corpus, journey.mesh, int(before.examples))
         state, report = grow_state(
@@ -237,21 +240,23 @@ class Runner:
             growth.operator,
             growth.optimizer_state,
             batches=ahead,
-            prepared=prepared_growth(stage, journey.mesh),
+            prepared=prepared,
             **growth.options,
         )
         jax.block_until_ready(state.arrays)
         _free(before, state)
         at = {"step": stage.first_step, "tokens": stage.first_tokens, "seconds": time.perf_counter() - began}
-        write_json(self.records / stage.address / "growth.json", report | at)
+        write_json(self.records / stage.address / GROWN, report | at)
         return state
 
     def _seconds_before(self, stage: Stage) -> float:
-        """Training time of the stages before, to the point where this run left them."""
+        """Training time of the stages before, to the point where this run left them, and what the growth took."""
         if not stage.parent:
             return 0.0
         records = read_records(self.records / stage.parent.address / "metrics.jsonl")
-        return max((r["seconds"] for r in records if r["step"] <= stage.parent.last_step), default=0.0)
+        trained = max((r["seconds"] for r in records if r["step"] <= stage.parent.last_step), default=0.0)
+        report = self.records / stage.address / GROWN  # not there in the records that nobody reads
+        return trained + (json.loads(report.read_text())["seconds"] if report.exists() else 0.0)
 
     def _write_folder(self, plan: RunPlan, folder: Path) -> None:
         """The run's own view of its stages: their records up to where it left them, and their growth reports."""
@@ -259,7 +264,7 @@ class Runner:
         for stage in plan.stages:
             home = self.records / stage.address
             records += [r for r in read_records(home / "metrics.jsonl") if r["step"] <= stage.last_step]
-            for name, as_name in (("growth.json", f"growth-{stage.number}.json"), (BEGUN, BEGUN)):
+            for name, as_name in ((GROWN, f"growth-{stage.number}.json"), (BEGUN, BEGUN)):
                 if (home / name).exists():
                     write_json(folder / as_name, json.loads((home / name).read_text()))
             carry_origin(home, folder)
