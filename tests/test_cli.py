@@ -109,6 +109,7 @@ BAD_SETTINGS = {
     "remat=all": ("'all'", "attention, dots, full, none"),
     "log_every_steps=0": ("log_every_steps", "0", ">= 1"),
     "evaluation.batches=0": ("evaluation.batches", "0", ">= 1"),
+    "evaluation.length=-1": ("evaluation.length", "-1", ">= 0"),
     "evaluation.every=9": ("'every'", "every_tokens"),
     "checkpoint.max_to_keep=0": ("max_to_keep", "0", ">= 1"),
     "corpus=nowhere.txt": ("'nowhere.txt'", "'stdlib'"),

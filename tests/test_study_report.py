@@ -305,6 +305,38 @@ def test_the_report_of_single_runs_says_how_each_was_begun(tmp_path):
     assert "commit" not in Page(write_report(tmp_path / "c").read_text()).text
 
 
+OWN, FIXED = {"batches": 8}, {"batches": 8, "batch": 4, "length": 16}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "second", "own", "at_growth", "compared"),
+    [
+        (OWN, {}, None, "on the same held-out batches", "All validation losses are of the same held-out batches"),
+        (OWN, {"length": 32}, None, "of its own stage", "not all of the same text"),
+        (OWN, {"batch": 8}, None, "of its own stage", "not all of the same text"),
+        (FIXED, {"length": 32, "batch": 8}, None, "on the same held-out", "All validation losses are of the same"),
+        (FIXED, {}, FIXED | {"length": 8}, "of its own stage", "not all of the same text"),
+    ],
+)
+def test_the_page_says_where_losses_are_of_the_same_text(sweep, evaluation, second, own, at_growth, compared):
+    for path in sweep.glob("*/config.json"):
+        first = {"batch": 4, "length": 16, "evaluation": None}
+        stages = [first, first | second | {"evaluation": own}] if path.parent.name == "grown" else [first]
+        path.write_text(json.dumps({"corpus": "c", "evaluation": evaluation, "stages": stages}))
+    text = Page(write_report(sweep).read_text()).text
+    assert at_growth in text and compared in text
+    assert ("on the same held-out batches" in text) + ("of its own stage" in text) == 1
+    assert ("of the same held-out batches" in text) + ("not all of the same text" in text) == 1
+
+
+def test_the_page_says_that_runs_of_one_study_are_validated_on_different_text(sweep):
+    for number, path in enumerate(sorted(sweep.glob("*/config.json"))):
+        stages = [{"batch": 4, "length": 16 if number else 32}] * 2
+        path.write_text(json.dumps({"corpus": "c", "evaluation": OWN, "stages": stages}))
+    text = Page(write_report(sweep).read_text()).text
+    assert "on the same held-out batches" in text and "not all of the same text" in text
+
+
 def draw(folder, axis):
     return drawing.draw(loss_figure(read_groups(folder)[0]), AXES[axis])
 

@@ -14,8 +14,9 @@ import pytest
 import tiny
 
 import growlm
-from growlm.data import batches, load_corpus
+from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
+from growlm.model import next_token_loss
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
@@ -25,7 +26,7 @@ from growlm.training.run import train
 from growlm.training.schedules import learning_rate
 from growlm.training.settings import OptimizerConfig, ScheduleConfig
 from growlm.training.stages import resolve
-from growlm.training.step import abstract_state, init_state
+from growlm.training.step import abstract_state, init_state, run_keys
 from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
@@ -465,7 +466,25 @@ def test_validation_in_batches_of_its_own_size_gives_the_same_loss(corpus, tmp_p
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_a_validation_batch_must_fit_the_text(corpus):
-    config = tiny.run_config(corpus, tiny.stage(3), evaluation={"batch": 100_000})
-    with pytest.raises(InputError, match=r"100000 x .* validation tokens"):
+@pytest.mark.parametrize(("given", "same"), [({"batch": 2, "length": 8}, True), ({"batch": 2}, False)])
+def test_losses_are_of_the_same_text_where_batch_and_length_of_validation_are_given(corpus, tmp_path, given, same):
+    """A growth that keeps the function changes batch and length: the loss stays what it was, on the same text."""
+    growth = {"operator": "zero"}
+    config = tiny.run_config(
+        corpus, tiny.stage(1), tiny.grown(1, batch=8, length=8, growth=growth), evaluation={"batches": 2} | given
+    )
+    train(config, tmp_path / "run", GO_ON)
+    recorded = tiny.records(tmp_path / "run")
+    before, after = ([r["val_loss"] for r in recorded if r["stage"] == stage] for stage in (0, 1))
+    assert (before[-1] == pytest.approx(after[0], rel=1e-6)) is same
+    if same:
+        held_out = validation_batches(load_corpus(corpus).validation, count=2, batch=2, length=8)
+        params = growlm.init(SMALL, run_keys(0)[0])
+        assert before[0] == pytest.approx(float(next_token_loss(SMALL, params, np.concatenate(held_out))), rel=1e-6)
+
+
+@pytest.mark.parametrize(("key", "says"), [("batch", "100000 x "), ("length", "= 400004 ")])
+def test_a_validation_batch_must_fit_the_text(corpus, key, says):
+    config = tiny.run_config(corpus, tiny.stage(3), evaluation={key: 100_000})
+    with pytest.raises(InputError, match=rf"{says}.*validation tokens"):
         run_module.plan_run(config, load_corpus(corpus))

@@ -38,6 +38,16 @@ class Run:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     begun: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def held_out(self) -> set[tuple]:
+        """What its stages are validated on, where its config says it: corpus, batches, their examples and length."""
+        found = set()
+        for stage in self.config.get("stages", ()):
+            said = stage.get("evaluation") or self.config.get("evaluation") or {}
+            shape = (said.get(key) or stage.get(key) for key in ("batch", "length"))
+            found.add((self.config.get("corpus"), said.get("batches"), *shape))
+        return found
+
 
 @dataclass(frozen=True)
 class Study:

@@ -183,13 +183,22 @@ def _how_compared(group: Group) -> str:
             "their ratios with Student's 95 % interval. Seeds not done yet are left out; where a seed failed or "
             "does not reach the loss there is no mean."
         )
+    held_out = [run.held_out for run, _ in _all_runs(group)]
+    text = ""
+    if len(set().union(*held_out)) > 1:
+        text = (
+            "The validation losses are not all of the same text: corpus, batches, batch or length of validation differ "
+            "between runs or stages. "
+        )
+    elif all(held_out):
+        text = "All validation losses are of the same held-out batches. "
     return page.quiet(
         f"Speed-up is FLOPs of {baseline} / FLOPs of the run - 1, compute saved 1 - FLOPs of the run / FLOPs "
         f"of {baseline}, both at equal validation loss: the worse of the two final ones, or the one asked for. No "
         "loss is extrapolated. Every stage's FLOPs are counted, 6 x parameters x tokens; exact FLOPs have attention. "
         "So the run that ends worse is taken at its end, its learning rate decayed, and the other in the middle of its "
         "schedule: a run that is only shorter looks fast by this measure, which is what a short control is there to "
-        f"show. {spread}"
+        f"show. {text}{spread}"
     )
 
 
@@ -225,9 +234,12 @@ def _growths(group: Group) -> str:
         return ""
     header = ["run", "shape", "operator", "parameters", "tokens", "loss before", "after", "keeps function", "optimizer"]
     text = ("run", "shape", "operator", "keeps function", "optimizer")
-    small = (
-        "Losses are the last validation loss before a growth and the first after it, on the same held-out batches. "
-        "They are equal where a growth keeps the function."
+    same = all(len(run.held_out) == 1 for run, _ in _all_runs(group) if run.growths)
+    small = "Losses are the last validation loss before a growth and the first after it, " + (
+        "on the same held-out batches. They are equal where a growth keeps the function."
+        if same
+        else "each on the held-out batches of its own stage. They are not the same text where batch or length of "
+        "validation change with the stage: evaluation.batch and evaluation.length keep them."
     )
     growths = [report for run, _ in _all_runs(group) for report in run.growths]
     said = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)

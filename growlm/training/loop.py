@@ -170,7 +170,7 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
     even at the end.
     """
     config, run = stage.config, stage.run
-    settings = {"microbatches": config.microbatches, "held_out": stage.evaluation.batch}
+    settings = {"microbatches": config.microbatches, "held_out": stage.held_out}
     settings |= {"document_end": stage.eos if run.document_mask else None}
     shared = Program(config.model, config.optimizer, run.dtype, run.remat, config.train, **settings)
 
@@ -230,9 +230,9 @@ def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> It
 
 def held_out_batches(stage: Stage, corpus: Corpus, mesh: Mesh) -> list[jax.Array]:
     """The fixed batches of validation, on their devices."""
-    batch = stage.evaluation.batch or stage.config.batch
-    settings = {"batch": batch, "length": stage.config.length, "shard": share_of_batch(mesh)}
-    found = validation_batches(corpus.validation, count=stage.evaluation.batches, **settings)
+    (batch, length), shard = stage.held_out, share_of_batch(mesh)
+    settings = {"count": stage.evaluation.batches, "batch": batch, "length": length, "shard": shard}
+    found = validation_batches(corpus.validation, **settings)
     return [place_batch(mesh, rows_BS) for rows_BS in found]
 
 

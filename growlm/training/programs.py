@@ -73,11 +73,9 @@ def compile_steps_ahead(program: Program, batch: int, length: int, mesh: Mesh) -
 
 def _builders(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
     # The sub-models of a stage share the evaluation.
-    whole = program.for_evaluation()
-    return tuple(
-        ((build.__name__, of, rows, length, mesh), partial(build, of, rows, length, mesh))
-        for build, of, rows in ((_build_step, program, batch), (_build_evaluation, whole, program.held_out or batch))
-    )
+    whole, trained = program.for_evaluation(), (batch, length)
+    kinds = (_build_step, program, trained), (_build_evaluation, whole, program.held_out or trained)
+    return tuple(((build.__name__, of, *shape, mesh), partial(build, of, *shape, mesh)) for build, of, shape in kinds)
 
 
 def _build_step(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:

@@ -56,11 +56,10 @@ def plan_run(config: RunConfig, corpus: Corpus, former: Any = None) -> RunPlan:
     for stage in stages:
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(f"model.vocab is {stage.config.model.vocab}: {corpus.name!r} has {corpus.vocab} tokens")
-        width = stage.config.length + 1
-        held_out = stage.evaluation.batch or stage.config.batch
-        for split, tokens, rows in (("train", corpus.train, 1), ("validation", corpus.validation, held_out)):
-            if len(tokens) < rows * width:
-                needed = f"{rows} x (length + 1) = {rows * width} {split} tokens"
+        splits = ("train", corpus.train, (1, stage.config.length)), ("validation", corpus.validation, stage.held_out)
+        for split, tokens, (rows, length) in splits:
+            if len(tokens) < rows * (length + 1):
+                needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         _ = stage.growth  # planned: it may not fit, and random copies may fit or not
     for evaluation in {stage.evaluation for stage in stages}:

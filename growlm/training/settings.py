@@ -142,6 +142,8 @@ class EvaluationConfig:
 
     batch: examples in each; 0: as many as the stage trains on, which may be more than a device can hold without
     microbatches, or than there is text to validate on.
+    length: tokens in each example; 0: as many as the stage has. With batch and length given, the validation losses of
+    all stages and runs are of the same text, whatever these train on.
     tasks: benchmarks, as `growlm evaluate` has them: where a run leaves the stage and, if set, every
     tasks_every_tokens. data_dir: a folder with their data; None: as they fetch it. limit: the first so many documents
     of each; 0: all.
@@ -150,6 +152,7 @@ class EvaluationConfig:
     every_tokens: int = 0
     batches: int = 8
     batch: int = 0
+    length: int = 0
     tasks: tuple[str, ...] = ()
     tasks_every_tokens: int = 0
     data_dir: str | None = None
@@ -162,6 +165,7 @@ class EvaluationConfig:
             if getattr(self, name) and not self.tasks:
                 raise InputError(f"evaluation.{name} is {getattr(self, name)!r} without evaluation.tasks: name some")
         _check_range("evaluation.batch", self.batch, low=0)
+        _check_range("evaluation.length", self.length, low=0)
         _check_range("evaluation.every_tokens", self.every_tokens, low=0)
         _check_range("evaluation.batches", self.batches, low=1)
 

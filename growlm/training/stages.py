@@ -58,6 +58,11 @@ class Stage:
         """What is measured while the stage is trained."""
         return self.config.evaluation or self.run.evaluation
 
+    @property
+    def held_out(self) -> tuple[int, int]:
+        """Examples in a validation batch, and tokens in each."""
+        return self.evaluation.batch or self.config.batch, self.evaluation.length or self.config.length
+
     @cached_property
     def first_step(self) -> int:
         """The step counter where the stage begins."""

@@ -32,8 +32,8 @@ class Program:
 
     depth: the step is of the sub-model of so many of the first layers; None for the whole model. Frozen layers, and
     those above a sub-model, keep their moments and ages too. microbatches: the batch is worked on in so many parts.
-    held_out: examples in a validation batch, 0 for as many as in a batch. document_end: the token that ends a document,
-    where attention stays within documents.
+    held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token that ends
+    a document, where attention stays within documents.
     """
 
     model: ModelConfig
@@ -45,13 +45,13 @@ class Program:
     ramp: Ramp | None = None
     depth: int | None = None
     microbatches: int = 1
-    held_out: int = 0
+    held_out: tuple[int, int] | None = None
     document_end: int | None = None
 
     def for_evaluation(self) -> "Program":
         """The same of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
-        return dataclasses.replace(self, **forward, held_out=0)
+        return dataclasses.replace(self, **forward, held_out=None)
 
 
 def run_keys(seed: int) -> jax.Array:
