@@ -1,5 +1,6 @@
 """The experiment files on growth: every variant is a sweep whose runs cost the same."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_every_run_costs_what_its_baseline_costs(name, variant):
     assert costs == pytest.approx(dict.fromkeys(costs, costs["scratch"]), rel=0.05 if variant == "tiny" else 0.002)
     assert set(sweep.config.grown) | set(sweep.config.controls) | {"scratch"} == set(costs)
     assert sweep.config.grown and "scratch_tuned" in sweep.config.controls
+
+
+def test_what_a_report_leaves_beside_kept_records_is_ignored_and_they_are_not():
+    if not (EXPERIMENTS.parent / ".git").exists():
+        pytest.skip("not in a checkout")
+    drawn = [f"{where}/{name}" for where in ("x", "x/cpu-0") for name in ("report.html", "loss_flops.png", "loss.csv")]
+    kept = [f"x/cpu-0/{name}" for name in ("metrics.csv", "sweep.json", "config.json")]
+    paths = [f"experiments/records/{name}" for name in (*drawn, *kept)]
+    command = ["git", "-C", EXPERIMENTS.parent, "check-ignore", "--no-index", *paths]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.stdout.split() == paths[: len(drawn)]
 
 
 @pytest.mark.parametrize("name", NAMES)
