@@ -305,6 +305,18 @@ def test_the_report_of_single_runs_says_how_each_was_begun(tmp_path):
     assert "commit" not in Page(write_report(tmp_path / "c").read_text()).text
 
 
+def test_curves_are_compared_unsmoothed_and_the_page_says_so(sweep):
+    rows, path = by_name(sweep), sweep / "grown" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    before, low = [record for record in records if "val_loss" in record][22:24]  # before it is as low as scratch ends
+    assert low["val_loss"] > rows["scratch"].val_loss
+    low["val_loss"] = rows["scratch"].val_loss - 0.1  # a single point, which a running median would pass over
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    paid = rows["scratch"].flops / (1 + by_name(sweep)["grown"].speedup)
+    assert before["flops"] < paid < low["flops"]
+    assert "as they were measured, unsmoothed" in Page(write_report(sweep).read_text()).text
+
+
 OWN, FIXED = {"batches": 8}, {"batches": 8, "batch": 4, "length": 16}
 
 
