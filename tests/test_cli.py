@@ -9,11 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
 
 from growlm.__main__ import main
 from growlm.study.sweep import commit, hardware
+from growlm.training import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP
@@ -338,6 +340,41 @@ def test_train_says_how_a_run_was_begun_and_its_report_how_to_do_it_again(bench,
     assert main(["report", "--workdir=work"]) == 0
     page = html.unescape((bench / "work" / "report.html").read_text())
     assert begun["command"] in page and begun["hardware"] in page
+
+
+@pytest.fixture
+def empty_cache():
+    """No program is there or kept anywhere yet, and every one is worth keeping."""
+    names = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in names}
+    programs.forget_programs()
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_peak_flops_and_compilation_cache_reach_the_run(bench, corpus, empty_cache, command):
+    tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(3)))
+    tiny.write_config(bench / "sweep.py", tiny.sweep(corpus, {"run": [tiny.stage(3)]}, baseline="run"))
+    folder = "." if command == "train" else "run"
+    plain, watched = (
+        [command, f"--config={'run' if command == 'train' else command}.py", f"--workdir={name}"]
+        for name in ("plain", "watched")
+    )
+    assert main([*watched, "--peak_flops=2e9", "--compilation_cache=programs"]) == 0
+    assert any((bench / "programs").iterdir()) and not (bench / "watched" / "compiled").exists()
+    first, *others = tiny.records(bench / "watched" / folder)
+    assert "mfu" not in first and len(others) == 3
+    for record in others:  # both are of the same time
+        per_token = record["flops_exact"] / record["tokens"]
+        assert record["mfu"] == pytest.approx(record["tokens_per_second"] * per_token / 2e9, rel=1e-9)
+    programs.forget_programs()
+    assert main(plain) == 0
+    assert any((bench / "plain" / "compiled").iterdir())
+    assert not any("mfu" in record for record in tiny.records(bench / "plain" / folder))  # of a CPU nobody knows it
 
 
 # --- Runs that diverge -----------------------------------------------------------------------------------------------

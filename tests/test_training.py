@@ -17,7 +17,7 @@ import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.model import next_token_loss
-from growlm.training import loop
+from growlm.training import loop, metrics
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.loop import StoppedError
@@ -382,7 +382,7 @@ def test_records_of_two_stages_count_on(corpus, tmp_path):
 
 
 class Clock:
-    """Stands in for the time that growth takes: it goes on when it is told to."""
+    """Stands in for the module time: it goes on when it is told to."""
 
     def __init__(self):
         self.now = 0.0
@@ -396,6 +396,25 @@ class Clock:
             return function(*args, **kwargs)
 
         return slow
+
+
+def test_records_say_how_long_a_step_waits_for_data(corpus, tmp_path, monkeypatch):
+    clock, source = Clock(), loop.training_batches
+
+    def slow_batches(*args):
+        for tokens_BS in source(*args):
+            clock.now += 3
+            yield tokens_BS
+
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(loop, "training_batches", slow_batches)
+    monkeypatch.setattr(loop.Steps, "train", clock.during(1, loop.Steps.train))
+    train(tiny.run_config(corpus, tiny.stage(6)), tmp_path / "run", GO_ON)
+    # The last step is on record as soon as it is done, the others one step late.
+    steps = tiny.records(tmp_path / "run")[1:-1]
+    assert [record["data_wait"] for record in steps] == [0.75] * 5
+    assert [record["seconds"] for record in steps] == [8, 12, 16, 20, 24]
+    assert "data_wait" not in tiny.records(tmp_path / "run")[0]
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
