@@ -1,7 +1,6 @@
 """What training does: schedules, addresses, the update, checkpoints, records, and stages that runs share."""
 
 import dataclasses
-import itertools
 import json
 import math
 import threading
@@ -17,7 +16,7 @@ import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.model import next_token_loss
-from growlm.training import loop, metrics
+from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.loop import StoppedError
@@ -379,60 +378,6 @@ def test_records_of_two_stages_count_on(corpus, tmp_path):
     home = tiny.checkpoints(tmp_path / "run")[4, 10]
     arrays = tiny.read_checkpoint(home)
     assert [int(arrays[f"['{name}']"]) for name in ("step", "tokens", "examples")] == [10, 448, 4 * 4 + 6 * 2]
-
-
-class Clock:
-    """Stands in for the module time: it goes on when it is told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-    def during(self, seconds, function):
-        def slow(*args, **kwargs):
-            self.now += seconds
-            return function(*args, **kwargs)
-
-        return slow
-
-
-def test_records_say_how_long_a_step_waits_for_data(corpus, tmp_path, monkeypatch):
-    clock, source = Clock(), loop.training_batches
-
-    def slow_batches(*args):
-        for tokens_BS in source(*args):
-            clock.now += 3
-            yield tokens_BS
-
-    monkeypatch.setattr(metrics, "time", clock)
-    monkeypatch.setattr(loop, "training_batches", slow_batches)
-    monkeypatch.setattr(loop.Steps, "train", clock.during(1, loop.Steps.train))
-    train(tiny.run_config(corpus, tiny.stage(6)), tmp_path / "run", GO_ON)
-    # The last step is on record as soon as it is done, the others one step late.
-    steps = tiny.records(tmp_path / "run")[1:-1]
-    assert [record["data_wait"] for record in steps] == [0.75] * 5
-    assert [record["seconds"] for record in steps] == [8, 12, 16, 20, 24]
-    assert "data_wait" not in tiny.records(tmp_path / "run")[0]
-
-
-@pytest.mark.parametrize("in_parts", [False, True])
-def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkeypatch, in_parts):
-    clock = Clock()
-    monkeypatch.setattr(run_module, "time", clock)
-    monkeypatch.setattr(run_module, "grow_state", clock.during(1000.0, run_module.grow_state))
-    monkeypatch.setattr(run_module, "prepared_growth", clock.during(50_000.0, run_module.prepared_growth))
-    config, folder = tiny.run_config(corpus, tiny.stage(2), tiny.grown(2, 1), tiny.grown(2, 1)), tmp_path / "run"
-    if in_parts:
-        assert tiny.train_in_parts(config, folder) > 3
-    else:
-        train(config, folder, GO_ON)
-    assert [json.loads((folder / f"growth-{n}.json").read_text())["seconds"] for n in (1, 2)] == [1000.0, 1000.0]
-    recorded = tiny.records(folder)
-    seconds = [[r["seconds"] for r in recorded if r["stage"] == stage] for stage in range(3)]
-    assert all(one == sorted(one) and 0 <= one[-1] - one[0] < 1000 for one in seconds)
-    assert [after[0] - before[-1] for before, after in itertools.pairwise(seconds)] == pytest.approx([1000, 1000])
 
 
 # --- Growth in a run -------------------------------------------------------------------------------------------------
