@@ -1,5 +1,6 @@
 """Folders whose weights are under a growth's masks: what reads weights alone refuses them, in one line."""
 
+import contextlib
 import re
 import shutil
 
@@ -9,7 +10,9 @@ from trees import exact_products_and_short_compiles
 
 import growlm
 from growlm.__main__ import main
+from growlm.data import load_corpus
 from growlm.interop import read_model
+from growlm.training.run import plan_run
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -60,3 +63,14 @@ def test_before_and_after_a_ramp_all_goes_on(ramped, tmp_path, step):
     assert read_model(tmp_path / "convert")[0].layers == step // 2
     assert read_model(tmp_path / "grow")[0].layers == step
     assert read_model(ramped / "run")[0].layers == 2
+
+
+@pytest.mark.parametrize(("ramp", "refused"), [(2 * tiny.STEP, False), (2 * tiny.STEP + 1, True)])
+def test_another_stage_comes_only_after_the_ramp(tmp_path, ramp, refused):
+    growth = {"operator": "random", "options": {"ramp_tokens": ramp}}
+    stages = tiny.stage(1), tiny.grown(2, growth=growth), tiny.grown(1, layers=4)
+    corpus = tiny.write_corpus(tmp_path)
+    for number, run in ((2, tiny.run_config(corpus, *stages[:2])), (3, tiny.run_config(corpus, *stages))):
+        says = r"stages\[1\] ends after 128 tokens, .* at least its ramp_tokens, 129, where another stage"
+        with pytest.raises(growlm.InputError, match=says) if refused and number == 3 else contextlib.nullcontext():
+            assert len(plan_run(run, load_corpus(corpus)).stages) == number

@@ -62,11 +62,23 @@ def plan_run(config: RunConfig, corpus: Corpus, former: Any = None) -> RunPlan:
                 needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         _ = stage.growth  # planned: it may not fit, and random copies may fit or not
+        _check_unmasked(stage)
     for evaluation in {stage.evaluation for stage in stages}:
         check_benchmarks(evaluation)
     if source:
         check_source(config.stages[0], source, corpus)
     return RunPlan(config, corpus, stages, source)
+
+
+def _check_unmasked(stage: Stage) -> None:
+    """Growth takes the weights, which are the model only once the masks of the growth before are open."""
+    before = stage.parent
+    if before and before.progress_at(before.last_step) is not None:
+        trained, ramp = before.tokens_at(before.last_step) - before.first_tokens, before.growth.ramp
+        raise InputError(
+            f"stages[{before.number}] ends after {trained:,} tokens, before its masks are open: allowed are at least "
+            f"its ramp_tokens, {ramp.tokens:,}, where another stage comes after it"
+        )
 
 
 def held_config(folder: Path) -> dict[str, Any]:
