@@ -17,6 +17,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 CLOCK = (1, 2, 5, 10, 30, *(n * MINUTE for n in (1, 2, 5, 10, 30)), *(n * HOUR for n in (1, 2, 4, 6, 12)))
 CALENDAR = (*CLOCK, *(n * DAY for n in (1, 2, 5, 10)))
 DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "^", "s", "v")  # the same of points
 WRITE = {"flops": numbers.flops_short, "count": numbers.count, "seconds": numbers.duration, "number": "{:.3g}".format}
 WRITE["percent"] = lambda value: f"{value:+.0%}" if abs(value) > 1e-9 else "0%"
 
@@ -89,7 +90,7 @@ def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, theme: Theme) -> None:
     colour = _colour(one, theme)
     style = {"color": colour, "label": "_seed" if one.style == "thin" else one.label}  # the legend shows the mean
     if one.style == "points":
-        axes.plot(columns[axis.key], columns[y.key], "o", markersize=4, **style)
+        axes.plot(columns[axis.key], columns[y.key], MARKERS[one.dash], markersize=4, **style)
         if "low" in columns:
             errors = np.abs(np.stack([columns["low"], columns["high"]]) - columns[y.key])
             axes.errorbar(columns[axis.key], columns[y.key], errors, fmt="none", ecolor=colour, capsize=3)

@@ -116,7 +116,7 @@ def law_figure(found: GrowthFit) -> Figure | None:
 def _valley(one: Slice, number: int, x: Axis) -> list[Series]:
     label = f"{numbers.count(one.params)}, {numbers.flops(one.flops)} FLOPs"
     look = number % COLOURS, DASHES[number // COLOURS % len(DASHES)]
-    points = Series(f"{label}, runs", label, {x.key: one.x, LOSS.key: one.loss}, "points", look[0])
+    points = Series(f"{label}, runs", label, {x.key: one.x, LOSS.key: one.loss}, "points", *look)
     if one.parabola is None:
         return [points]
     along = np.geomspace(one.x.min(), one.x.max(), 60)
