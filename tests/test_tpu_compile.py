@@ -162,7 +162,9 @@ def test_the_estimate_is_one_of_a_chip_that_works(tiny):
         (["--batch=many"], ("many", "positive integer")),
         (["--setup=tiny", "--mesh=1,3,1"], ("1 x fsdp 3", "there are 4")),
         (["--setup=tiny", "--batch=9"], ("9 in 2 microbatches", "multiples of 2")),
-        (["--setup=tiny", "--topology=v5e:0x2"], ("v5e:0x2",)),
+        (["--setup=tiny", "--topology=v5e:0x2"], ("v5e:0x2", "two or three sizes")),
+        (["--setup=tiny", "--topology=v5e"], ("'v5e'", "such as v5e:4x8")),
+        (["--setup=tiny", "--topology=v9z:2x2"], ("v9z:2x2",)),
     ],
 )
 def test_bad_input_is_one_line(module, arguments, words, monkeypatch, capfd):

@@ -22,6 +22,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -125,6 +126,8 @@ def chips_of(topology: str) -> list[Any]:
     """The chips of a topology, which are not here. Raises InputError."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("libtpu, which compiles for TPUs, is not installed: pip install 'growlm[tpu]'")
+    if not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*){1,2}", topology):  # libtpu divides by a size of 0
+        raise InputError(f"topology {topology!r}: allowed are a chip and two or three sizes, such as v5e:4x8")
     # Without these it asks the cloud which TPU this is, and a second process fails at a lock.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     from jax.experimental import topologies
