@@ -26,7 +26,6 @@ from growlm.training import saved
 from growlm.training.config import build_run
 from growlm.training.init_from import find_source
 from growlm.training.optimizer import make_optimizer
-from growlm.training.saved import load_saved
 from growlm.training.stages import resolve
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
@@ -67,7 +66,7 @@ def grow(source, *arguments, output="big"):
 
 def expected(source, operator, step=None, optimizer_state="reset", fed=(), key=None, options=None, **sizes):
     """What `grow_state` makes of the source."""
-    model, optimizer, state = load_saved(source, step)
+    model, optimizer, state = tiny.load_saved(source, step)
     state = state if key is None else dataclasses.replace(state, key=key)
     target = dataclasses.replace(model, **sizes)
     arguments = (make_optimizer(optimizer), operator, optimizer_state, fed)
@@ -97,7 +96,7 @@ def test_depth_is_the_stack_by_default_and_the_folder_restores_bit_for_bit(here,
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["model.json", "optimizer.json", "growth.json", "verify.json", "checkpoint"]
     )
-    model, optimizer, state = load_saved(folder)
+    model, optimizer, state = tiny.load_saved(folder)
     assert model.layers == 4 and dataclasses.asdict(optimizer) == read(folder, "optimizer.json")
     want = expected(home / "work", "direct", layers=4)
     assert_same(state, want)
@@ -124,7 +123,7 @@ def test_depth_is_the_stack_by_default_and_the_folder_restores_bit_for_bit(here,
 def test_width_keeps_the_function_and_maps_the_moments(here, home):
     sizes = [f"--target.{name}={size}" for name, size in WIDE.items()]
     folder = grow(home / "work", *sizes, "--optimizer_state=map", "--step=4")
-    assert_same(load_saved(folder)[2], expected(home / "work", "direct", 4, "map", **WIDE))
+    assert_same(tiny.load_saved(folder)[2], expected(home / "work", "direct", 4, "map", **WIDE))
     items = read(folder, "verify.json")["items"]
     assert all(items[name]["claimed"] and items[name]["holds"] for name in ("function", "gradients", "weights"))
     assert read(folder, "growth.json")["optimizer_state"] == "map"
@@ -132,22 +131,22 @@ def test_width_keeps_the_function_and_maps_the_moments(here, home):
 
 def test_what_the_command_writes_is_what_a_stage_of_training_begins_with(here, home):
     """Fresh values too: step 4 is where the run itself grew, with the same key."""
-    grown = load_saved(grow(home / "work", "--step=4", "--target.layers=2"))[2]
+    grown = tiny.load_saved(grow(home / "work", "--step=4", "--target.layers=2"))[2]
     assert grown.step == 4
     assert_same(grown, expected(home / "study" / "short", "direct", layers=2))
 
 
 def test_zero_of_a_sweeps_run_and_growing_what_was_grown(here, home):
     first = grow(home / "study" / "grown", "--operator=zero", "--factor=2", "--target.embed=24", output="first")
-    assert_same(load_saved(first)[2], expected(home / "study" / "grown", "zero", layers=4, embed=24))
+    assert_same(tiny.load_saved(first)[2], expected(home / "study" / "grown", "zero", layers=4, embed=24))
     second = grow(first, "--operator=hypercloning", "--target.mlp=48", "--no_verify", output="second")
-    assert_same(load_saved(second)[2], expected(first, "direct", mlp=48))
+    assert_same(tiny.load_saved(second)[2], expected(first, "direct", mlp=48))
     assert not (second / "verify.json").exists()
     growth = read(second, "growth.json")
     assert growth["asked"] == "hypercloning" and growth["data"] == read(first, "growth.json")["data"]
-    assert_same(load_saved(second, 6)[2].params, load_saved(second)[2].params)
+    assert_same(tiny.load_saved(second, 6)[2].params, tiny.load_saved(second)[2].params)
     with pytest.raises(InputError, match="no checkpoint of step 4: allowed are 6"):
-        load_saved(second, 4)
+        tiny.load_saved(second, 4)
 
 
 def test_learned_maps_are_fed_with_the_runs_own_batches(here, home):
@@ -158,7 +157,7 @@ def test_learned_maps_are_fed_with_the_runs_own_batches(here, home):
     assert data["fingerprint"] == corpus.fingerprint
     fed = batches(corpus.train, seed=0, batch=tiny.BATCH, length=tiny.LENGTH, start=6 * tiny.BATCH)
     options = {"steps": 2, "warmup": 1, "peak": 0.01}
-    assert_same(load_saved(folder)[2], expected(home / "work", "learn", fed=fed, options=options, layers=4))
+    assert_same(tiny.load_saved(folder)[2], expected(home / "work", "learn", fed=fed, options=options, layers=4))
     assert read(folder, "growth.json")["learning"]["tokens"] == 2 * tiny.STEP
     # Billed as in a run that grows so, and by what is grown from there.
     settings = read(home / "work", "config.json")
@@ -173,7 +172,7 @@ def test_learned_maps_are_fed_with_the_runs_own_batches(here, home):
 def test_a_seed_gives_other_fresh_values(here, home):
     arguments = ("--operator=random", "--target.mlp=36", "--no_verify")
     own, again, other = (
-        load_saved(grow(home / "work", *arguments, *more, output=f"big{number}"))[2]
+        tiny.load_saved(grow(home / "work", *arguments, *more, output=f"big{number}"))[2]
         for number, more in enumerate(((), (), ("--seed=5",)))
     )
     assert_same(own, again)
@@ -381,7 +380,7 @@ main(sys.argv[1:])
     assert main(arguments) == 0
     assert [path.name for path in here.iterdir()] == ["big"] and not (here / "big" / "verify.json").exists()
     assert [path.name for path in (here / "big" / "checkpoint").iterdir()] == ["6"]
-    assert_same(load_saved(Path("big"))[2], expected(home / "work", "direct", mlp=36))
+    assert_same(tiny.load_saved(Path("big"))[2], expected(home / "work", "direct", mlp=36))
 
 
 def test_an_error_while_writing_leaves_nothing(here, home, monkeypatch, capsys):

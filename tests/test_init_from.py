@@ -29,7 +29,7 @@ from growlm.training import run as run_module
 from growlm.training.config import build_sweep, load_config
 from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
-from growlm.training.saved import find_saved, load_saved
+from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
 from growlm.weights import ModelConfig, RopeScaling, parameter_count
 
@@ -193,7 +193,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
 
     # Through a chain of runs, and of growths, the sum is kept; where nobody knows it, nobody says it.
     train(config_of(home, first(tmp_path / "next", 2)), tmp_path / "last", GO_ON)
-    model, _, state = load_saved(tmp_path / "last")
+    model, _, state = tiny.load_saved(tmp_path / "last")
     assert (model.layers, state.tokens) == (2, 2 * STEP)
     last = find_saved(tmp_path / "last")
     own = sum(tiny.records(tmp_path / name)[-1]["flops"] for name in ("next", "last"))

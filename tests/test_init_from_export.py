@@ -13,7 +13,6 @@ from trees import exact_products_and_short_compiles, noisy
 from growlm.__main__ import main
 from growlm.interop import read_config, read_model, write_model
 from growlm.training.run import train
-from growlm.training.saved import load_saved
 from growlm.weights import ModelConfig
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
@@ -48,7 +47,7 @@ def test_it_goes_back_with_its_files_and_in_its_dtype(home, tmp_path, dtype):
     assert (out / "LICENSE").read_text() == "Apache 2.0"
     assert {value.dtype.name for value in load_file(out / "model.safetensors").values()} == {dtype}
     model, params = read_model(out)
-    trained = load_saved(home / "run")[2].params
+    trained = tiny.load_saved(home / "run")[2].params
     assert model == dataclasses.replace(SMALL, layers=3)
     found, want = np.asarray(params["embedding"]), np.asarray(trained["embedding"])
     np.testing.assert_allclose(found, want, rtol=0 if dtype == "float32" else 2**-8)

@@ -18,7 +18,6 @@ from growlm.__main__ import main
 from growlm.interop import convert_folder, read_model, write_model
 from growlm.interop.safetensors_files import INDEX, SINGLE
 from growlm.interop.writer import NewTensor, write_tensors
-from growlm.training.saved import load_saved
 
 CARRIED = {"tokenizer.json": b'{"a": 1}', "tokenizer.model": b"\x00\x01\xff", "LICENSE": b"theirs\n"}
 
@@ -54,7 +53,7 @@ def test_there_and_back_every_byte_of_every_tensor_is_the_same(name, tmp_path, c
     tokens = hf.random_tokens(96)
     expected = hf.logits_of(hf.load(source), tokens)
     np.testing.assert_array_equal(hf.logits_of(hf.load(theirs), tokens), expected)
-    config, _, state = load_saved(ours)
+    config, _, state = tiny.load_saved(ours)
     np.testing.assert_allclose(growlm.apply(config, state.params, tokens), expected, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, read_model(ours)[1], read_model(source)[1])
     assert f"written: {theirs}" in capsys.readouterr().out
@@ -130,7 +129,7 @@ def test_a_run_is_exported(tmp_path, capsys):
     assert main(["convert", f"--source={tmp_path}/run", "--describe"]) == 0
     assert "growlm, step 2" in capsys.readouterr().out
     convert_folder(tmp_path / "run", tmp_path / "out", "huggingface")
-    config, _, state = load_saved(tmp_path / "run")
+    config, _, state = tiny.load_saved(tmp_path / "run")
     tokens = hf.random_tokens(config.vocab, (2, 16))
     found = hf.logits_of(hf.load(tmp_path / "out"), tokens)
     np.testing.assert_allclose(found, growlm.apply(config, state.params, tokens), atol=1e-4)

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from growlm.training.config import build_run, build_sweep
 from growlm.training.loop import StoppedError
 from growlm.training.run import train
+from growlm.training.saved import find_saved, read_state
 
 BATCH, LENGTH = 4, 16
 STEP = BATCH * LENGTH  # tokens
@@ -104,6 +105,12 @@ def checkpoints(folder: Path) -> dict[tuple[int, int], Path]:
         for path in home.glob("checkpoints/*")
         if path.name.isdecimal()
     }
+
+
+def load_saved(folder: Path, step: int | None = None) -> tuple:
+    """The model's shape, the optimizer and the whole training state that a folder holds."""
+    saved = find_saved(folder, step)
+    return saved.model, saved.optimizer, read_state(saved)
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:

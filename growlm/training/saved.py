@@ -82,8 +82,8 @@ class _Stored(Checkpoints):
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
 
-def load_saved(folder: Path, step: int | None = None) -> tuple[ModelConfig, OptimizerConfig, TrainState]:
-    """The model's shape, the optimizer and the whole training state that a folder holds, bit for bit.
+def find_saved(folder: Path, step: int | None = None) -> Saved:
+    """What a folder holds, for `read_state`; nothing large is read.
 
     Args:
       folder: a run folder of `growlm train`, one of a sweep's run folders, or a folder that `growlm grow` wrote.
@@ -92,12 +92,6 @@ def load_saved(folder: Path, step: int | None = None) -> tuple[ModelConfig, Opti
     Raises:
       InputError: a folder of another kind, a step that was not kept, a checkpoint that is not what it should be.
     """
-    saved = find_saved(folder, step)
-    return saved.model, saved.optimizer, read_state(saved)
-
-
-def find_saved(folder: Path, step: int | None = None) -> Saved:
-    """What `load_saved` would read; nothing large is read. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"source {folder} is no folder: allowed is one of growlm train, of a sweep's run or of grow")
     if (folder / MODEL).exists() and (folder / CHECKPOINT).is_dir():
@@ -241,7 +235,7 @@ def save_grown(
     data: Data | None,
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a grown state as a folder that `load_saved` reads, whole or not at all.
+    """Writes a grown state as a folder that `find_saved` finds, whole or not at all.
 
     Args:
       output: a new or empty folder.
