@@ -64,6 +64,12 @@ def test_the_seed_is_a_config_key_and_changes_every_stage():
     assert len(addresses[0]) == len(addresses[1]) == 8 and not addresses[0] & addresses[1]
 
 
+def test_direct_in_width_splits_unevenly_and_the_even_split_is_a_null_run():
+    runs = planned("operators", "cpu").config.runs
+    options = {name: runs[name].stages[-1].growth.options for name in ("direct_width", "direct_width_even")}
+    assert options["direct_width"]["uneven"] > 0 and not options["direct_width_even"]
+
+
 def test_growth_timings_share_one_base():
     sweep = planned("growth_timing", "cpu")
     assert len({run.stages[0].address for name, run in sweep.runs.items() if name.startswith("after")}) == 1

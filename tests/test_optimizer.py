@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles, noisy
+from trees import exact_products_and_short_compiles, leaf_at, noisy
 
 import growlm
 from growlm.errors import InputError
@@ -231,6 +231,24 @@ def test_a_doubled_model_trains_as_the_small_one_where_matrices_have_half_the_ra
 
 def test_a_doubled_model_with_undivided_rates_goes_another_way():
     assert doubled_and_trained({}) > 1e-2
+
+
+@pytest.mark.parametrize(("uneven", "stay"), [(0.0, True), (0.5, False)])
+def test_even_copies_stay_copies_and_uneven_ones_do_not(uneven, stay):
+    """Why the paper splits unevenly (arXiv 2405.15319, A.1.1); with the paper's AdamW, from a reset state."""
+    with jax.enable_x64(True):
+        optimizer = make_optimizer(OptimizerConfig())
+        state = state_of(SMALL, optimizer.init(noisy(SMALL)))
+        state = dataclasses.replace(
+            state, params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
+        )
+        grown, _ = grow_state(state, SMALL, DOUBLE, optimizer, "direct", "reset", uneven=uneven)
+        program = Program(DOUBLE, OptimizerConfig(), dtype="float64")
+        (params, *_), _ = run_steps(program, grown.arrays, grown.provenance, range(20))
+    for path, axis in (("mlp/gate", 2), ("mlp/up", 2), ("attn/query", 2), ("attn/value", 2), ("attn/out", 3)):
+        one, other = np.split(leaf_at(params["blocks"], path), 2, axis)
+        apart = np.abs(one - other).max() / np.abs(one).max()
+        assert apart < 1e-9 if stay else apart > 1e-2, (path, apart)
 
 
 # --- Groups and freezing ---------------------------------------------------------------------------------------------
