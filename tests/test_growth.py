@@ -360,7 +360,8 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
             deep(6),
             {"ordr": "stack"},
             "unknown option of direct 'ordr': did you mean 'order'? "
-            "allowed: cancel, diagonal, keep, next_layer, noise, noise_on, norm, order, select, silent, uneven",
+            "allowed: cancel, diagonal, keep, next_layer, noise, noise_on, noise_scale, norm, order, "
+            "select, silent, uneven",
         ),
         (deep(6), {"noise": 1.2}, "noise is 1.2: allowed is 0 <= noise <= 1"),
         (

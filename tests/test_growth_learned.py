@@ -10,8 +10,9 @@ from trees import exact_products_and_short_compiles, leaf_at, noisy, random_toke
 
 import growlm
 from growlm.growth import plan_growth
-from growlm.growth.expand import expand_params, grow_params
+from growlm.growth.expand import NOISE, draw_number, expand_params, grow_params
 from growlm.growth.learned import Recipe, fit, growth_of, initial_matrices, matrices_of
+from growlm.growth.part import grow_part
 from growlm.growth.plan import provenance_of, slice_mask
 from growlm.model import next_token_loss
 from growlm.weights import WEIGHTS, declared, parameter_count
@@ -148,6 +149,48 @@ def test_noise_is_a_share_of_the_initialisations_own_on_matrices_alone():
     np.testing.assert_array_equal(leaf_at(one, "head"), leaf_at(other, "head"))
 
 
+def std_by_hand(path, scale, layers, embed, mlp):
+    """Ours: 2 / (5 fan-in), over 2 layers on the stream. arXiv 2405.15319: 1 / (d l^2) (eq. 53), 2 / (5 d) (eq. 54)."""
+    stream = path in ("blocks/attn/out", "blocks/mlp/down")
+    if scale == "paper":
+        return np.sqrt(1 / (embed * layers**2)) if stream else np.sqrt(2 / (5 * embed))
+    if path in ("embedding", "head"):
+        return 0.25 / np.sqrt(embed)
+    return np.sqrt(2 / (5 * (mlp if path == "blocks/mlp/down" else embed)) / (2 * layers if stream else 1))
+
+
+@pytest.mark.parametrize("scale", ["initial", "paper"])
+def test_noise_is_as_large_as_its_scale_says_in_the_whole_and_in_parts(scale):
+    """Every matrix, in a target of another depth and width than the source; noise alone: nothing is kept."""
+    source = dataclasses.replace(SOURCE, embed=32, heads=8, kv_heads=4, mlp=80, vocab=200)
+    target = dataclasses.replace(source, layers=12, embed=64, heads=16, kv_heads=8, mlp=160)
+    growth = plan_growth("direct", source, target, noise=0.5, keep=0.0, noise_scale=scale)
+    whole = grow_params(growth, source, target, noisy(source), KEY)
+    for weight in declared(target):
+        if weight.elementwise:
+            continue
+        expected = std_by_hand(weight.path, scale, layers=12, embed=64, mlp=160)
+        value = np.asarray(leaf_at(noisy(source), weight.path))
+        read = (lambda layers, rows: value[layers][:, rows]) if weight.stacked else (lambda _, rows: value[rows])  # noqa: B023
+        rows = slice(0, weight.block_shape(target)[0])
+        part = grow_part(growth, target, KEY, weight, 7 if weight.stacked else None, rows, read)
+        for grown in (leaf_at(whole, weight.path), part):
+            assert np.std(grown / 0.5) == pytest.approx(expected, rel=0.06), weight.path
+
+
+def test_noise_without_a_scale_is_the_initial_one_to_the_bit():
+    """Runs that were recorded before there was a choice stay what they were."""
+    grown = [
+        growlm.grow(noisy(SOURCE), SOURCE, DEEP, key=KEY, noise=0.2, **o) for o in ({}, {"noise_scale": "initial"})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *grown)
+    number = draw_number(DEEP, WEIGHTS["head"], NOISE)
+    drawn = WEIGHTS["head"].initial(jax.random.fold_in(KEY, number), DEEP)
+    np.testing.assert_allclose(
+        leaf_at(grown[0], "head"), 0.8 * leaf_at(noisy(SOURCE), "head") + 0.2 * drawn, rtol=1e-6, atol=1e-7
+    )
+
+
 def test_noise_on_new_slices_leaves_the_old_ones_bit_for_bit():
     target = dataclasses.replace(SOURCE, layers=6, mlp=17)
     plain = growlm.grow(noisy(SOURCE), SOURCE, target)
@@ -181,6 +224,11 @@ def test_cancelling_noise_makes_copies_differ():
             "keep is 0.9 with cancel: allowed is 1, the function is kept whole",
         ),
         ({"noise": 0.1, "noise_on": "old"}, "unknown noise_on 'old': allowed: all, new"),
+        (
+            {"noise": 0.1, "noise_scale": "papr"},
+            "unknown noise_scale 'papr': did you mean 'paper'? allowed: initial, paper",
+        ),
+        ({"noise": 0.1, "noise_scale": 1}, "unknown noise_scale '1': allowed: initial, paper"),
         ({"noise": 0.1}, "this growth draws fresh values: it needs a key, such as jax.random.key(0)"),
     ],
 )

@@ -122,6 +122,7 @@ DRAWING = {
     "random": ("random", {}, WIDE | {"layers": 7}),
     "new tokens": ("direct", {}, {"vocab": 50, "embed": 30}),
     "noise": ("direct", {"noise": 0.25}, {"layers": 6}),
+    "noise of the paper's scale": ("direct", {"noise": 0.25, "noise_scale": "paper"}, DOUBLE | {"layers": 12}),
     "noise on what is new": ("direct", {"noise": 0.25, "noise_on": "new"}, DOUBLE | {"layers": 6}),
     "noise that cancels": ("direct", {"noise": 0.25, "cancel": True}, DOUBLE | {"layers": 6, "vocab": 44}),
 }

@@ -41,7 +41,7 @@ def grow(
       key: a JAX key, where fresh values are drawn: for new tokens, by zero in width, for random copies, for noise.
       batches: int[batch, length + 1] tokens, for learn, one for each of its steps.
       **options: the operator's own, such as order="stack", "interleave" or [0, 1, 0, 1]; for all: noise=0.2,
-        keep, cancel, noise_on.
+        keep, cancel, noise_on, noise_scale.
 
     Returns:
       A parameter tree of the target's shapes, in the source's dtypes.

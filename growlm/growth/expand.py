@@ -61,7 +61,8 @@ def draws(growth: Growth, target: ModelConfig) -> bool:
 def _grow_weight(growth: Growth, target: ModelConfig, key: Any, weight: Weight, value: jax.Array) -> jax.Array:
     def draw(kind: int) -> jax.Array:
         own = jax.random.fold_in(key, draw_number(target, weight, kind))
-        return weight.initial(own, target, whole=True)
+        initial = weight.initial(own, target, whole=True)
+        return initial if kind == FRESH else initial * growth.noise.over_initial(weight, target)
 
     return grow_weight(growth, weight, value, draw)
 
@@ -75,7 +76,7 @@ def draw_number(target: ModelConfig, weight: Weight, kind: int) -> int:
 
 
 def grow_weight(growth: Growth, weight: Weight, value: jax.Array, draw: Callable[[int], jax.Array]) -> jax.Array:
-    """One weight grown, or a part of it by the growth of that part; draw(kind) gives the target's initial values."""
+    """One weight grown, or a part of it by the growth of that part; draw(kind) gives its initial values, or noise."""
     grown = expand(primal, growth, weight, value)
     if growth.added_from is not None:
         grown = _from_next_layer(growth, weight, value, grown)

@@ -12,7 +12,7 @@ from growlm.errors import InputError, unknown
 from growlm.growth.axis_map import AxisMap, Gather, identity
 from growlm.growth.depth import layer_order
 from growlm.growth.learned import learn
-from growlm.growth.plan import Growth, Noise, Ramp
+from growlm.growth.plan import NOISE_SCALES, Growth, Noise, Ramp
 from growlm.growth.width import (
     SELECTIONS,
     check_selection,
@@ -188,22 +188,33 @@ def _check_share(name: str, value: float, below_one: bool = False) -> None:
         raise InputError(f"{name} is {value!r}: allowed is 0 <= {name} {'<' if below_one else '<='} 1")
 
 
-def _noise(noise: float = 0.0, keep: float | None = None, cancel: bool = False, noise_on: str = "all") -> Noise | None:
+def _noise(
+    noise: float = 0.0,
+    keep: float | None = None,
+    cancel: bool = False,
+    noise_on: str = "all",
+    noise_scale: str = "initial",
+) -> Noise | None:
     """Initialisation noise on what any operator grew: W <- keep W + noise e (arXiv 2405.15319, section 5.2 and I).
 
-    noise: the share of the initialisation's own noise, 0 to 1. keep: of the grown weights, 1 - noise unless it is
-    given. cancel: adds the part that cancels among the copies of a coordinate: symmetry breaks and the function stays
-    (then keep is 1). noise_on: "all" matrices or "new" slices.
+    noise: the share of e, 0 to 1. keep: of the grown weights, 1 - noise unless it is given, as in the paper. cancel:
+    adds the part that cancels among the copies of a coordinate: symmetry breaks and the function stays (then keep is
+    1). noise_on: "all" matrices or "new" slices. noise_scale: how large e is. "initial", ours: as the target's initial
+    values (`Weight.std`): variance 2 / (5 fan-in), over 2 l for what writes the stream in a block, 1 / (16 d) for the
+    embedding and the head. "paper", its eq. 53 and 54: variance 1 / (d l^2) for what writes the stream in a block,
+    2 / (5 d) for every other matrix, the embedding too. d and l are the target's width and layers.
     """
     _check_share("noise", noise)
     if keep is not None:
         _check_share("keep", keep)
     if noise_on not in ("all", "new"):
         raise unknown("noise_on", noise_on, ("all", "new"))
+    if not isinstance(noise_scale, str) or noise_scale not in NOISE_SCALES:
+        raise unknown("noise_scale", noise_scale, NOISE_SCALES)
     if cancel and keep not in (None, 1):
         raise InputError(f"keep is {keep!r} with cancel: allowed is 1, the function is kept whole")
     keep = (1.0 if cancel else 1.0 - noise) if keep is None else float(keep)
-    return Noise(float(noise), keep, cancel, noise_on == "new") if noise or keep != 1 else None
+    return Noise(float(noise), keep, cancel, noise_on == "new", noise_scale) if noise or keep != 1 else None
 
 
 _NOISE_OPTIONS = tuple(inspect.signature(_noise).parameters)

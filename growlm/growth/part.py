@@ -114,12 +114,13 @@ def _run(chosen: np.ndarray) -> np.ndarray | slice:
 def _draw(
     growth: Growth, target: ModelConfig, key: Any, weight: Weight, place: tuple[int, int], kind: int
 ) -> np.ndarray:
-    """The target's initial values for a part."""
+    """The target's initial values for a part, or noise."""
     number = draw_number(target, weight, kind)
     if weight.elementwise:
         return np.asarray(weight.initial(jax.random.fold_in(jax.random.fold_in(key, number), place[0]), target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
-    return _normal(rng_of(key, "growth", number, *place), weight.std(target), shape, np.float32)
+    std = weight.std(target) * (1 if kind == FRESH else growth.noise.over_initial(weight, target))
+    return _normal(rng_of(key, "growth", number, *place), std, shape, np.float32)
 
 
 LEVELS = 2**16

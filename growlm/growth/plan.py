@@ -1,6 +1,8 @@
 """What a growth is: one map for every axis, and what is done to the weights beside; and the provenance it leaves."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +17,35 @@ class Noise:
     """Initialisation noise mixed into what was grown: W <- keep W + share e, on matrices.
 
     cancel: only the part of e that the copies of a coordinate do not notice together. only_new: on new slices only.
+    scale: a name in NOISE_SCALES, which says how large e is.
     """
 
     share: float
     keep: float
     cancel: bool
     only_new: bool
+    scale: str = "initial"
+
+    def over_initial(self, weight: Weight, target: ModelConfig) -> float:
+        """The standard deviation of e over that of the target's initial values, from which e is drawn."""
+        return NOISE_SCALES[self.scale](weight, target) / weight.std(target)
+
+
+def _paper_std(weight: Weight, target: ModelConfig) -> float:
+    """arXiv 2405.15319, eq. 53 and 54: variance 1 / (d l^2) for what writes the stream in a block, 2 / (5 d) elsewhere.
+
+    d is the width and l the number of layers, both of the target, into whose weights it is mixed.
+    """
+    if weight.residual:
+        return 1 / (math.sqrt(target.embed) * max(target.layers, 1))
+    return math.sqrt(2 / (5 * target.embed))
+
+
+# (matrix, target) -> the standard deviation of the noise.
+NOISE_SCALES: dict[str, Callable[[Weight, ModelConfig], float]] = {
+    "initial": lambda weight, target: weight.std(target),  # ours: what the target would start from
+    "paper": _paper_std,
+}
 
 
 @dataclasses.dataclass(frozen=True)
