@@ -70,6 +70,14 @@ def test_direct_in_width_splits_unevenly_and_the_even_split_is_a_null_run():
     assert options["direct_width"]["uneven"] > 0 and not options["direct_width_even"]
 
 
+def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_run():
+    runs = planned("noise", "cpu").config.runs
+    options = {name: run.stages[-1].growth.options for name, run in runs.items() if name[:5] in ("depth", "width")}
+    assert not options.pop("width_even_0")
+    assert {choice["noise_scale"] for choice in options.values()} == {"paper"}
+    assert {name for name, choice in options.items() if "uneven" in choice} == {n for n in options if "width" in n}
+
+
 def test_growth_timings_share_one_base():
     sweep = planned("growth_timing", "cpu")
     assert len({run.stages[0].address for name, run in sweep.runs.items() if name.startswith("after")}) == 1
