@@ -52,10 +52,10 @@ def direct(
     list. `silent`: a layer that repeats an earlier one has zeros in attn/out and mlp/down, and adds nothing yet (LEMON,
     arXiv 2310.07999; LLaMA Pro, 2401.02415). In width every coordinate is a copy, written as it is and read in parts:
     `select` "cycle" (the published code with from_left), "repeat" or "random" (the published code's default) picks what
-    is copied. `uneven` in [0, 1) says how unequal the parts are: 0, even, is the published code; the paper says uneven
-    (LEMON). `diagonal`: a copy reads only its own copies (HyperCloning, staged training). `next_layer`: the coordinates
-    that width adds are copied from the next layer (bert2BERT's AKI). `norm`: "isometry", exact for any target; "gain",
-    the paper's formula; "none", the published code.
+    is copied. `uneven` in [0, 1) says how unequal the parts are: 0, even, is the published code, and such copies stay
+    copies for good; the paper says uneven (LEMON). `diagonal`: a copy reads only its own copies (HyperCloning, staged
+    training). `next_layer`: the coordinates that width adds are copied from the next layer (bert2BERT's AKI). `norm`:
+    "isometry", exact for any target; "gain", the paper's formula; "none", the published code.
     """
     check_selection(select)
     _check_share("uneven", uneven, below_one=True)
