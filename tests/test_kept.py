@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import warnings
+from pathlib import Path
 
 import pytest
 import studies
@@ -15,6 +17,8 @@ from growlm.study.outcomes import outcomes
 from growlm.study.records import read
 from growlm.study.report import overview, write_report
 from growlm.study.sweep import plan_sweep, run_sweep
+
+RECORDS = Path(__file__).parents[1] / "experiments" / "records"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,17 @@ def test_kept_seeds_are_taken_together_with_those_that_are_not(tmp_path):
     shutil.rmtree(tmp_path / "runs" / "cpu-0")
     (tmp_path / "half").rename(tmp_path / "runs" / "cpu-0")
     assert overview(tmp_path / "runs") == whole and "2 seeds" in whole
+
+
+def test_kept_runs_that_began_from_a_saved_model_say_so_and_are_in_no_law(tmp_path):
+    shutil.copytree(RECORDS / "continue_from_checkpoint", tmp_path / "kept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # they grew after 0 tokens, which has no logarithm
+        text = write_report(tmp_path / "kept").read_text()
+    assert "begins from grow_once, whose FLOPs are not known" in overview(tmp_path / "kept")
+    assert "When to grow" not in text
+    with pytest.raises(InputError, match="began from a saved model"):
+        outcomes(tmp_path / "kept")
 
 
 def test_what_cannot_be_kept_is_refused(folder, tmp_path, capsys):

@@ -16,6 +16,7 @@ from growlm.laws import (
     speedup_over_seeds,
     training_flops,
 )
+from growlm.laws.intervals import distinct
 
 
 def power_law(flops, factor=1.0):
@@ -235,3 +236,11 @@ def test_seeds_come_in_pairs():
     grown, scratch = seeds_of([0.3, 0.3])
     with pytest.raises(InputError, match="2 grown runs and 1 from scratch"):
         speedup_over_seeds(grown, scratch[:1])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("values", "count"), [([], 0), ([0, 0], 1), ([0.0, 1.0, 1.04], 2), ([3, 1, 3], 2), ([0, 0, 1, 2], 3)]
+)
+def test_values_apart_are_counted_and_zero_is_one_of_them(values, count):
+    assert distinct(np.array(values)) == count

@@ -75,8 +75,13 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
 
 
 def distinct(values: np.ndarray, apart: float = 0.05) -> int:
-    """How many different values there are of positive ones, where such as differ by less than a share are one."""
-    return 1 + int(np.sum(np.diff(np.log(np.sort(values))) > np.log1p(apart))) if len(values) else 0
+    """How many different values there are of such as are not negative; those that differ by less than a share are one.
+
+    Zero has no logarithm, and is a value of its own.
+    """
+    values = np.asarray(values, np.float64)
+    positive = np.log(np.sort(values[values > 0]))
+    return int(np.any(values == 0)) + (1 + int(np.sum(np.diff(positive) > np.log1p(apart))) if len(positive) else 0)
 
 
 def check_level(level: float) -> None:

@@ -34,7 +34,7 @@ class Chart extends Plot {
       ["x", this.axis],
       ["y", this.figure.y],
     ]) {
-      if (axis.kind === "name" || axis.kind === "percent") continue; // negative ones have no logarithm
+      if (axis.kind === "name" || axis.signed) continue; // negative ones have no logarithm
       this.switches[way] = button(scales, `log ${way}`, `logarithmic ${way} axis`, () => {
         this.logs[way] = !this.logs[way];
         this.render();

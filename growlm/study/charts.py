@@ -81,7 +81,7 @@ def curves(group: Group, y: Axis) -> tuple[Series, ...]:
             for seed, run in group.each(name).items()
         ]
         own = [one for one in own if one is not None]
-        mean = _mean(own, name) if len(own) > 1 else None
+        mean = mean_of(own, name) if len(own) > 1 else None
         if mean:
             own = [replace(one, style="thin", marks=()) for one in own]
         found += [*own, mean] if mean else own
@@ -122,7 +122,7 @@ def _growths(run: Run, columns: dict[str, np.ndarray], key: str) -> Iterator[Mar
             yield Mark("growth", costs, float(np.interp(record["flops"], columns["flops"], columns[key])), text)
 
 
-def _mean(seeds: Sequence[Series], name: str) -> Series | None:
+def mean_of(seeds: Sequence[Series], name: str) -> Series | None:
     """The mean of the seeds as far as all have come, with their growths; None where one has hardly begun."""
     one, lengths = seeds[0], [len(series.columns["flops"]) for series in seeds]
     rows = {key: [series.columns[key][: min(lengths)] for series in seeds] for key in one.columns}

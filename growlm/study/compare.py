@@ -122,12 +122,18 @@ def _change(gain: SeedSpeedup | None, interval: Interval | None) -> str:
     return numbers.interval(interval, numbers.percent) if interval else NOT_REACHED
 
 
+def counted(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose numbers count: those that are done or, while none is, those that have begun."""
+    begun = [run for run in runs if run.metrics]
+    return [run for run in begun if run.status == "done"] or begun
+
+
 def _row(name: str, group: Group, loss: float | None) -> Row:
     """The row of one run, compared with the baseline and, if it is a grown one, with the controls."""
     runs, baseline = group.each(name), group.first.baseline
-    counted = _counted(runs.values())
+    known = counted(runs.values())
     first = group.first.runs[name]
-    curves = [found for run in counted if (found := _curve(run)[0])]
+    curves = [found for run in known if (found := _curve(run)[0])]
     gain = _gain(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
     controls = [other.name for other in group.first.runs.values() if other.role == "control"]
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
@@ -138,21 +144,15 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     return Row(
         run=name,
         role=first.role,
-        seeds=len(counted),
-        parameters=next((found for run in counted if (found := _parameters(run.metrics))), None),
-        **{key: _mean(counted, key) for key in ("tokens", "flops", "flops_exact", "seconds")},
+        seeds=len(known),
+        parameters=next((found for run in known if (found := _parameters(run.metrics))), None),
+        **{key: _mean(known, key) for key in ("tokens", "flops", "flops_exact", "seconds")},
         loss=t_interval(np.array([one.loss[-1] for one in curves])) if curves else None,
         gain=gain,
         over={other: _gain(group, name, other, loss) for other in controls} if first.role == "grown" else {},
         note="; ".join(dict.fromkeys(filter(None, notes))),
         status=worst or "done",
     )
-
-
-def _counted(runs: Iterable[Run]) -> list[Run]:
-    """The runs whose numbers count: those that are done or, while none is, those that have begun."""
-    begun = [run for run in runs if run.metrics]
-    return [run for run in begun if run.status == "done"] or begun
 
 
 def _curve(run: Run) -> tuple[Curve | None, str]:

@@ -50,8 +50,8 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         _plot(axes, one, axis, figure.y, theme)
     _look(axes, figure, axis)
     _mark(axes, figure.series, axis, theme)
-    if axis.kind == "percent":
-        axes.axvline(0, color=theme.ink, linewidth=1)
+    for line in [axes.axvline] * axis.signed + [axes.axhline] * figure.y.signed:
+        line(0, color=theme.ink, linewidth=1, zorder=1.5)  # below the curves
     if all(one.style == "line" for one in named):
         _name_ends(axes, named, axis, figure.y, theme)
     entries = dict(reversed([*zip(*axes.get_legend_handles_labels()[::-1], strict=True)]))

@@ -23,6 +23,7 @@ class Axis:
         kind: how its numbers are written: "flops", "count", "seconds", "loss", "number" or "percent"; or "name".
         log: whether it is logarithmic at first.
         names: what stands at 0, 1, 2 ... of an axis of names.
+        signed: whether 0 divides it: a line stands there, and there is no logarithm.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Axis:
     kind: str
     log: bool = False
     names: tuple[str, ...] = ()
+    signed: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from growlm.study.charts import COLOURS
 from growlm.study.compare import Row, gained
 from growlm.study.figures import Axis, Figure, Mark, Series
 
-SPEEDUP = Axis("speedup", "speed-up at equal validation loss", "percent")
+SPEEDUP = Axis("speedup", "speed-up at equal validation loss", "percent", signed=True)
 APART = 0.22  # of the distance between two runs, between two comparisons of one
 WIDE = 2.0  # an interval is seen out to so many times the spread of the values
 

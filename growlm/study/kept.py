@@ -1,6 +1,7 @@
 """Records small enough for a repository: what reports and fits read of a finished sweep, in three files.
 
-sweep.json and config.json as the sweep has them, and metrics.csv: a line for every validation loss of every run.
+sweep.json and config.json as the sweep has them, and metrics.csv: a line for every validation loss of every run, and
+for the training losses around a growth, until they are back at their level before it.
 """
 
 import csv
@@ -13,6 +14,7 @@ from typing import Any
 from growlm.errors import InputError
 from growlm.files import check_output, whole_folder, write_whole
 from growlm.study.records import KEPT, Study, read
+from growlm.study.spikes import read_from
 
 # Of a record; and what begins with "benchmark/".
 COLUMNS = ("stage", "step", "tokens", "flops", "flops_exact", "seconds", "learning_rate", "loss", "val_loss")
@@ -21,7 +23,7 @@ COLUMNS = ("stage", "step", "tokens", "flops", "flops_exact", "seconds", "learni
 def keep(folder: Path, output: Path) -> Path:
     """Writes the records of a sweep's folder into a new one, which `growlm report` and `growlm fit` read as well.
 
-    Left out are training losses between validations, growth reports and evaluations.
+    Left out are other training losses between validations, growth reports and evaluations.
 
     Raises:
         InputError: no sweep's folder, a run that has not ended, an output that holds something.
@@ -40,8 +42,12 @@ def keep(folder: Path, output: Path) -> Path:
 
 
 def _table(study: Study) -> str:
-    """The CSV: what of a run's records has a validation loss."""
-    rows = [(name, record) for name, run in study.runs.items() for record in run.metrics if "val_loss" in record]
+    """The CSV: what of a run's records has a validation loss, or is of the loss around a growth."""
+    rows = []
+    for name, run in study.runs.items():
+        told = {(record["stage"], record["step"]) for record in read_from(run)}
+        kept = [r for r in run.metrics if "val_loss" in r or (r["stage"], r["step"]) in told]
+        rows += [(name, record) for record in kept]
     measured = dict.fromkeys(key for _, record in rows for key in record if key.startswith("benchmark/"))
     columns, text = (*COLUMNS, *measured), io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

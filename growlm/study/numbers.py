@@ -8,11 +8,11 @@ UNKNOWN = "-"
 
 
 def count(value: float | None) -> str:
-    """Tokens or parameters in three digits: 950, 1.36B, 300B."""
+    """Tokens or parameters in three digits: 950, 1.36B, 300B, and -120K of a difference."""
     if value is None:
         return UNKNOWN
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= 0.9995 * scale:
+        if abs(value) >= 0.9995 * scale:
             return f"{value / scale:.3g}{letter}"
     return f"{value:.3g}"
 

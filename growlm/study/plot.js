@@ -173,8 +173,9 @@ class Plot {
       this.axis.kind,
     );
     up[0].forEach((v, number) => {
-      const y = scale.y.at(v);
-      el(svg, "line", { x1: box.left, x2: box.left + box.width, y1: y, y2: y, stroke: line });
+      const y = scale.y.at(v),
+        zero = figure.y.signed && Math.abs(v) < 1e-9;
+      el(svg, "line", { x1: box.left, x2: box.left + box.width, y1: y, y2: y, stroke: zero ? ink : line });
       el(
         svg,
         "text",
@@ -184,7 +185,7 @@ class Plot {
     });
     for (const v of across[0]) {
       const x = scale.x.at(v);
-      const zero = this.axis.kind === "percent" && Math.abs(v) < 1e-9;
+      const zero = this.axis.signed && Math.abs(v) < 1e-9;
       el(svg, "line", { x1: x, x2: x, y1: box.top, y2: box.top + box.height, stroke: zero ? ink : line });
       const anchor =
         x > box.left + box.width - 22 && box.left + box.width > this.place.clientWidth - 30 ? "end" : "middle";

@@ -23,7 +23,7 @@ class Run:
     `growths` are the reports of growth-1.json, growth-2.json ... `stages` is what sweep.json says of each
     stage: its address, tokens and FLOPs, and whether it was reused from another run. `evaluations` are the results
     of `growlm evaluate`, in the order in which they were made. `begun` is what init_from.json says of the saved model
-    that the run began from; it is empty where there was none.
+    that the run began from, of kept records the folder alone; it is empty where there was none.
     """
 
     name: str
@@ -186,7 +186,10 @@ def _sweep(folder: Path) -> Study:
     standing = {name: _standing(name, sweep) for name in sweep.get("runs", {})}
     if (folder / KEPT).exists():
         kept, settings = _kept(folder / KEPT), config.get("runs", {})
-        runs = {name: Run(name, settings.get(name, {}), kept.get(name, []), [], **standing[name]) for name in standing}
+        runs = {
+            name: Run(name, own := settings.get(name, {}), kept.get(name, []), [], begun=_begun(own), **said)
+            for name, said in standing.items()
+        }
     else:
         runs = {name: _run(folder / name, name, **said) for name, said in standing.items()}
     said = (*TO_REPRODUCE, "flops_trained", "flops_saved_by_sharing", "baseline")
@@ -226,6 +229,12 @@ def _run(folder: Path, name: str, **standing: Any) -> Run:
         begun=_object(folder / "init_from.json"),
         **standing,
     )
+
+
+def _begun(config: dict[str, Any]) -> dict[str, Any]:
+    """What a run's config says of the saved model that it began from: the folder, and not what that had cost."""
+    folder = next((stage.get("init_from") for stage in config.get("stages", ())[:1]), None)
+    return {"folder": folder} if folder else {}
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from growlm.errors import InputError
 from growlm.evaluation.table import scores
 from growlm.files import write_whole
 from growlm.study import drawing, numbers, page
+from growlm.study.around import spike_figures
 from growlm.study.charts import benchmark_figures, change, loss_figure
 from growlm.study.compare import HEADER, Row, cells, gained, rows, table
 from growlm.study.figures import Figure, as_csv
@@ -17,6 +18,8 @@ from growlm.study.fit import GrowthFit, law_text, slices_text
 from growlm.study.gains import speedup_figure
 from growlm.study.page import Part
 from growlm.study.records import Group, Run, Study, read_groups
+from growlm.study.spikes import HEADER as AT_GROWTH
+from growlm.study.spikes import SpikeRow, back_flops, spike_cells, spike_notes, spike_rows, spike_table
 from growlm.study.valleys import growth_fits, law_figure, valley_figure
 from growlm.study.verdict import verdict
 
@@ -32,11 +35,13 @@ class Section:
     loss: Figure
     gains: Figure | None
     benchmarks: list[Figure]
+    spikes: list[SpikeRow]
+    around: list[Figure]
 
     @property
     def figures(self) -> list[Figure]:
         """All of them."""
-        return [self.loss, *([self.gains] if self.gains else []), *self.benchmarks]
+        return [self.loss, *([self.gains] if self.gains else []), *self.benchmarks, *self.around]
 
     @property
     def title(self) -> str:
@@ -58,7 +63,7 @@ def summarise(folder: str | Path) -> list[Row]:
 
 
 def overview(folder: str | Path, loss: float | None = None) -> str:
-    """The table and the verdict of everything in a folder, for a terminal.
+    """The table and the verdict of everything in a folder, and what the loss did at growth, for a terminal.
 
     Args:
         folder: of a run, of a sweep, or of several of them.
@@ -71,7 +76,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        parts.append(f"{group.first.title}{seeds}\n\n{table(found)}\n\n{verdict(found)}")
+        said = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
+        parts.append("\n\n".join(said))
     return "\n\n\n".join(parts)
 
 
@@ -111,8 +117,9 @@ def _section(group: Group, number: int, count: int, loss: float | None) -> Secti
     """A group's rows and figures; of several groups the files of all but the first are numbered."""
     prefix = f"{number + 1}_" if number else ""
     found = rows(group, loss)
-    gains = speedup_figure(found, f"{prefix}speedup")
-    return Section(group, found, loss_figure(group, f"{prefix}loss"), gains, benchmark_figures(group, prefix))
+    gains, at_growth = speedup_figure(found, f"{prefix}speedup"), spike_rows(group)
+    figures = loss_figure(group, f"{prefix}loss"), gains, benchmark_figures(group, prefix)
+    return Section(group, found, *figures, at_growth, spike_figures(group, at_growth, prefix))
 
 
 def _write_figure(folder: Path, figure: Figure) -> None:
@@ -144,6 +151,7 @@ def _parts(one: Section) -> Iterator[Part]:
     yield Part("Results", _results(one))
     yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
     yield Part("Growth", _growths(one.group))
+    yield Part("Loss at growth", _at_growth(one))
     yield Part("Stages", _stages(one.group.first))
 
 
@@ -274,6 +282,15 @@ def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
         str(report.get("optimizer_state", numbers.UNKNOWN)),
         numbers.UNKNOWN if pause is None else f"{pause:.2f}s",
     ]
+
+
+def _at_growth(one: Section) -> str:
+    """How high the loss jumped at every growth and when it was back: the table, with FLOPs, and the figures."""
+    if not one.spikes:
+        return ""
+    lines = [[*spike_cells(row), back_flops(row)] for row in one.spikes]
+    found = page.table([*AT_GROWTH, "back after FLOPs"], lines, AT_GROWTH[:1])
+    return f"{found}\n{page.quiet(' '.join(spike_notes(one.group)))}\n{page.charts(one.around)}"
 
 
 def _stages(study: Study) -> str:
