@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from growlm import ModelConfig
 from growlm.errors import unknown
-from growlm.weights import parameter_count
+from growlm.models import parameter_count
 
 SHARE = {"": 1.0, "small": 0.25, "tiny": 0.01}
 

@@ -10,20 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growlm import growth, interop, laws
+    from growlm import evaluation, growth, interop, laws, models
     from growlm.errors import InputError
     from growlm.growth import grow
-    from growlm.model import apply, init
-    from growlm.weights import ModelConfig
+    from growlm.models import ModelConfig, apply, init
 
-__all__ = ["InputError", "ModelConfig", "apply", "grow", "growth", "init", "interop", "laws"]
+__all__ = ["InputError", "ModelConfig", "apply", "evaluation", "grow", "growth", "init", "interop", "laws", "models"]
 
 _HOME = {
     "InputError": "growlm.errors",
-    "ModelConfig": "growlm.weights",
-    "apply": "growlm.model",
+    "ModelConfig": "growlm.models",
+    "apply": "growlm.models",
     "grow": "growlm.growth",
-    "init": "growlm.model",
+    "init": "growlm.models",
 }
 
 

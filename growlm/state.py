@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from growlm.weights import Params
+from growlm.models import Params
 
 
 @partial(

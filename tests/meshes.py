@@ -8,12 +8,12 @@ from pathlib import Path
 import jax
 import tiny
 
-from growlm.sharding import AXES
+from growlm.models import ModelConfig
+from growlm.models.sharding import AXES
 from growlm.training.mesh import make_mesh
 from growlm.training.run import train
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import init_state
-from growlm.weights import ModelConfig
 
 WIDE = {"embed": 32, "heads": 8, "kv_heads": 8, "head_dim": 4, "mlp": 48}  # 8 divides everything
 NEXT = {"embed": 64, "heads": 16, "kv_heads": 16, "mlp": 96}

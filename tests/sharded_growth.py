@@ -17,8 +17,8 @@ from trees import noisy
 
 from growlm import ModelConfig, grow
 from growlm.growth import plan_growth
-from growlm.growth.apply import map_optimizer_state
-from growlm.weights import path_of
+from growlm.growth.state import map_optimizer_state
+from growlm.models import path_of
 
 SOURCE = ModelConfig(layers=3, embed=64, heads=16, kv_heads=16, head_dim=8, mlp=128, vocab=256)
 COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\b")

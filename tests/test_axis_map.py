@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm.growth.axis_map import AxisMap, Dense, Gather, compose, identity
-from growlm.growth.width import copied, pad_index, padded, stream_map
+from growlm.growth.maps import AxisMap, Dense, Gather, compose, identity
+from growlm.growth.norms import NORM_RULES
+from growlm.growth.width import copied, pad_index, padded
+from growlm.models import NormKind
+
+RMS = NORM_RULES[NormKind.RMS]
 
 
 def matrix(gather, old):
@@ -63,7 +67,7 @@ def test_one_map_after_another_is_the_product_and_products_associate(data):
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 4))
 def test_the_remainder_is_what_the_written_copies_do_not_see(old, copies, more):
     index = np.arange(old * copies + more) % old
-    write = stream_map(index, old, "isometry").write
+    write = RMS.stream(index, old, "isometry").write
     x = np.random.default_rng(0).standard_normal((3, len(index)))
     with jax.enable_x64(True):
         rest = np.asarray(write.remainder(jnp.asarray(x), 1))
@@ -74,9 +78,9 @@ def test_the_remainder_is_what_the_written_copies_do_not_see(old, copies, more):
 def test_what_is_read_back_has_no_defect():
     assert copied(np.arange(7) % 3, 3).defect() < 1e-15
     assert copied(np.arange(7) % 3, 3, 0.6, np.random.default_rng(0)).defect() < 1e-15
-    assert stream_map(np.arange(7) % 3, 3, "isometry").isometry_defect() < 1e-15
-    assert stream_map(pad_index(3, 7), 3, "gain").isometry_defect() < 1e-15
-    assert stream_map(np.arange(7) % 3, 3, "gain").isometry_defect() > 0.1
+    assert RMS.defect(RMS.stream(np.arange(7) % 3, 3, "isometry")) < 1e-15
+    assert RMS.defect(RMS.stream(pad_index(3, 7), 3, "gain")) < 1e-15
+    assert RMS.defect(RMS.stream(np.arange(7) % 3, 3, "gain")) > 0.1
     unread = AxisMap.make(3, Gather.copies(np.arange(6) % 3), Gather.copies(np.arange(6) % 3))
     assert unread.defect() == pytest.approx(1)  # copies that are not shared out
 

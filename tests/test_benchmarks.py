@@ -15,7 +15,7 @@ import pytest
 from trees import exact_products_and_short_compiles, noisy, random_tokens
 
 from growlm import ModelConfig
-from growlm.model import next_token_loss
+from growlm.models import next_token_loss
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import Program, train_step
@@ -231,7 +231,7 @@ def test_torch_reference_takes_growlms_steps(torch_reference):
     decoder = torch_reference.decoder_of(GROUPED, params)
     optimizer, loss = torch_reference.make_optimizer(decoder, config, rate), torch_reference.loss_function("float32")
     batch = torch.tensor(np.asarray(tokens), dtype=torch.int64)
-    arrays = (params, make_optimizer(config).init(params), None)
+    arrays = (params, make_optimizer(config, GROUPED).init(params), None)
     with exact_products_and_short_compiles():
         step = jax.jit(partial(train_step, Program(GROUPED, config)))
         for _ in range(3):
@@ -316,3 +316,9 @@ def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scri
     assert row["seconds"] > 0 and row["range"] == [row["of_copy"]] * 2
     assert 5e7 < row["memory"] < 2e9 and row["allowed"] == 3 * 2 * 64 * 32 + 500 * 10**6
     assert text[0].startswith("direct in width ") and list(tmp_path.iterdir()) == []
+
+
+def test_experts_prints_one_result_by_two_ways_and_their_ratio(scripts):
+    text, record = output(scripts("experts"), "--rows=32", "--embed=8", "--mlp=12", "--rounds=1")
+    assert len(text) == 5 and [row["experts"] for row in record["cases"]] == [4, 8, 16, 32]
+    assert all(row["apart"] < 1e-5 and row["ratio"] == row["ragged"] / row["dense"] > 0 for row in record["cases"])

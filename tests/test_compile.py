@@ -10,7 +10,7 @@ import tiny
 from trees import exact_products_and_short_compiles
 
 from growlm.growth.depth import ORDERS
-from growlm.model import REMAT_POLICIES
+from growlm.models import REMAT_POLICIES
 from growlm.training import loop
 from growlm.training.loop import programs_of
 from growlm.training.mesh import make_mesh

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from growlm.data import batches, load_corpus, validation_batches
-from growlm.model import next_token_loss
+from growlm.models import next_token_loss
 from growlm.training.loop import programs_of
 from growlm.training.run import plan_run, train
 from growlm.training.step import init_state

@@ -28,11 +28,10 @@ from growlm.evaluation import LanguageModel, evaluate, paper_average, perplexity
 from growlm.evaluation.harness import Adapter, encode_pairs
 from growlm.evaluation.score import Window, score
 from growlm.evaluation.tasks import PAPER, all_tasks, cut_pages, manager, named
-from growlm.model import apply, init
+from growlm.models import ModelConfig, apply, init
 from growlm.study.evaluate import Request, open_checkpoint
 from growlm.training.run import train
 from growlm.training.saved import find_saved, read_state
-from growlm.weights import ModelConfig
 
 SHARED = Path(os.environ.get("GROWLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DOCUMENTS = int(os.environ.get("GROWLM_TEST_DOCUMENTS", 12))  # 200 were tried by hand

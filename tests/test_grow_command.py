@@ -69,7 +69,7 @@ def expected(source, operator, step=None, optimizer_state="reset", fed=(), key=N
     model, optimizer, state = tiny.load_saved(source, step)
     state = state if key is None else dataclasses.replace(state, key=key)
     target = dataclasses.replace(model, **sizes)
-    arguments = (make_optimizer(optimizer), operator, optimizer_state, fed)
+    arguments = (make_optimizer(optimizer, target), operator, optimizer_state, fed)
     return grow_state(state, model, target, *arguments, **options or {})[0]
 
 

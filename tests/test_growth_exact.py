@@ -1,32 +1,34 @@
-"""Any source, any target, any operator: the function is kept where that is claimed, and only there."""
+"""Any architecture, any shapes, any operator: the function is kept where that is claimed, and only there."""
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from oracle import KEY, SMALL, TOKENS, difference, noisy
+from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
+from own_architecture import OwnConfig
 from trees import exact_products_and_short_compiles
 
 import growlm
-from growlm.growth import ORDERS, claim, plan_growth
-from growlm.growth.anneal import PARTS, masked
+from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
+from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.model import apply
-from growlm.weights import Weight
+from growlm.models import GptNeoxConfig, MixtralConfig, Weight, apply
 
 
 @pytest.fixture
 def cheap_values():
-    """Random numbers are most of what there is to compile, and for exactness any numbers will do."""
+    """Random numbers are most of what there is to compute, and for exactness any numbers will do."""
 
     def initial(weight, key, config, whole=False):
+        xp = jnp if isinstance(key, jax.core.Tracer) else np
         shape = weight.shape(config) if whole else weight.block_shape(config)
-        start = jax.random.key_data(key)[-1].astype(jnp.float32) / 2**32
-        values = jnp.cos(start + jnp.arange(np.prod(shape), dtype=jnp.float32) * 1.7).reshape(shape)
+        start = xp.asarray(jax.random.key_data(key))[-1].astype(np.float32) / 2.0**32
+        values = xp.cos(start + xp.arange(np.prod(shape), dtype=np.float32) * 1.7).reshape(shape)
         return weight.std(config) * values if weight.init == "normal" else 1 + 0.1 * values
 
     with pytest.MonkeyPatch.context() as patch:
@@ -60,39 +62,57 @@ OPERATORS = st.one_of(
 
 @st.composite
 def sources(draw):
+    """Of any architecture. eps is so large that a norm which hands on another one is seen."""
+    shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own"]))
+    if name == "own":
+        return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
+    shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
+    if name == "gpt_neox":
+        return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
-    return growlm.ModelConfig(
-        layers=draw(sizes(1, 3)),
-        embed=draw(sizes(3, 8)),
-        heads=kv_heads * draw(sizes(1, 2)),
-        kv_heads=kv_heads,
-        head_dim=2,
-        mlp=draw(sizes(2, 8)),
-        vocab=SMALL.vocab,
-        norm_eps=1e-3,  # so large that a norm which hands on another eps is seen
-        tie_embeddings=draw(st.booleans()),
-        qkv_bias=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
-    )
+    shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    if name == "llama":
+        return growlm.ModelConfig(**shape)
+    experts = draw(sizes(1, 3))
+    return MixtralConfig(**shape, experts=experts, experts_per_token=draw(sizes(1, min(experts, 2))))
+
+
+def choose_experts(draw, source, operator):
+    """(experts, of a token) of the target: as many copies of each or not, and as many times the chosen ones or not."""
+    experts, chosen = getattr(source, "experts", 1), getattr(source, "experts_per_token", 1)
+    more = draw(st.sampled_from([experts, experts, 2 * experts, 3 * experts, experts + 1]))
+    if operator == "random" and more > experts:
+        return more, more  # else no token may choose a fresh one, and nothing be seen
+    after = draw(st.sampled_from([chosen, chosen * (more // experts), chosen * (more // experts), chosen + 1]))
+    return more, min(after, more)
 
 
 @st.composite
 def cases(draw):
-    """(source, target, operator, options): depth, width or both, by any factor."""
+    """(source, target, operator, options): depth, width, experts, another architecture, by any factor."""
     source = draw(sources())
-    kv_heads = source.kv_heads + draw(sizes(0, 3))
-    target = dataclasses.replace(
-        source,
-        layers=source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
-        embed=source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
-        kv_heads=kv_heads,
-        heads=kv_heads * draw(sizes(1, 3)),
-        mlp=source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
-        vocab=source.vocab + draw(st.sampled_from([0, 0, 3])),
-    )
     operator, options = draw(OPERATORS)
-    order = draw(st.sampled_from(["stack", "interleave"]))
-    return source, target, operator, options | draw(NOISE) | {"order": order}
+    wider = {
+        "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
+        "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
+        "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
+        "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
+    }
+    if isinstance(source, growlm.ModelConfig):
+        kv_heads = source.kv_heads + draw(sizes(0, 3))
+        wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
+    else:
+        wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if getattr(source, "tie_embeddings", False):
+        wider["tie_embeddings"] = draw(st.booleans())
+    fields, config = dataclasses.asdict(source) | wider, type(source)
+    if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
+        fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
+        config = MixtralConfig
+    options = options | draw(NOISE) | {"order": draw(st.sampled_from(["stack", "interleave"]))}
+    return source, config(**fields), operator, options
 
 
 def fits(source, target, operator, options):
@@ -107,15 +127,75 @@ def fits(source, target, operator, options):
     return True
 
 
+def check(difference, claims):
+    assert difference < 1e-11 if claims else difference > 1e-9, (difference, claims)
+
+
 @settings(deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_the_function_is_kept_where_that_is_claimed_and_only_there(cheap_values, case):
+    """In NumPy throughout: the growth, its masks and the models."""
     assume(fits(*case))
-    logits, claims = difference(*case[:3], **case[3])
-    if claims:
-        assert logits < 1e-11
-    else:
-        assert logits > 1e-9
+    logits, claims, _ = difference_in_numpy(*case[:3], **case[3])
+    check(logits, claims)
+
+
+@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@given(case=cases())
+def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
+    """The same through `growlm.grow`, and leaf by leaf what the same code makes of NumPy's arrays."""
+    assume(fits(*case))
+    source, target, operator, options = case
+    check(*difference(source, target, operator, **options))
+    compiled, eager = grown(source, target, operator, **options)[1], grown_in_numpy(*case[:3], **options)[1]
+    chex.assert_trees_all_close(compiled, eager, atol=1e-6)  # values are drawn in float32
+
+
+SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
+GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+MODELS = {
+    "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
+    "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
+    "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
+    "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_in_numpy_are_those_of_growlm(name):
+    config, scale = MODELS[name], np.asarray([0.5, 1.0])
+    with jax.enable_x64(True):
+        params, tokens = noisy(config), jnp.asarray(TOKENS, jnp.int32)
+        logits = apply(config, params, tokens, dtype=jnp.float64, block_scale=jnp.asarray(scale))
+    expected = forward(config, params, TOKENS, scale)
+    # Rotary tables are float32 in growlm.
+    np.testing.assert_allclose(logits, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_experts_are_claimed_where_their_copies_are_chosen_together(cheap_values):
+    """Of (experts, of a token) before and after."""
+    exact = {(2, 1, 4, 2): True, (2, 2, 6, 6): True, (1, 1, 3, 2): True, (2, 1, 3, 1): True, (2, 1, 4, 1): True}
+    exact |= {(2, 2, 4, 2): False, (2, 1, 3, 2): False, (2, 2, 3, 3): False, (3, 2, 6, 3): False}
+    for (old, chosen, new, after), claimed in exact.items():
+        source = MixtralConfig(**GROUPED, experts=old, experts_per_token=chosen)
+        target = dataclasses.replace(source, experts=new, experts_per_token=after)
+        for operator in ("direct", "zero"):
+            logits, claims, growth = difference_in_numpy(source, target, operator)
+            assert claims is claimed
+            check(logits, claims)
+            together = claimed and old > 1 and after * old == chosen * new
+            assert gradient_claim(growth, source, target)[0] is together
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_gradients_of_experts_are_claimed_where_their_copies_are_chosen_together(after):
+    source = MixtralConfig(**GROUPED, experts=2, experts_per_token=1)
+    target = dataclasses.replace(source, experts=4, experts_per_token=after)
+    params, growth = noisy(source, np.float32), plan_growth("direct", source, target)
+    report = verify(source, params, target, growlm.grow(params, source, target), TOKENS, growth, steps=1)
+    items = report["items"]
+    assert report["ok"] and items["function"]["claimed"] and items["function"]["holds"]
+    assert items["gradients"]["claimed"] is items["gradients"]["holds"] is (after == 2)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -138,8 +218,8 @@ def test_in_float32_by_the_model_itself(operator, options, tied):
     params, tokens = noisy(source, np.float32), jnp.asarray(TOKENS, jnp.int32)
     after, blocks = growlm.grow(params, source, target, operator, key=KEY, **options), None
     growth = plan_growth(operator, source, target, KEY, **options)
-    if growth.ramp:
-        after, blocks = masked(target, after, provenance_of(growth), jnp.zeros(len(PARTS)), growth.ramp)
+    if growth.masks:
+        after, blocks = growth.masks.reparametrise(target, after, provenance_of(growth), CLOSED)
     logits = apply(source, params, tokens)
     assert jnp.abs(apply(target, after, tokens, block_scale=blocks) - logits).max() < 1e-5 * jnp.abs(logits).max()
 
@@ -200,7 +280,7 @@ def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
         after = growlm.grow(params, source, target, "random", key=KEY, **options)
 
         def logits(progress):
-            effective, _ = masked(target, after, provenance, progress, growth.ramp)
+            effective, _ = growth.masks.reparametrise(target, after, provenance, progress)
             return apply(target, effective, tokens, dtype=jnp.float64)
 
         plain = apply(target, after, tokens, dtype=jnp.float64)
@@ -208,5 +288,5 @@ def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
         old = apply(source, params, tokens, dtype=jnp.float64)
         for part in range(4):
             half = np.where(np.arange(4) == part, 0.5, 0.0)
-            assert np.abs(logits(half) - old).max() > 1e-4, PARTS[part]
+            assert np.abs(logits(half) - old).max() > 1e-4, MASKED[part]
             assert np.abs(logits(half) - plain).max() > 1e-4

@@ -10,12 +10,11 @@ from trees import exact_products_and_short_compiles, leaf_at, noisy, random_toke
 
 import growlm
 from growlm.growth import plan_growth
-from growlm.growth.expand import NOISE, draw_number, expand_params, grow_params
-from growlm.growth.learned import Recipe, fit, growth_of, initial_matrices, matrices_of
-from growlm.growth.part import grow_part
+from growlm.growth.effects import NOISE
+from growlm.growth.expand import expand_params, grow_params, number_of
 from growlm.growth.plan import provenance_of, slice_mask
-from growlm.model import next_token_loss
-from growlm.weights import WEIGHTS, declared, parameter_count
+from growlm.growth.streaming import grow_part
+from growlm.models import LLAMA, declared, next_token_loss, parameter_count
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -23,7 +22,12 @@ SOURCE = growlm.ModelConfig(layers=3, embed=8, heads=4, kv_heads=2, head_dim=4, 
 DEEP = dataclasses.replace(SOURCE, layers=5)
 BOTH = dataclasses.replace(DEEP, embed=13, heads=6, kv_heads=3, mlp=17)
 KEY = jax.random.key(3)
-RECIPE = Recipe(0, 7e-5, 7e-6, 50, 0.1, SOURCE, BOTH)
+
+
+def start(target):
+    """The growth that learns, as it begins, and its matrices by axis."""
+    growth = plan_growth("learn", SOURCE, target, KEY, steps=0)
+    return growth, growth.learner.matrices(growth)
 
 
 def batches(count, config=SOURCE):
@@ -41,11 +45,11 @@ def test_in_depth_it_starts_exactly_at_the_stack(layers):
 
 def test_in_width_it_starts_at_the_identity_and_noise_of_variance_one_over_new():
     wide = dataclasses.replace(SOURCE, embed=400, mlp=600)
-    matrices = initial_matrices(SOURCE, wide, KEY)
-    for name, old, new in (("embed", 8, 400), ("mlp", 10, 600)):
+    _, matrices = start(wide)
+    for name, old, new in (("stream", 8, 400), ("mlp", 10, 600)):
         np.testing.assert_array_equal(matrices[name][:old], np.eye(old))
         assert np.std(matrices[name][old:]) == pytest.approx(new**-0.5, rel=0.05)
-    np.testing.assert_array_equal(matrices["query"].reshape(16, 16), np.eye(16))
+    np.testing.assert_array_equal(matrices["heads"].reshape(16, 16), np.eye(16))
     grown = growlm.grow(noisy(SOURCE), SOURCE, BOTH, "learn", key=KEY, steps=0)
     for path, kept in (("blocks/mlp/gate", (slice(3), slice(8), slice(10))), ("embedding", (slice(19), slice(8)))):
         np.testing.assert_allclose(leaf_at(grown, path)[kept], leaf_at(noisy(SOURCE), path), rtol=1e-6)
@@ -53,17 +57,18 @@ def test_in_width_it_starts_at_the_identity_and_noise_of_variance_one_over_new()
 
 def random_matrices():
     rng = np.random.default_rng(0)
-    start = initial_matrices(SOURCE, BOTH, KEY)
-    return jax.tree.map(lambda matrix: jnp.asarray(rng.standard_normal(matrix.shape), jnp.float32), start)
+    return jax.tree.map(lambda matrix: jnp.asarray(rng.standard_normal(matrix.shape), jnp.float32), start(BOTH)[1])
 
 
 def test_every_weight_is_ligos_formula():
     """arXiv 2405.15319, A.1.2, in rows: W_Q' = B_Q W_Q B_emb^T, W_O' = B_emb W_O B_V^T, norms B_emb mu, and so on."""
     matrices, old = random_matrices(), jax.tree.map(np.asarray, noisy(SOURCE))
-    growth = growth_of(RECIPE, matrices)
+    growth = start(BOTH)[0]
+    growth = growth.learner.with_matrices(growth, matrices)
     grown = jax.jit(lambda p: expand_params(growth, SOURCE, p))(noisy(SOURCE))
-    emb, mlp = np.asarray(matrices["embed"]), np.asarray(matrices["mlp"])
-    rows = {name: np.asarray(matrices[name]) for name in ("query", "key", "value")}
+    emb, mlp = np.asarray(matrices["stream"]), np.asarray(matrices["mlp"])
+    axes = {"query": "heads", "key": "key_heads", "value": "value_heads"}
+    rows = {name: np.asarray(matrices[axis]) for name, axis in axes.items()}
     blocks = old["blocks"]
 
     def deep(path, value):
@@ -94,19 +99,20 @@ def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
     params, data = noisy(SOURCE), batches(1) * 30
     before = jax.tree.map(np.asarray, params)
     growth = plan_growth("learn", SOURCE, BOTH, KEY, steps=30, peak=3e-3, final=3e-4, warmup=3)
-    learned, took = fit(growth, params, data, KEY)
+    learner = growth.learner
+    learned, took = learner.fit(growth, params, data, KEY)
     assert took["loss_after"] < took["loss_before"] - 0.2
     assert took["tokens"] == 30 * 2 * 8 and took["flops"] == 6 * parameter_count(BOTH) * took["tokens"]
     jax.tree.map(np.testing.assert_array_equal, before, params)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), matrices_of(growth), learned)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learner.matrices(growth), learned)
     assert min(jax.tree.leaves(moved)) > 0  # every matrix has a gradient
-    grown = grow_params(growth_of(growth.recipe, learned), SOURCE, BOTH, params, KEY)
+    grown = grow_params(learner.with_matrices(growth, learned), SOURCE, BOTH, params, KEY)
     assert float(next_token_loss(BOTH, grown, data[0])) < took["loss_before"] - 0.2
 
 
 def test_the_defaults_are_the_authors_recipe():
     """github.com/tongxuluo/prts, issue 2: 100 steps, 7e-5 to 7e-6, 50 of warm-up, weight decay 0.1."""
-    recipe = plan_growth("learn", SOURCE, DEEP, KEY).recipe
+    recipe = plan_growth("learn", SOURCE, DEEP, KEY).learner
     assert (recipe.steps, recipe.peak, recipe.final, recipe.warmup, recipe.weight_decay) == (100, 7e-5, 7e-6, 50, 0.1)
 
 
@@ -171,21 +177,21 @@ def test_noise_is_as_large_as_its_scale_says_in_the_whole_and_in_parts(scale):
             continue
         expected = std_by_hand(weight.path, scale, layers=12, embed=64, mlp=160)
         value = np.asarray(leaf_at(noisy(source), weight.path))
-        read = (lambda layers, rows: value[layers][:, rows]) if weight.stacked else (lambda _, rows: value[rows])  # noqa: B023
+        read = lambda held, rows: value[held[0]][:, rows] if held else value[rows]  # noqa: B023, E731
         rows = slice(0, weight.block_shape(target)[0])
-        part = grow_part(growth, target, KEY, weight, 7 if weight.stacked else None, rows, read)
+        part = grow_part(growth, target, KEY, weight, (7,) if weight.stacked else (), rows, read)
         for grown in (leaf_at(whole, weight.path), part):
             assert np.std(grown / 0.5) == pytest.approx(expected, rel=0.06), weight.path
 
 
 def test_noise_without_a_scale_is_the_initial_one_to_the_bit():
-    """Runs that were recorded before there was a choice stay what they were."""
+    """And what is drawn for a weight goes by its path, whatever other weights there are."""
     grown = [
         growlm.grow(noisy(SOURCE), SOURCE, DEEP, key=KEY, noise=0.2, **o) for o in ({}, {"noise_scale": "initial"})
     ]
     jax.tree.map(np.testing.assert_array_equal, *grown)
-    number = draw_number(DEEP, WEIGHTS["head"], NOISE)
-    drawn = WEIGHTS["head"].initial(jax.random.fold_in(KEY, number), DEEP)
+    own = jax.random.fold_in(jax.random.fold_in(KEY, number_of(NOISE)), number_of("head"))
+    drawn = LLAMA.weights["head"].initial(own, DEEP)
     np.testing.assert_allclose(
         leaf_at(grown[0], "head"), 0.8 * leaf_at(noisy(SOURCE), "head") + 0.2 * drawn, rtol=1e-6, atol=1e-7
     )
@@ -198,7 +204,7 @@ def test_noise_on_new_slices_leaves_the_old_ones_bit_for_bit():
     provenance = provenance_of(plan_growth("direct", SOURCE, target))
     for path, changed in (("blocks/mlp/gate", True), ("blocks/attn/query", True), ("embedding", False)):
         was, now = leaf_at(plain, path), leaf_at(mixed, path)
-        new = np.broadcast_to(slice_mask(WEIGHTS[path], provenance), was.shape)
+        new = np.broadcast_to(slice_mask(LLAMA.weights[path], provenance), was.shape)
         np.testing.assert_array_equal(now[~new], was[~new])
         assert np.all(now[new] != was[new]) and new.any() == changed
     np.testing.assert_array_equal(

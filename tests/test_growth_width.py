@@ -13,10 +13,10 @@ from trees import exact_products_and_short_compiles
 
 import growlm
 from growlm.growth import gradient_claim, grow_state, plan_growth
-from growlm.growth.expand import dual, expand_params
-from growlm.model import next_token_loss
+from growlm.growth.expand import expand_params
+from growlm.growth.maps import dual
+from growlm.models import RopeScaling, next_token_loss
 from growlm.state import TrainState
-from growlm.weights import RopeScaling
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 

@@ -21,7 +21,7 @@ from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.interop import read_config, read_model, write_model
-from growlm.model import next_token_loss
+from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
 from growlm.study.fit import fit_runs
 from growlm.study.report import summarise, table
 from growlm.study.sweep import plan_sweep, run_sweep
@@ -31,7 +31,6 @@ from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
-from growlm.weights import ModelConfig, RopeScaling, parameter_count
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 

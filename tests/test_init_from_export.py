@@ -12,8 +12,8 @@ from trees import exact_products_and_short_compiles, noisy
 
 from growlm.__main__ import main
 from growlm.interop import read_config, read_model, write_model
+from growlm.models import ModelConfig
 from growlm.training.run import train
-from growlm.weights import ModelConfig
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 

@@ -10,7 +10,7 @@ import pytest
 
 import growlm
 from growlm.interop import describe, read_model
-from growlm.weights import check_params
+from growlm.models import check_params
 
 TOLERANCE = 1e-4  # float32, logits of about 7
 
@@ -42,7 +42,7 @@ def test_every_variant_matters(family):
         if getattr(config, name) == value:
             continue
         other = dataclasses.replace(config, **{name: value})
-        kept = {weight.path for weight in growlm.weights.declared(other)}
+        kept = {weight.path for weight in growlm.models.declared(other)}
         found = np.asarray(growlm.apply(other, _only(params, kept), tokens))
         assert np.abs(found - expected).max() > 100 * TOLERANCE, name
 

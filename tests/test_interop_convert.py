@@ -89,12 +89,12 @@ def test_a_tensor_lies_at_a_multiple_of_its_width_whatever_is_before_it(tmp_path
 def test_a_model_of_ours_is_one_that_transformers_loads(tmp_path):
     """Every variant of ours that a family has; float32 by default, or as asked for."""
     base = {"layers": 2, "embed": 24, "heads": 4, "kv_heads": 2, "head_dim": 8, "mlp": 40, "vocab": 64}
-    scaling = growlm.weights.RopeScaling("llama3", 4.0, original_length=16)
+    scaling = growlm.models.RopeScaling("llama3", 4.0, original_length=16)
     kinds = {
         "llama": {"rope_scaling": scaling, "norm_eps": 1e-3},
         "mistral": {"sliding_window": 6, "rope_theta": 50.0},
         "qwen2": {"qkv_bias": True, "sliding_window": 6, "tie_embeddings": True},
-        "qwen3": {"qk_norm": True, "rope_scaling": growlm.weights.RopeScaling("linear", 2.0)},
+        "qwen3": {"qk_norm": True, "rope_scaling": growlm.models.RopeScaling("linear", 2.0)},
     }
     for kind, own in kinds.items():
         config = growlm.ModelConfig(**base | own)

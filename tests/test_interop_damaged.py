@@ -19,7 +19,7 @@ from growlm.interop import read_model, write_model
 from growlm.interop.families import model_of, settings_of
 from growlm.interop.folder import open_folder
 from growlm.interop.safetensors_files import INDEX, SINGLE
-from growlm.weights import check_params
+from growlm.models import check_params
 
 CASES = settings.default.max_examples // 3  # each writes and reads a folder
 LARGE = 2**24  # bytes; the checkpoint has 20,000

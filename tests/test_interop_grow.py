@@ -18,10 +18,11 @@ from growlm.errors import InputError
 from growlm.growth import ORDERS, PRESETS, plan_growth
 from growlm.growth.expand import draws, grow_params
 from growlm.interop import read_model, write_model
-from growlm.interop.layout import from_stored, places
+from growlm.interop.layout import from_stored
+from growlm.interop.origins import Origins
 from growlm.interop.safetensors_files import SINGLE
+from growlm.models import declared
 from growlm.training.grow import Request
-from growlm.weights import declared
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -67,15 +68,18 @@ def request(source, operator="direct", options=None, **sizes):
 
 def grown_values(plan):
     """What is written of every weight, [layers, ...] as the tree has it, without a file."""
-    held = {name: (weight, layer) for name, weight, layer in places(plan.target)}
-    tree = {}
+    held = {place.name: place for place in plan.places}
+    origins, tree = Origins(plan.source, plan.growth), {}
     for tensor in plan.tensors:
-        weight, _ = held[tensor.name]
-        pieces = [np.ascontiguousarray(make()).reshape(-1) for make in grow_command._pieces(plan, held, tensor)]
+        place = held[tensor.name]
+        makes = grow_command._pieces(plan, origins, held, tensor)
+        pieces = [np.ascontiguousarray(make()).reshape(-1) for make in makes]
         stored = np.concatenate(pieces).reshape(tensor.shape)
         assert stored.dtype == tensor.dtype
-        tree.setdefault(weight.path, []).append(from_stored(weight, plan.target, stored))
-    return {path: np.stack(values) if path.startswith("blocks/") else values[0] for path, values in tree.items()}
+        for weight, value in zip(place.weights, from_stored(place, plan.target, stored), strict=True):
+            whole = tree.setdefault(weight.path, np.empty(weight.shape(plan.target), value.dtype))
+            whole[place.unit] = value
+    return tree
 
 
 OPERATIONS = {
@@ -174,7 +178,7 @@ def test_a_ramp_is_left_out_and_not_claimed(folders):
     """config.json has no masks: what is fresh acts at once."""
     plan = grow_command.plan_grow(request(folders / "llama-float32", "random", {"ramp_tokens": 1000}, layers=6))
     text = grow_command.describe_plan(plan)
-    assert plan.growth.ramp is None and "not kept" in text
+    assert plan.growth.masks is None and "not kept" in text
 
 
 # --- with transformers ---
@@ -231,7 +235,7 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(folders, tmp_path, c
     assert main(["grow", f"--source={source}", "--factor=2", "--operator=llama_pro", "--dry_run"]) == 0
     out = capsys.readouterr().out
     config, _ = read_model(source)
-    grown = growlm.weights.parameter_count(dataclasses.replace(config, layers=8))
+    grown = growlm.models.parameter_count(dataclasses.replace(config, layers=8))
     for text in ("Hugging Face, llama", "llama_pro", "kept: every axis", f"{grown:,}", f"{2 * grown + 2**20:,}"):
         assert text in out, text
     assert list(tmp_path.iterdir()) == []
@@ -279,9 +283,9 @@ def test_a_claim_that_is_not_met_is_exit_code_1_and_no_folder(folders, tmp_path,
     """A growth that is done wrong: one piece in a thousand is off."""
     right = grow_command.grow_part
 
-    def wrong(growth, target, key, weight, layer, **rest):
-        value = right(growth, target, key, weight, layer, **rest)
-        return value * 1.5 if weight.path == "blocks/mlp/down" and layer == 1 else value
+    def wrong(growth, target, key, weight, unit, *rest):
+        value = right(growth, target, key, weight, unit, *rest)
+        return value * 1.5 if weight.path == "blocks/mlp/down" and unit == (1,) else value
 
     monkeypatch.setattr(grow_command, "grow_part", wrong)
     call = ["grow", f"--source={folders}/llama-float32", f"--output={tmp_path}/out", "--target.mlp=40"]

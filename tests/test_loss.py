@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from trees import exact_products_and_short_compiles
 
-from growlm import loss
-from growlm.loss import cross_entropy
-from growlm.sharding import AXES, BATCH
+from growlm.models import loss
+from growlm.models.loss import cross_entropy
+from growlm.models.sharding import AXES, BATCH
 
 
 def plain(x_ND, head_DV, target_BT):

@@ -9,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles, leaf_at, noisy
+from trees import exact_products_and_short_compiles, largest, leaf_at, noisy
 
 import growlm
 from growlm.errors import InputError
 from growlm.growth import grow_state, growth_key, plan_growth
-from growlm.growth.expand import dual, expand, expand_params
+from growlm.growth.expand import expand, expand_params
+from growlm.growth.maps import dual
 from growlm.growth.plan import CARRIED, slice_mask
-from growlm.model import next_token_loss
+from growlm.models import LLAMA, declared, losses, map_weights, next_token_loss
 from growlm.state import TrainState
 from growlm.training import step as step_module
 from growlm.training.adam import ScaleByAgedAdamState, scale_by_aged_adam
@@ -26,7 +27,6 @@ from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import Program, train_step
-from growlm.weights import WEIGHTS, declared, map_weights
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -68,7 +68,7 @@ def parts(config, provenance, updates):
     old, new = {}, {}
 
     def split(weight, leaf):
-        carried = [np.flatnonzero(provenance[dim.axis][1] == CARRIED) for dim in weight.all_dims]
+        carried = [np.flatnonzero(provenance[dim.axis.name][1] == CARRIED) for dim in weight.all_dims]
         old[weight.path] = np.asarray(leaf)[np.ix_(*carried)]
         new[weight.path] = np.asarray(leaf)[np.broadcast_to(slice_mask(weight, provenance), leaf.shape)]
 
@@ -212,7 +212,7 @@ def doubled_and_trained(learning_rates):
     """How far the logits of a doubled model are from the small one's, 25 steps after growth."""
     with jax.enable_x64(True):
         config = OptimizerConfig(**PLAIN)
-        optimizer = make_optimizer(config)
+        optimizer = make_optimizer(config, SMALL)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
         small = Program(SMALL, config, dtype="float64")
         arrays, _ = run_steps(small, (params, optimizer.init(params), None), {}, range(3))
@@ -222,7 +222,7 @@ def doubled_and_trained(learning_rates):
         after, _ = run_steps(large, grown.arrays, grown.provenance, range(3, 28))
         arrays, _ = run_steps(small, arrays, {}, range(3, 28))
         logits = partial(growlm.apply, tokens=tokens_of(99), dtype=jnp.float64)
-        return float(jnp.abs(logits(DOUBLE, after[0]) - logits(SMALL, arrays[0])).max())
+        return largest(logits(DOUBLE, after[0]) - logits(SMALL, arrays[0]))
 
 
 def test_a_doubled_model_trains_as_the_small_one_where_matrices_have_half_the_rate():
@@ -237,7 +237,7 @@ def test_a_doubled_model_with_undivided_rates_goes_another_way():
 def test_even_copies_stay_copies_and_uneven_ones_do_not(uneven, stay):
     """Why the paper splits unevenly (arXiv 2405.15319, A.1.1); with the paper's AdamW, from a reset state."""
     with jax.enable_x64(True):
-        optimizer = make_optimizer(OptimizerConfig())
+        optimizer = make_optimizer(OptimizerConfig(), SMALL)
         state = state_of(SMALL, optimizer.init(noisy(SMALL)))
         state = dataclasses.replace(
             state, params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
@@ -265,6 +265,7 @@ def test_every_weight_is_in_one_group():
         "gains": {"scale", "query_norm", "key_norm"},
         "biases": {"query_bias", "key_bias", "value_bias"},
         "matrices": {"query", "key", "value", "out", "gate", "up", "down"},
+        "routers": set(),
     }
     for config in (FULL, dataclasses.replace(FULL, tie_embeddings=True)):
         assert all(sum(holds(weight) for holds in GROUPS.values()) == 1 for weight in declared(config))
@@ -272,7 +273,7 @@ def test_every_weight_is_in_one_group():
 
 def grown_full():
     """A state grown in depth and width, by copies, in which no value is 0."""
-    optimizer = make_optimizer(OptimizerConfig())
+    optimizer = make_optimizer(OptimizerConfig(), SMALL)
     state = dataclasses.replace(state_of(FULL, optimizer.init(noisy(FULL))), params=noisy(FULL))
     state, _ = grow_state(state, FULL, TALL, optimizer, "direct", "map_aged")
     return state
@@ -374,9 +375,9 @@ def test_frozen_layers_are_given_to_the_model_for_training_and_not_for_evaluatio
 
     def loss(*args, **kwargs):
         given.append(kwargs["frozen_layers"])
-        return next_token_loss(*args, **kwargs)
+        return losses(*args, **kwargs)
 
-    monkeypatch.setattr(step_module, "next_token_loss", loss)
+    monkeypatch.setattr(step_module, "losses", loss)
     compile_steps(Program(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))
     assert given == [1, 0]
 
@@ -388,7 +389,7 @@ MUON = OptimizerConfig(kind="muon", clip=1e9, weight_decay=0.0)
 
 def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_it_writes():
     gradient = gradients_of(SMALL, 0)
-    optimizer = make_optimizer(MUON)
+    optimizer = make_optimizer(MUON, SMALL)
     updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
     attn, mlp = updates["blocks"]["attn"], updates["blocks"]["mlp"]
     reading = {"query": attn["query"], "key": attn["key"], "value": attn["value"], "gate": mlp["gate"], "up": mlp["up"]}
@@ -398,7 +399,7 @@ def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_
         for layer in leaf:
             values = np.linalg.svd(layer / (0.2 * np.sqrt(max(layer.shape))), compute_uv=False)
             assert values.min() > 0.5 and values.max() < 1.3, (name, values)
-    adam = make_optimizer(dataclasses.replace(MUON, kind="adamw"))
+    adam = make_optimizer(dataclasses.replace(MUON, kind="adamw"), SMALL)
     others, _ = adam.update(gradient, adam.init(gradient), gradient)
     for path in (("embedding",), ("head",), ("final_norm", "scale"), ("blocks", "attn_norm", "scale")):
         ours, theirs = updates, others
@@ -409,7 +410,7 @@ def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_
 
 @pytest.mark.parametrize("how", ["map", "map_aged"])
 def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
-    optimizer, params = make_optimizer(MUON), noisy(SMALL)
+    optimizer, params = make_optimizer(MUON, SMALL), noisy(SMALL)
     arrays, _ = run_steps(Program(SMALL, MUON), (params, optimizer.init(params), None), {}, range(3))
     state = dataclasses.replace(state_of(SMALL, arrays[1]), params=arrays[0])
     grown, _ = grow_state(state, SMALL, BOTH, optimizer, "zero", how)
@@ -418,7 +419,7 @@ def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
         return opt_state[1].inner_states["muon"].inner_state[0].mu["blocks"]["attn"]["out"]
 
     growth = plan_growth("zero", SMALL, BOTH, growth_key(KEY, 0))
-    expected = expand(dual, growth, WEIGHTS["blocks/attn/out"], momentum(arrays[1]))
+    expected = expand(dual, growth, LLAMA.weights["blocks/attn/out"], momentum(arrays[1]))
     assert np.abs(expected[:2]).max() > 0 and np.abs(expected[2:]).max() == 0
     np.testing.assert_array_equal(momentum(grown.opt_state), expected)
     _, losses = run_steps(Program(BOTH, MUON), grown.arrays, grown.provenance, [3] * 6, rate=2e-2)
@@ -431,7 +432,7 @@ def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
 def test_the_averaged_copy_follows_the_parameters():
     config = OptimizerConfig(ema=0.75)
     params = noisy(SMALL)
-    arrays = (params, make_optimizer(config).init(params), jax.tree.map(jnp.copy, params))
+    arrays = (params, make_optimizer(config, SMALL).init(params), jax.tree.map(jnp.copy, params))
     mean = params
     for seed in range(3):
         arrays, _ = run_steps(Program(SMALL, config), arrays, {}, [seed])
@@ -451,7 +452,7 @@ def test_the_averaged_copy_follows_the_parameters():
         (
             {"optimizer": {"learning_rates": {"gain": 2}}},
             "unknown group in optimizer.learning_rates 'gain': did you mean 'gains'? "
-            "allowed: biases, embedding, gains, head, matrices, new, old",
+            "allowed: biases, embedding, gains, head, matrices, new, old, routers",
         ),
         (
             {"optimizer": {"learning_rates": {"head": -1}}},

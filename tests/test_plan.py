@@ -13,9 +13,9 @@ from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
 from growlm.laws.flops import exact_flops_per_token
 from growlm.laws.planner import CHIPS
 from growlm.laws.shapes import shape_for
+from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
 from growlm.study.advice import describe
 from growlm.training.config import build_run, build_sweep, load_config
-from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
 
 PAPERS = 7e9, 300e9
 DEMOS = {"params": 4.35e5, "tokens": 2.8e6, "vocab": 256, "length": 128}

@@ -16,9 +16,8 @@ from growlm import InputError, ModelConfig
 from growlm.growth import PARTIAL, PRESETS, connection_rate, grow_state, plan_growth, resolve
 from growlm.growth.depth import partial_order
 from growlm.growth.plan import provenance_of, slice_mask
-from growlm.model import next_token_loss
+from growlm.models import LLAMA, declared, next_token_loss
 from growlm.state import TrainState
-from growlm.weights import WEIGHTS, declared
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -140,7 +139,7 @@ def test_llama_pro_trains_its_copies_and_nothing_else():
     growth = plan_growth("zero", sized(layers=4), sized(layers=6), KEY, **PRESETS["llama_pro"].options)
     provenance = provenance_of(growth)
     new = [False, False, True, False, False, True]
-    for path, weight in WEIGHTS.items():
+    for path, weight in LLAMA.weights.items():
         mask = np.asarray(slice_mask(weight, provenance))
         assert mask.any() == path.startswith("blocks/"), path
         if mask.any():
@@ -295,7 +294,7 @@ def test_hypercloning_noise_cancels_between_the_copies():
 def test_hypercloning_noise_is_10_decibel_of_the_initialisation_over_the_root_of_2():
     source, target = sized(embed=64, mlp=64), sized(embed=128, mlp=128)
     gate = leaf_at(grow("hypercloning_noisy", filled(source), source, target), "blocks/mlp/gate")
-    wanted = np.sqrt(0.1) * WEIGHTS["blocks/mlp/gate"].std(target) / np.sqrt(2)
+    wanted = np.sqrt(0.1) * LLAMA.weights["blocks/mlp/gate"].std(target) / np.sqrt(2)
     assert np.std(gate - 0.5) == pytest.approx(wanted, rel=0.03)
 
 
@@ -414,7 +413,7 @@ def test_ligo_grows_all_that_lies_on_the_model_width_by_one_matrix():
 
 
 def test_ligo_trains_for_100_steps_unless_it_is_told_otherwise():
-    assert plan_growth("learn", TINY, TINY, KEY, **resolve("ligo").options).recipe.steps == 100
+    assert plan_growth("learn", TINY, TINY, KEY, **resolve("ligo").options).learner.steps == 100
     assert resolve("ligo", {"steps": 5}).options == {"steps": 5}
 
 
@@ -444,7 +443,7 @@ def test_shrink_zero_pad_perturb_is_just_that():
     gate = leaf_at(after, "blocks/mlp/gate")[0]
     padded = np.zeros((128, 96))
     padded[:64, :64] = 0.4 * 3
-    assert np.std(gate - padded) == pytest.approx(WEIGHTS["blocks/mlp/gate"].std(target), rel=0.03)
+    assert np.std(gate - padded) == pytest.approx(LLAMA.weights["blocks/mlp/gate"].std(target), rel=0.03)
     assert abs(np.mean(gate - padded)) < 0.005
     np.testing.assert_array_equal(after["blocks"]["mlp_norm"]["scale"][0], [7.0] * 64 + [0.0] * 64)
 

@@ -11,9 +11,10 @@ from trees import exact_products_and_short_compiles, noisy
 import growlm
 from growlm import ModelConfig
 from growlm.growth import PARTIAL, PRESETS, plan_growth
-from growlm.growth.anneal import PARTS, masked
+from growlm.growth.masks import CLOSED
 from growlm.growth.plan import provenance_of
-from growlm.growth.presets import WIDTHS, keeps_function, table
+from growlm.growth.presets import keeps_function, table
+from growlm.models import LLAMA
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -53,8 +54,8 @@ def change_of_logits(preset, source, target):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), noisy(source))
         after, blocks = growlm.grow(params, source, target, preset.operator, KEY, **options), None
         growth = plan_growth(preset.operator, source, target, KEY, **options)
-        if growth.ramp:
-            after, blocks = masked(target, after, provenance_of(growth), np.zeros(len(PARTS)), growth.ramp)
+        if growth.masks:
+            after, blocks = growth.masks.reparametrise(target, after, provenance_of(growth), CLOSED)
     after = jax.tree.map(np.asarray, after)
     logits = forward(target, after, tokens, None if blocks is None else np.asarray(blocks))
     return np.abs(logits - forward(source, params, tokens)).max()
@@ -79,7 +80,7 @@ def test_a_preset_keeps_the_function_where_it_says_so_and_only_there(name, grows
     preset = PRESETS[name]
     target = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
     source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_aki") else -2].model
-    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in WIDTHS}
+    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in LLAMA.widths}
     change = change_of_logits(preset, dataclasses.replace(source, **still), target)
     assert change < 1e-10 if keeps else change > 1e-3
 

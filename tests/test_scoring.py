@@ -15,7 +15,6 @@ from eight import on_eight_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm import loss
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
@@ -23,11 +22,10 @@ from growlm.evaluation import score as module
 from growlm.evaluation.generate import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
 from growlm.evaluation.table import table
-from growlm.loss import token_losses
-from growlm.model import apply, init
+from growlm.models import ModelConfig, apply, init, loss
+from growlm.models.loss import token_losses
 from growlm.training.mesh import make_mesh
 from growlm.training.settings import MeshConfig
-from growlm.weights import ModelConfig
 
 CONFIG = ModelConfig(layers=2, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24, vocab=256)
 LENGTH = 48

@@ -15,7 +15,7 @@ from trees import noisy, random_tokens
 from growlm import InputError
 from growlm.data import load_corpus, validation_batches
 from growlm.growth.plan import COPY, initial_provenance
-from growlm.model import init, next_token_loss
+from growlm.models import ModelConfig, init, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps
@@ -24,7 +24,6 @@ from growlm.training.settings import OptimizerConfig
 from growlm.training.stages import resolve
 from growlm.training.step import Program, train_step
 from growlm.training.submodels import draw_depths
-from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
@@ -49,7 +48,7 @@ def program(depth, model=MODEL, **options):
 def begin(config, model=MODEL, ema=False):
     """Arrays of which none is zero: every moment and age is of steps on gradients of all weights."""
     params = noisy(model)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, MODEL)
     _, opt_state = jax.jit(optimizer.update)(noisy(model, 1), optimizer.init(params), params)
     return params, opt_state, noisy(model, 2) if ema else None
 
@@ -79,7 +78,7 @@ def first_layers(params, depth):
 def test_the_gradient_is_that_of_the_smaller_model_on_its_own(depth, tied):
     whole = dataclasses.replace(MODEL, tie_embeddings=tied)
     params, plan = noisy(whole), program(depth, whole)
-    arrays = (params, make_optimizer(plan.optimizer).init(params), None)
+    arrays = (params, make_optimizer(plan.optimizer, MODEL).init(params), None)
     (_, opt_state, _), metrics = take(plan, arrays)
 
     small = dataclasses.replace(whole, layers=depth)
@@ -123,7 +122,7 @@ def test_a_step_of_the_lowest_sub_model_is_that_of_a_model_that_has_no_other_lay
     small = Program(dataclasses.replace(MODEL, layers=BLOCK), plan.optimizer)
     params = noisy(MODEL)
     arrays, own = (
-        (tree, make_optimizer(plan.optimizer).init(tree), None) for tree in (params, first_layers(params, BLOCK))
+        (tree, make_optimizer(plan.optimizer, MODEL).init(tree), None) for tree in (params, first_layers(params, BLOCK))
     )
     for seed in range(3):
         tokens = random_tokens(MODEL, 3, 8, seed)
@@ -145,7 +144,7 @@ def test_one_sub_model_is_the_whole_model():
 def test_every_layer_is_as_old_as_the_updates_it_has_seen():
     plan = program(BLOCK)
     params = noisy(MODEL)
-    arrays = (params, make_optimizer(plan.optimizer).init(params), None)
+    arrays = (params, make_optimizer(plan.optimizer, MODEL).init(params), None)
     for depth in (2, 6, 6, 2, 6, 4):
         arrays, _ = take(program(depth), arrays)
     layers, *others = arrays[1][1].ages["blocks"]["mlp"]["gate"]

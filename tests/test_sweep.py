@@ -11,13 +11,13 @@ import tiny
 from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.files import locked
+from growlm.models import ModelConfig, parameter_count
 from growlm.study.sweep import describe, plan_sweep, run_sweep
 from growlm.training import loop
 from growlm.training.config import build_sweep
 from growlm.training.loop import StoppedError
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
-from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
 SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))

@@ -15,7 +15,7 @@ import tiny
 import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
-from growlm.model import next_token_loss
+from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
@@ -26,7 +26,6 @@ from growlm.training.schedules import learning_rate
 from growlm.training.settings import OptimizerConfig, ScheduleConfig
 from growlm.training.stages import resolve
 from growlm.training.step import abstract_state, init_state, run_keys
-from growlm.weights import ModelConfig, parameter_count
 
 STEP = tiny.STEP
 SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))

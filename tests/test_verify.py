@@ -106,6 +106,47 @@ def test_without_a_growth_nothing_is_claimed_and_the_function_is_still_measured(
     assert report["ok"] and not report["items"]["function"]["holds"]
 
 
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+EXACT = {
+    "copies in width": ({"embed": 19, "mlp": 13, "heads": 8, "kv_heads": 4}, "direct", {"uneven": 0.5}),
+    "zeros in both": ({"layers": 3, "embed": 17, "mlp": 13}, "zero", {}),
+}
+
+
+def in_dtype(dtype, change, operator, options):
+    """As `grow`, from weights in that dtype."""
+    target, params = dataclasses.replace(SMALL, **change), jax.tree.map(lambda x: x.astype(dtype), noisy(SMALL))
+    growth = plan_growth(operator, SMALL, target, KEY, **options)
+    return SMALL, params, target, growlm.grow(params, SMALL, target, operator, key=KEY, **options), growth
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_growth_is_found_exact_in_every_dtype_and_swapped_layers_are_not(name, dtype):
+    """The allowance for 16 bits comes from the source's own rounding: other layers are far beyond it."""
+    with jax.enable_x64(dtype == "float64"):
+        source, params, target, grown, growth = in_dtype(dtype, *EXACT[name])
+        report = check(source, params, target, grown, growth)
+        assert report["ok"] and report["dtype"] == dtype
+        function = report["items"]["function"]
+        assert function["claimed"] and function["measured"] <= function["tolerance"]
+        for layers in ([1, 0], [0, 0]):  # swapped, and a layer in its neighbour's place
+            order = np.asarray([*layers, *range(2, target.layers)])
+            wrong = grown | {"blocks": jax.tree.map(lambda leaf: leaf[order], grown["blocks"])}  # noqa: B023
+            assert {"function", "weights"} <= broken(check(source, params, target, wrong, growth))
+
+
+def test_a_nan_among_many_values_is_in_every_measure():
+    """XLA's CPU backend passes over NaN in a maximum of 4,096 values and more."""
+    wide = dataclasses.replace(SMALL, vocab=4099)
+    tokens, params = random_tokens(SMALL, 2, 9), noisy(wide)
+    growth = plan_growth("direct", wide, wide)
+    spoilt = params | {"head": params["head"].at[3, 2000].set(jnp.nan)}
+    report = verify(wide, params, wide, spoilt, tokens, growth, steps=1)
+    assert not report["ok"] and broken(report) >= {"finite", "function", "weights"}
+    assert report["items"]["function"]["measured"] is None
+
+
 def test_float64_is_held_to_its_own_tolerance():
     with jax.enable_x64(True):
         source, params, target, _, growth = grow({"embed": 19, "mlp": 13})
@@ -196,7 +237,7 @@ def test_a_loss_that_is_not_finite_after_a_step_is_no_fall():
 def test_a_ramp_is_measured_under_its_mask():
     """The same parameters without the mask are another function."""
     source, params, target, grown, growth = grow({"layers": 3, "mlp": 14}, "random", ramp_tokens=64)
-    bare = dataclasses.replace(growth, ramp=None)
+    bare = dataclasses.replace(growth, effects=())
     assert check(source, params, target, grown, growth)["items"]["function"]["measured"] < 1e-5
     assert check(source, params, target, grown, bare)["items"]["function"]["measured"] > 1e-3
 

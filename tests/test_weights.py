@@ -10,8 +10,8 @@ import pytest
 from trees import exact_products_and_short_compiles, nest
 
 from growlm import InputError, ModelConfig, apply, init
-from growlm.weights import (
-    WEIGHTS,
+from growlm.models import (
+    LLAMA,
     Dim,
     RopeScaling,
     check_params,
@@ -94,14 +94,14 @@ def test_model_without_layers_has_every_block_weight_and_no_parameter_in_it():
 
 
 def test_block_shape_has_no_layer_axis():
-    assert WEIGHTS["blocks/attn/out"].block_shape(CONFIG) == (4, 6, 16)
-    assert WEIGHTS["head"].block_shape(CONFIG) == WEIGHTS["head"].shape(CONFIG) == (16, 40)
+    assert LLAMA.weights["blocks/attn/out"].block_shape(CONFIG) == (4, 6, 16)
+    assert LLAMA.weights["head"].block_shape(CONFIG) == LLAMA.weights["head"].shape(CONFIG) == (16, 40)
 
 
 def test_what_a_weight_reads_and_writes():
     axes = {
-        path: ([d.reads for d in w.dims if d.reads], [d.writes for d in w.dims if d.writes])
-        for path, w in WEIGHTS.items()
+        path: ([d.reads.name for d in w.dims if d.reads], [d.writes.name for d in w.dims if d.writes])
+        for path, w in LLAMA.weights.items()
     }
     assert axes == {
         "embedding": (["vocab"], ["stream"]),
@@ -122,19 +122,22 @@ def test_what_a_weight_reads_and_writes():
         "final_norm/scale": (["stream"], ["final"]),
         "head": (["final"], ["vocab"]),
     }
-    assert {path for path, weight in WEIGHTS.items() if weight.residual} == {"blocks/attn/out", "blocks/mlp/down"}
-    assert {path for path, weight in WEIGHTS.items() if not weight.elementwise} == STDS.keys()
+    assert {path for path, weight in LLAMA.weights.items() if weight.residual} == {"blocks/attn/out", "blocks/mlp/down"}
+    assert {path for path, weight in LLAMA.weights.items() if not weight.elementwise} == STDS.keys()
 
 
 def test_dim_parses_what_it_reads_and_what_it_writes():
-    assert Dim.parse("embed>") == Dim("embed", None) and Dim.parse("embed>").axis == "embed"
-    assert Dim.parse(">mlp") == Dim(None, "mlp") and Dim.parse(">mlp").axis == "mlp"
-    assert Dim.parse("stream>final") == Dim("stream", "final")
+    axes = LLAMA.axis
+    embed, mlp, stream, final = (axes[name] for name in ("embed", "mlp", "stream", "final"))
+    assert Dim.parse("embed>", axes) == Dim(embed, None) and Dim.parse("embed>", axes).axis is embed
+    assert Dim.parse(">mlp", axes) == Dim(None, mlp) and Dim.parse(">mlp", axes).axis is mlp
+    assert Dim.parse("stream>final", axes) == Dim(stream, final)
+    assert Dim.parse("layers:", axes) == Dim(None, axes["layers"], many=True)
 
 
 def test_sizes_of_the_axes():
     axes = ("layers", "stream", "embed", "final", "heads", "key_heads", "value_heads", "head_dim", "mlp", "vocab")
-    assert [CONFIG.size(axis) for axis in axes] == [3, 16, 16, 16, 4, 2, 2, 6, 20, 40]
+    assert [CONFIG.size(LLAMA.axis[axis]) for axis in axes] == [3, 16, 16, 16, 4, 2, 2, 6, 20, 40]
 
 
 # arXiv 2405.15319: the shapes of its code with their counts in millions, in total and without embedding and head.
@@ -217,7 +220,7 @@ def test_declared_std_is_the_one_by_hand():
 def test_only_residual_writers_start_smaller_in_a_deeper_model():
     deep = dataclasses.replace(CONFIG, layers=12)
     for path in STDS:
-        ratio = WEIGHTS[path].std(deep) / WEIGHTS[path].std(CONFIG)
+        ratio = LLAMA.weights[path].std(deep) / LLAMA.weights[path].std(CONFIG)
         assert ratio == pytest.approx(0.5 if path in ("blocks/attn/out", "blocks/mlp/down") else 1.0), path
 
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from growlm.model import Block, rotary_table
-from growlm.weights import ModelConfig, declared
+from growlm.models import DecoderConfig, declared, nest
+from growlm.models.decoder import Period, tables_of
+from growlm.models.layers import Context
 
 
 @contextlib.contextmanager
@@ -21,18 +22,6 @@ def exact_products_and_short_compiles():
             yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
-
-
-def nest(leaves):
-    """A nested dict from path -> leaf."""
-    tree = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
 
 
 def leaf_at(tree, path):
@@ -57,6 +46,11 @@ def noisy(config, seed=0):
     return build(config, values)
 
 
+def largest(values):
+    """The largest size of any value; NaN of NaN, which a maximum on XLA's CPU backend passes over in 4,096 values."""
+    return float(np.max(np.abs(np.asarray(values))))
+
+
 def random_tokens(config, batch, length, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, config.vocab, (batch, length), np.int32))
 
@@ -64,17 +58,17 @@ def random_tokens(config, batch, length, seed=0):
 class _OneBlock(nn.Module):
     """A block under the name that the declaration has."""
 
-    config: ModelConfig
+    config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x, length):
-        rotary = rotary_table(length, self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
-        return Block(self.config, jnp.float32, name="blocks")(x, rotary, x.shape[0] // length)[0]
+    def __call__(self, x, tokens):
+        context = Context(tokens, None, tables_of(self.config, tokens.shape[1]))
+        return Period(self.config, jnp.float32, name="blocks")(x, context)[0]
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _one_block(config, block, x, length):
-    return _OneBlock(config).apply({"params": {"blocks": block}}, x, length)
+@partial(jax.jit, static_argnums=0)
+def _one_block(config, block, x, tokens):
+    return _OneBlock(config).apply({"params": {"blocks": block}}, x, tokens)
 
 
 def block_by_block(config, params, layers, tokens):
@@ -83,5 +77,5 @@ def block_by_block(config, params, layers, tokens):
     x = params["embedding"][tokens.reshape(-1)]
     for layer in layers:
         block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
-        x = _one_block(config, block, x, tokens.shape[1])
+        x = _one_block(config, block, x, tokens)
     return x

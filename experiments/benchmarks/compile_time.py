@@ -93,7 +93,7 @@ def lowering(name: str, stage: Stage, mesh: Mesh) -> Callable[[], Lowered]:
         return lambda: lower_growth(stage, mesh)
     if kind == LEARNING:
         return lambda: lower_learning(stage, mesh)[1]
-    program = programs_of(stage, stage.first_step)[stage.growth.ramp is not None, None]
+    program = programs_of(stage, stage.first_step)[stage.growth.masks is not None, None]
     return lambda: lower_step(program, stage.config.batch, stage.config.length, mesh)
 
 

@@ -32,12 +32,11 @@ import numpy as np
 from arguments import Parser, duration, exit_code, positive
 
 from growlm.errors import InputError
-from growlm.model import REMAT_POLICIES
+from growlm.models import REMAT_POLICIES, ModelConfig, parameter_count
 from growlm.training.mesh import make_mesh
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import Program, init_state
-from growlm.weights import ModelConfig, parameter_count
 
 SIZES = {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128}
 LEARNING_RATE = 1e-5  # so small that hundreds of steps on one batch leave the model an ordinary one

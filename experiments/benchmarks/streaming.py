@@ -31,13 +31,13 @@ import numpy as np
 from arguments import Parser, exit_code, positive
 
 from growlm.interop.export import write_folder
-from growlm.interop.families import settings_of
+from growlm.interop.families import family_for, settings_of
 from growlm.interop.grow import plan_grow, run_grow
 from growlm.interop.layout import places, stored_shape
 from growlm.interop.writer import NewTensor
+from growlm.models import ModelConfig
 from growlm.study.sweep import commit, hardware
 from growlm.training.grow import Request
-from growlm.weights import ModelConfig
 
 SIZES = {"layers": 10, "embed": 2048, "heads": 32, "kv_heads": 4, "head_dim": 64, "mlp": 5632, "vocab": 32000}
 HALF_WIDTH = ("embed", "heads", "kv_heads", "mlp")
@@ -54,7 +54,7 @@ MEMORY_FACTOR, MEMORY_BASE, SPEED = 3, 500 * 10**6, 0.5
 def write_synthetic(folder: Path, model: ModelConfig) -> None:
     """A checkpoint of random numbers, the same for every tensor."""
     bfloat16 = np.dtype(jnp.bfloat16)
-    tensors = [NewTensor(name, bfloat16, stored_shape(weight, model)) for name, weight, _ in places(model)]
+    tensors = [NewTensor(one.name, bfloat16, stored_shape(one, model)) for one in places(family_for(model), model)]
     noise = (0.02 * np.random.default_rng(0).standard_normal(2**22)).astype(np.float32).astype(bfloat16)
 
     def pieces(tensor: NewTensor):
@@ -105,7 +105,7 @@ def measure(home: Path, name: str, target: ModelConfig, rounds: int) -> dict:
     found = in_own_process(home, operator, target, rounds + 1)
     shutil.rmtree(home / "source")
     speeds = [copied / grew for grew, copied in zip(found["grow"][1:], found["copy"][1:], strict=True)]
-    largest = 2 * max(int(np.prod(stored_shape(weight, target))) for _, weight, _ in places(target))
+    largest = 2 * max(int(np.prod(stored_shape(one, target))) for one in places(family_for(target), target))
     return {
         "case": name,
         "bytes": found["bytes"],

@@ -24,8 +24,8 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from growlm.errors import InputError
+from growlm.models import ModelConfig, Params, Weight, check_params, declared, path_of
 from growlm.training.settings import OptimizerConfig
-from growlm.weights import ModelConfig, Params, Weight, check_params, declared, path_of
 
 Loss = Callable[["Decoder", torch.Tensor], torch.Tensor]  # of a decoder, on int64[batch, length + 1] tokens
 

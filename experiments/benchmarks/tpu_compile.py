@@ -36,19 +36,17 @@ import jax.numpy as jnp
 from arguments import Parser, exit_code, positive
 from collectives import Sent, sent
 
-from growlm import loss
 from growlm.errors import InputError, unknown
 from growlm.laws import exact_flops_per_token
 from growlm.laws.chips import GIB, Chip, chip_of
-from growlm.model import REMAT_POLICIES, next_token_loss
-from growlm.sharding import batch_parts
+from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
+from growlm.models.sharding import batch_parts
 from growlm.study.sweep import commit, hardware
 from growlm.training.mesh import make_mesh, replicated
 from growlm.training.programs import bytes_needed, lower_growth, lower_step
 from growlm.training.settings import GrowthConfig, MeshConfig, RunConfig, StageConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import Program, abstract_state
-from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
 
 # Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
 LINKS = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}

@@ -63,6 +63,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from arguments import Parser, duration, exit_code, positive
 from cores import about_load, busy_cores, host_threads
 
@@ -70,7 +71,15 @@ from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
 from growlm.laws import exact_flops_per_token
 from growlm.laws.chips import peak_flops
-from growlm.model import REMAT_POLICIES, init, next_token_loss
+from growlm.models import (
+    REMAT_POLICIES,
+    ModelConfig,
+    Params,
+    init,
+    matmul_parameter_count,
+    next_token_loss,
+    parameter_count,
+)
 from growlm.study.numbers import UNKNOWN, count
 from growlm.study.sweep import commit, hardware
 from growlm.training.mesh import make_mesh
@@ -78,7 +87,6 @@ from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import Program
-from growlm.weights import ModelConfig, Params, matmul_parameter_count, parameter_count
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {
@@ -194,7 +202,7 @@ def start(setting: Setting) -> tuple[Params, jax.Array]:
 
 def check_one_model(losses: dict[str, float], tolerance: float) -> None:
     """Raises RuntimeError where these are not the losses of one model."""
-    if not max(losses.values()) - min(losses.values()) < tolerance:
+    if not np.ptp(list(losses.values())) < tolerance:  # of NaN it is NaN, wherever it stands
         raise RuntimeError(f"these are not one model: their losses are {losses}")
 
 
@@ -216,7 +224,7 @@ def repeated_step(setting: Setting, params: Params, tokens_BS: jax.Array) -> Rep
     c = setting
     program = Program(c.model, OPTIMIZER, c.dtype, c.remat)
     step, _ = compile_steps(program, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    arrays = (params, jax.jit(make_optimizer(OPTIMIZER).init)(params), None)
+    arrays = (params, jax.jit(make_optimizer(OPTIMIZER, c.model).init)(params), None)
     learning_rate, provenance = jnp.float32(LEARNING_RATE), jax.device_put(initial_provenance(c.model))
 
     def repeat(times: int) -> float:

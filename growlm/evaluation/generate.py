@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from growlm.errors import InputError
 from growlm.evaluation.score import TOKENS, Forward, LanguageModel, on_all, padded_length, run, states_at
-from growlm.loss import logits
-from growlm.weights import Params
+from growlm.models import Params
+from growlm.models.loss import logits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,9 @@ from tqdm import tqdm
 
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import InputError
-from growlm.loss import token_losses
-from growlm.model import hidden_states
-from growlm.sharding import BATCH, batch_parts, by_batch, shardings_of
-from growlm.weights import ModelConfig, Params
+from growlm.models import ModelConfig, Params, hidden_states
+from growlm.models.loss import token_losses
+from growlm.models.sharding import BATCH, batch_parts, by_batch, shardings_of
 
 DTYPES = ("float32", "bfloat16")
 SHORTEST = 32  # positions of the narrowest batch

@@ -1,14 +1,16 @@
 """Model growth: pure functions that turn a small model's training state into a larger one's."""
 
-from growlm.growth.apply import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import ORDERS, PARTIAL, connection_rate, layer_order
+from growlm.growth.lifts import LIFTS
 from growlm.growth.operators import OPERATORS, options_of, plan_growth
 from growlm.growth.plan import Growth
 from growlm.growth.presets import PRESETS, Preset, resolve
+from growlm.growth.state import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
 from growlm.growth.verify import describe_verdict, verify
 
 __all__ = [
+    "LIFTS",
     "OPERATORS",
     "OPTIMIZER_STATES",
     "ORDERS",

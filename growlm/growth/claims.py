@@ -1,59 +1,96 @@
-"""Which growths compute the source's function, read off their maps."""
+"""Which growths compute the source's function, read off their maps and the declaration."""
 
 import numpy as np
 
-from growlm.growth.anneal import under_mask
+from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
-from growlm.weights import ModelConfig
+from growlm.models.axes import Axis, DecoderConfig, Kind
 
 TOLERANCE = 1e-12
 
 
-def claim(growth: Growth, source: ModelConfig, target: ModelConfig) -> tuple[bool, str]:
-    """Whether the grown model computes the source's function, read off the maps, and why."""
-    if growth.recipe:
-        return False, "learned maps do not undo each other"
-    if growth.noise and not growth.noise.cancel:
-        return False, f"initialisation noise is mixed in, share {growth.noise.share:g}"
-    if growth.added_from is not None:
-        return False, "new coordinates come from the next layer"
-    if growth.ramp:
-        holds, reason = claim(under_mask(growth, target), source, target)
-        return holds, f"while the mask is 0: {reason}"
+def claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
+    """Whether the grown model computes the source's function, read off the maps, and why.
+
+    Nothing is claimed that the declaration does not justify: kinds of axes and of the norm, and roles of weights.
+    """
+    source = growth.start(source)
+    for effect in growth.effects:
+        if reason := effect.breaks():
+            return False, reason
+    note = ""
+    for effect in growth.effects:
+        growth, before = effect.acting(growth, target), growth
+        note = note or ("" if growth is before else "while the mask is 0: ")
+    holds, reason = _claim_of_maps(growth, source, target)
+    return holds, note + reason
+
+
+def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
+    architecture, norm = target.architecture, target.architecture.norm
     live = [layer for layer, residual in zip(growth.order, growth.residual, strict=True) if residual != 0]
-    if live != list(range(source.layers)):
+    if live != list(range(growth.maps[growth.stack].old)):
         return False, "layers act more than once or not at all: the loss jumps, and recovers"
-    if growth.maps["stream"].isometry_defect() > TOLERANCE:
-        return False, "the stream's mean square changes, and with it every norm"
-    for axis in ("embed", "final", "heads", "mlp"):
-        if growth.maps[axis].defect() > TOLERANCE:
-            return False, f"reading {axis} does not undo writing it"
-    rms = growth.maps["stream"].rms
-    if not np.isclose(target.norm_eps, source.norm_eps * rms**2, rtol=1e-9, atol=0):
-        exact = f": exact would be {source.norm_eps * rms**2:g}"
-        return (
-            False,
-            f"every norm's eps is felt: norm_eps is {source.norm_eps:g} before and {target.norm_eps:g} after{exact}",
-        )
-    note = "; new tokens get logits of their own" if target.vocab > source.vocab else ""
-    return True, f"every axis is read back as it was written, and the stream keeps its mean square{note}"
+    stream = growth.maps[architecture.stream.name]
+    if NORM_RULES[norm.kind].defect(stream) > TOLERANCE:
+        of = "mean square changes" if norm.kind.value == "rms" else "mean or variance changes"
+        return False, f"the stream's {of}, and with it every norm"
+    for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS):
+        if architecture.is_read(axis) and growth.maps[axis.name].defect() > TOLERANCE:
+            return False, f"reading {axis.name} does not undo writing it"
+    for axis in architecture.of_kind(Kind.EXPERTS):
+        if reason := _experts(growth, axis, source, target):
+            return False, reason
+    before, after = (getattr(config, norm.eps) for config in (source, target))
+    if not np.isclose(after, before * stream.rms**2, rtol=1e-9, atol=0):
+        exact = f": exact would be {before * stream.rms**2:g}"
+        return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
+    vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
+    note = "; new tokens get logits of their own" if vocab else ""
+    kept = "mean square" if norm.kind.value == "rms" else "mean and variance"
+    return True, f"every axis is read back as it was written, and the stream keeps its {kept}{note}"
 
 
-def gradient_claim(growth: Growth, source: ModelConfig, target: ModelConfig) -> tuple[bool, str]:
+def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:
+    """Why the combined weights of an expert's copies are not those of the expert; empty where they are."""
+    experts = growth.maps[axis.name]
+    before, after = (getattr(config, axis.chosen) for config in (source, target))
+    if experts.fresh.any():
+        return f"fresh {axis.name} take a share of the router's weight"
+    counts = np.bincount(experts.origin, minlength=experts.old)
+    if axis.normalised and before == 1 and after <= counts.min():
+        return ""  # whichever of its copies are chosen, they are of one expert, and their weights add up to 1
+    if len(set(counts)) > 1:
+        return f"{axis.name} have unequal numbers of copies, and the router shares its weight among them"
+    if after != before * counts[0]:
+        wanted = before * int(counts[0])
+        return f"{axis.chosen} is {before} before and {after} after: the copies of all chosen would be {wanted}"
+    return ""
+
+
+def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
     """Whether gradients of the grown model are the source's under the dual map, and why."""
     holds, reason = claim(growth, source, target)
     if not holds:
         return False, f"the function changes: {reason}"
-    if growth.noise or growth.ramp:
-        return False, "copies are not read alike"
+    if growth.lift:
+        return False, f"a lift comes before ({growth.lift.name}): mapped moments are a start"
+    for effect in growth.effects:
+        if reason := effect.breaks_gradients(growth, target):
+            return False, reason
     if growth.silent:
         return False, "silent layers have gradients of their own: mapped moments are a start"
+    if growth.own:
+        return False, "a router's rows are fresh: mapped moments are a start"
+    even_by_norm = (growth.stack, target.architecture.stream.name)
+    for axis in target.architecture.of_kind(Kind.EXPERTS):
+        copies, (before, after) = growth.maps[axis.name], (getattr(one, axis.chosen) for one in (source, target))
+        if after * copies.old != before * copies.new:
+            return False, f"of the copies of {axis.name} not all are chosen together: mapped moments are a start"
     for name, axis in growth.maps.items():
         if axis.fresh.any() or np.any(axis.origin < 0):
             return False, f"{name} has coordinates that are no copies: mapped moments are a start"
         count = np.bincount(axis.origin)[axis.origin]
-        if name not in ("layers", "stream") and not np.allclose(axis.write.scale * axis.read.scale * count, 1):
+        if name not in even_by_norm and not np.allclose(axis.write.scale * axis.read.scale * count, 1):
             return False, f"copies on {name} are read unevenly: mapped moments are a start"
-        if growth.diagonal and len(set(count)) > 1:
-            return False, f"coordinates of {name} have unequal numbers of copies, and each reads its own"
     return True, "copies are read evenly, so each has the source's gradient under the dual map"

@@ -10,33 +10,118 @@ import numpy as np
 import optax
 
 from growlm.errors import InputError
-from growlm.growth.axis_map import AxisMap, Dense, Gather, identity
-from growlm.growth.expand import grow_params
+from growlm.growth.effects import Effect
+from growlm.growth.expand import grow_params, number_of
+from growlm.growth.maps import AxisMap, Dense, Gather, identity
 from growlm.growth.plan import Growth
-from growlm.growth.width import old_heads, pad_index
-from growlm.model import next_token_loss
-from growlm.weights import ModelConfig, Params, declared, parameter_count
+from growlm.growth.width import copied, pad_index, places
+from growlm.models.axes import Axis, DecoderConfig, Kind, Params
+from growlm.models.counts import parameter_count
+from growlm.models.decoder import next_token_loss
 
 Matrices = dict[str, Any]
 Learner = tuple[Matrices, Any]  # with their optimizer's state
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Learned(Effect):
     """How the maps are trained: the settings of the paper's authors (their code's issue 2), by AdamW and a cosine."""
 
+    name = "learned"
+    learns = True
     steps: int
     peak: float
     final: float
     warmup: int
     weight_decay: float
-    source: ModelConfig
-    target: ModelConfig
+    source: DecoderConfig
+    target: DecoderConfig
+
+    def breaks(self) -> str:
+        """A learned matrix has no inverse that anything reads by."""
+        return "learned maps do not undo each other"
+
+    def with_matrices(self, growth: Growth, matrices: Matrices) -> Growth:
+        """The growth with these for its maps."""
+        maps = _maps(self.source, self.target, matrices) | {growth.stack: growth.maps[growth.stack]}
+        return dataclasses.replace(growth, maps=maps, own=growth.own | _own(self, matrices))
+
+    def matrices(self, growth: Growth) -> Matrices:
+        """The matrices of a growth, by axis; those of the stack by weight."""
+        found = {axis.name: growth.maps[axis.name].write.matrix for axis in _learned_axes(self.target)}
+        of_layers = {path: axis for (name, path), axis in growth.own.items() if name == growth.stack}
+        return found | {growth.stack: {path: axis.write.matrix for path, axis in of_layers.items()}}
+
+    def report(self) -> dict[str, Any]:
+        """The settings; the shapes are in the report already."""
+        return {name: value for name, value in vars(self).items() if name not in ("source", "target")}
+
+    def programs(self, growth: Growth) -> tuple[Callable, Callable]:
+        """How matrices are trained, as two pure functions, to be compiled.
+
+        begin(matrices) -> learner, the matrices with their optimizer's state; step(learner, params, tokens, key) ->
+        (learner, loss).
+        """
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, self.peak, self.warmup, max(self.steps, self.warmup + 1), self.final
+        )
+        adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
+        maps_alone = dataclasses.replace(growth, effects=())
+
+        def loss_of(matrices: Matrices, params: Params, tokens: jax.Array, key: jax.Array) -> jax.Array:
+            grown = grow_params(self.with_matrices(maps_alone, matrices), self.source, self.target, params, key)
+            return next_token_loss(self.target, grown, tokens)
+
+        def begin(matrices: Matrices) -> Learner:
+            return matrices, optimizer.init(matrices)
+
+        def step(learner: Learner, params: Params, tokens: jax.Array, key: jax.Array) -> tuple[Learner, jax.Array]:
+            matrices, state = learner
+            loss, gradient = jax.value_and_grad(loss_of)(matrices, params, tokens, key)
+            updates, state = optimizer.update(gradient, state, matrices)
+            return (optax.apply_updates(matrices, updates), state), loss
+
+        return begin, step
+
+    def fit(
+        self,
+        growth: Growth,
+        params: Params,
+        batches: Iterable[Any],
+        key: jax.Array,
+        programs: tuple[Callable, Callable] | None = None,
+    ) -> tuple[Matrices, dict]:
+        """The matrices of a growth trained, and what that took.
+
+        Args:
+          growth: of `learn`.
+          params: the source's parameters, constants here.
+          batches: int[batch, length + 1] tokens, one for each of the steps.
+          key: the growth's key.
+          programs: the two of `programs`, compiled; by default they are compiled here.
+
+        Returns:
+          (matrices, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
+        """
+        losses, tokens, batches = [], 0, iter(batches)
+        begin, step = programs or map(jax.jit, self.programs(growth))
+        learner = begin(self.matrices(growth))
+        for _ in range(self.steps):
+            if (batch := next(batches, None)) is None:
+                raise InputError(f"learn takes {self.steps} batches and was given {len(losses)}")
+            learner, loss = step(learner, params, batch, key)
+            losses.append(loss)
+            tokens += batch.shape[0] * (batch.shape[1] - 1)
+        flops = 6.0 * parameter_count(self.target, active=True) * tokens
+        took = {"steps": self.steps, "tokens": tokens, "flops": flops}
+        ends = {"loss_before": float(losses[0]), "loss_after": float(losses[-1])} if losses else {}
+        return learner[0], took | ends
 
 
 def learn(
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     key: jax.Array | None = None,
     *,
     steps: int = 100,
@@ -58,27 +143,46 @@ def learn(
     for name, value in {"peak": peak, "final": final, "warmup": warmup, "weight_decay": weight_decay}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
             raise InputError(f"{name} is {value!r}: allowed are numbers >= 0")
-    if source.layers == 0:
-        raise InputError("learn mixes layers, and the source's model.layers is 0: allowed is random")
+    stack = target.architecture.of_kind(Kind.STACK)[0]
+    if source.size(stack) == 0:
+        raise InputError(f"learn mixes layers, and the source's model.{stack.field} is 0: allowed is random")
     if key is None:
         raise InputError("learn draws fresh values: it needs a key, such as jax.random.key(0)")
-    recipe = Recipe(steps, peak, final, warmup, weight_decay, source, target)
-    return growth_of(recipe, initial_matrices(source, target, key))
+    learned = Learned(steps, peak, final, warmup, weight_decay, source, target)
+    order = np.arange(target.size(stack)) % source.size(stack)
+    copies = AxisMap.make(source.size(stack), Gather.copies(order), Gather.copies(order))
+    empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
+    return learned.with_matrices(empty, _initial_matrices(source, target, key))
 
 
-def initial_matrices(source: ModelConfig, target: ModelConfig, key: jax.Array) -> Matrices:
-    """[I; noise] for the model width, the FFN and the rows of query, key and value; the stack for every weight."""
-    keys = iter(jax.random.split(key, 5))
-    kv, heads = old_heads(source, target)
-    stack = np.eye(source.layers, dtype=np.float32)[np.arange(target.layers) % source.layers]
-    return {
-        "embed": _padded_identity(next(keys), pad_index(source.embed, target.embed), source.embed),
-        "mlp": _padded_identity(next(keys), pad_index(source.mlp, target.mlp), source.mlp),
-        "query": _rows(next(keys), heads, source.heads, source.head_dim),
-        "key": _rows(next(keys), kv, source.kv_heads, source.head_dim),
-        "value": _rows(next(keys), kv, source.kv_heads, source.head_dim),
-        "layers": {weight.path: jnp.asarray(stack) for weight in declared(source) if weight.stacked},
-    }
+def _learned_axes(config: DecoderConfig) -> list[Axis]:
+    """The axes that have a matrix of their own; what a norm hands on goes by the stream's."""
+    return list(config.architecture.of_kind(Kind.STREAM, Kind.INNER, Kind.HEADS))
+
+
+def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Array) -> Matrices:
+    """[I; noise] for the model width, the inner axes and the rows of heads; the stack for every weight."""
+
+    def initial(axis: Axis) -> jax.Array:
+        own, index = jax.random.fold_in(key, number_of(axis.name)), places(axis, source, target)
+        if axis.kind is Kind.HEADS:
+            return _rows(own, index, source.size(axis), target.size(_within(axis, target)))
+        return _padded_identity(own, index, source.size(axis))
+
+    stack = target.architecture.of_kind(Kind.STACK)[0]
+    layers = source.size(stack)
+    order = np.eye(layers, dtype=np.float32)[np.arange(target.size(stack)) % layers]
+    of_layers = {weight.path: jnp.asarray(order) for weight in source.weights if weight.stacked}
+    return {axis.name: initial(axis) for axis in _learned_axes(target)} | {stack.name: of_layers}
+
+
+def _within(axis: Axis, config: DecoderConfig) -> Axis:
+    """The axis of one head's coordinates, which follows the heads in every weight that writes them."""
+    for weight in config.architecture.weights.values():
+        for dim, following in zip(weight.dims, weight.dims[1:], strict=False):
+            if dim.writes is axis:
+                return following.axis
+    raise AssertionError(axis)
 
 
 def _padded_identity(key: jax.Array, index: np.ndarray, old: int) -> jax.Array:
@@ -93,106 +197,45 @@ def _rows(key: jax.Array, index: np.ndarray, old: int, head_dim: int) -> jax.Arr
     return _padded_identity(key, rows, old * head_dim).reshape(len(index), head_dim, old, head_dim)
 
 
-def growth_of(recipe: Recipe, matrices: Matrices) -> Growth:
-    """The growth that the matrices are. attn/out reads query heads through the matrix of the value heads they mix."""
-    source, target = recipe.source, recipe.target
-    kv, heads = old_heads(source, target)
-    embed, mlp = pad_index(source.embed, target.embed), pad_index(source.mlp, target.mlp)
+def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> dict[str, AxisMap]:
+    """The maps that the matrices are, but for layers; what reads query heads goes by the values that they mix."""
+    architecture = target.architecture
 
-    def both(old: int, matrix: jax.Array, index: np.ndarray, read: jax.Array | None = None) -> AxisMap:
-        reads = Dense(matrix if read is None else read, index)
-        return AxisMap.make(old, Dense(matrix, index), reads)
+    def of(axis: Axis) -> AxisMap:
+        old = source.size(axis)
+        if axis.kind is Kind.VOCAB:
+            vocab = Gather.copies(pad_index(old, target.size(axis)))
+            return AxisMap.make(old, vocab, vocab, fresh_read=vocab.index < 0)
+        if axis.kind is Kind.FIXED:
+            return identity(old)
+        if axis.kind is Kind.EXPERTS:
+            return copied(np.arange(target.size(axis)) % old, old)
+        by = architecture.axis[axis.of] if axis.kind is Kind.READ else axis
+        write = Dense(matrices[by.name], places(by, source, target))
+        values = matrices[axis.values] if axis.values else None
+        read = write if values is None else Dense(_through_values(values, axis, source, target), write.index)
+        return AxisMap.make(old, write, read)
 
-    width = both(source.embed, matrices["embed"], embed)
-    vocab = Gather.copies(pad_index(source.vocab, target.vocab))
-    maps = {
-        "stream": width,
-        "embed": width,
-        "final": width,
-        "mlp": both(source.mlp, matrices["mlp"], mlp),
-        "heads": both(source.heads, matrices["query"], heads, _through_values(matrices["value"], source, target)),
-        "key_heads": both(source.kv_heads, matrices["key"], kv),
-        "value_heads": both(source.kv_heads, matrices["value"], kv),
-        "head_dim": identity(source.head_dim),
-        "vocab": AxisMap.make(source.vocab, vocab, vocab, fresh_read=vocab.index < 0),
-    }
-    order = np.arange(target.layers) % source.layers
-    maps["layers"] = AxisMap.make(source.layers, Gather.copies(order), Gather.copies(order))
-    own = {("layers", path): both(source.layers, matrix, order) for path, matrix in matrices["layers"].items()}
-    return Growth(maps, np.ones(target.layers), own, recipe=recipe)
+    return {axis.name: of(axis) for axis in architecture.axes if axis.kind is not Kind.STACK}
 
 
-def _through_values(value_KhKh: jax.Array, source: ModelConfig, target: ModelConfig) -> jax.Array:
+def _own(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], AxisMap]:
+    """The map of the layers for every weight."""
+    stack = learned.target.architecture.of_kind(Kind.STACK)[0]
+    layers = learned.source.size(stack)
+    order = np.arange(learned.target.size(stack)) % layers
+
+    def of(matrix: jax.Array) -> AxisMap:
+        return AxisMap.make(layers, Dense(matrix, order), Dense(matrix, order))
+
+    return {(stack.name, path): of(matrix) for path, matrix in matrices[stack.name].items()}
+
+
+def _through_values(value_KhKh: jax.Array, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> jax.Array:
     """float32[new heads, head_dim, old heads, head_dim]: B_value between groups, query heads in their place within."""
-    new_group, old_group = target.heads // target.kv_heads, source.heads // source.kv_heads
+    groups = target.architecture.axis[axis.of]
+    new_group, old_group = (config.size(axis) // config.size(groups) for config in (target, source))
     place = (np.arange(new_group)[:, None] % old_group == np.arange(old_group)).astype(np.float32)
     full = jnp.einsum("KeJf,gm->KgeJmf", value_KhKh, place)
-    return full.reshape(target.heads, target.head_dim, source.heads, source.head_dim)
-
-
-def matrices_of(growth: Growth) -> Matrices:
-    """The matrices of a growth that `growth_of` made."""
-    at = {"embed": "embed", "mlp": "mlp", "query": "heads", "key": "key_heads", "value": "value_heads"}
-    layers = {path: axis.write.matrix for (_, path), axis in growth.own.items()}
-    return {name: growth.maps[axis].write.matrix for name, axis in at.items()} | {"layers": layers}
-
-
-def learning(recipe: Recipe) -> tuple[Callable, Callable]:
-    """How matrices are trained, as two pure functions, to be compiled.
-
-    begin(matrices) -> learner, the matrices with their optimizer's state; step(learner, params, tokens, key) ->
-    (learner, loss).
-    """
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.peak, recipe.warmup, max(recipe.steps, recipe.warmup + 1), recipe.final
-    )
-    adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=recipe.weight_decay)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
-
-    def loss_of(matrices: Matrices, params: Params, tokens: jax.Array, key: jax.Array) -> jax.Array:
-        grown = grow_params(growth_of(recipe, matrices), recipe.source, recipe.target, params, key)
-        return next_token_loss(recipe.target, grown, tokens)
-
-    def begin(matrices: Matrices) -> Learner:
-        return matrices, optimizer.init(matrices)
-
-    def step(learner: Learner, params: Params, tokens: jax.Array, key: jax.Array) -> tuple[Learner, jax.Array]:
-        matrices, state = learner
-        loss, gradient = jax.value_and_grad(loss_of)(matrices, params, tokens, key)
-        updates, state = optimizer.update(gradient, state, matrices)
-        return (optax.apply_updates(matrices, updates), state), loss
-
-    return begin, step
-
-
-def fit(
-    growth: Growth,
-    params: Params,
-    batches: Iterable[Any],
-    key: jax.Array,
-    programs: tuple[Callable, Callable] | None = None,
-) -> tuple[Matrices, dict]:
-    """The matrices of a growth trained, and what that took.
-
-    Args:
-      growth: of `learn`.
-      params: the source's parameters, constants here.
-      batches: int[batch, length + 1] tokens, one for each of the recipe's steps.
-      key: the growth's key.
-      programs: the two of `learning`, compiled; by default they are compiled here.
-
-    Returns:
-      (matrices, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
-    """
-    recipe, losses, tokens, batches = growth.recipe, [], 0, iter(batches)
-    begin, step = programs or map(jax.jit, learning(recipe))
-    learner = begin(matrices_of(growth))
-    for _ in range(recipe.steps):
-        if (batch := next(batches, None)) is None:
-            raise InputError(f"learn takes {recipe.steps} batches and was given {len(losses)}")
-        learner, loss = step(learner, params, batch, key)
-        losses.append(loss)
-        tokens += batch.shape[0] * (batch.shape[1] - 1)
-    took = {"steps": recipe.steps, "tokens": tokens, "flops": 6.0 * parameter_count(recipe.target) * tokens}
-    ends = {"loss_before": float(losses[0]), "loss_after": float(losses[-1])} if losses else {}
-    return learner[0], took | ends
+    within = full.shape[2]
+    return full.reshape(target.size(axis), within, source.size(axis), within)

@@ -1,41 +1,46 @@
-"""The growth operators: from two shapes to one map per axis. One function and one row each."""
+"""The growth operators: from two shapes to one map per axis, by a rule for each kind of axis. One function and one row.
+
+No operator knows the name of an axis or of a weight.
+"""
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from growlm.errors import InputError, unknown
-from growlm.growth.axis_map import AxisMap, Gather, identity
 from growlm.growth.depth import layer_order
+from growlm.growth.effects import NOISE_SCALES, BlockDiagonal, Effect, NextLayer, Noise
+from growlm.growth.expand import number_of
 from growlm.growth.learned import learn
-from growlm.growth.plan import NOISE_SCALES, Growth, Noise, Ramp
+from growlm.growth.lifts import lift
+from growlm.growth.maps import AxisMap, Gather, identity
+from growlm.growth.masks import Masks
+from growlm.growth.norms import NORM_RULES, check_norm
+from growlm.growth.plan import Growth
 from growlm.growth.width import (
     SELECTIONS,
     check_selection,
     copied,
-    final_axis,
     fresh,
-    old_heads,
-    pad_index,
     padded,
+    places,
     query_heads,
     rng_of,
-    stream_map,
+    tied_final,
 )
-from growlm.weights import FIELD_OF_AXIS, ModelConfig
+from growlm.models.axes import Axis, DecoderConfig, Kind, Role
 
-# Sizes may grow; these must be shared. norm_eps may change, and then no function is kept.
-SIZES = ("layers", "embed", "heads", "kv_heads", "mlp", "vocab")
-SHARED = ("head_dim", "tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window")
+# By the kind of an axis, its map; only of the kinds of which an operator has its own idea.
+Rules = Mapping[Kind, Callable[[Axis], AxisMap]]
 
 
 def direct(
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     key: jax.Array | None = None,
     *,
     order: str | Sequence[int] = "stack",
@@ -49,45 +54,58 @@ def direct(
     """G_direct: copies (arXiv 2405.15319, sections 3.1 and A.1.1).
 
     In depth every layer is an exact copy of a source layer: `order` "stack" (G_stack), another name in ORDERS, or a
-    list. `silent`: a layer that repeats an earlier one has zeros in attn/out and mlp/down, and adds nothing yet (LEMON,
-    arXiv 2310.07999; LLaMA Pro, 2401.02415). In width every coordinate is a copy, written as it is and read in parts:
-    `select` "cycle" (the published code with from_left), "repeat" or "random" (the published code's default) picks what
-    is copied. `uneven` in [0, 1) says how unequal the parts are: 0, even, is the published code, and such copies stay
-    copies for good; the paper says uneven (LEMON). `diagonal`: a copy reads only its own copies (HyperCloning, staged
-    training). `next_layer`: the coordinates that width adds are copied from the next layer (bert2BERT's AKI). `norm`:
-    "isometry", exact for any target; "gain", the paper's formula; "none", the published code.
+    list. `silent`: a layer that repeats an earlier one has zeros in what writes the stream, and adds nothing yet
+    (LEMON, arXiv 2310.07999; LLaMA Pro, 2401.02415). In width every coordinate is a copy, written as it is and read in
+    parts: `select` "cycle" (the published code with from_left), "repeat" or "random" (the published code's default)
+    picks what is copied. `uneven` in [0, 1) says how unequal the parts are: 0, even, is the published code, and such
+    copies stay copies for good; the paper says uneven (LEMON). `diagonal`: a copy reads only its own copies
+    (HyperCloning, staged training). `next_layer`: the coordinates that width adds are copied from the next layer
+    (bert2BERT's AKI). `norm`: "isometry", exact for any target under RMSNorm and for whole copies under LayerNorm;
+    "gain", the paper's formula; "none", the published code. Experts are copied as neurons are; copies of a single one
+    get routers of their own.
     """
     check_selection(select)
+    check_norm(norm)
     _check_share("uneven", uneven, below_one=True)
     if diagonal and uneven:
         raise InputError(f"diagonal and uneven {uneven:g} exclude each other: allowed is one of them")
     if next_layer and silent:
         raise InputError("next_layer and silent exclude each other: allowed is one of them")
-    rng = rng_of(key, "direct with uneven or random copies") if uneven or select == "random" else None
+    if uneven or select == "random":
+        rng_of(key, "direct with uneven or random copies")  # refused before anything is planned
 
-    def index(axis: str) -> np.ndarray:
+    def index(axis: Axis) -> np.ndarray:
+        # What a norm hands on follows the stream; axes of one size copy alike, as values follow keys.
+        axis = _axis(target, axis.of) if axis.kind is Kind.READ else axis
+        rng = rng_of(key, "direct", number_of(axis.field)) if select == "random" else None
+        if axis.kind is Kind.HEADS and axis.of:
+            return query_heads(axis, source, target, index(_axis(target, axis.of)), copies=True)
         return SELECTIONS[select](source.size(axis), target.size(axis), rng)
 
-    stream, kv = index("stream"), index("key_heads")
-    streams = stream_map(stream, source.embed, norm)
-    maps = {
-        "stream": streams,
-        "embed": copied(stream, source.embed, uneven, rng),
-        "final": final_axis(streams, copied(stream, source.embed, uneven, rng), target.tie_embeddings),
-        "heads": copied(query_heads(kv, source, target, copies=True), source.heads, uneven, rng),
-        "key_heads": copied(kv, source.kv_heads),
-        "value_heads": copied(kv, source.kv_heads),
-        "mlp": copied(index("mlp"), source.mlp, uneven, rng),
+    def copies(axis: Axis) -> AxisMap:
+        share = uneven if target.architecture.is_read(axis) else 0.0
+        rng = rng_of(key, "direct", number_of(axis.name)) if share else None
+        return copied(index(axis), source.size(axis), share, rng)
+
+    rule = NORM_RULES[target.architecture.norm.kind]
+    rules = {
+        Kind.STREAM: lambda axis: rule.stream(index(axis), source.size(axis), norm),
+        Kind.READ: copies,
+        Kind.INNER: copies,
+        Kind.HEADS: copies,
+        Kind.EXPERTS: lambda axis: copied(np.arange(target.size(axis)) % source.size(axis), source.size(axis)),
     }
-    layers = np.asarray(layer_order(order, source.layers, target.layers), np.int64)
-    following = np.minimum(layers + 1, source.layers - 1) if next_layer else None
+    layers = _layers(order, source, target)
+    last = _depth(source) - 1
+    effects: list[Effect] = [NextLayer(np.minimum(layers + 1, last))] if next_layer else []
+    effects += [BlockDiagonal()] if diagonal else []
     residual = np.where(_repeats(layers) & silent, 0.0, 1.0)
-    return _growth(source, target, maps, layers, residual, added_from=following, diagonal=diagonal)
+    return _growth(source, target, rules, layers, residual, effects)
 
 
 def zero(
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     key: jax.Array | None = None,
     *,
     order: str | Sequence[int] = "stack",
@@ -96,35 +114,36 @@ def zero(
 ) -> Growth:
     """G_zero: the old model, and around it what adds nothing yet (arXiv 2405.15319, section A.1.3; LEMON, 2310.07999).
 
-    In depth a layer that repeats an earlier one keeps its weights but for attn/out and mlp/down, which are zero
+    In depth a layer that repeats an earlier one keeps its weights but for what writes the stream, which is zero
     (order "interleave" is the published code's). In width new coordinates are zero on one side and the target's initial
-    values on the other (`fill` "initial"), or zero on both ("zeros": plain padding). `norm`: "isometry" scales the
-    stream by sqrt(new / old), so that no norm notices; "gain" is the paper's sqrt(d / D) on the gains, exact up to eps;
-    "none" the published code, which has neither and changes the function.
+    values on the other (`fill` "initial"), or zero on both ("zeros": plain padding); under LayerNorm the stream's new
+    coordinates are the mean of the old. `norm`: "isometry" scales the stream by sqrt(new / old), so that no norm
+    notices; "gain" is the paper's sqrt(d / D) on the gains, exact up to eps; "none" the published code, which has
+    neither and changes the function. An expert cannot add nothing, its router shares out a weight of one: experts are
+    copied.
     """
     if fill not in ("initial", "zeros"):
         raise unknown("fill", fill, ("initial", "zeros"))
-    stream = stream_map(pad_index(source.embed, target.embed), source.embed, norm)
-    kv, heads = old_heads(source, target)
-    maps = {
-        "stream": stream,
-        "embed": padded(stream.write.index, source.embed),
-        "final": final_axis(stream, padded(stream.write.index, source.embed), target.tie_embeddings),
+    rule, plain = NORM_RULES[target.architecture.norm.kind], fill == "zeros"
+
+    def filled(axis: AxisMap) -> AxisMap:
+        return AxisMap.make(axis.old, axis.write, axis.read, rms=axis.rms) if plain else axis
+
+    rules = {
+        Kind.STREAM: lambda axis: filled(rule.stream(places(axis, source, target), source.size(axis), norm)),
+        Kind.READ: lambda axis: filled(padded(places(axis, source, target), source.size(axis))),
+        Kind.INNER: lambda axis: filled(padded(places(axis, source, target), source.size(axis))),
         # A new query head may share an old value head, so it is what reads it that must be zero.
-        "heads": padded(heads, source.heads, fresh_write=True),
-        "key_heads": padded(kv, source.kv_heads, fresh_write=True),
-        "value_heads": padded(kv, source.kv_heads, fresh_write=True),
-        "mlp": padded(pad_index(source.mlp, target.mlp), source.mlp),
+        Kind.HEADS: lambda axis: filled(padded(places(axis, source, target), source.size(axis), fresh_write=True)),
+        Kind.EXPERTS: lambda axis: copied(np.arange(target.size(axis)) % source.size(axis), source.size(axis)),
     }
-    if fill == "zeros":
-        maps = {name: AxisMap.make(axis.old, axis.write, axis.read, rms=axis.rms) for name, axis in maps.items()}
-    layers = np.asarray(layer_order(order, source.layers, target.layers), np.int64)
-    return _growth(source, target, maps, layers, np.where(_repeats(layers), 0.0, 1.0))
+    layers = _layers(order, source, target)
+    return _growth(source, target, rules, layers, np.where(_repeats(layers), 0.0, 1.0))
 
 
 def random(
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     key: jax.Array | None = None,
     *,
     order: str | Sequence[int] = "stack",
@@ -139,30 +158,35 @@ def random(
     published code. What is fresh comes in under masks that go linearly from 0 to 1 over `ramp_tokens` tokens of
     training (0: no mask); at 0 the function is the source's. `in_turn`: FFN, residual stream and heads one after the
     other, a third of the ramp each, as the published code; else together. `whole_blocks`: one mask on a new block, as
-    the published code, instead of the paper's two, on attention and on FFN. `norm` as in zero, under the mask.
+    the published code, instead of the paper's two, on attention and on FFN. `norm` as in zero, under the mask. Fresh
+    experts are under no mask.
     """
     if isinstance(ramp_tokens, bool) or not isinstance(ramp_tokens, int | float) or not 0 <= ramp_tokens < np.inf:
         raise InputError(f"ramp_tokens is {ramp_tokens!r}: allowed are tokens >= 0")
-    stream_map(np.arange(1), 1, norm)  # the name is checked also where nothing is masked
-    kv, heads = old_heads(source, target)
-    embed = fresh(pad_index(source.embed, target.embed), source.embed)
-    maps = {
-        "stream": embed,
-        "embed": embed,
-        "final": embed,
-        "heads": fresh(heads, source.heads),
-        "key_heads": fresh(kv, source.kv_heads),
-        "value_heads": fresh(kv, source.kv_heads),
-        "mlp": fresh(pad_index(source.mlp, target.mlp), source.mlp),
-    }
-    layers = np.asarray(layer_order(order, source.layers, target.layers) if source.layers else (), np.int64)
-    layers = np.where(_repeats(layers), -1, layers) if source.layers else np.full(target.layers, -1)
-    ramp = Ramp(int(ramp_tokens), in_turn, whole_blocks, norm) if ramp_tokens else None
-    return _growth(source, target, maps, layers, np.ones(len(layers)), ramp=ramp)
+    check_norm(norm)  # also where nothing is masked
+    kinds = (Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS, Kind.EXPERTS)
+    rules = dict.fromkeys(kinds, lambda axis: fresh(places(axis, source, target), source.size(axis)))
+    depth = _depth(source)
+    layers = _layers(order, source, target) if depth else np.zeros(0, np.int64)
+    layers = np.where(_repeats(layers), -1, layers) if depth else np.full(_depth(target), -1)
+    masks = [Masks(int(ramp_tokens), in_turn, whole_blocks, norm)] if ramp_tokens else []
+    return _growth(source, target, rules, layers, np.ones(len(layers)), masks)
 
 
 # Adding an operator is one function and one row.
 OPERATORS: dict[str, Callable[..., Growth]] = {"direct": direct, "zero": zero, "random": random, "learn": learn}
+
+
+def _axis(config: DecoderConfig, name: str) -> Axis:
+    return config.architecture.axis[name]
+
+
+def _depth(config: DecoderConfig) -> int:
+    return config.size(config.architecture.of_kind(Kind.STACK)[0])
+
+
+def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
+    return np.asarray(layer_order(order, _depth(source), _depth(target)), np.int64)
 
 
 def _repeats(layers: np.ndarray) -> np.ndarray:
@@ -170,16 +194,43 @@ def _repeats(layers: np.ndarray) -> np.ndarray:
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
-def _growth(source: ModelConfig, target: ModelConfig, maps: dict, layers: np.ndarray, residual, **parts: Any) -> Growth:
-    """The maps that an operator chose, and those that all treat alike: heads keep their size, new tokens are new."""
+def _growth(
+    source: DecoderConfig,
+    target: DecoderConfig,
+    rules: Rules,
+    layers: np.ndarray,
+    residual: np.ndarray,
+    effects: Sequence[Effect] = (),
+) -> Growth:
+    """The maps that an operator's rules make, and those that all treat alike: what is fixed stays, new tokens are new.
+
+    A tied head reads through the stream's own map.
+    """
+    architecture = target.architecture
     copies, none = Gather.copies(layers), layers < 0
-    rest = {
-        "layers": AxisMap.make(source.layers, copies, copies, fresh_write=none, fresh_read=none),
-        "head_dim": identity(source.head_dim),
-        "vocab": padded(pad_index(source.vocab, target.vocab), source.vocab),
+    stack = architecture.of_kind(Kind.STACK)[0]
+    common: Rules = {
+        Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
+        Kind.FIXED: lambda axis: identity(source.size(axis)),
+        Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
     }
-    assert FIELD_OF_AXIS.keys() == maps.keys() | rest.keys()
-    return Growth(maps | rest, residual, **parts)
+    maps = {axis.name: {**common, **rules}[axis.kind](axis) for axis in architecture.axes}
+    final, stream = architecture.final, maps[architecture.stream.name]
+    if architecture.tied(target) and not stream.fresh_write.any():
+        maps[final.name] = tied_final(stream)
+    return Growth(maps, stack.name, residual, effects=tuple(effects))
+
+
+def _routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
+    """Copies of a single expert would tie for ever, and any router weighs them to the same sum: they get fresh ones."""
+    own = {}
+    for weight in target.weights:
+        for dim in weight.dims:
+            axis = maps[dim.axis.name]
+            if weight.role is Role.ROUTER and dim.axis.kind is Kind.EXPERTS and axis.old == 1 and axis.new > 1:
+                everything = np.ones(axis.new, bool)
+                own[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
+    return own
 
 
 def _check_share(name: str, value: float, below_one: bool = False) -> None:
@@ -228,20 +279,22 @@ def options_of(operator: str) -> tuple[str, ...]:
 
 
 def plan_growth(
-    operator: str, source: ModelConfig, target: ModelConfig, key: jax.Array | None = None, /, **options: Any
+    operator: str, source: DecoderConfig, target: DecoderConfig, key: jax.Array | None = None, /, **options: Any
 ) -> Growth:
-    """The growth that an operator makes of two shapes.
+    """The growth that an operator makes of two shapes, after the lifts that lead to the target's architecture.
 
-    Raises InputError: an unknown operator or option, a target smaller than the source or of another family, heads or
-    layers that do not fit, a missing key.
+    Raises InputError: an unknown operator or option, a target smaller than the source, an architecture to which no lift
+    leads, heads or layers that do not fit, a missing key.
     """
     allowed = (*options_of(operator), *_NOISE_OPTIONS)
-    for name in SIZES:
-        before, after = getattr(source, name), getattr(target, name)
+    lifted = lift(source, target)
+    start = lifted.config if lifted else source
+    for name in target.architecture.sizes:
+        before, after = getattr(start, name), getattr(target, name)
         if after < before:
             raise InputError(f"the target's model.{name} {after} is smaller than the source's {before}")
-    for name in SHARED:
-        before, after = getattr(source, name), getattr(target, name)
+    for name in target.architecture.kept:
+        before, after = getattr(start, name), getattr(target, name)
         if before != after:
             raise InputError(
                 f"model.{name} is {before} in the source and {after} in the target: growth cannot change it"
@@ -249,4 +302,6 @@ def plan_growth(
     if extra := sorted(set(options) - set(allowed)):
         raise unknown(f"option of {operator}", extra[0], allowed)
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
-    return dataclasses.replace(OPERATORS[operator](source, target, key, **options), noise=noise)
+    growth = OPERATORS[operator](start, target, key, **options)
+    effects = growth.effects + ((noise,) if noise else ())
+    return dataclasses.replace(growth, effects=effects, own=growth.own | _routers(target, growth.maps), lift=lifted)

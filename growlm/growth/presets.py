@@ -16,9 +16,7 @@ from growlm.errors import InputError, unknown
 from growlm.growth.claims import claim
 from growlm.growth.depth import PARTIAL, partial_order
 from growlm.growth.operators import OPERATORS, plan_growth
-from growlm.weights import ModelConfig
-
-WIDTHS = ("embed", "heads", "kv_heads", "mlp")
+from growlm.models import DecoderConfig, Kind, ModelConfig
 
 Sizes = Callable[[int], tuple[float, ...]]
 
@@ -47,7 +45,7 @@ def _sixths(size: int) -> tuple[float, ...]:
 class StageShape:
     """One stage of a published schedule: the model, and the settings of that name of a stage that trains it."""
 
-    model: ModelConfig
+    model: DecoderConfig
     frozen_layers: int = 0
     submodel_layers: int = 0
 
@@ -83,17 +81,20 @@ class Preset:
     submodels: int = 0
     layers: int = 24
 
-    def stages(self, target: ModelConfig) -> tuple[StageShape, ...]:
+    def stages(self, target: DecoderConfig) -> tuple[StageShape, ...]:
         """The published schedule for a target, from the first shape to the target itself.
 
-        Widths scale embed, heads, kv_heads and mlp; heads keep their size. Raises InputError where a size is no whole
-        number.
+        All widths scale alike, numbers of heads too; what is fixed keeps its size. Raises InputError where a size is no
+        whole number.
         """
-        number = max(len(self.depths(target.layers)), len(self.widths(target.embed)))
-        depths = self._sizes(target, "layers", self.depths, number)
-        widths = {name: self._sizes(target, name, self.widths, number) for name in WIDTHS}
+        depth = target.architecture.of_kind(Kind.STACK)[0].field
+        number = max(
+            len(self.depths(getattr(target, depth))), len(self.widths(target.size(target.architecture.stream)))
+        )
+        depths = self._sizes(target, depth, self.depths, number)
+        widths = {name: self._sizes(target, name, self.widths, number) for name in _scaled(target)}
         models = [
-            dataclasses.replace(target, layers=layers, **{name: sizes[stage] for name, sizes in widths.items()})
+            dataclasses.replace(target, **{depth: layers}, **{name: sizes[stage] for name, sizes in widths.items()})
             for stage, layers in enumerate(depths)
         ]
         frozen = [0, *(a if self.frozen_below and b > a else 0 for a, b in itertools.pairwise(depths))]
@@ -108,13 +109,19 @@ class Preset:
             )
         return depths[1] // self.submodels
 
-    def _sizes(self, target: ModelConfig, name: str, rule: Sizes, number: int) -> list[int]:
+    def _sizes(self, target: DecoderConfig, name: str, rule: Sizes, number: int) -> list[int]:
         size = getattr(target, name)
         sizes = [*rule(size), *[size] * number][:number]
         if any(part != int(part) for part in sizes):
             shown = ", ".join(f"{part:g}" for part in sizes)
             raise InputError(f"preset {self.name!r} grows model.{name} by {shown}: allowed are whole numbers")
         return [int(part) for part in sizes]
+
+
+def _scaled(config: DecoderConfig) -> tuple[str, ...]:
+    """The sizes that a schedule in width scales: all of one layer but the number of experts."""
+    experts = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS)}
+    return tuple(field for field in config.architecture.widths if field not in experts)
 
 
 # The ramp of the G_stack authors' MSG code: 5000 steps of 1024 x 2048 tokens.
@@ -385,7 +392,8 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
     """
     target = ModelConfig(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
     stages = [stage.model for stage in preset.stages(target)]
-    still = {name: getattr(target, name) for name in (WIDTHS if grows == "depth" else ("layers",))}
+    depth = tuple(axis.field for axis in target.architecture.of_kind(Kind.STACK))
+    still = {name: getattr(target, name) for name in (_scaled(target) if grows == "depth" else depth)}
     pairs = [tuple(dataclasses.replace(model, **still) for model in pair) for pair in itertools.pairwise(stages)]
     key = jax.random.key(0)
     claims = [

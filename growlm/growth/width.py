@@ -1,14 +1,13 @@
 """Axis maps of the width axes: copies split among their readers, zeros, fresh ones, and query heads in their groups."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from growlm.errors import InputError, unknown
-from growlm.growth.axis_map import AxisMap, Gather
-from growlm.weights import ModelConfig
+from growlm.growth.maps import AxisMap, Gather
+from growlm.models.axes import Axis, DecoderConfig, Kind
 
 
 def _cycle(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
@@ -41,35 +40,45 @@ def rng_of(key: jax.Array | None, operator: str, *place: int) -> np.random.Gener
     return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel(), *place])
 
 
-def query_heads(kv_index: np.ndarray, source: ModelConfig, target: ModelConfig, copies: bool) -> np.ndarray:
+def query_heads(
+    axis: Axis, source: DecoderConfig, target: DecoderConfig, kv_index: np.ndarray, copies: bool
+) -> np.ndarray:
     """The source query head of each target query head (-1: a new one), given the source of each key-value head.
 
     A query head attends to the key-value head of its group, so a copy must sit in a group that copies its own. The
     groups that copy one group hand out its query heads in turn; with copies, again and again.
     """
-    old_group, new_group = source.heads // source.kv_heads, target.heads // target.kv_heads
-    index = np.full(target.heads, -1, np.int64)
-    for kv_head in range(source.kv_heads):
-        groups = np.flatnonzero(kv_index == kv_head)
-        slots = (groups[:, None] * new_group + np.arange(new_group)).reshape(-1)
+    groups = target.architecture.axis[axis.of]
+    new_heads, new_kv = target.size(axis), target.size(groups)
+    old_group, new_group = source.size(axis) // source.size(groups), new_heads // new_kv
+    index = np.full(new_heads, -1, np.int64)
+    for kv_head in range(source.size(groups)):
+        held = np.flatnonzero(kv_index == kv_head)
+        slots = (held[:, None] * new_group + np.arange(new_group)).reshape(-1)
         if len(slots) < old_group:
             raise InputError(
-                f"model.heads {target.heads} over model.kv_heads {target.kv_heads} leaves {len(slots)} query heads for "
-                f"the {old_group} that share key-value head {kv_head}: allowed is a target with as many"
+                f"model.{axis.field} {new_heads} over model.{groups.field} {new_kv} leaves {len(slots)} query heads "
+                f"for the {old_group} that share key-value head {kv_head}: allowed is a target with as many"
             )
         number = np.arange(len(slots))
         index[slots] = np.where(copies | (number < old_group), kv_head * old_group + number % old_group, -1)
     return index
 
 
-def old_heads(source: ModelConfig, target: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(key-value heads, query heads) where new heads are new: the index of the old one, -1 for none.
+def places(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
+    """The old coordinate in whose place each new one is, -1 for a new one; query heads stay in their groups.
 
     Where groups shrink, the old query heads need more key-value heads: then these are copies.
     """
-    shrinks = target.heads // target.kv_heads < source.heads // source.kv_heads
-    kv = np.arange(target.kv_heads) % source.kv_heads if shrinks else pad_index(source.kv_heads, target.kv_heads)
-    return kv, query_heads(kv, source, target, copies=False)
+    old, new = source.size(axis), target.size(axis)
+    queries = axis if axis.of else next((a for a in target.architecture.of_kind(Kind.HEADS) if a.of), None)
+    if axis.kind is not Kind.HEADS or queries is None:
+        return pad_index(old, new)
+    groups = target.architecture.axis[queries.of]
+    before, after = (config.size(queries) // config.size(groups) for config in (source, target))
+    old_kv, new_kv = source.size(groups), target.size(groups)
+    kv = np.arange(new_kv) % old_kv if after < before else pad_index(old_kv, new_kv)
+    return query_heads(axis, source, target, kv, copies=False) if axis.of else kv
 
 
 def shares(index: np.ndarray, uneven: float, rng: np.random.Generator | None) -> np.ndarray:
@@ -92,27 +101,6 @@ def pad_index(old: int, new: int) -> np.ndarray:
     return np.where(np.arange(new) < old, np.arange(new), -1)
 
 
-# (copies of each coordinate, old size, new size) -> (scale of the written coordinates, factor on a norm's gain).
-NORMS: dict[str, Callable[[np.ndarray, int, int], tuple[Any, float]]] = {
-    # P^T P = (new / old) I, so that no norm notices, nor its eps: exact for any target (DESIGN, 'the one idea').
-    "isometry": lambda count, old, new: (np.sqrt(new / (old * count)), 1.0),
-    # The paper's sqrt(d / D) on the gain (arXiv 2405.15319, A.1): exact for zeros up to eps, for copies not.
-    "gain": lambda count, old, new: (1.0, np.sqrt(old / new)),
-    # Neither, as the published code: exact for copies by a whole factor, for zeros not (prts_lit/scaling/zero.py).
-    "none": lambda count, old, new: (1.0, 1.0),
-}
-
-
-def stream_map(index: np.ndarray, old: int, norm: str) -> AxisMap:
-    """The stream, whose coordinates copy old ones or are zero (-1). Read back by P (P^T P)^-1."""
-    if norm not in NORMS:
-        raise unknown("norm", norm, NORMS)
-    count = np.bincount(index[index >= 0], minlength=old)[index]
-    scale, rms = NORMS[norm](count, old, len(index))
-    read = Gather.copies(index, np.ones(len(index)) / (scale * count))
-    return AxisMap.make(old, Gather.copies(index, scale), read, fresh_read=index < 0, rms=rms)
-
-
 def padded(index: np.ndarray, old: int, fresh_write: bool = False) -> AxisMap:
     """An ordinary axis grown by zeros. One side of a new coordinate is zero, the other the target's initial values.
 
@@ -128,13 +116,11 @@ def fresh(index: np.ndarray, old: int) -> AxisMap:
     return AxisMap.make(old, copy, copy, fresh_write=new, fresh_read=new)
 
 
-def final_axis(stream: AxisMap, ordinary: AxisMap, tied: bool) -> AxisMap:
-    """What the last norm hands to the head. A tied head reads with the stream's own P, so the norm undoes it.
+def tied_final(stream: AxisMap) -> AxisMap:
+    """What the last norm hands to a tied head, which reads with the stream's own P, so the norm undoes it.
 
     That asks P_final = P (P^T P)^-1, as the stream is read back.
     """
-    if not tied:
-        return ordinary
     return AxisMap.make(stream.old, stream.read, stream.write, fresh_read=stream.fresh_read)
 
 

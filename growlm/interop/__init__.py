@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.interop.folder import is_hugging_face, open_folder, read_params
-from growlm.weights import ModelConfig, Params
+from growlm.models import DecoderConfig, Params
 
 __all__ = ["convert_folder", "describe", "read_config", "read_model", "write_model"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'growlm.interop' has no attribute {name!r}")
 
 
-def read_config(folder: Path | str) -> ModelConfig:
+def read_config(folder: Path | str) -> DecoderConfig:
     """The shape of a saved model, as for a stage with `init_from`; no weight is read. Else as `read_model`."""
     folder = Path(folder)
     if is_hugging_face(folder):
@@ -33,12 +33,12 @@ def read_config(folder: Path | str) -> ModelConfig:
     return find_saved(folder).model
 
 
-def read_model(folder: Path | str) -> tuple[ModelConfig, Params]:
+def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
     """The shape and the parameters of a saved model.
 
     Args:
-      folder: a Hugging Face checkpoint in safetensors (llama, mistral, qwen2, qwen3), or a folder of `growlm train` or
-        `growlm grow` (of which the last checkpoint is read).
+      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.interop.families.FAMILIES`, or a
+        folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
 
     Returns:
       (config, params): params as `growlm.init` gives them, float32, NumPy arrays or JAX arrays; they hold the stored

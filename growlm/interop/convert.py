@@ -29,6 +29,7 @@ from growlm.interop.folder import (
 )
 from growlm.interop.safetensors_files import inside, read_json
 from growlm.interop.tokenizer_files import TokenizerFiles, tokenizer_files
+from growlm.models import DecoderConfig, Params
 from growlm.state import TrainState
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import (
@@ -44,7 +45,6 @@ from growlm.training.saved import (
 )
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import abstract_state, run_keys
-from growlm.weights import ModelConfig, Params
 
 FORMATS = ("huggingface", "growlm")
 
@@ -105,12 +105,12 @@ def _import(source: HuggingFaceFolder, output: Path) -> None:
     with progress_bar("reading", source.nbytes) as bar:
         params = jax.tree.map(jax.numpy.asarray, read_params(source, bar.update))
     state = _first_state(source.model, optimizer, params)
-    came = {"imported_from": str(source.folder.absolute()), "family": source.family}
+    came = {"imported_from": str(source.folder.absolute()), "family": source.family.model_type}
     save_grown(output, source.model, optimizer, state, came, None, None, lambda part: keep_origin(part, *source.origin))
 
 
-def _first_state(model: ModelConfig, optimizer: OptimizerConfig, params: Params) -> TrainState:
-    zero, opt_state = np.int64(0), make_optimizer(optimizer).init(params)
+def _first_state(model: DecoderConfig, optimizer: OptimizerConfig, params: Params) -> TrainState:
+    zero, opt_state = np.int64(0), make_optimizer(optimizer, model).init(params)
     return TrainState(params, opt_state, zero, zero, zero, run_keys(0)[1], initial_provenance(model))
 
 

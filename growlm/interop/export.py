@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from growlm.errors import InputError, unknown
 from growlm.files import check_output, check_space, whole_folder, write_json
-from growlm.interop.families import settings_of
+from growlm.interop.families import family_of, settings_of
 from growlm.interop.folder import CONFIG, open_folder
 from growlm.interop.layout import places, stored_shape, to_stored
 from growlm.interop.safetensors_files import DTYPES
 from growlm.interop.writer import SHARD_BYTES, Make, NewTensor, write_tensors
-from growlm.weights import ModelConfig, Params, check_params
+from growlm.models import DecoderConfig, Params, check_params
 
 PIECE = 2**24  # bytes of a tensor that are turned and written at once
 BESIDE = 2**20  # for what is written beside the weights
@@ -27,7 +27,7 @@ Beside = Callable[[Path], None]
 
 def write_model(
     folder: Path | str,
-    config: ModelConfig,
+    config: DecoderConfig,
     params: Params,
     *,
     dtype: str = "float32",
@@ -56,15 +56,14 @@ def write_model(
     folder = Path(folder)
     check_output(folder)
     check_params(config, params)
-    held = {name: (weight, layer) for name, weight, layer in places(config)}
-    kinds = {name: _dtype((dtypes or {}).get(name, dtype)) for name in held}
-    new = [NewTensor(name, kinds[name], stored_shape(weight, config)) for name, (weight, _) in held.items()]
     said = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
+    held = {place.name: place for place in places(family_of(said), config)}
+    kinds = {name: _dtype((dtypes or {}).get(name, dtype)) for name in held}
+    new = [NewTensor(name, kinds[name], stored_shape(place, config)) for name, place in held.items()]
 
     def pieces(tensor: NewTensor) -> Iterator[Make]:
-        weight, layer = held[tensor.name]
-        leaf = _leaf(params, weight.path)
-        value = to_stored(weight, np.asarray(leaf if layer is None else leaf[layer]))
+        place = held[tensor.name]
+        value = to_stored(place, [np.asarray(_leaf(params, weight.path)[place.unit]) for weight in place.weights])
         rows = max(1, PIECE // max(value[:1].nbytes, 1))
         yield from (partial(value[row : row + rows].astype, tensor.dtype) for row in range(0, len(value), rows))
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from growlm.errors import InputError
 from growlm.interop.families import family_of, model_of
-from growlm.interop.layout import COMPUTED, NAMES, from_stored, places, stored_shape
+from growlm.interop.layout import Place, from_stored, places, stored_shape
 from growlm.interop.safetensors_files import StoredTensor, inside, read_json, stored_tensors
-from growlm.weights import ModelConfig, Params, Weight, declared, parameter_count
+from growlm.models import DecoderConfig, Params, Weight, depth_of, nest, parameter_count, sizes_of
+from growlm.models.stored import Family
 
 CONFIG = "config.json"
 
@@ -43,13 +45,18 @@ class HuggingFaceFolder:
 
     folder: Path
     settings: dict[str, Any]  # config.json
-    model: ModelConfig
+    model: DecoderConfig
     tensors: dict[str, StoredTensor]
 
     @property
-    def family(self) -> str:
-        """The model_type."""
-        return self.settings["model_type"]
+    def family(self) -> Family:
+        """What it is in transformers."""
+        return family_of(self.settings)
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Every tensor, and what lies in it."""
+        return list(places(self.family, self.model))
 
     @property
     def carried(self) -> list[Path]:
@@ -66,9 +73,19 @@ class HuggingFaceFolder:
         """The size of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def read(self, name: str, weight: Weight) -> np.ndarray:
-        """One layer of a weight in the declared shape and the stored dtype."""
-        return from_stored(weight, self.model, self.tensors[name].read())
+    def layer(self, prefixes: tuple[str, ...], layer: int | None) -> Params:
+        """float32 weights whose paths begin so, of one layer (None: outside of layers), as a tree below `blocks`."""
+        leaves: dict[str, np.ndarray] = {}
+        for place in self.places:
+            if place.unit[:1] == (() if layer is None else (layer,)) and place.weights[0].path.startswith(prefixes):
+                for weight, value in zip(place.weights, self.read(place), strict=True):
+                    whole = leaves.setdefault(weight.path, np.empty(weight.block_shape(self.model), np.float32))
+                    whole[place.unit[1:]] = value
+        return nest({path.removeprefix("blocks/"): value for path, value in leaves.items()})
+
+    def read(self, place: Place) -> list[np.ndarray]:
+        """One unit of every weight of a tensor in the declared order and the stored dtype."""
+        return from_stored(place, self.model, self.tensors[place.name].read())
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -89,18 +106,20 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
         raise InputError(f"source {folder} has no {CONFIG}: allowed is the folder of a Hugging Face checkpoint")
     settings = read_json(inside(folder, CONFIG))
     try:
-        family_of(settings)
+        family = family_of(settings)
         tensors, model = stored_tensors(folder), model_of(settings)
-        return HuggingFaceFolder(folder, settings, model, _checked(model, tensors))
+        return HuggingFaceFolder(folder, settings, model, _checked(family, model, tensors))
     except InputError as error:
         raise InputError(f"source {folder}: {error}") from None
 
 
-def _checked(model: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _checked(family: Family, model: DecoderConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors of the model, in its order; none may be missing, over or of another shape."""
-    if model.layers > len(tensors):
-        raise InputError(f"num_hidden_layers is {model.layers} and there are {len(tensors)} tensors: some are missing")
-    expected = {name: stored_shape(weight, model) for name, weight, _ in places(model)}
+    if depth_of(model) > len(tensors):
+        raise InputError(
+            f"config.json: num_hidden_layers is {depth_of(model)} and there are {len(tensors)} tensors: some missing"
+        )
+    expected = {place.name: stored_shape(place, model) for place in places(family, model)}
     if missing := [name for name in expected if name not in tensors]:
         raise InputError(f"tensor {missing[0]!r} is missing, of {len(expected)} that config.json asks for")
     for name, shape in expected.items():
@@ -108,19 +127,19 @@ def _checked(model: ModelConfig, tensors: dict[str, StoredTensor]) -> dict[str, 
             found = list(tensors[name].shape)
             raise InputError(f"tensor {name!r} has shape {found}, and config.json asks for {list(shape)}")
     for name in tensors.keys() - expected.keys():
-        if not COMPUTED.fullmatch(name) and not _is_tied_copy(model, name, tensors):
+        if not family.computed.fullmatch(name) and not _is_tied_copy(family, model, name, tensors):
             raise InputError(f"tensor {name!r} is none that config.json asks for: nothing is left out silently")
     return {name: tensors[name] for name in expected}
 
 
-def _is_tied_copy(model: ModelConfig, name: str, tensors: dict[str, StoredTensor]) -> bool:
+def _is_tied_copy(family: Family, model: DecoderConfig, name: str, tensors: dict[str, StoredTensor]) -> bool:
     """Whether this is a tied head that was stored once more, the same as the embedding to the byte."""
-    if name != "lm_head.weight" or not model.tie_embeddings:
+    if name != family.tied_head or not model.architecture.tied(model):
         return False
-    head, embedding = tensors[name], tensors["model.embed_tokens.weight"]
+    head, embedding = tensors[name], tensors[next(row.name for row in family.tensors if row.paths == ("embedding",))]
     if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
         return False
-    parts = (slice(row, min(row + 4096, model.vocab)) for row in range(0, model.vocab, 4096))
+    parts = (slice(row, min(row + 4096, head.shape[0])) for row in range(0, head.shape[0], 4096))
     return all(np.array_equal(head.read(part).view(np.uint8), embedding.read(part).view(np.uint8)) for part in parts)
 
 
@@ -130,24 +149,22 @@ def read_params(
     place: Callable[[Weight, np.ndarray], Any] = lambda weight, value: value,
 ) -> Params:
     """The parameter tree, of what `place` makes of every weight, float32, before the next one is read."""
-    tree: Params = {}
-    for weight in declared(source.model):
-        value = np.empty(weight.shape(source.model), np.float32)
-        for layer in range(source.model.layers) if weight.stacked else [...]:
-            name = NAMES[weight.path].format(layer)
-            value[layer] = source.read(name, weight)
-            step(source.tensors[name].nbytes)
-        leaves, leaf = _node(tree, weight)
-        leaves[leaf] = place(weight, value)
-    return tree
-
-
-def _node(tree: Params, weight: Weight) -> tuple[Params, str]:
-    """The innermost dict that holds a weight, made where it is not there, and its name in it."""
-    *folders, name = weight.path.split("/")
-    for key in folders:
-        tree = tree.setdefault(key, {})
-    return tree, name
+    leaves: dict[str, Any] = {}
+    by_weight: dict[tuple[str, ...], list[Place]] = {}
+    for one in source.places:
+        by_weight.setdefault(one.row.paths, []).append(one)
+    for held in by_weight.values():
+        values = [np.empty(weight.shape(source.model), np.float32) for weight in held[0].weights]
+        for one in held:
+            for value, part in zip(values, source.read(one), strict=True):
+                value[one.unit] = part
+            step(source.tensors[one.name].nbytes)
+        for weight, value in zip(held[0].weights, values, strict=True):
+            leaves[weight.path] = place(weight, value)
+    # A model without layers has no tensor of them.
+    for weight in (one for one in source.model.weights if one.path not in leaves):
+        leaves[weight.path] = place(weight, np.empty(weight.shape(source.model), np.float32))
+    return nest({weight.path: leaves[weight.path] for weight in source.model.weights})
 
 
 def describe_folder(source: HuggingFaceFolder) -> str:
@@ -159,28 +176,29 @@ def describe_folder(source: HuggingFaceFolder) -> str:
         "dtypes": ", ".join(f"{dtype} {number}" for dtype, number in count.items()),
         "beside": ", ".join(path.name for path in source.carried) or "-",
     }
-    return describe_model(source.model, f"Hugging Face, {source.family}", stored)
+    return describe_model(source.model, f"Hugging Face, {source.family.model_type}", stored)
 
 
-def describe_model(model: ModelConfig, kind: str, more: dict[str, str]) -> str:
+def describe_model(model: DecoderConfig, kind: str, more: dict[str, str]) -> str:
     """A model's shape and variant between the kind of the folder and what more there is to say of it."""
-    shape = ", ".join(f"{name} {getattr(model, name):,}" for name in SHAPE)
-    lines = {"format": kind, "shape": shape, "parameters": f"{parameter_count(model):,}"}
-    lines |= {"variant": ", ".join(_variant(model))} | more
+    shape = ", ".join(f"{name} {size:,}" for name, size in sizes_of(model).items())
+    lines = {"format": kind, "architecture": model.architecture.name, "shape": shape}
+    lines |= {"parameters": f"{parameter_count(model):,}", "variant": ", ".join(_variant(model))} | more
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 
 
-SHAPE = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
+def _variant(model: DecoderConfig) -> list[str]:
+    """What of a model is no size: every other field that is not at its default, and whether the head is tied."""
+    head = "tied head" if model.architecture.tied(model) else "head of its own"
+    sizes = {*sizes_of(model), "tie_embeddings"}
+    fields = [field for field in dataclasses.fields(model) if field.name not in sizes]
+    said = {field.name: getattr(model, field.name) for field in fields}
+    shown = [name for name in said if name in ("norm_eps", "rope_theta") or said[name] not in (None, False)]
+    return [head, *(_said(name.replace("_", " "), said[name]) for name in shown)]
 
 
-def _variant(model: ModelConfig) -> list[str]:
-    """What of the family's variants a model has."""
-    scaling = model.rope_scaling
-    said = [
-        "tied head" if model.tie_embeddings else "head of its own",
-        f"rope base {model.rope_theta:g}" + (f", {scaling.kind} x {scaling.factor:g}" if scaling else ""),
-        f"norm eps {model.norm_eps:g}",
-    ]
-    said += ["biases of query, key and value"] * model.qkv_bias + ["norms of query and key"] * model.qk_norm
-    return said + ([] if model.sliding_window is None else [f"sliding window {model.sliding_window:,}"])
+def _said(name: str, value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        return f"{name} {value.kind} x {value.factor:g}"
+    return name if value is True else f"{name} {value:g}"

@@ -1,91 +1,120 @@
-"""How Hugging Face lays weights out: a matrix is [what it writes, what it reads], and there is one for every layer."""
+"""How weights lie in the tensors of a family: which, in which order of dimensions, one for every layer and expert."""
 
 import dataclasses
+import itertools
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from growlm.weights import WEIGHTS, ModelConfig, Weight, declared
-
-# The name of every weight there; {} is the number of the layer.
-NAMES = {
-    "embedding": "model.embed_tokens.weight",
-    "blocks/attn_norm/scale": "model.layers.{}.input_layernorm.weight",
-    "blocks/attn/query": "model.layers.{}.self_attn.q_proj.weight",
-    "blocks/attn/key": "model.layers.{}.self_attn.k_proj.weight",
-    "blocks/attn/value": "model.layers.{}.self_attn.v_proj.weight",
-    "blocks/attn/query_bias": "model.layers.{}.self_attn.q_proj.bias",
-    "blocks/attn/key_bias": "model.layers.{}.self_attn.k_proj.bias",
-    "blocks/attn/value_bias": "model.layers.{}.self_attn.v_proj.bias",
-    "blocks/attn/query_norm": "model.layers.{}.self_attn.q_norm.weight",
-    "blocks/attn/key_norm": "model.layers.{}.self_attn.k_norm.weight",
-    "blocks/attn/out": "model.layers.{}.self_attn.o_proj.weight",
-    "blocks/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
-    "blocks/mlp/gate": "model.layers.{}.mlp.gate_proj.weight",
-    "blocks/mlp/up": "model.layers.{}.mlp.up_proj.weight",
-    "blocks/mlp/down": "model.layers.{}.mlp.down_proj.weight",
-    "final_norm/scale": "model.norm.weight",
-    "head": "lm_head.weight",
-}
-assert NAMES.keys() == WEIGHTS.keys()
-
-# Buffers that old Llama checkpoints hold, and that are computed from config.json.
-COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+from growlm.models.axes import DecoderConfig, Dim, Role, Weight
+from growlm.models.stored import Family, Stored
 
 
-def places(model: ModelConfig) -> Iterator[tuple[str, Weight, int | None]]:
-    """Name, weight and layer (None outside the blocks) of every tensor of a model, in the order of the layers."""
-    weights = list(declared(model))
-    first = [weight for weight in weights if weight.path == "embedding"]
-    last = [weight for weight in weights if not weight.stacked and weight not in first]
-    yield from ((NAMES[weight.path], weight, None) for weight in first)
-    for layer in range(model.layers):
-        yield from ((NAMES[w.path].format(layer), w, layer) for w in weights if w.stacked)
-    yield from ((NAMES[weight.path], weight, None) for weight in last)
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One tensor of a checkpoint: its name, the weights in it, and the unit of each (its layer, its expert)."""
+
+    name: str
+    weights: tuple[Weight, ...]
+    unit: tuple[int, ...]
+    row: Stored
 
 
-def stored_shape(weight: Weight, model: ModelConfig) -> tuple[int, ...]:
-    """The shape that one layer of a weight has in a file."""
-    shape = weight.block_shape(model)
-    order, writes = _order(weight)
-    sizes = [shape[number] for number in order]
-    return _flat(weight, sizes, writes)
+def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
+    """Every tensor of a model, in the order of its layers."""
+    rows = [(row, held) for row in family.tensors if (held := _present(row, model))]
+    of_layers = [number for number, (_, weights) in enumerate(rows) if weights[0].stacked]
+    first = of_layers[0] if of_layers else len(rows)
+    yield from (_place(row, held, ()) for row, held in rows[:first])
+    stack = rows[first][1][0].stack if of_layers else None
+    for layer in range(model.size(stack)) if stack else ():
+        for row, held in (rows[number] for number in of_layers):
+            within = [range(model.size(dim.axis)) for dim in held[0].dims if dim.many]
+            yield from (_place(row, held, (layer, *unit)) for unit in itertools.product(*within))
+    yield from (_place(row, held, ()) for row, held in rows[first:] if not held[0].stacked)
 
 
-def from_stored(weight: Weight, model: ModelConfig, stored: np.ndarray) -> np.ndarray:
-    """One layer of a weight in the declared shape; a view of what is stored."""
-    shape = weight.block_shape(model)
-    order, _ = _order(weight)
-    return stored.reshape([shape[number] for number in order]).transpose(np.argsort(order))
+def _present(row: Stored, model: DecoderConfig) -> tuple[Weight, ...]:
+    weights = (model.architecture.weights[path] for path in row.paths)
+    return tuple(weight for weight in weights if weight.present(model))
 
 
-def to_stored(weight: Weight, value: np.ndarray) -> np.ndarray:
-    """One layer of a weight as it is stored; a view where that is possible."""
-    order, writes = _order(weight)
-    turned = value.transpose(order)
-    return turned.reshape(_flat(weight, turned.shape, writes))
+def _place(row: Stored, weights: tuple[Weight, ...], unit: tuple[int, ...]) -> Place:
+    axes = [dim.axis.name for dim in weights[0].all_dims if dim.many]
+    return Place(row.name.format(**dict(zip(axes, unit, strict=True))), weights, unit, row)
 
 
-def turned(weight: Weight) -> tuple[Weight, int]:
-    """The weight with its dimensions in the order in which they are stored, and how many of them the rows are."""
-    order, writes = _order(weight)
-    return dataclasses.replace(weight, dims=tuple(weight.dims[number] for number in order)), writes
+def turned(weight: Weight, row: Stored) -> Weight:
+    """The weight with the dimensions of one unit in the order in which they are stored.
 
-
-def _order(weight: Weight) -> tuple[list[int], int]:
-    """The dimensions in the order in which they are stored, those that are written first, and how many those are.
-
-    A lookup stays as it is: its rows are tokens.
+    By default what is written comes first, as in PyTorch's Linear; lookups, gains and biases stay as they are.
     """
-    numbers = range(len(weight.dims))
-    if weight.elementwise or weight.path == "embedding":
-        return list(numbers), len(numbers) if weight.elementwise else 1
-    writes = [number for number in numbers if weight.dims[number].writes]
-    return writes + [number for number in numbers if number not in writes], len(writes)
+    dims = [dim for dim in weight.dims if not dim.many]
+    if row.order:
+        at = {dim.axis.name: dim for dim in dims}
+        dims = [at[name] for name in row.order]
+    elif not weight.elementwise and weight.role is not Role.LOOKUP:
+        dims = [dim for dim in dims if dim.writes] + [dim for dim in dims if not dim.writes]
+    return dataclasses.replace(weight, dims=(*(dim for dim in weight.dims if dim.many), *dims))
 
 
-def _flat(weight: Weight, sizes, writes: int) -> tuple[int, ...]:
-    flat = math.prod(sizes[:writes]), math.prod(sizes[writes:])
+def unit_dims(weight: Weight) -> tuple[Dim, ...]:
+    """The dimensions of one unit of a weight, without layers and experts."""
+    return tuple(dim for dim in weight.dims if not dim.many)
+
+
+def row_dims(weight: Weight) -> int:
+    """How many leading dimensions of a unit, in stored order, a matrix's rows are; all of a gain or a bias."""
+    dims = unit_dims(weight)
+    if weight.elementwise:
+        return len(dims)
+    side = dims[0].reads is None
+    return len(list(itertools.takewhile(lambda dim: (dim.reads is None) == side, dims)))
+
+
+def _unit_sizes(weight: Weight, model: DecoderConfig) -> list[int]:
+    return [model.size(dim.axis) for dim in unit_dims(weight)]
+
+
+def joined_sizes(place: Place, model: DecoderConfig) -> list[int]:
+    """The sizes of a tensor's dimensions, before rows and columns are flattened; its weights side by side."""
+    each = [_unit_sizes(turned(weight, place.row), model) for weight in place.weights]
+    sizes = list(each[0])
+    sizes[place.row.join] = sum(one[place.row.join] for one in each)
+    return sizes
+
+
+def stored_shape(place: Place, model: DecoderConfig) -> tuple[int, ...]:
+    """The shape of a tensor in a file."""
+    return _flat(place, joined_sizes(place, model))
+
+
+def _flat(place: Place, sizes: Sequence[int]) -> tuple[int, ...]:
+    weight = turned(place.weights[0], place.row)
+    rows = row_dims(weight)
+    flat = math.prod(sizes[:rows]), math.prod(sizes[rows:])
     return flat[:1] if weight.elementwise else flat
+
+
+def from_stored(place: Place, model: DecoderConfig, stored: np.ndarray) -> list[np.ndarray]:
+    """One unit of every weight of a tensor in the declared order; views of what is stored."""
+    whole, at, values = stored.reshape(joined_sizes(place, model)), 0, []
+    for weight in place.weights:
+        in_order = turned(weight, place.row)
+        size = _unit_sizes(in_order, model)[place.row.join]
+        part = np.take(whole, range(at, at + size), axis=place.row.join) if len(place.weights) > 1 else whole
+        at += size
+        order = [unit_dims(weight).index(dim) for dim in unit_dims(in_order)]
+        values.append(part.transpose(np.argsort(order)))
+    return values
+
+
+def to_stored(place: Place, values: Sequence[np.ndarray]) -> np.ndarray:
+    """A tensor of one unit of every weight; a view where that is possible."""
+    parts = []
+    for weight, value in zip(place.weights, values, strict=True):
+        order = [unit_dims(weight).index(dim) for dim in unit_dims(turned(weight, place.row))]
+        parts.append(value.transpose(order))
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=place.row.join)
+    return whole.reshape(_flat(place, whole.shape))

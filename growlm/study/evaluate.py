@@ -16,12 +16,11 @@ from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.files import write_json
-from growlm.growth.anneal import masked
 from growlm.interop.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
+from growlm.models import Params, parameter_count, plain
 from growlm.training.mesh import make_mesh
 from growlm.training.saved import ORIGIN, Saved, find_saved, read_state
 from growlm.training.settings import MeshConfig
-from growlm.weights import Params, parameter_count
 
 RESULTS = "evaluations"
 COUNTS = ("tokens", "bytes", "words")
@@ -166,8 +165,8 @@ def _tokenizer_of(saved: Saved) -> str:
 def _acting(saved: Saved, params: Params, provenance: Any) -> tuple[Params, jax.Array | None]:
     if saved.masks is None:
         return params, None
-    ramp, progress = saved.masks
-    return masked(saved.model, params, provenance, progress, ramp)
+    masks, progress = saved.masks
+    return masks.reparametrise(saved.model, params, provenance, progress)
 
 
 def _of_hugging_face(source: HuggingFaceFolder, request: Request) -> LanguageModel:
@@ -238,7 +237,7 @@ def _about(request: Request, model: LanguageModel, origin: dict[str, Any]) -> di
     return {
         "checkpoint": str(request.checkpoint.absolute()),
         **origin,
-        "model": dataclasses.asdict(model.config),
+        "model": plain(model.config),
         "parameters": parameter_count(model.config),
         "tokenizer": {"name": model.tokenizer.name, "fingerprint": model.tokenizer.fingerprint},
         **{name: getattr(model, name) for name in ("length", "prefix", "add_bos", "dtype")},

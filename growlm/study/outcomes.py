@@ -8,8 +8,9 @@ from typing import Any
 
 from growlm.errors import InputError
 from growlm.laws.speedup import Curve, curve, loss_at
+from growlm.models import DecoderConfig, parameter_count
 from growlm.study.records import Run, homes, read
-from growlm.weights import ModelConfig, declared, parameter_count
+from growlm.training.config import build_model
 
 # A run is read off at a budget only where its growth was paid with no more than this share of it.
 GROWN_BY = 0.8
@@ -94,7 +95,7 @@ def outcome(name: str, run: Run) -> Outcome:
     if "stages" not in run.config or "seed" not in run.config:
         raise InputError(f"run {name} has no stages and seed in its config.json")
     stages = run.config["stages"]
-    models = [ModelConfig(**stage["model"]) for stage in stages]
+    models = [build_model(stage["model"]) for stage in stages]
     growths = [{key: stage["growth"][key] for key in ("operator", "options")} for stage in stages[1:]]
     before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(stages) - 1)]
     return Outcome(
@@ -117,5 +118,5 @@ def _curve(name: str, run: Run) -> Curve:
         raise InputError(f"run {name}: {error}") from error
 
 
-def _block_params(model: ModelConfig) -> int:
-    return sum(math.prod(weight.shape(model)) for weight in declared(model) if weight.stacked)
+def _block_params(model: DecoderConfig) -> int:
+    return sum(math.prod(weight.shape(model)) for weight in model.weights if weight.stacked)

@@ -22,13 +22,13 @@ from matplotlib.patches import Rectangle
 from growlm.growth.expand import grow_params
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth
+from growlm.models import LLAMA, ModelConfig, Params, declared, nest
 from growlm.study.themes import LIGHT
-from growlm.weights import WEIGHTS, ModelConfig, Params, declared
 
 SOURCE = ModelConfig(layers=3, embed=2, heads=1, kv_heads=1, head_dim=2, mlp=3, vocab=2)
 DEEP = replace(SOURCE, layers=6)
 WIDE = replace(SOURCE, embed=4, mlp=6)
-SHOWN = WEIGHTS["blocks/mlp/gate"]  # reads embed, writes mlp
+SHOWN = LLAMA.weights["blocks/mlp/gate"]  # reads embed, writes mlp
 FRESH, EMPTY = "#c9ced4", "#ffffff"
 
 # Title, operator, options in depth and in width.
@@ -66,14 +66,7 @@ def cells(growth: Growth, target: ModelConfig) -> Cells:
 
 
 def _ones(config: ModelConfig) -> Params:
-    tree: dict[str, Any] = {}
-    for weight in declared(config):
-        *folders, name = weight.path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = jnp.ones(weight.shape(config))
-    return tree
+    return nest({weight.path: jnp.ones(weight.shape(config)) for weight in declared(config)})
 
 
 def operators_figure() -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from growlm.errors import unknown
-from growlm.weights import ModelConfig, parameter_count
+from growlm.models import ModelConfig, parameter_count
 
 Stage = dict[str, Any]
 

@@ -19,6 +19,7 @@ from growlm.data import load_corpus
 from growlm.errors import InputError, unknown
 from growlm.files import locked, write_json
 from growlm.study.progress import Board
+from growlm.training.config import plain
 from growlm.training.loop import DivergedError, StoppedError
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments
@@ -133,13 +134,13 @@ def run_sweep(
         mesh_of(plan.runs[name].config)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
-        claim_folder(records, dataclasses.asdict(plan.config))
+        claim_folder(records, plain(plan.config))
         after_first()
         ends = leave_points(list(plan.runs.values()))
         runner = Runner(workdir / STORE, records / STORE, ends, stop, instruments, patient=True)
         _write_summary(plan, records, command)
         for name in chosen:
-            claim_folder(records / name, dataclasses.asdict(plan.runs[name].config))
+            claim_folder(records / name, plain(plan.runs[name].config))
         with Board({name: run.stages for name, run in plan.runs.items()}, records, records / STORE) as board:
             for name in chosen:
                 board.begin(name)

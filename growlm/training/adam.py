@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growlm.growth.axis_map import along
+from growlm.growth.maps import along
 
 
 class ScaleByAgedAdamState(NamedTuple):

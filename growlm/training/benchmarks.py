@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from growlm.data import load_tokenizer, tokenizer_of
 from growlm.evaluation import LanguageModel, check_tasks, evaluate
 from growlm.evaluation.table import metrics
-from growlm.growth.anneal import masked
 from growlm.state import TrainState
 from growlm.training.settings import EvaluationConfig
 from growlm.training.stages import Stage
@@ -46,7 +45,7 @@ class Benchmarks:
         config, progress = stage.config.model, stage.progress_at(int(state.step))
         params, scale = state.params, None
         if progress is not None:
-            params, scale = masked(config, params, state.provenance, progress, stage.growth.ramp)
+            params, scale = stage.growth.masks.reparametrise(config, params, state.provenance, progress)
         return LanguageModel(
             config,
             params,

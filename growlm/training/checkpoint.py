@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from growlm.errors import InputError
+from growlm.models import path_of
 from growlm.state import TrainState
-from growlm.weights import path_of
 
 
 class Checkpoints:

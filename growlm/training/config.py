@@ -12,8 +12,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from growlm.errors import InputError, unknown
+from growlm.models import ARCHITECTURES, DecoderConfig
+from growlm.models import plain as plain_model
 from growlm.training.settings import RunConfig, SweepConfig
-from growlm.weights import ModelConfig
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
@@ -105,9 +106,43 @@ def build_run(settings: dict[str, Any]) -> RunConfig:
     return _build(RunConfig, settings, "config")
 
 
-def build_model(settings: dict[str, Any]) -> ModelConfig:
-    """A validated shape. Raises InputError."""
-    return _build(ModelConfig, settings, "model")
+def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig:
+    """A validated shape, of the architecture that it names; Llama's where it names none. Raises InputError."""
+    if not isinstance(settings, dict):
+        raise InputError(f"{where} is {settings!r}: allowed are the keys of a model's config")
+    name = settings.get("architecture", "llama")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES, where=where)
+    rest = {key: value for key, value in settings.items() if key != "architecture"}
+    return _build(ARCHITECTURES[name].config, rest, where)
+
+
+def plain(config: Any) -> Any:
+    """A run's or a sweep's config as plain JSON, from which it can be built again."""
+    if isinstance(config, DecoderConfig):
+        return plain_model(config)
+    if dataclasses.is_dataclass(config):
+        return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {key: plain(value) for key, value in config.items()}
+    return [plain(value) for value in config] if isinstance(config, list | tuple) else config
+
+
+def without_defaults(config: Any) -> Any:
+    """The same without fields that are at their default: what a setting that is not used does not change."""
+    if isinstance(config, DecoderConfig):
+        return {"architecture": config.architecture.name} | _changed(config)
+    return _changed(config) if dataclasses.is_dataclass(config) else plain(config)
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    own = {field.name: (getattr(config, field.name), field) for field in dataclasses.fields(config)}
+    return {name: without_defaults(value) for name, (value, field) in own.items() if value != _default(field)}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
 
 
 def build_sweep(settings: dict[str, Any]) -> SweepConfig:
@@ -134,6 +169,8 @@ def _build(cls: type, settings: Any, where: str) -> Any:
     """A dataclass from a mapping, recursively by its annotations."""
     if isinstance(settings, cls):
         return settings
+    if cls is DecoderConfig:
+        return build_model(settings, where)
     if not isinstance(settings, dict):
         raise InputError(f"{where} is {settings!r}: allowed are the keys of {cls.__name__}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -159,7 +196,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is UnionType:
         return None if value is None else _convert(next(a for a in arguments if a is not NoneType), value, where)
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or hint is DecoderConfig:
         return _build(hint, value, where)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))

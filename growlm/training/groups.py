@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from growlm.growth.plan import slice_mask
-from growlm.weights import Weight
+from growlm.models import Kind, Role, Weight
 
 GROUPS: dict[str, Callable[[Weight], bool]] = {
-    "embedding": lambda weight: any(dim.reads == "vocab" for dim in weight.dims),
-    "head": lambda weight: any(dim.writes == "vocab" for dim in weight.dims),
-    "gains": lambda weight: weight.elementwise and any(dim.reads for dim in weight.dims),
-    "biases": lambda weight: weight.elementwise and not any(dim.reads for dim in weight.dims),
-    "matrices": lambda weight: weight.stacked and not weight.elementwise,
+    "embedding": lambda weight: weight.role is Role.LOOKUP,
+    "head": lambda weight: weight.writes(Kind.VOCAB),
+    "gains": lambda weight: weight.role is Role.GAIN,
+    "biases": lambda weight: weight.role is Role.BIAS,
+    "matrices": lambda weight: weight.role is Role.MATRIX and weight.stacked,
+    "routers": lambda weight: weight.role is Role.ROUTER,
 }
 
 # By provenance: what the last growth added, copies too, and what was there before it.

@@ -16,6 +16,7 @@ from growlm.data import Corpus, batches, load_corpus, validation_batches
 from growlm.errors import InputError, unknown
 from growlm.files import check_output, check_space
 from growlm.growth import (
+    LIFTS,
     OPERATORS,
     OPTIMIZER_STATES,
     Growth,
@@ -28,18 +29,16 @@ from growlm.growth import (
 )
 from growlm.growth.presets import Resolved, resolve, table
 from growlm.growth.verify import describe_verdict, verify
+from growlm.models import ARCHITECTURES, DecoderConfig, Kind, parameter_count, plain, sizes_of
 from growlm.state import TrainState
-from growlm.training.config import literal
+from growlm.training.config import build_model, literal
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import Saved, carry_origin, check_open, find_saved, read_state, save_grown
 from growlm.training.step import abstract_state, run_keys
-from growlm.weights import ModelConfig, parameter_count
 
 # A grown model is checked on so many tokens at most: their logits are held whole, twice.
 VERIFY_TOKENS = 4096
 RANDOM_BATCH, RANDOM_LENGTH = 4, 64  # where there is no corpus
-
-SHAPE = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
 
 Say = Callable[[str], None]
 
@@ -69,14 +68,14 @@ class GrowPlan:
 
     saved: Saved
     output: Path | None
-    target: ModelConfig
+    target: DecoderConfig
     asked: str
     resolved: Resolved
     key: jax.Array
     growth: Growth
 
     @property
-    def source(self) -> ModelConfig:
+    def source(self) -> DecoderConfig:
         """The shape before."""
         return self.saved.model
 
@@ -92,7 +91,7 @@ def plan_grow(request: Request) -> GrowPlan:
     key = saved.key if request.seed is None else run_keys(request.seed)[1]
     target = target_shape(saved.model, request.factor, pairs("--target", request.sizes))
     growth = plan_growth(resolved.operator, saved.model, target, growth_key(key, saved.step), **resolved.options)
-    if growth.recipe and not saved.data:
+    if growth.learner and not saved.data:
         raise InputError(
             f"{request.operator} learns from batches, and {saved.folder} names no corpus: allowed is a run"
         )
@@ -114,20 +113,32 @@ def resolve_request(request: Request) -> Resolved:
     return resolved
 
 
-def target_shape(source: ModelConfig, factor: int | None, sizes: dict[str, Any]) -> ModelConfig:
-    """The source with `factor` times the layers, and with these sizes. Raises InputError, also where nothing grows."""
-    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any]) -> DecoderConfig:
+    """The source with `factor` times the layers, and with these sizes, of another architecture if one is named.
+
+    Raises InputError, also where nothing grows.
+    """
+    name = sizes.get("architecture", source.architecture.name)
+    if name != source.architecture.name and name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES, where="--target")
+    architecture = ARCHITECTURES[name] if name != source.architecture.name else source.architecture
+    fields = ["architecture", *(field.name for field in dataclasses.fields(architecture.config))]
     if extra := [name for name in sizes if name not in fields]:
         raise unknown("size", extra[0], fields, where="--target")
     if factor is not None:
         if factor < 2:
             raise InputError(f"--factor is {factor}: allowed are integers >= 2")
-        if "layers" in sizes:
-            raise InputError(f"--factor={factor} and --target.layers={sizes['layers']}: allowed is one of them")
-        if not source.layers:
-            raise InputError(f"--factor is {factor} and the source has no layers: allowed is --target.layers")
-        sizes = sizes | {"layers": source.layers * factor}
-    target = dataclasses.replace(source, **sizes)
+        depth = source.architecture.of_kind(Kind.STACK)[0].field
+        if depth in sizes:
+            raise InputError(f"--factor={factor} and --target.{depth}={sizes[depth]}: allowed is one of them")
+        if not getattr(source, depth):
+            raise InputError(f"--factor is {factor} and the source has no layers: allowed is --target.{depth}")
+        sizes = sizes | {depth: getattr(source, depth) * factor}
+    if architecture is source.architecture:
+        rest = {key: value for key, value in sizes.items() if key != "architecture"}
+        target = dataclasses.replace(source, **rest)
+    else:
+        target = build_model({key: value for key, value in plain(source).items() if key in fields} | sizes, "--target")
     if target == source:
         raise InputError("nothing grows: allowed is --factor=4, or a size such as --target.layers=24")
     return target
@@ -159,19 +170,23 @@ def named(asked: str, resolved: Resolved) -> str:
     return " ".join(filter(None, [*dict.fromkeys((asked, resolved.operator)), options]))
 
 
-def claims(source: ModelConfig, target: ModelConfig, growth: Growth) -> dict[str, str]:
+def claims(source: DecoderConfig, target: DecoderConfig, growth: Growth) -> dict[str, str]:
     """What a growth claims of function and gradients, and why, in a line each."""
     function, gradients = claim(growth, source, target), gradient_claim(growth, source, target)
-    return {
+    lifted = {"lift": f"{growth.lift.name}: {growth.lift.says}"} if growth.lift else {}
+    return lifted | {
         "function": f"{'kept' if function[0] else 'not kept'}: {function[1]}",
         "gradients": f"{'mapped exactly' if gradients[0] else 'not mapped exactly'}: {gradients[1]}",
     }
 
 
-def describe_growth(source: ModelConfig, target: ModelConfig, notes: dict[str, str]) -> str:
+def describe_growth(source: DecoderConfig, target: DecoderConfig, notes: dict[str, str]) -> str:
     """A table of the two shapes, and the notes below it."""
     rows = [("", "before", "after")]
-    rows += [(name, *(f"{getattr(model, name):,}" for model in (source, target))) for name in SHAPE]
+    both = sizes_of(source), sizes_of(target)
+    if source.architecture is not target.architecture:
+        rows.append(("architecture", source.architecture.name, target.architecture.name))
+    rows += [(name, *(f"{sizes[name]:,}" if name in sizes else "-" for sizes in both)) for name in both[0] | both[1]]
     rows += [("parameters", *(f"{parameter_count(model):,}" for model in (source, target)))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{name:<{widths[0]}}  {a:>{widths[1]}}  {b:>{widths[2]}}" for name, a, b in rows]
@@ -193,7 +208,7 @@ def run_grow(plan: GrowPlan, checked: bool, say: Say) -> str:
     check_space(plan.output, state_bytes(plan))
     say(f"reading {plan.saved.folder}, step {plan.saved.step:,}")
     state = dataclasses.replace(read_state(plan.saved), key=plan.key)
-    learns = bool(plan.growth.recipe)
+    learns = plan.growth.learner is not None
     corpus = _corpus(plan.saved, needed=learns, say=say) if learns or checked else None
     say(f"growing {parameter_count(plan.source):,} to {parameter_count(plan.target):,} parameters")
     grown, report = _grow(plan, state, corpus)
@@ -212,14 +227,14 @@ def run_grow(plan: GrowPlan, checked: bool, say: Say) -> str:
 
 def _grow(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[TrainState, dict[str, Any]]:
     data, fed = plan.saved.data, ()
-    if plan.growth.recipe:
+    if plan.growth.learner:
         shape = {"batch": data.batch, "length": data.length}
         fed = batches(corpus.train, seed=data.seed, start=int(state.examples), **shape)
     grown, report = grow_state(
         state,
         plan.source,
         plan.target,
-        make_optimizer(plan.saved.optimizer),
+        make_optimizer(plan.saved.optimizer, plan.target),
         plan.resolved.operator,
         plan.resolved.optimizer_state,
         fed,
@@ -272,9 +287,10 @@ def _broken(verdict: dict[str, Any]) -> str:
 
 def list_growths() -> str:
     """The operators with their options, and the table of presets."""
-    width = max(map(len, OPERATORS))
+    width = max(map(len, (*OPERATORS, *LIFTS)))
     lines = []
     for name, operator in OPERATORS.items():
         lines.append(f"{name:<{width}}  {inspect.getdoc(operator).splitlines()[0]}")
         lines.append(f"{'':<{width}}  options: {', '.join(options_of(name))}")
-    return "\n".join(itertools.chain(lines, ["", table()]))
+    lifts = [f"{name:<{width}}  a lift between architectures: {one.says}" for name, one in LIFTS.items()]
+    return "\n".join(itertools.chain(lines, lifts, ["", table()]))

@@ -17,11 +17,11 @@ from growlm.data import Corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError
 from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.interop.safetensors_files import StoredTensor
-from growlm.sharding import at_rest
+from growlm.models import DecoderConfig, Params, Weight, plain
+from growlm.models.sharding import at_rest
 from growlm.training.processes import is_first
 from growlm.training.saved import ORIGIN, Saved, carry_origin, check_open, find_saved, keep_origin, read_state
 from growlm.training.settings import RunConfig, StageConfig
-from growlm.weights import ModelConfig, Params, Weight
 
 # Of every tensor a fingerprint has so many bytes of its beginning, its middle and its end: 70B take 9 MB of reading.
 PIECE = 4096
@@ -42,7 +42,7 @@ class Source:
 
     folder: Path
     kind: str
-    model: ModelConfig
+    model: DecoderConfig
     fingerprint: str
     read: Callable[[Mesh], Params]
     keep: Callable[[Path], None]
@@ -78,14 +78,14 @@ def find_source(folder: Path) -> Source:
 
 
 def _of_hugging_face(source: HuggingFaceFolder) -> Source:
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(source.model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(plain(source.model), sort_keys=True).encode())
     for name, tensor in source.tensors.items():
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         for piece in _pieces(tensor):
             digest.update(piece)
     return Source(
         folder=source.folder,
-        kind=f"Hugging Face, {source.family}",
+        kind=f"Hugging Face, {source.family.model_type}",
         model=source.model,
         fingerprint=digest.hexdigest()[:16],
         read=partial(_read_hugging_face, source),
@@ -117,7 +117,7 @@ def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
 
 def _of_ours(saved: Saved) -> Source:
     check_open(saved)
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(saved.model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(plain(saved.model), sort_keys=True).encode())
     # Orbax gives its files of data random names: what was written another time has others.
     home = saved.checkpoints / str(saved.step)
     files = sorted(path for path in home.rglob("*") if path.is_file())
@@ -168,8 +168,9 @@ def _former_fingerprint(former: Any) -> str | None:
 
 def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
     """Raises InputError unless the stage has exactly this model, and the corpus its tokens, if that can be told."""
-    for name in (field.name for field in dataclasses.fields(ModelConfig)):
-        asked, held = getattr(stage.model, name), getattr(source.model, name)
+    ours, theirs = plain(stage.model), plain(source.model)
+    for name in ours:
+        asked, held = ours[name], theirs.get(name)
         if asked != held:
             raise InputError(
                 f"stages[0].model.{name} is {asked!r} and that of init_from {source.folder} is {held!r}: allowed is "

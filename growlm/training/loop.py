@@ -92,8 +92,9 @@ class Recorder:
         if self._late is None:
             return
         (step, metrics), self._late = self._late, None
-        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        self.check(step, loss=loss, gradient_norm=grad_norm)
+        found = {name: float(value) for name, value in metrics.items()}
+        loss = found["loss"]
+        self.check(step, loss=loss, gradient_norm=found["grad_norm"])
         self._finite = step
         if validation:  # the next step would meet it
             self.check(step + 1, validation_loss=validation["val_loss"])
@@ -101,7 +102,7 @@ class Recorder:
         self._bar.step(loss, rates["tokens_per_second"])
         if evaluated or step % self._stage.run.log_every_steps == 0:
             extra = (validation if evaluated else {}) | self._notes
-            self.record(step, loss=loss, grad_norm=grad_norm, **rates, **extra)
+            self.record(step, **found, **rates, **extra)
             self._notes = {}
             self._mark = (step, self._watch.seconds, self._waited.seconds)
 
@@ -175,7 +176,7 @@ def programs_of(stage: Stage, step: int) -> dict[tuple[bool, int | None], Progra
     shared = Program(config.model, config.optimizer, run.dtype, run.remat, config.train, **settings)
 
     def program(ramped: bool, depth: int | None) -> Program:
-        ramp, frozen = stage.growth.ramp if ramped else None, stage.frozen_below(depth)
+        ramp, frozen = stage.growth.masks if ramped else None, stage.frozen_below(depth)
         return dataclasses.replace(shared, depth=depth, frozen_layers=frozen, ramp=ramp)
 
     masked = {stage.progress_at(at) is not None for at in (step, stage.last_step)}

@@ -9,7 +9,7 @@ from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from growlm.errors import InputError
-from growlm.sharding import AXES, BATCH, batch_parts
+from growlm.models.sharding import AXES, BATCH, batch_parts
 from growlm.training.settings import MeshConfig, RunConfig
 
 

@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Lowered
 
 from growlm.growth import Growth, growth_key
-from growlm.growth.apply import Prepared, growth_transform
-from growlm.growth.learned import learning, matrices_of
+from growlm.growth.masks import MASKED
 from growlm.growth.plan import initial_provenance
-from growlm.sharding import shardings_of
+from growlm.growth.state import Prepared, growth_transform
+from growlm.models.sharding import shardings_of
 from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.stages import Stage
@@ -112,7 +112,7 @@ def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
 
 def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
     transform = lower_growth(stage, mesh).compile()
-    if not stage.growth.recipe:
+    if not stage.growth.learner:
         return Prepared(stage.growth, transform)
     begin, step = (lowered.compile() for lowered in lower_learning(stage, mesh))
     return Prepared(stage.growth, transform, (lambda matrices: begin(jax.device_put(matrices, replicated(mesh))), step))
@@ -122,7 +122,7 @@ def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
     """The growth with which a stage begins, as `lower_step` gives a step: of (arrays, the run's key, matrices)."""
     config, parent, growth = stage.config, stage.parent.config, stage.growth
     source = abstract_state(parent.model, parent.optimizer, mesh)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.model)
     transform = growth_transform(growth, parent.model, config.model, optimizer, config.growth.optimizer_state)
 
     def grow(arrays: Any, key: jax.Array, matrices: Any) -> Any:
@@ -136,9 +136,9 @@ def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
 
 
 def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
-    """The two functions of `learning` for a growth that learns, before they are compiled; given the run's key."""
+    """The two functions of a growth that learns, before they are compiled; given the run's key."""
     config, parent, whole = stage.config, stage.parent.config, replicated(mesh)
-    begin, step = learning(stage.growth.recipe)
+    begin, step = stage.growth.learner.programs(stage.growth)
     matrices = _abstract_matrices(stage.growth, mesh)
     learner = jax.tree.map(partial(_whole, mesh), jax.eval_shape(begin, matrices))
     source = abstract_state(parent.model, parent.optimizer, mesh)
@@ -154,7 +154,7 @@ def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
 
 def _abstract_matrices(growth: Growth, mesh: Mesh) -> Any:
     """What learn learns, which every device has whole; None for other operators."""
-    return jax.tree.map(partial(_whole, mesh), matrices_of(growth)) if growth.recipe else None
+    return jax.tree.map(partial(_whole, mesh), growth.learner.matrices(growth)) if growth.learner else None
 
 
 def _whole(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -193,7 +193,7 @@ def _abstract_inputs(program: Program, batch: int, length: int, mesh: Mesh) -> d
         "tokens": abstract((batch, length + 1), "int32", by_rows(mesh)),
         "rate": abstract((), "float32", replicated(mesh)),
         "provenance": jax.tree.map(partial(_whole, mesh), initial_provenance(program.model)),
-        "progress": abstract((4,), "float32", replicated(mesh)) if program.ramp else None,
+        "progress": abstract((len(MASKED),), "float32", replicated(mesh)) if program.ramp else None,
     }
 
 

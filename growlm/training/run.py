@@ -21,7 +21,7 @@ from growlm.growth import grow_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.config import build_run, build_sweep
+from growlm.training.config import build_run, build_sweep, plain
 from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
 from growlm.training.mesh import mesh_of
@@ -74,7 +74,7 @@ def _check_unmasked(stage: Stage) -> None:
     """Growth takes the weights, which are the model only once the masks of the growth before are open."""
     before = stage.parent
     if before and before.progress_at(before.last_step) is not None:
-        trained, ramp = before.tokens_at(before.last_step) - before.first_tokens, before.growth.ramp
+        trained, ramp = before.tokens_at(before.last_step) - before.first_tokens, before.growth.masks
         raise InputError(
             f"stages[{before.number}] ends after {trained:,} tokens, before its masks are open: allowed are at least "
             f"its ramp_tokens, {ramp.tokens:,}, where another stage comes after it"
@@ -120,10 +120,10 @@ def effective(config: Any) -> Any:
         built = build_sweep(config) if "runs" in config else build_run(config)
     except (InputError, TypeError):  # no config of this growlm: it is compared as it is
         return config
-    plain = json.loads(json.dumps(dataclasses.asdict(built)))
-    for run in plain["runs"].values() if "runs" in plain else [plain]:
+    said = json.loads(json.dumps(plain(built)))
+    for run in said["runs"].values() if "runs" in said else [said]:
         del run["mesh"]
-    return plain
+    return said
 
 
 def _first_difference(held: Any, wanted: Any, path: str = "") -> str:
@@ -247,7 +247,7 @@ class Runner:
             before,
             stage.parent.config.model,
             config.model,
-            make_optimizer(config.optimizer),
+            make_optimizer(config.optimizer, config.model),
             growth.operator,
             growth.optimizer_state,
             batches=ahead,
@@ -330,7 +330,7 @@ def train(
     plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
     mesh_of(config)
     with records_folder(workdir) as records:
-        claim_folder(records, dataclasses.asdict(plan.config))
+        claim_folder(records, plain(plan.config))
         if begun_by and not (records / BEGUN_BY).exists():
             write_json(records / BEGUN_BY, begun_by)
         after_first()

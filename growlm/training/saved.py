@@ -15,15 +15,14 @@ from jax.sharding import Mesh
 
 from growlm.errors import InputError
 from growlm.files import check_output, whole_folder, write_json
-from growlm.growth.anneal import progress
-from growlm.growth.plan import Ramp
+from growlm.growth.masks import Masks
+from growlm.models import DecoderConfig, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_model, build_run
 from growlm.training.settings import OptimizerConfig, RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
-from growlm.weights import ModelConfig
 
 # What a folder of `growlm grow` holds, beside the reports growth.json and verify.json.
 MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
@@ -64,11 +63,11 @@ class Saved:
     folder: Path
     checkpoints: Path
     step: int
-    model: ModelConfig
+    model: DecoderConfig
     optimizer: OptimizerConfig
     key: jax.Array
     data: Data | None
-    masks: tuple[Ramp, np.ndarray] | None = None
+    masks: tuple[Masks, np.ndarray] | None = None
     tokens: int | None = None
     flops: float | None = None
 
@@ -131,14 +130,14 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
-        ramp = growth.get("ramp") and Ramp(**growth["ramp"])
+        ramp = growth.get(Masks.name) and Masks(**growth[Masks.name])
         spent = _spent_on_growth(growth)
     except (TypeError, KeyError, InputError) as error:
         raise InputError(
             f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
         ) from None
     steps = _steps(folder / CHECKPOINT)
-    masks = (ramp, progress(ramp, 0)) if ramp else None
+    masks = (ramp, ramp.progress(0)) if ramp else None
     chosen = _chosen(folder, steps, step)
     return Saved(folder, folder / CHECKPOINT, chosen, model, optimizer, key, data, masks, **spent)
 
@@ -165,7 +164,7 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     batches = run.seed, stage.config.batch, stage.config.length
     data = Data(run.corpus, stage.fingerprint, *batches, run.document_mask)
     done = stage.progress_at(step)
-    masks = None if done is None else (stage.growth.ramp, done)
+    masks = None if done is None else (stage.growth.masks, done)
     settings = stage.config.model, stage.config.optimizer, run_keys(run.seed)[1]
     return Saved(folder, home, step, *settings, data, masks, **_spent(folder, stage, step))
 
@@ -227,7 +226,7 @@ def _read_json(path: Path) -> Any:
 
 def save_grown(
     output: Path,
-    model: ModelConfig,
+    model: DecoderConfig,
     optimizer: OptimizerConfig,
     state: TrainState,
     growth: dict[str, Any],
@@ -251,7 +250,7 @@ def save_grown(
     check_output(output)
     key = jax.random.key_data(state.key).tolist()
     with whole_folder(output) as folder:
-        write_json(folder / MODEL, dataclasses.asdict(model))
+        write_json(folder / MODEL, plain(model))
         write_json(folder / OPTIMIZER, dataclasses.asdict(optimizer))
         write_json(folder / GROWTH, growth | {"data": data and dataclasses.asdict(data), "key": key})
         if verdict:

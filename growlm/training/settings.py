@@ -1,98 +1,15 @@
 """The settings of runs and sweeps: frozen dataclasses that check themselves, and name what is allowed."""
 
 import dataclasses
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, check_name, check_range, unknown
 from growlm.growth import OPTIMIZER_STATES, resolve
-from growlm.model import REMAT_POLICIES
-from growlm.training.groups import GROUPS, SLICES, TRAIN
-from growlm.training.optimizer import OPTIMIZERS
-from growlm.training.schedules import AT_GROWTH, SCHEDULES
-from growlm.weights import ModelConfig
-
-
-def _check_name(key: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise unknown(key, value, allowed)
-
-
-def _check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=True) -> None:
-    """One message for every number out of range. NaN fails both comparisons; no setting may be infinite either."""
-    if abs(value) == math.inf:
-        raise InputError(f"{key} is {value!r}: allowed are finite numbers")
-    above = low is None or value > low or (low_allowed and value == low)
-    below = high is None or value < high or (high_allowed and value == high)
-    if not (above and below):
-        left = "" if low is None else f"{'>=' if low_allowed else '>'} {low}"
-        right = "" if high is None else f"{'<=' if high_allowed else '<'} {high}"
-        raise InputError(f"{key} is {value!r}: allowed is {' and '.join(filter(None, (left, right)))}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning rate over tokens. `restart` counts tokens from the start of the stage, `continue` goes on counting.
-
-    peak: the highest rate. final: what it decays to, as a share of the peak. warmup_tokens: linear from zero.
-    horizon_tokens: where cosine and wsd end; 0 means at the end of this stage. decay: the share of the horizon that
-    wsd decays over. exponent: of the power schedule, peak x (tokens / warmup_tokens) ^ exponent.
-    """
-
-    kind: str = "cosine"
-    peak: float = 1e-3
-    final: float = 0.1
-    warmup_tokens: int = 0
-    horizon_tokens: int = 0
-    decay: float = 0.2
-    exponent: float = -0.51
-    at_growth: str = "restart"
-
-    def __post_init__(self):
-        _check_name("schedule.kind", self.kind, SCHEDULES)
-        _check_name("schedule.at_growth", self.at_growth, AT_GROWTH)
-        _check_range("schedule.peak", self.peak, low=0, low_allowed=False)
-        _check_range("schedule.final", self.final, low=0, high=1)
-        _check_range("schedule.warmup_tokens", self.warmup_tokens, low=0)
-        _check_range("schedule.horizon_tokens", self.horizon_tokens, low=0)
-        _check_range("schedule.decay", self.decay, low=0, high=1)
-        _check_range("schedule.exponent", self.exponent, high=0)
-        if self.kind == "power" and not self.warmup_tokens:
-            raise InputError("schedule.warmup_tokens is 0: the power schedule falls from there, so it must be > 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW as the paper uses it: weight decay on every parameter, gradients clipped by their global norm.
-
-    kind: "adamw", or "muon", which is Muon on the matrices of the blocks and AdamW on the rest. ema: the decay of an
-    averaged copy of the parameters, 0 for none. learning_rates: factors on the learning rate by group, "embedding",
-    "head", "gains", "biases", "matrices" (those of the blocks), and "new" and "old", what the last growth added and
-    what was there before; where several hold, they multiply.
-    """
-
-    kind: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    ema: float = 0.0
-    learning_rates: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
-
-    def __post_init__(self):
-        _check_name("optimizer.kind", self.kind, OPTIMIZERS)
-        for name in ("beta1", "beta2"):
-            _check_range(f"optimizer.{name}", getattr(self, name), low=0, high=1, high_allowed=False)
-        _check_range("optimizer.eps", self.eps, low=0, low_allowed=False)
-        _check_range("optimizer.weight_decay", self.weight_decay, low=0)
-        _check_range("optimizer.clip", self.clip, low=0, low_allowed=False)
-        _check_range("optimizer.ema", self.ema, low=0, high=1, high_allowed=False)
-        for name, factor in self.learning_rates.items():
-            _check_name("group in optimizer.learning_rates", name, (*GROUPS, *SLICES))
-            _check_range(f"optimizer.learning_rates[{name!r}]", factor, low=0)
+from growlm.models import REMAT_POLICIES, DecoderConfig, depth_of
+from growlm.training.groups import SLICES, TRAIN
+from growlm.training.optimizer import OptimizerConfig
+from growlm.training.schedules import ScheduleConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +33,7 @@ class GrowthConfig:
         for name, allowed in (("optimizer_state", OPTIMIZER_STATES), ("train", TRAIN)):
             value = getattr(self, name)
             object.__setattr__(self, name, getattr(resolved, name) if value is None else value)
-            _check_name(f"growth.{name}", getattr(self, name), allowed)
+            check_name(f"growth.{name}", getattr(self, name), allowed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +48,9 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
-        _check_range("mesh.data", self.data, low=0)
-        _check_range("mesh.fsdp", self.fsdp, low=1)
-        _check_range("mesh.tensor", self.tensor, low=1)
+        check_range("mesh.data", self.data, low=0)
+        check_range("mesh.fsdp", self.fsdp, low=1)
+        check_range("mesh.tensor", self.tensor, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +76,15 @@ class EvaluationConfig:
     limit: int = 0
 
     def __post_init__(self):
-        _check_range("evaluation.tasks_every_tokens", self.tasks_every_tokens, low=0)
-        _check_range("evaluation.limit", self.limit, low=0)
+        check_range("evaluation.tasks_every_tokens", self.tasks_every_tokens, low=0)
+        check_range("evaluation.limit", self.limit, low=0)
         for name in ("tasks_every_tokens", "data_dir", "limit"):
             if getattr(self, name) and not self.tasks:
                 raise InputError(f"evaluation.{name} is {getattr(self, name)!r} without evaluation.tasks: name some")
-        _check_range("evaluation.batch", self.batch, low=0)
-        _check_range("evaluation.length", self.length, low=0)
-        _check_range("evaluation.every_tokens", self.every_tokens, low=0)
-        _check_range("evaluation.batches", self.batches, low=1)
+        check_range("evaluation.batch", self.batch, low=0)
+        check_range("evaluation.length", self.length, low=0)
+        check_range("evaluation.every_tokens", self.every_tokens, low=0)
+        check_range("evaluation.batches", self.batches, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +103,7 @@ class StageConfig:
     init_fingerprint: of what the folder holds; filled in when a run begins, and kept in its config.json.
     """
 
-    model: ModelConfig
+    model: DecoderConfig
     tokens: int
     batch: int
     length: int
@@ -201,11 +118,11 @@ class StageConfig:
     init_fingerprint: str | None = None
 
     def __post_init__(self):
-        _check_range("stage.batch", self.batch, low=1)
-        _check_range("stage.microbatches", self.microbatches, low=1)
+        check_range("stage.batch", self.batch, low=1)
+        check_range("stage.microbatches", self.microbatches, low=1)
         if self.batch % self.microbatches:
             raise InputError(f"stage.microbatches is {self.microbatches}: allowed are divisors of batch, {self.batch}")
-        _check_range("stage.length", self.length, low=1)
+        check_range("stage.length", self.length, low=1)
         only_begins = self.init_from is not None and self.tokens == 0
         if self.tokens < self.batch * self.length and not only_begins:
             raise InputError(
@@ -214,7 +131,7 @@ class StageConfig:
             )
         if self.init_fingerprint is not None and self.init_from is None:
             raise InputError("stage.init_fingerprint is of what init_from holds: allowed is none without it")
-        _check_range("stage.frozen_layers", self.frozen_layers, low=0, high=self.model.layers)
+        check_range("stage.frozen_layers", self.frozen_layers, low=0, high=depth_of(self.model))
         self._check_submodels()
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
         if by_slices and self.growth is None:
@@ -223,11 +140,12 @@ class StageConfig:
             )
 
     def _check_submodels(self) -> None:
-        _check_range("stage.submodel_layers", self.submodel_layers, low=0, high=self.model.layers)
-        if self.submodel_layers and self.model.layers % self.submodel_layers:
+        layers = depth_of(self.model)
+        check_range("stage.submodel_layers", self.submodel_layers, low=0, high=layers)
+        if self.submodel_layers and layers % self.submodel_layers:
             raise InputError(
                 f"stage.submodel_layers is {self.submodel_layers}: allowed are divisors of model.layers, "
-                f"{self.model.layers}, and 0"
+                f"{layers}, and 0"
             )
         if self.submodel_layers and self.frozen_layers:
             raise InputError(
@@ -254,8 +172,8 @@ class CheckpointConfig:
     max_to_keep: int = 2
 
     def __post_init__(self):
-        _check_range("checkpoint.every_tokens", self.every_tokens, low=0)
-        _check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
+        check_range("checkpoint.every_tokens", self.every_tokens, low=0)
+        check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,10 +195,10 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     def __post_init__(self):
-        _check_name("dtype", self.dtype, ("float32", "bfloat16"))
-        _check_name("remat", self.remat, REMAT_POLICIES)
-        _check_range("seed", self.seed, low=0, high=2**31 - 1)
-        _check_range("log_every_steps", self.log_every_steps, low=1)
+        check_name("dtype", self.dtype, ("float32", "bfloat16"))
+        check_name("remat", self.remat, REMAT_POLICIES)
+        check_range("seed", self.seed, low=0, high=2**31 - 1)
+        check_range("log_every_steps", self.log_every_steps, low=1)
         if not self.stages:
             raise InputError("stages is empty: a run needs at least one")
         for number, stage in enumerate(self.stages):

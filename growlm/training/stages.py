@@ -9,33 +9,34 @@ from typing import Any
 import numpy as np
 
 from growlm.growth import Growth, growth_key, plan_growth
-from growlm.growth.anneal import progress
-from growlm.laws.flops import exact_flops_per_token, training_flops
+from growlm.laws.flops import training_flops
+from growlm.models import DecoderConfig, depth_of, flops_per_token, parameter_count, with_depth
+from growlm.training.config import without_defaults
 from growlm.training.schedules import WITH_HORIZON, learning_rate
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
 from growlm.training.step import run_keys
 from growlm.training.submodels import draw_depths
-from growlm.weights import ModelConfig, matmul_parameter_count, parameter_count
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs since the run began: 6 N D as the paper counts, and exact with attention."""
+    """FLOPs since the run began: 6 N D as the paper counts, N being what a token meets; and exact with attention."""
 
     flops: float = 0.0
     flops_exact: float = 0.0
 
-    def plus(self, model: ModelConfig, tokens: int, length: int, frozen_layers: int = 0) -> "Cost":
+    def plus(self, model: DecoderConfig, tokens: int, length: int, frozen_layers: int = 0) -> "Cost":
         """The cost after so many more tokens of this model; frozen layers cost less by the exact count alone."""
 
         def exact(layers: int) -> float:
-            matmul = matmul_parameter_count(dataclasses.replace(model, layers=layers))
-            shape = layers, model.heads, model.head_dim, length, model.sliding_window
-            return exact_flops_per_token(matmul, *shape)
+            return flops_per_token(with_depth(model, layers), length)
 
         # Of three parts, forward, backward to the activations and to the weights, a frozen layer has the first.
-        per_token = exact(model.layers) - 2 / 3 * (exact(frozen_layers) - exact(0))
-        return Cost(self.flops + training_flops(parameter_count(model), tokens), self.flops_exact + per_token * tokens)
+        per_token = exact(depth_of(model)) - 2 / 3 * (exact(frozen_layers) - exact(0))
+        return Cost(
+            self.flops + training_flops(parameter_count(model, active=True), tokens),
+            self.flops_exact + per_token * tokens,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +93,14 @@ class Stage:
         """What was spent where the stage begins, on learning the maps of its growth too."""
         if not self.parent:
             return Cost()
-        steps = self.growth.recipe.steps if self.growth.recipe else 0
+        steps = self.growth.learner.steps if self.growth.learner else 0
         learned = steps * self.config.batch * self.config.length
         return self.parent.cost_at(self.parent.last_step).plus(self.config.model, learned, self.config.length)
 
     def progress_at(self, step: int) -> np.ndarray | None:
         """How far the masks of the stage's growth are open at a step; None where it has none, or none any more."""
-        ramp, tokens = self.growth and self.growth.ramp, self.tokens_at(step) - self.first_tokens
-        return progress(ramp, tokens) if ramp and tokens < ramp.tokens else None
+        masks, tokens = self.growth and self.growth.masks, self.tokens_at(step) - self.first_tokens
+        return masks.progress(tokens) if masks and tokens < masks.tokens else None
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen at a step of this stage."""
@@ -109,7 +110,7 @@ class Stage:
         """What was spent at a step of this stage, by its steps of each sub-model."""
         config, cost = self.config, self.first_cost
         for depth in self.depths:
-            model = config.model if depth is None else dataclasses.replace(config.model, layers=depth)
+            model = config.model if depth is None else with_depth(config.model, depth)
             tokens = self._steps_of(depth, step) * config.batch * config.length
             cost = cost.plus(model, tokens, config.length, self.frozen_below(depth))
         return cost
@@ -118,7 +119,7 @@ class Stage:
     def depths(self) -> tuple[int | None, ...]:
         """How many layers each sub-model has; None is the whole model, where there are no others."""
         block = self.config.submodel_layers
-        return tuple(range(block, self.config.model.layers + 1, block)) if block else (None,)
+        return tuple(range(block, depth_of(self.config.model) + 1, block)) if block else (None,)
 
     def frozen_below(self, depth: int | None) -> int:
         """How many layers of the sub-model of this depth are not trained."""
@@ -136,7 +137,7 @@ class Stage:
     @cached_property
     def _drawn(self) -> np.ndarray:
         """The depth of every update of the stage."""
-        layers, block = self.config.model.layers, self.config.submodel_layers
+        layers, block = depth_of(self.config.model), self.config.submodel_layers
         return draw_depths(self.run.seed, self.last_step, layers, block)[self.first_step :]
 
     @cached_property
@@ -162,16 +163,14 @@ class Stage:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that determines the stage's result but the point at which it stops."""
-        own = dataclasses.asdict(self.config)
-        del own["tokens"], own["evaluation"], own["init_from"]  # what is there counts, not where it is
-        if own["init_fingerprint"] is None:
-            del own["init_fingerprint"]
-        # What a model does not have does not count: addresses stay what they were before there was such a setting.
-        own["model"] = {name: value for name, value in own["model"].items() if value is not None}
+        # What is at its default does not count: addresses stay what they are when a setting is added.
+        own = without_defaults(self.config)
+        for name in ("tokens", "evaluation", "init_from"):  # what is there counts, not where it is
+            own.pop(name, None)
         if self.config.schedule.kind in WITH_HORIZON:
-            own["schedule"]["horizon_tokens"] = self.horizon
-        shared = {name: getattr(self.run, name) for name in ("seed", "dtype", "remat")}
-        shared |= {"document_mask": True} if self.run.document_mask else {}
+            own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
+        of_run = without_defaults(self.run)
+        shared = {name: of_run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in of_run}
         parent = {"address": self.parent.address, "last_step": self.parent.last_step} if self.parent else None
         return own | shared | {"corpus": self.fingerprint, "parent": parent}
 

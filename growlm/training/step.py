@@ -11,17 +11,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from growlm.growth.anneal import masked
-from growlm.growth.plan import Ramp, initial_provenance
-from growlm.model import init, next_token_loss
-from growlm.sharding import by_batch, shardings_of
+from growlm.growth.masks import Masks
+from growlm.growth.plan import initial_provenance
+from growlm.models import DecoderConfig, Kind, Params, depth_of, init, losses, map_weights, with_depth
+from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.groups import rate_factor, trainable
 from growlm.training.mesh import replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import OptimizerConfig
 from growlm.training.submodels import cut, put
-from growlm.weights import ModelConfig, Params, map_weights
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
 
@@ -36,13 +35,13 @@ class Program:
     a document, where attention stays within documents.
     """
 
-    model: ModelConfig
+    model: DecoderConfig
     optimizer: OptimizerConfig
     dtype: str = "float32"
     remat: str = "none"
     train: str = "all"
     frozen_layers: int = 0
-    ramp: Ramp | None = None
+    ramp: Masks | None = None
     depth: int | None = None
     microbatches: int = 1
     held_out: tuple[int, int] | None = None
@@ -60,16 +59,16 @@ def run_keys(seed: int) -> jax.Array:
 
 
 def _initial(
-    model: ModelConfig, optimizer: OptimizerConfig, seed: int, params: Params | None = None
+    model: DecoderConfig, optimizer: OptimizerConfig, seed: int, params: Params | None = None
 ) -> tuple[Arrays, jax.Array]:
     """What a run begins with: its arrays and its key."""
     init_key, run_key = run_keys(seed)
     params = params or init(model, init_key)
-    return (params, make_optimizer(optimizer).init(params), averaged(optimizer, params, None)), run_key
+    return (params, make_optimizer(optimizer, model).init(params), averaged(optimizer, params, None)), run_key
 
 
 def init_state(
-    model: ModelConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None, params: Params | None = None
+    model: DecoderConfig, optimizer: OptimizerConfig, seed: int, mesh: Mesh | None = None, params: Params | None = None
 ) -> TrainState:
     """The state at step 0 of a run; every device of a mesh makes the parts that it will hold.
 
@@ -87,7 +86,7 @@ def averaged(optimizer: OptimizerConfig, params: Params, ema: Params | None) -> 
     return (ema or jax.tree.map(jnp.copy, params)) if optimizer.ema else None
 
 
-def abstract_state(model: ModelConfig, optimizer: OptimizerConfig, mesh: Mesh | None = None) -> TrainState:
+def abstract_state(model: DecoderConfig, optimizer: OptimizerConfig, mesh: Mesh | None = None) -> TrainState:
     """The shapes and dtypes of such a state, and where its arrays lie on a mesh; the counters are 0.
 
     Counters are outside JAX, which would make 32 bits of them.
@@ -106,16 +105,29 @@ def _lying(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.S
 
 
 def train_loss(program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
-    """The loss of the model or of its sub-model, under its masks where it has some."""
+    """The cross-entropy of the model or of its sub-model, under its masks where it has some."""
+    return _losses(program, params, tokens_BS, provenance, progress)[0]
+
+
+def _losses(
+    program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     model, scale = program.model, None
     if program.ramp:
-        params, scale = masked(model, params, provenance, progress, program.ramp)
+        params, scale = program.ramp.reparametrise(model, params, provenance, progress)
     if program.depth is not None:
-        model, params = dataclasses.replace(model, layers=program.depth), cut(params, slice(program.depth))
+        params = cut(model.architecture, params, slice(program.depth))
+        model = with_depth(model, program.depth)
         scale = jax.tree.map(lambda factors: factors[: program.depth], scale)
     options = {"dtype": jnp.dtype(program.dtype), "remat": program.remat, "frozen_layers": program.frozen_layers}
     options["document_end"] = program.document_end
-    return next_token_loss(model, params, tokens_BS, block_scale=scale, **options)
+    return losses(model, params, tokens_BS, block_scale=scale, **options)
+
+
+def _trained_loss(program: Program, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What is trained on, the cross-entropy and what branches add, such as the balance of experts; and its parts."""
+    loss, added = _losses(program, *arguments)
+    return sum(added.values(), loss), {"loss": loss, **added}
 
 
 def train_step(
@@ -134,22 +146,28 @@ def train_step(
       tokens_BS: the batch.
       learning_rate: of this step; groups of weights may have a multiple of it.
       provenance: as `TrainState` has it: what is new, for rates, freezing and masks.
-      progress: float32[4], how far the masks of a ramp are open, as `growlm.growth.anneal.progress` gives it.
+      progress: float32[4], how far the masks of a ramp are open, as `growlm.growth.masks.Masks.progress` gives it.
     """
     params, opt_state, ema = arrays
-    loss, gradients = _gradients(program, params, tokens_BS, provenance, progress)
+    parts, gradients = _gradients(program, params, tokens_BS, provenance, progress)
     part = program.frozen_layers or program.depth is not None
     updated = _update_part if part else _update
     params, opt_state, norm = updated(program, (params, opt_state, gradients), learning_rate, provenance)
-    ema = ema and jax.tree.map(lambda mean, leaf: mean + (1 - program.optimizer.ema) * (leaf - mean), ema, params)
-    return (params, opt_state, ema), {"loss": loss, "grad_norm": norm}
+    if ema is not None:
+        ema = jax.tree.map(lambda mean, leaf: mean + (1 - program.optimizer.ema) * (leaf - mean), ema, params)
+    return (params, opt_state, ema), {**parts, "grad_norm": norm}
 
 
 def _gradients(
     program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
-) -> tuple[jax.Array, Params]:
-    """The loss and its gradients, as means over the microbatches, of which one is held at a time."""
-    of_part = jax.value_and_grad(partial(train_loss, program))
+) -> tuple[dict[str, jax.Array], Params]:
+    """The parts of the loss and its gradients, as means over the microbatches, of which one is held at a time."""
+    value_and_grad = jax.value_and_grad(partial(_trained_loss, program), has_aux=True)
+
+    def of_part(*arguments: Any) -> tuple[dict[str, jax.Array], Params]:
+        (_, parts), gradients = value_and_grad(*arguments)
+        return parts, gradients
+
     if program.microbatches == 1:
         return of_part(params, tokens_BS, provenance, progress)
     # Row r goes to part r mod parts: every device, which has neighbouring rows, has some of each part.
@@ -178,7 +196,7 @@ def _update(
     trained = by_weight(partial(trainable, program.train))
     factor = by_weight(partial(rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
-    updates, opt_state = make_optimizer(optimizer).update(gradients, opt_state, params)
+    updates, opt_state = make_optimizer(optimizer, program.model).update(gradients, opt_state, params)
     updates = jax.tree.map(lambda times, leaf: learning_rate * times * leaf, factor, updates)
     params = jax.tree.map(lambda mask, leaf, by: _where(mask, leaf - by, leaf), trained, params, updates)
     return params, opt_state, optax.tree.norm(gradients)
@@ -188,13 +206,13 @@ def _update_part(
     program: Program, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
 ) -> tuple[Params, Any, jax.Array]:
     """As `_update`, as if there were no layers but those that train: of the others moments and ages stay too."""
-    depth = program.model.layers if program.depth is None else program.depth
-    layers = slice(program.frozen_layers, depth)
-    model = dataclasses.replace(program.model, layers=depth - program.frozen_layers)
-    provenance = provenance | {"layers": provenance["layers"][:, layers]}
+    depth = depth_of(program.model) if program.depth is None else program.depth
+    layers, architecture = slice(program.frozen_layers, depth), program.model.architecture
+    model, stack = with_depth(program.model, depth - program.frozen_layers), architecture.of_kind(Kind.STACK)[0].name
+    provenance = provenance | {stack: provenance[stack][:, layers]}
     block = dataclasses.replace(program, model=model, frozen_layers=0)
-    *after, norm = _update(block, cut(trees, layers), learning_rate, provenance)
-    return *put(trees[:2], tuple(after), layers), norm
+    *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance)
+    return *put(architecture, trees[:2], tuple(after), layers), norm
 
 
 def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Array:

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from growlm.models import Architecture
 from growlm.training.groups import GROUPS
-from growlm.weights import place_of
 
 # The second half of the key of the draws, so that nothing else that a seed starts draws the same.
 _STREAM = 2110_07143
@@ -21,24 +21,28 @@ def draw_depths(seed: int, steps: int, layers: int, block: int) -> np.ndarray:
     return block * (1 + (words % np.uint64(layers // block)).astype(np.int64))
 
 
-def cut(tree: Any, layers: slice) -> Any:
+def cut(architecture: Architecture, tree: Any, layers: slice) -> Any:
     """A tree like the parameters, or with such trees in it, with only these of the layers."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf[layers] if _by_layer(path) else leaf, tree)
+
+    def leaf_of(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf[layers] if _by_layer(architecture, path) else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf_of, tree)
 
 
-def put(whole: Any, part: Any, layers: slice) -> Any:
-    """The tree from which `part` was cut with `part` in its place; where there are layers below, not the embedding."""
+def put(architecture: Architecture, whole: Any, part: Any, layers: slice) -> Any:
+    """Writes a part that was cut back into the whole tree; the embedding only where the part starts at layer 0."""
 
     def leaf_of(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
-        if _by_layer(path):
+        if _by_layer(architecture, path):
             return old.at[layers].set(new)
-        _, weight, _ = place_of(path)
+        _, weight, _ = architecture.match(path)
         return old if layers.start and weight and GROUPS["embedding"](weight) else new
 
     return jax.tree_util.tree_map_with_path(leaf_of, whole, part)
 
 
-def _by_layer(path: tuple) -> bool:
+def _by_layer(architecture: Architecture, path: tuple) -> bool:
     """Whether the first dimension of a leaf is the layers: of a block's weight, its moments, the first of its ages."""
-    _, weight, rest = place_of(path)
+    _, weight, rest = architecture.match(path)
     return weight is not None and weight.stacked and rest in ("", "0")

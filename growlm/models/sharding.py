@@ -12,22 +12,11 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from growlm.weights import FIELD_OF_AXIS, Dim, ModelConfig, Weight, place_of
+from growlm.models.axes import DecoderConfig, Dim, Weight
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the first dimension of activations
 GATHERED = "gathered weight"  # the name by which a rematerialisation policy knows what should not be kept
-
-MESH_AXIS = dict.fromkeys(FIELD_OF_AXIS) | {
-    "stream": "fsdp",
-    "embed": "fsdp",
-    "final": "fsdp",
-    "heads": "tensor",
-    "key_heads": "tensor",
-    "value_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-}
 
 
 def current_mesh() -> AbstractMesh | None:
@@ -41,36 +30,39 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def _spec(dims: tuple[Dim, ...], config: ModelConfig, mesh: Mesh | AbstractMesh, axes: tuple[str, ...]):
-    """Every dimension over its mesh axis, if that is one of `axes`; sizes that it does not divide stay whole."""
+def _spec(dims: tuple[Dim, ...], config: DecoderConfig, mesh: Mesh | AbstractMesh, axes: tuple[str, ...]):
+    """Every dimension over its mesh axis, if that is one of `axes`; sizes that it does not divide stay whole.
 
-    def over(dim: Dim) -> str | None:
-        axis = MESH_AXIS[dim.axis]
-        return axis if axis in axes and config.size(dim.axis) % mesh.shape[axis] == 0 else None
+    Of two dimensions over one mesh axis the first has it: an array is split over a mesh axis once.
+    """
+    spec: list[str | None] = []
+    for dim in dims:
+        axis = dim.axis.mesh
+        fits = axis in axes and axis not in spec and config.size(dim.axis) % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+    return PartitionSpec(*spec)
 
-    return PartitionSpec(*map(over, dims))
 
-
-def at_rest(weight: Weight, config: ModelConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def at_rest(weight: Weight, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How a weight lies in the parameter tree."""
     return _spec(weight.all_dims, config, mesh, AXES)
 
 
-def shardings_of(tree: Any, config: ModelConfig, mesh: Mesh) -> Any:
+def shardings_of(tree: Any, config: DecoderConfig, mesh: Mesh) -> Any:
     """The sharding of every leaf of a tree with trees like the parameters in it: moments lie as their weights do.
 
     Whatever belongs to no weight, or is not shaped like it, is small, and whole on every device.
     """
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        _, weight, rest = place_of(path)
+        _, weight, rest = config.architecture.match(path)
         shaped = weight is not None and not rest and leaf.shape == weight.shape(config)
         return NamedSharding(mesh, at_rest(weight, config, mesh) if shaped else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def gathered(weight: Weight, config: ModelConfig, value: jax.Array) -> jax.Array:
+def gathered(weight: Weight, config: DecoderConfig, value: jax.Array) -> jax.Array:
     """A weight (without the layer axis) whole along fsdp; its gradient is summed into the parts in which it rests."""
     if (mesh := current_mesh()) is None or mesh.shape["fsdp"] == 1:
         return value

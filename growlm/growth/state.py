@@ -11,21 +11,21 @@ import numpy as np
 import optax
 
 from growlm.errors import InputError, unknown
-from growlm.growth.axis_map import AxisMap
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
-from growlm.growth.expand import Rule, draws, dual, dual_squared, expand, grow_params
-from growlm.growth.learned import fit, growth_of
+from growlm.growth.expand import draws, expand, grow_params
+from growlm.growth.maps import AxisMap, Rule, dual, dual_squared
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, provenance_of
+from growlm.growth.presets import resolve
+from growlm.models import DecoderConfig, Params, Weight, check_params, parameter_count, path_of, plain
 from growlm.state import TrainState
-from growlm.weights import ModelConfig, Params, Weight, check_params, declared, parameter_count, path_of, place_of
 
 
 def grow(
     params: Params,
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     operator: str = "direct",
     key: jax.Array | None = None,
     *,
@@ -36,8 +36,9 @@ def grow(
 
     Args:
       params: the source's parameters, as `growlm.init` gives them; they are not changed.
-      source, target: the two shapes; depth and width grow by what differs between them.
-      operator: a name in `growlm.growth.OPERATORS`.
+      source, target: the two shapes; depth and width grow by what differs between them. They are of one architecture,
+        or a lift leads from one to the other (`growlm.growth.LIFTS`).
+      operator: a name in `growlm.growth.OPERATORS`, or a preset's in PRESETS, whose options these override.
       key: a JAX key, where fresh values are drawn: for new tokens, by zero in width, for random copies, for noise.
       batches: int[batch, length + 1] tokens, for learn, one for each of its steps.
       **options: the operator's own, such as order="stack", "interleave" or [0, 1, 0, 1]; for all: noise=0.2,
@@ -51,18 +52,19 @@ def grow(
 
     Source: arXiv 2405.15319, sections 3 and A.1.
     """
-    growth = plan_growth(operator, source, target, key, **options)
+    resolved = resolve(operator, options)
+    growth = plan_growth(resolved.operator, source, target, key, **resolved.options)
     _check_key(growth, target, key)
     check_params(source, params)
-    if growth.recipe:
-        matrices, _ = fit(growth, params, batches, key)
-        growth = growth_of(growth.recipe, matrices)
+    if learner := growth.learner:
+        matrices, _ = learner.fit(growth, params, batches, key)
+        growth = learner.with_matrices(growth, matrices)
     grown = jax.jit(lambda tree: grow_params(growth, source, target, tree, key))(params)
     check_params(target, grown)
     return grown
 
 
-def _check_key(growth: Growth, target: ModelConfig, key: Any) -> None:
+def _check_key(growth: Growth, target: DecoderConfig, key: Any) -> None:
     if key is None and draws(growth, target):
         raise InputError("this growth draws fresh values: it needs a key, such as jax.random.key(0)")
 
@@ -86,8 +88,8 @@ def growth_key(run_key: jax.Array, step: int) -> jax.Array:
 class Prepared:
     """A growth that was planned and compiled before its time, for the step and the key that the state has then.
 
-    transform: what `growth_transform` gives, and learning: what `growlm.growth.learned.learning` gives if the growth
-    learns, both compiled. They are given the run's key, and make the growth's own of it.
+    transform: what `growth_transform` gives, and learning: the `programs` of what the growth learns, if it does, both
+    compiled. They are given the run's key, and make the growth's own of it.
     """
 
     growth: Growth
@@ -97,8 +99,8 @@ class Prepared:
 
 def grow_state(
     state: TrainState,
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     optimizer: optax.GradientTransformation,
     operator: str = "direct",
     optimizer_state: str = "reset",
@@ -134,8 +136,8 @@ def grow_state(
         growth = plan_growth(operator, source, target, key, **options)
         prepared = Prepared(growth, jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state)))
     growth, matrices, took = prepared.growth, None, {}
-    if growth.recipe:
-        matrices, took = fit(growth, state.params, batches, key, prepared.learning)
+    if learner := growth.learner:
+        matrices, took = learner.fit(growth, state.params, batches, key, prepared.learning)
     params, opt_state, ema = prepared.transform(state.arrays, key, matrices)
     report = describe(growth, source, target) | {"operator": operator, "options": options, "learning": took}
     arrays = {"params": params, "ema": ema, "opt_state": opt_state, "provenance": provenance_of(growth)}
@@ -144,8 +146,8 @@ def grow_state(
 
 def growth_transform(
     growth: Growth,
-    source: ModelConfig,
-    target: ModelConfig,
+    source: DecoderConfig,
+    target: DecoderConfig,
     optimizer: optax.GradientTransformation,
     optimizer_state: str,
 ) -> Callable:
@@ -157,31 +159,38 @@ def growth_transform(
 
     def transform(arrays: tuple, key: jax.Array, matrices: Any) -> tuple:
         params, opt_state, ema = arrays
-        whole = growth_of(growth.recipe, matrices) if growth.recipe else growth
-        grown, ema = (tree and grow_params(whole, source, target, tree, key) for tree in (params, ema))
+        whole = growth.learner.with_matrices(growth, matrices) if growth.learner else growth
+        grown = grow_params(whole, source, target, params, key)
+        ema = None if ema is None else grow_params(whole, source, target, ema, key)
         check_params(target, grown)
         if optimizer_state == "reset":
             return grown, optimizer.init(grown), ema
-        opt_state = map_optimizer_state(whole, source, opt_state, aged=optimizer_state == "map_aged")
+        if growth.lift:
+            opt_state = growth.lift.optimizer_state(optimizer, opt_state, growth.lift.params(params))
+        opt_state = map_optimizer_state(whole, growth.start(source), opt_state, aged=optimizer_state == "map_aged")
         _check_like(opt_state, jax.eval_shape(optimizer.init, grown))
         return grown, opt_state, ema
 
     return transform
 
 
-def map_optimizer_state(growth: Growth, source: ModelConfig, opt_state: Any, aged: bool) -> Any:
-    """Every moment grown by its rule, every age by its axis, every counter kept; what has no rule is refused."""
-    ages = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state) if place_of(path)[0] == AGES]
+def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, aged: bool) -> Any:
+    """Every moment grown by its rule, every age by its axis, every counter kept; what has no rule is refused.
+
+    `source` is what the maps grow: lifted, where the growth lifts.
+    """
+    match = source.architecture.match
+    ages = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state) if match(path)[0] == AGES]
     if aged and not ages:
         raise InputError("optimizer_state 'map_aged': this optimizer has no ages; allowed are reset, map")
     new = 0 if aged else jnp.max(jnp.concatenate([jnp.zeros(1, jnp.int32), *ages]))
     return jax.tree_util.tree_map_with_path(partial(_map_entry, growth, source, new), opt_state)
 
 
-def _map_entry(growth: Growth, source: ModelConfig, new_age: Any, path: tuple, leaf: jax.Array) -> jax.Array:
+def _map_entry(growth: Growth, source: DecoderConfig, new_age: Any, path: tuple, leaf: jax.Array) -> jax.Array:
     if jnp.ndim(leaf) == 0 or path_of(path).endswith(CONSTANTS):
         return leaf
-    name, weight, rest = place_of(path)
+    name, weight, rest = source.architecture.match(path)
     if weight is None or (rest and name != AGES):
         raise InputError(f"optimizer state {path_of(path)!r} of shape {leaf.shape}: no rule grows it; use reset")
     if name == AGES:
@@ -217,7 +226,7 @@ def _check_like(tree: Any, expected: Any) -> None:
             raise InputError(f"optimizer state {path_of(path)!r} grew to {grown}, not {wanted}")
 
 
-def describe(growth: Growth, source: ModelConfig, target: ModelConfig) -> dict[str, Any]:
+def describe(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, Any]:
     """Provenance and claims, as plain JSON: the source of every coordinate of every axis, the axes of every leaf."""
     preserves, reason = claim(growth, source, target)
     exact, why = gradient_claim(growth, source, target)
@@ -230,14 +239,14 @@ def describe(growth: Growth, source: ModelConfig, target: ModelConfig) -> dict[s
         "reason": reason,
         "moments_exact": exact,
         "moments_reason": why,
-        "noise": growth.noise and dataclasses.asdict(growth.noise),
-        "ramp": growth.ramp and dataclasses.asdict(growth.ramp),
-        "source": dataclasses.asdict(source),
-        "target": dataclasses.asdict(target),
+        **{effect.name: effect.report() for effect in growth.effects},
+        "lift": growth.lift and {"name": growth.lift.name, "says": growth.lift.says},
+        "source": plain(source),
+        "target": plain(target),
         "parameters_before": parameter_count(source),
         "parameters_after": parameter_count(target),
         "axes": {name: _origins(axis) for name, axis in grown.items()},
-        "leaves": {weight.path: _grown_along(weight, grown) for weight in declared(target)},
+        "leaves": {weight.path: _grown_along(weight, grown) for weight in target.weights},
     }
 
 
@@ -248,5 +257,5 @@ def _origins(axis: AxisMap) -> dict[str, Any]:
 
 def _grown_along(weight: Weight, grown: dict[str, AxisMap]) -> list[str]:
     """The axes in `axes` along which a weight was grown; none where it was carried over as it is."""
-    axes = [axis for dim in weight.all_dims for axis in (dim.reads, dim.writes) if axis in grown]
+    axes = [axis.name for dim in weight.all_dims for axis in dim.both if axis.name in grown]
     return list(dict.fromkeys(axes))

@@ -1,6 +1,7 @@
 """One axis under growth: how an activation on it expands (write), and how a consumer reads the expanded one (read)."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -13,44 +14,58 @@ import numpy as np
 class Gather:
     """A matrix [new, old] with at most one entry in each row: scale[i] in column index[i]; index -1 is an empty row.
 
-    `ranks`: the occurrence of each row, where that cannot be seen because these are not all of the rows.
+    `spread` (left [new], right [old]) adds the product left right^T: it pads a stream with its mean, which a LayerNorm
+    takes away. `ranks`: the occurrence of each row, where that cannot be seen because these are not all of the rows.
     """
 
     index: np.ndarray  # int [new]
     scale: Any  # float64 [new]; traced in a mask
     ranks: np.ndarray | None = None
+    spread: tuple[Any, Any] | None = None
 
     @classmethod
-    def copies(cls, index, scale=1.0) -> "Gather":
+    def copies(cls, index, scale=1.0, spread=None) -> "Gather":
         """Row i copies column index[i], times scale."""
         index = np.asarray(index, np.int64)
-        return cls(index, np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape)))
+        scale = np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape))
+        return cls(index, scale, spread=spread)
 
     def take(self, x: jax.Array, axis: int) -> jax.Array:
         """The matrix times x along an axis: slices side by side or a gather, and a product where a scale is not 1.
 
         An array of NumPy gives one of NumPy, with the same values.
         """
-        x = select(x, self.index, axis)
-        if isinstance(self.scale, np.ndarray) and np.all(self.scale[self.index >= 0] == 1.0):
-            return x
-        as_array = np.asarray if isinstance(x, np.ndarray) else jnp.asarray
-        return x * along(as_array(self.scale, x.dtype), axis, x.ndim)
+        y = select(x, self.index, axis)
+        xp = numpy_or_jax(y, self.scale)
+        if not (isinstance(self.scale, np.ndarray) and np.all(self.scale[self.index >= 0] == 1.0)):
+            y = y * along(xp.asarray(self.scale, y.dtype), axis, y.ndim)
+        if self.spread is None:
+            return y
+        left, right = (along(xp.asarray(side, y.dtype), axis, y.ndim) for side in self.spread)
+        return y + left * xp.sum(right * x, axis=axis, keepdims=True)
+
+    @property
+    def spreads(self) -> np.ndarray:
+        """bool [new]: the rows that the spread reaches, which need every old coordinate."""
+        return np.zeros(len(self.index), bool) if self.spread is None else np.asarray(self.spread[0]) != 0
 
     def part(self, rows: slice, needed: np.ndarray) -> "Gather":
         """These rows, on an x of which only the `needed` (sorted) old coordinates are there."""
         index = self.index[rows]
         local = np.where(index < 0, -1, np.searchsorted(needed, index))
-        return Gather(local, self.scale[rows], self.occurrence[rows])
+        spread = (self.spread[0][rows], self.spread[1][needed]) if self.spreads[rows].any() else None
+        return Gather(local, self.scale[rows], self.occurrence[rows], spread)
 
     def scale_of_old(self, old: int) -> np.ndarray | None:
-        """float64 [old]: the scale of all copies of each column; None where they differ."""
+        """float64 [old]: the scale of all copies of each column; None where they differ, or where there is a spread."""
+        if self.spread is not None:
+            return None
         scale, copies = np.ones(old), self.index >= 0
         scale[self.index[copies]] = self.scale[copies]
         return scale if np.array_equal(scale[self.index[copies]], self.scale[copies]) else None
 
     def over(self, other: "Gather", factor: float = 1.0) -> "Gather":
-        """How a gain between two axes grows: this map's scale over the other's."""
+        """The map of an elementwise weight that reads `other` and writes this axis: the ratio of the two scales."""
         if isinstance(self.scale, np.ndarray):
             scale = np.divide(self.scale, other.scale, out=np.zeros_like(self.scale), where=other.scale != 0)
         else:
@@ -63,23 +78,35 @@ class Gather:
 
     def squared(self) -> "Gather":
         """The elementwise square, by which second moments grow."""
-        return Gather(self.index, self.scale**2)
+        return Gather(self.index, self.scale**2, spread=self.spread and (self.spread[0] ** 2, self.spread[1] ** 2))
 
     def after(self, first: "Gather") -> "Gather":
-        """This matrix times the first."""
+        """This matrix times the first; at most one of the two may spread."""
+        assert self.spread is None or first.spread is None
         index = np.where(self.index < 0, -1, first.index[self.index])
-        return Gather.copies(index, self.scale * first.scale[self.index])
+        spread = None
+        if first.spread is not None:
+            left, right = first.spread
+            spread = np.where(self.index < 0, 0.0, self.scale * left[self.index]), right
+        elif self.spread is not None:
+            left, right = self.spread
+            kept, old = first.index >= 0, int(first.index.max(initial=-1)) + 1
+            spread = left, np.bincount(first.index[kept], (first.scale * right)[kept], minlength=old)
+        return Gather.copies(index, self.scale * first.scale[self.index], spread)
 
     def remainder(self, x: jax.Array, axis: int) -> jax.Array:
-        """What of x, along an axis, this matrix cannot see: x - P (P^T P)^-1 P^T x."""
+        """Projects x along `axis` onto the null space of P^T: x - P (P^T P)^-1 P^T x."""
         old = int(self.index.max()) + 1
-        scale = along(jnp.asarray(self.scale, x.dtype), axis, x.ndim)
-        groups = jnp.asarray(np.maximum(self.index, 0))
-        sums = jnp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype)
-        sums = sums.at[(slice(None),) * axis + (groups,)].add(x * scale)
-        squares = np.bincount(np.maximum(self.index, 0), self.scale**2, minlength=old)
-        weight = along(jnp.asarray(1 / np.where(squares == 0, 1.0, squares), x.dtype), axis, x.ndim)
-        return x - jnp.take(sums * weight, groups, axis=axis, mode="clip") * scale
+        xp, groups = numpy_or_jax(x), np.maximum(self.index, 0)
+        scale = along(xp.asarray(self.scale, x.dtype), axis, x.ndim)
+        sums, place = xp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype), (slice(None),) * axis + (groups,)
+        if xp is np:
+            np.add.at(sums, place, x * scale)
+        else:
+            sums = sums.at[place].add(x * scale)
+        squares = np.bincount(groups, self.scale**2, minlength=old)
+        weight = along(xp.asarray(1 / np.where(squares == 0, 1.0, squares), x.dtype), axis, x.ndim)
+        return x - xp.take(sums * weight, groups, axis=axis, mode="clip") * scale
 
     @cached_property
     def occurrence(self) -> np.ndarray:
@@ -157,6 +184,8 @@ class AxisMap:
         """Whether nothing changes on this axis."""
         if isinstance(self.write, Dense) or self.new != self.old or self.fresh.any() or self.rms != 1:
             return False
+        if self.write.spread is not None or self.read.spread is not None:
+            return False
         return all(
             np.array_equal(m.index, np.arange(self.new)) and np.all(m.scale == 1) for m in (self.write, self.read)
         )
@@ -190,6 +219,8 @@ class AxisMap:
 
     def needed(self, rows: slice) -> np.ndarray:
         """The old coordinates that these new ones come from, sorted."""
+        if any(one.spreads[rows].any() for one in (self.write, self.read)):
+            return np.arange(self.old)
         index = np.concatenate([self.write.index[rows], self.read.index[rows]])
         return np.unique(index[index >= 0])
 
@@ -209,14 +240,7 @@ class AxisMap:
             return np.inf
         if (self.fresh_read & self.fresh_write).any():
             return np.inf
-        return _product_defect(self.read, self.write, self.old)
-
-    def isometry_defect(self) -> float:
-        """How far P^T P is from rms^2 (new / old) I: 0 where the mean square changes by rms^2, which norms know of."""
-        if isinstance(self.write, Dense) or self.fresh_write.any():
-            return np.inf
-        mean = Gather(self.write.index, self.write.scale * self.old / self.new / self.rms**2)
-        return _product_defect(mean, self.write, self.old)
+        return product_defect(self.read, self.write, self.old)
 
 
 MANY_RUNS = 8
@@ -249,13 +273,20 @@ def _cut(x: jax.Array, begin: int, end: int, axis: int) -> jax.Array:
     return jax.lax.slice_in_dim(x, begin, end, axis=axis)
 
 
+def numpy_or_jax(*arrays: Any) -> Any:
+    """numpy where all of the arrays are NumPy's, so that what is made of them is too, in their precision; else jax."""
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
+
+
 def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
     """The vector in the shape that broadcasts along one axis of an array."""
     return vector.reshape([-1 if other == axis else 1 for other in range(ndim)])
 
 
-def _product_defect(a: Gather, b: Gather, old: int) -> float:
+def product_defect(a: Gather, b: Gather, old: int) -> float:
     """Largest entry of |A^T B - I|; infinite where a new coordinate is read as another one than it was written."""
+    if np.any(a.spreads & (b.scale != 0)) or np.any(b.spreads & (a.scale != 0)) or np.any(a.spreads & b.spreads):
+        return np.inf
     both = (a.scale != 0) & (b.scale != 0)
     if np.any(a.index[both] != b.index[both]):
         return np.inf
@@ -283,3 +314,25 @@ def compose(second: AxisMap, first: AxisMap) -> AxisMap:
         fresh(second.fresh_read, first.fresh_read, second.read),
         first.rms * second.rms,
     )
+
+
+Rule = Callable[[AxisMap | None, AxisMap | None], Any]
+
+
+def primal(read: AxisMap | None, write: AxisMap | None) -> Any:
+    """How a weight grows along a dimension: R where it reads, P where it writes, their quotient where both."""
+    if read and write:
+        return write.write.over(read.write, read.rms)
+    return read.read if read else write.write
+
+
+def dual(read: AxisMap | None, write: AxisMap | None) -> Any:
+    """How its gradient grows: P where the weight reads, R where it writes, their product where both."""
+    if read and write:
+        return write.read.times(read.write, 1 / read.rms)
+    return read.write if read else write.read
+
+
+def dual_squared(read: AxisMap | None, write: AxisMap | None) -> Any:
+    """How the squared gradient grows."""
+    return dual(read, write).squared()

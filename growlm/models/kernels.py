@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from growlm.sharding import BATCH, batch_parts, current_mesh
+from growlm.models.sharding import BATCH, batch_parts, current_mesh
 
 # Of the TPU kernel: the width of a vector, and the largest blocks, of positions in fast memory and computed on at once.
 # In the compiler's schedules for v4 to v6e, at 2,048 positions, blocks of 1,024 take 7 to 13 % fewer instructions than

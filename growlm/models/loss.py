@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.lax import axis_index, pmax, psum
 from jax.sharding import PartitionSpec
 
-from growlm.sharding import BATCH, current_mesh
+from growlm.models.sharding import BATCH, current_mesh
 
 CHUNK = 2**26  # logits at a time, on one device
 

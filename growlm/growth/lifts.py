@@ -1,0 +1,145 @@
+"""Growth across architectures: exact re-parametrisations into a larger family, after which everything is maps."""
+
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from growlm.errors import InputError
+from growlm.growth.maps import numpy_or_jax
+from growlm.models import nest
+from growlm.models.axes import DecoderConfig, Params, check_params, path_of
+from growlm.models.lift import Lift, Origin
+from growlm.models.mixtral import DENSE_TO_EXPERTS
+
+
+def _untied(source: DecoderConfig, target: DecoderConfig) -> DecoderConfig | None:
+    tied = source.architecture.tied(source) and not target.architecture.tied(target)
+    return dataclasses.replace(source, tie_embeddings=False) if tied else None
+
+
+UNTIE = Lift("untie", "the head becomes a copy of the embedding", _untied, {"head": Origin("embedding", (1, 0))})
+
+# Adding a lift is one value and one row.
+LIFTS: dict[str, Lift] = {lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lifted:
+    """A source and the lifts that it goes through, in order; `config` is what it is then."""
+
+    source: DecoderConfig
+    config: DecoderConfig
+    steps: tuple[Lift, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of the lifts."""
+        return ", ".join(lift.name for lift in self.steps)
+
+    @property
+    def says(self) -> str:
+        """What they do."""
+        return "; ".join(lift.says for lift in self.steps)
+
+    @cached_property
+    def origins(self) -> dict[str, Origin]:
+        """Where every weight of the lifted model comes from in the source."""
+        known = {w.path: Origin(w.path, tuple(range(len(w.all_dims)))) for w in self.source.weights}
+        for lift in self.steps:
+            moved = {path: _through(known, origin) for path, origin in lift.origins.items()}
+            known = known | moved
+        return {weight.path: known[weight.path] for weight in self.config.weights}
+
+    def leaf(self, path: str, value: Any) -> Any:
+        """The lifted array of a weight, from its source's."""
+        dims = self.origins[path].dims
+        kept = [dim for dim in dims if dim is not None]
+        turned = value if kept == sorted(kept) else value.transpose(kept)
+        new = tuple(number for number, dim in enumerate(dims) if dim is None)
+        return numpy_or_jax(value).expand_dims(turned, new) if new else turned
+
+    def params(self, params: Params) -> Params:
+        """The lifted parameters, in the dtypes of the source; what is new is zero."""
+        check_params(self.source, params)
+        leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        xp = numpy_or_jax(*leaves.values())
+        dtype = xp.result_type(*leaves.values())
+        shapes = {weight.path: weight.shape(self.config) for weight in self.config.weights}
+        return nest(
+            {
+                path: xp.zeros(shapes[path], dtype) if origin.path is None else self.leaf(path, leaves[origin.path])
+                for path, origin in self.origins.items()
+            }
+        )
+
+    def optimizer_state(self, optimizer: optax.GradientTransformation, opt_state: Any, params: Params) -> Any:
+        """The state of an optimizer of the lifted model. Moments and ages go with their weights; new ones are zero.
+
+        Args:
+          optimizer: of the lifted model.
+          opt_state: of the source.
+          params: the lifted parameters, or their shapes.
+
+        Raises:
+          InputError: the optimizer is another one.
+        """
+        held = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
+
+        def of(path: tuple, like: Any) -> Any:
+            text = path_of(path)
+            _, weight, rest = self.config.architecture.match(path)
+            if weight is None or (text in held and weight.path in self._unmoved):
+                return _held(held, text)
+            origin = self.origins[weight.path]
+            if origin.path is None:
+                return jnp.zeros(like.shape, like.dtype)
+            before = text.removesuffix(f"/{rest}" if rest else "").removesuffix(weight.path) + origin.path
+            if not rest:
+                return self.leaf(weight.path, _held(held, before))
+            if (dim := origin.dims[int(rest)]) is not None:
+                return _held(held, f"{before}/{dim}")
+            oldest = [leaf.max(initial=0) for name, leaf in held.items() if name.startswith(f"{before}/")]
+            return jnp.full(like.shape, jnp.max(jnp.stack(oldest)), like.dtype)
+
+        return jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, params))
+
+    @cached_property
+    def _unmoved(self) -> set[str]:
+        same = {w.path: Origin(w.path, tuple(range(len(w.all_dims)))) for w in self.source.weights}
+        return {path for path, origin in self.origins.items() if same.get(path) == origin}
+
+
+def _held(held: dict[str, Any], path: str) -> Any:
+    if path not in held:
+        raise InputError("the optimizer changed at growth: to map its state needs the same one, use 'reset'")
+    return held[path]
+
+
+def _through(known: dict[str, Origin], origin: Origin) -> Origin:
+    """An origin in the source, given one in what was known before a lift."""
+    if origin.path is None or known[origin.path].path is None:
+        return Origin(None)
+    before = known[origin.path]
+    return Origin(before.path, tuple(None if dim is None else before.dims[dim] for dim in origin.dims))
+
+
+def lift(source: DecoderConfig, target: DecoderConfig) -> Lifted | None:
+    """The lifts that lead from a source to the architecture of a target; None where none is needed.
+
+    Raises InputError where no lift leads there.
+    """
+    steps: list[Lift] = []
+    config = source
+    while step := next((one for one in LIFTS.values() if one.config(config, target) is not None), None):
+        config = step.config(config, target)
+        steps.append(step)
+    if config.architecture is not target.architecture:
+        raise InputError(
+            f"no lift leads from the architecture {source.architecture.name} of the source to "
+            f"{target.architecture.name}: allowed are {', '.join(f'{one.name} ({one.says})' for one in LIFTS.values())}"
+        )
+    return Lifted(source, config, tuple(steps)) if steps else None

@@ -1,0 +1,182 @@
+"""A part of one weight, grown alone: what a checkpoint that does not fit into memory is grown by."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import cache, partial, reduce
+from typing import Any
+
+import jax
+import numpy as np
+from scipy.special import ndtri
+
+from growlm.growth.expand import FRESH, grow_weight, number_of
+from growlm.growth.maps import AxisMap, along, primal, select
+from growlm.growth.plan import Growth
+from growlm.growth.width import rng_of
+from growlm.models.axes import Axis, DecoderConfig, Kind, Weight
+
+# read(held, rows): of the source, for each axis that a weight is held once for (layers, experts) the slices `held`, and
+# of each these slices along the first dimension after them: [layers, experts, rows, ...].
+Read = Callable[[tuple[np.ndarray, ...], np.ndarray], np.ndarray]
+
+
+def grow_part(
+    growth: Growth,
+    target: DecoderConfig,
+    key: Any,
+    weight: Weight,
+    unit: tuple[int, ...],
+    rows: slice,
+    read: Read,
+    dtype: Any = np.float32,
+) -> np.ndarray:
+    """Some slices, along its first dimension, of one unit of a grown weight: of one layer, of one expert of a layer.
+
+    Without fresh values it is what `growlm.grow` gives there. Fresh values are drawn for every part from a key of its
+    own: to draw those of a whole weight and throw most of them away would take the memory that this is to save.
+
+    Args:
+      growth, target, key: as for the whole; no growth that learns. The weight is one of the lifted source.
+      weight: which; the dimensions of a unit may be in any order, and rows, `read` and the result go by that order.
+      unit: of the target, a number for every axis that the weight is held once for; () outside of layers.
+      rows: of the target.
+      read: the source, in float32, in which it is computed.
+      dtype: to which the result is rounded.
+    """
+    dims = [dim for dim in weight.dims if not dim.many]
+    if weight.elementwise:  # its first dimension may be read and written at once: it is small, and grown whole
+        of_part, chosen = growth, np.arange(growth.axis(dims[0].axis, weight).old)
+    else:
+        axis = growth.axis(dims[0].axis, weight)
+        chosen = axis.needed(rows)
+        of_part = _with_axis(growth, weight, dims[0].axis, axis.part(rows, chosen))
+    of_part, held = _of_unit(of_part, weight, unit)
+    value, place = read(held, chosen), (*unit, rows.start)
+    if (grown := _pasted(of_part, target, key, weight, place, value, dtype)) is None:
+        draw = partial(_draw, of_part, target, key, weight, place)
+        grown = np.asarray(grow_weight(of_part, target, weight, value, draw)).astype(dtype, copy=False)
+    return grown[(0,) * len(unit)]
+
+
+def _with_axis(growth: Growth, weight: Weight, axis: Axis, part: AxisMap) -> Growth:
+    """The growth with another map of one axis for one weight."""
+    return dataclasses.replace(growth, own=growth.own | {(axis.name, weight.path): part})
+
+
+def _of_unit(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> tuple[Growth, tuple[np.ndarray, ...]]:
+    """The growth of one unit of a weight alone; and, of each axis that it is held once for, what it takes from."""
+    held = []
+    for dim, number in zip((dim for dim in weight.all_dims if dim.many), unit, strict=True):
+        axis, rows = growth.axis(dim.axis, weight), slice(number, number + 1)
+        needed, effects, residual = axis.needed(rows), growth.effects, growth.residual
+        if dim.axis.kind is Kind.STACK:
+            needed = reduce(np.union1d, (effect.source_layers(rows) for effect in effects), needed).astype(np.int64)
+            effects = tuple(effect.at_layers(rows, needed) for effect in effects)
+            residual = residual[rows]
+        growth = dataclasses.replace(growth, effects=effects, residual=residual)
+        growth = _with_axis(growth, weight, dim.axis, axis.part(rows, needed))
+        held.append(needed)
+    return growth, tuple(held)
+
+
+def _pasted(
+    growth: Growth,
+    target: DecoderConfig,
+    key: Any,
+    weight: Weight,
+    place: tuple[int, ...],
+    value: np.ndarray,
+    dtype: Any,
+) -> np.ndarray | None:
+    """The same where all there is to do is to copy with scales and to put fresh slices between the copies.
+
+    Scales and the rounding come first, while the value is small; fresh slices are drawn in the dtype that is stored.
+    None where there is more to do.
+    """
+    slices = growth.fresh_slices(weight)
+    drawn = any(np.any(chosen) for chosen in slices)
+    if any(effect.changes(growth, weight) for effect in growth.effects) or (drawn and weight.elementwise):
+        return None
+    if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
+        return grown
+    rng = rng_of(key, "growth", number_of(FRESH), weight.number, *place)
+    for number, chosen in enumerate(slices):
+        if np.any(chosen):
+            shape = (*grown.shape[:number], np.count_nonzero(chosen), *grown.shape[number + 1 :])
+            grown[(slice(None),) * number + (_run(chosen),)] = _normal(rng, weight.std(target), shape, dtype)
+    return grown
+
+
+def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """The value scaled, rounded and copied; None where the copies of a slice differ in scale."""
+    maps = [primal(read, write) for _, _, read, write in growth.axes(weight)]
+    scales = [gather.scale_of_old(size) for gather, size in zip(maps, value.shape, strict=True)]
+    if any(scale is None for scale in scales):
+        return None
+    if weight.residual:
+        scales[0] = scales[0] * growth.residual[0]
+    for number, scale in enumerate(scales):
+        if np.any(scale != 1):
+            value = value * along(scale.astype(np.float32), number, value.ndim)
+    bits = value.astype(dtype).view(np.dtype(f"u{np.dtype(dtype).itemsize}"))  # NumPy moves plain types faster
+    for number, gather in reversed(list(enumerate(maps))):  # rows last: they are copied whole
+        bits = select(bits, gather.index, number)
+    return bits.view(dtype)
+
+
+def _run(chosen: np.ndarray) -> np.ndarray | slice:
+    """Where it is true, as a slice if it can be: NumPy copies runs faster."""
+    where = np.flatnonzero(chosen)
+    return slice(where[0], where[-1] + 1) if where[-1] - where[0] == len(where) - 1 else where
+
+
+def _draw(
+    growth: Growth, target: DecoderConfig, key: Any, weight: Weight, place: tuple[int, ...], purpose: str
+) -> np.ndarray:
+    """The target's initial values for a part."""
+    if weight.elementwise:
+        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
+        return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
+    shape = tuple((read or write).new for _, _, read, write in growth.axes(weight))
+    rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
+    return _normal(rng, weight.std(target), shape, np.float32)
+
+
+LEVELS = 2**16
+
+
+@cache
+def _quantiles() -> np.ndarray:
+    """float32 [LEVELS]: the middles of so many equally likely parts of the normal distribution, with variance 1."""
+    middles = ndtri((np.arange(LEVELS) + 0.5) / LEVELS)
+    return (middles / middles.std()).astype(np.float32)
+
+
+def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Normal values of 65,536 levels, up to 4.3 std: exact ones would take several times as long as a disk does.
+
+    A bfloat16 has fewer levels.
+    """
+    count = math.prod(shape)
+    levels = rng.integers(2**64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]  # four in each
+    # Other modes than "clip" work on a copy; no level is out of range.
+    return (np.float32(std) * _quantiles()).astype(dtype).take(levels, mode="clip").reshape(shape)
+
+
+def unchanged(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> bool:
+    """Whether one unit of a weight is that of a source unit, to the bit."""
+    if any(effect.changes(growth, weight) for effect in growth.effects):
+        return False
+    held = [dim.axis for dim in weight.all_dims if dim.many]
+    for axis, number in zip(held, unit, strict=True):
+        one = growth.axis(axis, weight)
+        if one.fresh[number] or one.write.scale[number] != 1:
+            return False
+    if weight.residual and growth.residual[unit[0]] != 1:
+        return False
+    return all(
+        (read or write).identity and (write or read).identity
+        for _, dim, read, write in growth.axes(weight)
+        if not dim.many
+    )

@@ -1,0 +1,101 @@
+"""What a model is: a declaration, branches, architectures, and the decoder that runs them."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from growlm.models.attention import RopeScaling
+from growlm.models.axes import (
+    Architecture,
+    Axis,
+    Branch,
+    DecoderConfig,
+    Dim,
+    Kind,
+    Norm,
+    NormKind,
+    Params,
+    Role,
+    Weight,
+    WeightSpec,
+    check_params,
+    map_weights,
+    nest,
+    path_of,
+)
+from growlm.models.counts import flops_per_token, matmul_parameter_count, parameter_count
+from growlm.models.decoder import (
+    REMAT_POLICIES,
+    apply,
+    apply_branch,
+    depth_of,
+    hidden_states,
+    init,
+    losses,
+    next_token_loss,
+    with_depth,
+)
+from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
+from growlm.models.llama import LLAMA, ModelConfig
+from growlm.models.mixtral import MIXTRAL, MixtralConfig
+
+# Adding an architecture is one file and one row; one that is passed with its config needs no row.
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+
+
+def plain(config: DecoderConfig) -> dict[str, Any]:
+    """A config as plain JSON, with the name of its architecture."""
+    return {"architecture": config.architecture.name} | dataclasses.asdict(config)
+
+
+def declared(config: DecoderConfig) -> Iterator[Weight]:
+    """The weights that a model of this config has."""
+    return config.weights
+
+
+def sizes_of(config: DecoderConfig) -> dict[str, int]:
+    """The sizes of a model's axes by the fields of its config, for tables."""
+    return {axis.field: config.size(axis) for axis in config.architecture.axes}
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "GPT_NEOX",
+    "LLAMA",
+    "MIXTRAL",
+    "REMAT_POLICIES",
+    "Architecture",
+    "Axis",
+    "Branch",
+    "DecoderConfig",
+    "Dim",
+    "GptNeoxConfig",
+    "Kind",
+    "MixtralConfig",
+    "ModelConfig",
+    "Norm",
+    "NormKind",
+    "Params",
+    "Role",
+    "RopeScaling",
+    "Weight",
+    "WeightSpec",
+    "apply",
+    "apply_branch",
+    "check_params",
+    "declared",
+    "depth_of",
+    "flops_per_token",
+    "hidden_states",
+    "init",
+    "losses",
+    "map_weights",
+    "matmul_parameter_count",
+    "nest",
+    "next_token_loss",
+    "parameter_count",
+    "path_of",
+    "plain",
+    "sizes_of",
+    "with_depth",
+]

@@ -1,0 +1,145 @@
+"""Attention: causal, grouped-query, with rotary positions on all of a head or on its first part.
+
+Shape suffixes: B batch, T positions, D embed, H heads, K kv_heads, h head_dim, N = B x T rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from growlm.errors import InputError, unknown
+from growlm.models.axes import Branch, DecoderConfig, WeightSpec, check_positive
+from growlm.models.kernels import attention
+from growlm.models.layers import Context, dense, has, rms_norm, weight
+
+ROPE_SCALINGS = ("linear", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are lowered, so that a model reads further than it was trained at first.
+
+    kind "linear" divides every frequency by `factor` (arXiv 2306.15595). "llama3" (Llama 3.1) does so where fewer than
+    low_freq_factor turns fit into original_length positions, leaves alone where more than high_freq_factor do, and goes
+    from one to the other between; the last three fields are for it alone. Raises InputError.
+    """
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        if self.kind not in ROPE_SCALINGS:
+            raise unknown("model.rope_scaling.kind", self.kind, ROPE_SCALINGS)
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_length"):
+            check_positive(f"model.rope_scaling.{name}", getattr(self, name))
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low >= high:
+            raise InputError(f"model.rope_scaling: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+
+
+def rotary_table(
+    length: int, rotated: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines float32[T, 1, r/2] of the rotary embedding (RoFormer, arXiv 2104.09864) of r coordinates."""
+    frequency_h = theta ** (-jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
+    if scaling is not None:
+        frequency_h = _scaled(frequency_h, scaling)
+    angle_Th = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency_h
+    return jnp.cos(angle_Th)[:, None], jnp.sin(angle_Th)[:, None]
+
+
+def _scaled(frequency_h: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Frequencies lowered as `RopeScaling` says."""
+    if scaling.kind == "linear":
+        return frequency_h / scaling.factor
+    turns_h = scaling.original_length * frequency_h / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept_h = jnp.clip((turns_h - low) / (high - low), 0, 1)  # 0: lowered wholly, 1: left alone
+    return (1 - kept_h) * frequency_h / scaling.factor + kept_h * frequency_h
+
+
+def rotate(x_BTHh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns each pair (i, i + r/2) of the first r coordinates by its position's angle, the layout of Llama and NeoX."""
+    cos, sin = (table.astype(x_BTHh.dtype) for table in rotary)
+    rotated = 2 * cos.shape[-1]
+    turned, rest = (x_BTHh, None) if rotated == x_BTHh.shape[-1] else jnp.split(x_BTHh, [rotated], axis=-1)
+    a, b = jnp.split(turned, 2, axis=-1)
+    parts = [a * cos - b * sin, b * cos + a * sin]
+    return jnp.concatenate(parts if rest is None else [*parts, rest], axis=-1)
+
+
+def _all_positions(config: DecoderConfig) -> int | None:
+    return None
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (arXiv 2305.13245).
+
+    Positions are rotary where the branch has a table of them. A bias of the query, key and value or of the output, and
+    an RMSNorm with a gain on the heads of query and key, are there where such weights are declared.
+    """
+
+    config: DecoderConfig
+    dtype: Any
+    window: Callable[[Any], int | None] = _all_positions
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context):
+        """[B x T, D] -> ([B x T, D], {})."""
+        q_BTHh, k_BTKh, v_BTKh = (self._project(x_ND, name, context) for name in ("query", "key", "value"))
+        if context.tables is not None:
+            q_BTHh, k_BTKh = rotate(q_BTHh, context.tables), rotate(k_BTKh, context.tables)
+        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh, self.window(self.config), context.document_BT)
+        y_ND = dense(o_BTHh.reshape(x_ND.shape[0], -1), weight(self, "out"))
+        return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, {}
+
+    def _project(self, x_ND, name: str, context: Context):
+        """Query, key or value heads [B, T, heads, h], with their bias and their norm."""
+        w_DHh = weight(self, name)
+        y = dense(x_ND, w_DHh).reshape(context.batch, -1, *w_DHh.shape[1:])
+        if has(self, f"{name}_bias"):
+            y = y + weight(self, f"{name}_bias")
+        if has(self, f"{name}_norm"):
+            y = rms_norm(y, self.config.norm_eps) * weight(self, f"{name}_norm")
+        return y
+
+
+def attention_flops(heads: int, head_dim: int, length: int, window: int | None = None) -> float:
+    """Forward FLOPs of a token, the mean of a sequence, in the products of queries, keys and values.
+
+    Position t (from 0) attends to t + 1 keys, fewer with a window; each costs 2 x heads x head_dim in the score, and as
+    many again in the weighted sum. Softmax is left out.
+    """
+    seen = min(window or length, length)
+    keys = (seen * (seen + 1) / 2 + (length - seen) * seen) / length
+    return 4.0 * heads * head_dim * keys
+
+
+def attention_branch(
+    weights: tuple[WeightSpec, ...],
+    rotary: Callable[[Any, int], Any],
+    window: Callable[[Any], int | None] = _all_positions,
+    name: str = "attn",
+) -> Branch:
+    """Attention as a branch.
+
+    Args:
+      weights: query, key, value and out, and what else `Attention` knows.
+      rotary: (config, length) -> a table of `rotary_table`, or None.
+      window: of a config, how many positions a query sees, its own the last of them; None: all before it.
+      name: in the tree.
+    """
+
+    def flops(config: Any, length: int) -> float:
+        return attention_flops(config.heads, config.head_dim, length, window(config))
+
+    return Branch(name, partial(Attention, window=window), weights, flops=flops, tables=rotary)

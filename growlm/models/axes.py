@@ -1,0 +1,499 @@
+"""What a model is, declared: axes that have kinds, weights that read and write them, branches, architectures.
+
+Shapes, initial scales, counts, shardings, optimizer groups and growth are derived from the declaration; none of them
+knows the name of an axis or of a weight. An architecture is a value, in a file of its own; its config carries it.
+"""
+
+import dataclasses
+import enum
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from growlm.errors import InputError
+
+Params = dict[str, Any]
+
+
+class Kind(enum.Enum):
+    """What an axis is to growth, to claims, to masks, to learned maps and to sharding."""
+
+    STREAM = "stream"  # the residual stream: read through norms
+    READ = "read"  # what a norm hands on
+    INNER = "inner"  # within a branch, elementwise between its writer and its reader
+    HEADS = "heads"  # of attention; query heads share the key and value heads of their group
+    EXPERTS = "experts"  # of a mixture, weighed by a router
+    STACK = "stack"  # periods of layers, one after the other
+    VOCAB = "vocab"
+    FIXED = "fixed"  # does not grow
+
+
+class Role(enum.Enum):
+    """What a weight is to the optimizer, to noise and to counts of FLOPs. Declared: an initial value says nothing."""
+
+    MATRIX = "matrix"
+    LOOKUP = "lookup"  # rows picked by number: multiplies nothing
+    ROUTER = "router"  # a matrix whose outputs weigh experts
+    GAIN = "gain"  # multiplies elementwise
+    BIAS = "bias"  # is added
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One axis of activations.
+
+    Attributes:
+      name: as weights spell it.
+      kind: what growth asks of it.
+      size: the field of the config that holds its size; by default the field of its name.
+      mesh: the mesh axis over which arrays are split along it, if any.
+      of: of a READ axis the stream that its norm reads; of query heads the heads that every group of them shares.
+      values: of query heads that share groups, the heads whose values they mix.
+      chosen: of experts, the field of the config that says how many a token gets.
+      normalised: of experts, whether the weights of the chosen ones add up to 1.
+    """
+
+    name: str
+    kind: Kind
+    size: str = ""
+    mesh: str | None = None
+    of: str | None = None
+    values: str | None = None
+    chosen: str | None = None
+    normalised: bool = True
+
+    @property
+    def field(self) -> str:
+        """The field of the config that holds its size."""
+        return self.size or self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Dim:
+    """One array dimension of a weight: the axis it reads, the axis it writes, or both for an elementwise weight.
+
+    many: the weight is held once for each coordinate (a layer, an expert), and multiplies nothing along it.
+    """
+
+    reads: Axis | None
+    writes: Axis | None
+    many: bool = False
+
+    @property
+    def axis(self) -> Axis:
+        """The axis that gives the dimension its size."""
+        return self.reads or self.writes
+
+    @property
+    def both(self) -> tuple[Axis, ...]:
+        """The axes that it reads or writes."""
+        return tuple(axis for axis in (self.reads, self.writes) if axis is not None)
+
+    @classmethod
+    def parse(cls, text: str, axes: Mapping[str, Axis]) -> "Dim":
+        """`embed>` reads, `>mlp` writes, `stream>embed` does both elementwise, `experts:` is held once for each."""
+        if text.endswith(":"):
+            return cls(None, axes[text[:-1]], many=True)
+        reads, writes = text.split(">")
+        return cls(axes[reads] if reads else None, axes[writes] if writes else None)
+
+
+# The paper's code: a matrix starts with the standard deviation sqrt(2 / (5 fan_in)).
+GAIN = math.sqrt(2 / 5)
+
+_INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
+
+
+def _always(config: Any) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSpec:
+    """A weight as its branch or architecture declares it.
+
+    Attributes:
+      name: within its branch.
+      dims: its dimensions, as `Dim.parse` reads them, without the layers.
+      role: what it is to the optimizer.
+      init: "normal", "ones" or "zeros"; by default ones for gains, zeros for biases, else normal.
+      gain: a normal weight starts with the standard deviation gain / sqrt(fan-in).
+      fan_in: names of axes, where the fan-in is not the product of the axes that are read.
+      present: whether a model of a config has it.
+    """
+
+    name: str
+    dims: str
+    role: Role = Role.MATRIX
+    init: str = ""
+    gain: float = GAIN
+    fan_in: tuple[str, ...] = ()
+    present: Callable[[Any], bool] = _always
+
+    def placed(self, folder: str, axes: Mapping[str, Axis], stack: Axis | None) -> "Weight":
+        """The weight at its place in the parameter tree of an architecture."""
+        return Weight(
+            path=f"{folder}{self.name}",
+            dims=tuple(Dim.parse(text, axes) for text in self.dims.split()),
+            role=self.role,
+            init=self.init or _INITIAL.get(self.role, "normal"),
+            gain=self.gain,
+            fan_in=tuple(axes[name] for name in self.fan_in),
+            present=self.present,
+            stack=stack,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One weight of a model: its path in the parameter tree, its dimensions, its role and how it starts.
+
+    `dims` leaves out the leading layer axis, `stack`, which every weight of a branch has.
+    """
+
+    path: str
+    dims: tuple[Dim, ...]
+    role: Role
+    init: str
+    gain: float
+    fan_in: tuple[Axis, ...]
+    present: Callable[[Any], bool]
+    stack: Axis | None
+
+    @property
+    def stacked(self) -> bool:
+        """True where the array has the leading layer axis."""
+        return self.stack is not None
+
+    @property
+    def all_dims(self) -> tuple[Dim, ...]:
+        """The dimensions of the array in the parameter tree, the layer axis included."""
+        return (Dim(None, self.stack, many=True), *self.dims) if self.stack else self.dims
+
+    @property
+    def elementwise(self) -> bool:
+        """True for gains and biases: they take part in no matrix product."""
+        return self.role in (Role.GAIN, Role.BIAS)
+
+    @property
+    def residual(self) -> bool:
+        """True for the last weights of a branch: what they write is added to the stream."""
+        return self.stacked and self.writes(Kind.STREAM)
+
+    def reads(self, kind: Kind) -> bool:
+        """Whether it reads an axis of that kind."""
+        return any(dim.reads is not None and dim.reads.kind is kind for dim in self.dims)
+
+    def writes(self, kind: Kind) -> bool:
+        """Whether it writes an axis of that kind."""
+        return any(dim.writes is not None and dim.writes.kind is kind for dim in self.dims if not dim.many)
+
+    def block_shape(self, config: "DecoderConfig") -> tuple[int, ...]:
+        """The shape in one layer, without the layer axis."""
+        return tuple(config.size(dim.axis) for dim in self.dims)
+
+    def shape(self, config: "DecoderConfig") -> tuple[int, ...]:
+        """The shape in the parameter tree: [layers, ...] for the weights of branches."""
+        return tuple(config.size(dim.axis) for dim in self.all_dims)
+
+    def std(self, config: "DecoderConfig") -> float:
+        """The standard deviation of the initial values of a normal weight."""
+        reads = self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
+        # All branches add up on the stream: each starts smaller, so that the sum keeps its size (GPT-2).
+        depth = max(config.branches, 1) if self.residual else 1
+        return self.gain / math.sqrt(math.prod(config.size(axis) for axis in reads) * depth)
+
+    def key(self, key: jax.Array) -> jax.Array:
+        """The weight's own key: what is drawn for it depends on no other weight."""
+        return jax.random.fold_in(key, self.number)
+
+    @cached_property
+    def number(self) -> int:
+        """A number of the path, for keys: the same in every architecture and process."""
+        return zlib.crc32(self.path.encode())
+
+    def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
+        """float32 initial values for one layer (or for a weight outside of branches); whole: for all layers at once."""
+        shape = self.shape(config) if whole else self.block_shape(config)
+        if self.init == "normal":
+            return self.std(config) * jax.random.normal(key, shape, jnp.float32)
+        return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)
+
+
+class NormKind(enum.Enum):
+    """What a norm takes out of its input, which says what growth of the stream must keep."""
+
+    RMS = "rms"  # divides by the root mean square (arXiv 1910.07467)
+    LAYER = "layer"  # takes the mean away and divides by the standard deviation (arXiv 1607.06450)
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """The norm through which an architecture reads its stream. `eps` is the field of the config that holds its eps."""
+
+    kind: NormKind
+    scale: bool = True
+    bias: bool = False
+    eps: str = "norm_eps"
+
+    def weights(self, stream: str, reads: str) -> tuple[WeightSpec, ...]:
+        """Its gain and its bias, where it has them."""
+        gain = WeightSpec("scale", f"{stream}>{reads}", Role.GAIN)
+        bias = WeightSpec("bias", f">{reads}", Role.BIAS)
+        return (gain,) * self.scale + (bias,) * self.bias
+
+
+def _no_flops(config: Any, length: int) -> float:
+    return 0.0
+
+
+def _no_tables(config: Any, length: int) -> Any:
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Branch:
+    """What adds to the stream: y = x + module(norm(x)).
+
+    Attributes:
+      name: of its weights in the tree, blocks/NAME/..., and of its norm's, blocks/NAME_norm/....
+      module: a Linen module of (config, dtype), called with (x_ND, context); it gives (what is added [N, D], an
+        auxiliary dict, empty for most).
+      weights: what it has beside its norm.
+      flops: (config, length) -> forward FLOPs of a token in what multiplies activations with each other.
+      tables: (config, length) -> arrays that all layers share, such as those of rotary positions; in the context.
+      losses: (config, auxiliary dict stacked over layers) -> losses by name, which the train step adds.
+      reads: the axis that its norm writes.
+    """
+
+    name: str
+    module: Callable[..., Any]
+    weights: tuple[WeightSpec, ...]
+    flops: Callable[[Any, int], float] = _no_flops
+    tables: Callable[[Any, int], Any] = _no_tables
+    losses: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    reads: str = "embed"
+
+    def named(self, name: str) -> "Branch":
+        """The same branch under another name, for a period that has it twice."""
+        return dataclasses.replace(self, name=name)
+
+
+# A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
+_HEAD_GAIN = 0.25
+
+# As a tied head the embedding reads `final`, which is also a sane scale for a lookup.
+EMBEDDING = WeightSpec("embedding", "vocab> >stream", Role.LOOKUP, gain=_HEAD_GAIN, fan_in=("final",))
+
+
+def head(present: Callable[[Any], bool] = _always) -> WeightSpec:
+    """What turns the last hidden state into logits; where it is not present the embedding serves, tied."""
+    return WeightSpec("head", "final> >vocab", gain=_HEAD_GAIN, present=present)
+
+
+def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array) -> jax.Array:
+    """The stream before the first layer, [B x T, D]: the embedding's rows."""
+    return weights["embedding"][tokens_BT.reshape(-1)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Architecture:
+    """A family of decoders: one stream through periods of branches, a norm, a head.
+
+    Attributes:
+      name: as configs have it.
+      config: its config class, which from then on carries it.
+      axes: every axis that weights read or write.
+      period: what is repeated: steps, one after the other, each of branches that read the stream before the step.
+      norm: through which branches and head read the stream.
+      lookups: what `embed` looks up; by default the embedding.
+      embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
+      head: of the last hidden state; absent where it is tied to the embedding.
+      shared: fields of the config that source and target of a growth must share, beside sizes of FIXED axes.
+      free: fields that may differ.
+      families: by model_type, how transformers has it (`growlm.models.stored`).
+    """
+
+    name: str
+    config: type["DecoderConfig"]
+    axes: tuple[Axis, ...]
+    period: tuple[tuple[Branch, ...], ...]
+    norm: Norm
+    lookups: tuple[WeightSpec, ...] = (EMBEDDING,)
+    embed: Callable[..., jax.Array] = look_up
+    head: WeightSpec = dataclasses.field(default_factory=head)
+    shared: tuple[str, ...] = ()
+    free: tuple[str, ...] = ("norm_eps",)
+    families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self.config.architecture = self
+
+    def __repr__(self):
+        return f"<architecture {self.name}>"
+
+    @cached_property
+    def axis(self) -> dict[str, Axis]:
+        """Its axes by name."""
+        return {axis.name: axis for axis in self.axes}
+
+    @cached_property
+    def branches(self) -> tuple[Branch, ...]:
+        """The branches of one period, in order."""
+        return tuple(branch for step in self.period for branch in step)
+
+    @cached_property
+    def weights(self) -> dict[str, Weight]:
+        """Every weight by its path, in the order of a forward pass, whether a config has it or not."""
+        axes, stack, stream = self.axis, self.of_kind(Kind.STACK)[0], self.stream.name
+        weights = [spec.placed("", axes, None) for spec in self.lookups]
+        for branch in self.branches:
+            norm = self.norm.weights(stream, branch.reads)
+            weights += [spec.placed(f"blocks/{branch.name}_norm/", axes, stack) for spec in norm]
+            weights += [spec.placed(f"blocks/{branch.name}/", axes, stack) for spec in branch.weights]
+        final = next(dim.reads.name for dim in self.head.placed("", axes, None).dims if dim.reads)
+        weights += [spec.placed("final_norm/", axes, None) for spec in self.norm.weights(stream, final)]
+        weights.append(self.head.placed("", axes, None))
+        return {weight.path: weight for weight in weights}
+
+    @cached_property
+    def stream(self) -> Axis:
+        """The residual stream."""
+        return self.of_kind(Kind.STREAM)[0]
+
+    @cached_property
+    def final(self) -> Axis:
+        """What the last norm hands to the head."""
+        return next(dim.reads for dim in self.weights["head"].dims if dim.reads)
+
+    def of_kind(self, *kinds: Kind) -> tuple[Axis, ...]:
+        """Its axes of these kinds."""
+        return tuple(axis for axis in self.axes if axis.kind in kinds)
+
+    @cached_property
+    def sizes(self) -> tuple[str, ...]:
+        """The fields of the config that may grow."""
+        return tuple(dict.fromkeys(axis.field for axis in self.axes if axis.kind is not Kind.FIXED))
+
+    @cached_property
+    def widths(self) -> tuple[str, ...]:
+        """Those of one layer."""
+        depth = {axis.field for axis in self.of_kind(Kind.STACK, Kind.VOCAB)}
+        return tuple(field for field in self.sizes if field not in depth)
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """The fields that source and target must share."""
+        fixed = [axis.field for axis in self.of_kind(Kind.FIXED)]
+        return tuple(dict.fromkeys([*fixed, *self.shared]))
+
+    def is_read(self, axis: Axis) -> bool:
+        """Whether a matrix reads the axis, so that growth must be read back as it was written."""
+        return any(dim.reads is axis for w in self.weights.values() if not w.elementwise for dim in w.dims)
+
+    def tied(self, config: "DecoderConfig") -> bool:
+        """Whether the embedding is the head too."""
+        return not self.weights["head"].present(config)
+
+    def match(self, path: tuple) -> tuple[str, Weight | None, str]:
+        """Splits a key path of a tree with trees like the parameters in it, such as an optimizer state.
+
+        Returns the name of the field that such a tree is, the weight that the leaf belongs to (None: to none), and the
+        rest of the path: `0/mu/blocks/mlp/gate` is (`mu`, gate, ``).
+        """
+        names = ["", *path_of(path).split("/")]
+        for begin in range(1, len(names)):
+            for end in range(len(names), begin, -1):
+                if (weight := self.weights.get("/".join(names[begin:end]))) is not None:
+                    return names[begin - 1], weight, "/".join(names[end:])
+        return "", None, ""
+
+
+class DecoderConfig:
+    """The base of the config classes of architectures: frozen dataclasses that check themselves."""
+
+    architecture: ClassVar[Architecture]
+
+    def size(self, axis: Axis) -> int:
+        """The size of a declared axis."""
+        return getattr(self, axis.field)
+
+    @property
+    def branches(self) -> int:
+        """How many branches add to the stream, in all layers."""
+        return len(self.architecture.branches) * self.size(self.architecture.of_kind(Kind.STACK)[0])
+
+    @property
+    def weights(self) -> Iterator[Weight]:
+        """The weights that a model of this config has."""
+        return (weight for weight in self.architecture.weights.values() if weight.present(self))
+
+    def _check_integers(self, *names: str, least: int = 1) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                allowed = "positive integers" if least == 1 else f"integers >= {least}"
+                raise InputError(f"model.{name} is {value!r}: allowed are {allowed}")
+
+    def _check_numbers(self, *names: str) -> None:
+        for name in names:
+            check_positive(f"model.{name}", getattr(self, name))
+
+    def _check_flags(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"model.{name} is {value!r}: allowed are True and False")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises InputError unless the value is a finite positive number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} is {value!r}: allowed are positive numbers")
+
+
+def path_of(key_path: tuple) -> str:
+    """A tree path as the declaration spells it: `blocks/mlp/gate`."""
+    return "/".join(jax.tree_util.keystr((entry,), simple=True) for entry in key_path)
+
+
+def map_weights(function: Callable, config: DecoderConfig, params: Params, *rest: Params) -> Params:
+    """`function(weight, leaf, ...)` over a parameter tree of this config.
+
+    Raises InputError where a leaf is not declared, a declared weight is missing or a shape is another one: no leaf is
+    ever passed over.
+    """
+    check_params(config, params)
+    weights = config.architecture.weights
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(weights[path_of(path)], *leaves), params, *rest
+    )
+
+
+def check_params(config: DecoderConfig, params: Mapping) -> None:
+    """Raises InputError unless the tree holds exactly the declared weights, each in its declared shape."""
+    found = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    expected = {weight.path: weight.shape(config) for weight in config.weights}
+    if extra := sorted(found.keys() - expected.keys()):
+        raise InputError(f"parameter {extra[0]!r} is not declared for this model; allowed: {', '.join(expected)}")
+    if missing := sorted(expected.keys() - found.keys()):
+        raise InputError(f"parameter {missing[0]!r} is declared for this model and missing")
+    for path, shape in expected.items():
+        if found[path] != shape:
+            raise InputError(f"parameter {path!r} has shape {found[path]}; this model's shape is {shape}")
+
+
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """The nested dict of leaves by their paths."""
+    tree: Params = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree

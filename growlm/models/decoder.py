@@ -1,0 +1,352 @@
+"""The decoder: an embedding, a scan over periods of branches, a norm, a head; whatever the architecture is.
+
+Shape suffixes: B batch, T positions, D embed, V vocab, L periods of layers, N = B x T rows.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from growlm.errors import InputError, unknown
+from growlm.models.axes import DecoderConfig, Kind, Params, check_params, nest
+from growlm.models.kernels import KEPT
+from growlm.models.layers import Context, NormLayer, weight
+from growlm.models.loss import cross_entropy, logits
+from growlm.models.sharding import GATHERED, by_batch, current_mesh
+
+# What the backward pass may keep of a block's forward pass, by less and less; None keeps everything. "attention" is for
+# TPUs: it keeps what their kernel gives, of the size of the stream, and is "full" elsewhere.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+Tables = dict[str, Any]  # of every branch, by its name
+
+
+def _run(module: nn.Module, branch, x_ND, context: Context):
+    """What a branch adds to the stream, and its auxiliary dict; its norm and itself are children of the module."""
+    parts = {"config": module.config, "dtype": module.dtype}
+    normed_ND = NormLayer(**parts, name=f"{branch.name}_norm")(x_ND)
+    return branch.module(**parts, name=branch.name)(normed_ND, context)
+
+
+class Period(nn.Module):
+    """The branches of one period, pre-norm. Those of one step read the same stream."""
+
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context, scale=None):
+        """The stream [B x T, D] -> (the stream, auxiliary dicts by branch); what is added, times the scale."""
+        x_ND = by_batch(x_ND)
+        y_ND, auxiliary = x_ND, {}
+        for step in self.config.architecture.period:
+            before_ND = y_ND
+            for branch in step:
+                of_branch = context._replace(tables=context.tables[branch.name])
+                added_ND, said = _run(self, branch, before_ND, of_branch)
+                y_ND = y_ND + added_ND
+                auxiliary |= {branch.name: said} if said else {}
+        return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), auxiliary
+
+
+class _Alone(nn.Module):
+    """One branch of one period, under the name that its weights are declared with."""
+
+    config: DecoderConfig
+    dtype: Any
+    branch: str
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context):
+        branch = next(one for one in self.config.architecture.branches if one.name == self.branch)
+        return _run(self, branch, x_ND, context)[0]
+
+
+class _Named(nn.Module):
+    """What holds `_Alone` under the name `blocks`."""
+
+    config: DecoderConfig
+    dtype: Any
+    branch: str
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context):
+        return _Alone(self.config, self.dtype, self.branch, name="blocks")(x_ND, context)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def apply_branch(config: DecoderConfig, name: str, params: Params, x_ND: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """What one branch of one layer adds to the stream: for a model that is never in memory whole.
+
+    `params` has what `blocks` has of it, without the layer axis: {"attn_norm": ..., "attn": ...} for "attn".
+    """
+    context = Context(tokens_BT, None, tables_of(config, tokens_BT.shape[1])[name])
+    return _Named(config, x_ND.dtype, name).apply({"params": {"blocks": params}}, x_ND, context)
+
+
+def tables_of(config: DecoderConfig, length: int) -> Tables:
+    """What the branches of an architecture compute once for all layers, by the branch's name."""
+    return {branch.name: branch.tables(config, length) for branch in config.architecture.branches}
+
+
+def documents(tokens_BT: jax.Array, document_end: int) -> jax.Array:
+    """int32[B, T]: the number of each position's document in its row; the token that ends one still belongs to it."""
+    ends_BT = (tokens_BT == document_end).astype(jnp.int32)
+    return jnp.cumsum(ends_BT, axis=1) - ends_BT
+
+
+def _policy(remat: str) -> Any:
+    """The policy of that name; what layers gathered from other devices is not kept, or fsdp would be for nothing."""
+    mesh = current_mesh()
+    if remat == "none" and mesh and mesh.shape["fsdp"] > 1:
+        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+    return REMAT_POLICIES[remat]
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states, the layers as one scan: every leaf of a branch is [layers, ...].
+
+    Where two of them share out the layers, the `top` of the second goes on from the `bottom` of the first.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    document_end: int | None = None
+
+    def setup(self):
+        """The layers and the last norm, and by name the weights that lie in neither."""
+        norm, layers = "final_norm/", "blocks/"
+        own = [one.path for one in self.config.weights if not one.path.startswith((norm, layers))]
+        self.own = {path: weight(self, path) for path in own}
+        self.blocks = self._layers()
+        self.final_norm = NormLayer(self.config, self.dtype)
+
+    def __call__(self, tokens_BT, scale_L=None):
+        """int[B, T] -> (hidden [B x T, D], head [D, V], auxiliary); hidden times head are the logits."""
+        return self.top(self._embed(tokens_BT), tokens_BT, scale_L)
+
+    def bottom(self, tokens_BT, scale_L=None):
+        """int[B, T] -> (the stream [B x T, D] after the last layer, auxiliary)."""
+        return self._through(self._embed(tokens_BT), tokens_BT, scale_L)
+
+    def top(self, x_ND, tokens_BT, scale_L=None):
+        """The stream [B x T, D] before the first layer -> (hidden, head, auxiliary)."""
+        x_ND, auxiliary = self._through(x_ND, tokens_BT, scale_L)
+        tied = self.config.architecture.tied(self.config)
+        head_DV = self.own["embedding"].T if tied else self.own["head"]
+        return self.final_norm(x_ND), head_DV, auxiliary
+
+    def _embed(self, tokens_BT):
+        return by_batch(self.config.architecture.embed(self.own, self.config, tokens_BT))
+
+    def _through(self, x_ND, tokens_BT, scale_L):
+        document_BT = None if self.document_end is None else documents(tokens_BT, self.document_end)
+        context = Context(tokens_BT, document_BT, tables_of(self.config, tokens_BT.shape[1]))
+        return self.blocks(x_ND, context, scale_L)
+
+    def _layers(self) -> nn.Module:
+        period = Period
+        if (policy := _policy(self.remat)) is not None:
+            period = nn.remat(Period, policy=policy, prevent_cse=False)
+        scanned = nn.scan(
+            period,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0),
+            length=depth_of(self.config),
+        )
+        return scanned(self.config, self.dtype)
+
+
+def depth_of(config: DecoderConfig) -> int:
+    """How many periods of layers a model has."""
+    return config.size(config.architecture.of_kind(Kind.STACK)[0])
+
+
+def with_depth(config: DecoderConfig, depth: int) -> DecoderConfig:
+    """The config with so many periods of layers."""
+    return dataclasses.replace(config, **{config.architecture.of_kind(Kind.STACK)[0].field: depth})
+
+
+def _check_tokens(tokens: jax.Array, least: int) -> None:
+    shape, dtype = np.shape(tokens), jnp.asarray(tokens).dtype
+    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
+        raise InputError(f"tokens are {dtype}{list(shape)}: allowed are integers [batch >= 1, length >= {least}]")
+
+
+def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_layers: int) -> None:
+    if remat not in REMAT_POLICIES:
+        raise unknown("remat policy", remat, REMAT_POLICIES)
+    whole, depth = isinstance(frozen_layers, int) and not isinstance(frozen_layers, bool), depth_of(config)
+    if not whole or not 0 <= frozen_layers <= depth:
+        raise InputError(f"frozen_layers is {frozen_layers!r}: allowed are integers from 0 to {depth}")
+    if block_scale is not None:
+        shape, dtype = jnp.shape(block_scale), jnp.result_type(block_scale)
+        if shape != (depth,) or not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"block_scale is {dtype}{list(shape)}: allowed are floats [{depth}], one a layer")
+
+
+def _cut(config: DecoderConfig, params: Params, scale_L: jax.Array | None, layers: slice):
+    """The model that has only these of the layers: its shape, its parameters and its scale."""
+    blocks, scale_L = jax.tree.map(lambda leaf: leaf[layers], (params["blocks"], scale_L))
+    config = with_depth(config, len(range(depth_of(config))[layers]))
+    return config, {"params": {**params, "blocks": blocks}}, scale_L
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """How a forward pass is computed: its dtype, what is rematerialised, frozen layers, the end of a document."""
+
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    frozen_layers: int = 0
+    document_end: int | None = None
+
+
+def _hidden(
+    config: DecoderConfig, params: Params, tokens_BT: jax.Array, how: Pass, scale_L: jax.Array | None
+) -> tuple[jax.Array, jax.Array, dict]:
+    """The decoder's hidden states, head and auxiliary dicts, with the first layers as constants where they are."""
+    frozen, (dtype, end) = how.frozen_layers, (how.dtype, how.document_end)
+    _check_options(config, how.remat, scale_L, frozen)
+    check_params(config, params)
+    if not frozen:
+        return Decoder(config, dtype, how.remat, end).apply({"params": params}, tokens_BT, scale_L)
+    # A scan goes backward through all of its layers or none: those that are constants need one of their own.
+    lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in config.architecture.lookups}
+    params = {**params, **lookups}  # as a tied head too
+    bottom, *constants = _cut(config, params, scale_L, slice(frozen))
+    variables, bottom_scale_L = jax.lax.stop_gradient(constants)
+    below = Decoder(bottom, dtype, document_end=end)
+    x_ND, lower = below.apply(variables, tokens_BT, bottom_scale_L, method="bottom")
+    top, variables, top_scale_L = _cut(config, params, scale_L, slice(frozen, None))
+    above = Decoder(top, dtype, how.remat, end)
+    x_ND, head_DV, upper = above.apply(variables, x_ND, tokens_BT, top_scale_L, method="top")
+    return x_ND, head_DV, jax.tree.map(lambda *both: jnp.concatenate(both), lower, upper)
+
+
+@partial(jax.jit, static_argnames="config")
+def _init(config: DecoderConfig, key: jax.Array) -> Params:
+    return nest({weight.path: weight.initial(weight.key(key), config, whole=True) for weight in config.weights})
+
+
+def init(config: DecoderConfig, key: jax.Array) -> Params:
+    """Fresh parameters: a nested dict of float32 arrays in the declared shapes, weights of layers as [layers, ...].
+
+    Matrices start with the standard deviation sqrt(2 / (5 fan_in)) of the paper's code (arXiv 2405.15319, lit_gpt
+    `_init_weights`), those that write the stream at 1 / sqrt(number of branches) of it (GPT-2), embedding and head at
+    0.25 / sqrt(embed), so small that the initial loss is log(vocab); gains are 1, biases 0. Every weight draws from a
+    key of its own, by its path.
+    """
+    return _init(config, key)
+
+
+def apply(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+    block_scale: jax.Array | None = None,
+) -> jax.Array:
+    """Logits of every next token.
+
+    Args:
+      config: the model's shape.
+      params: as `init` gives them.
+      tokens: int32[batch, length], from 0 to config.vocab - 1 (not checked: that would fetch them).
+      dtype: the compute dtype of the layers, float32 or bfloat16 (float64 under jax_enable_x64).
+      remat: a name in REMAT_POLICIES.
+      block_scale: float[layers], or None for ones: layer i gives x + block_scale[i] * (block(x) - x).
+
+    Returns:
+      float32[batch, length, vocab] (float64 where that is the compute dtype).
+
+    Raises:
+      InputError: tokens or a scale of another rank, size or type, a tree that is not this model's, an unknown remat
+        policy.
+    """
+    _check_tokens(tokens, 1)
+    return _apply(config, params, tokens, Pass(jnp.dtype(dtype), remat), block_scale)
+
+
+@partial(jax.jit, static_argnames=("config", "how"))
+def _apply(
+    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: jax.Array | None
+) -> jax.Array:
+    x_ND, head_DV, _ = _hidden(config, params, tokens, how, block_scale)
+    return logits(x_ND, head_DV).reshape(*tokens.shape, -1)
+
+
+def hidden_states(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    dtype: Any = jnp.float32,
+    block_scale: jax.Array | None = None,
+    document_end: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What the logits are the product of: (hidden states [batch x length, embed], head [embed, vocab]), in `dtype`.
+
+    For whoever needs the logits of some positions only. Arguments and errors are those of `apply`, document_end is as
+    in `next_token_loss`.
+    """
+    _check_tokens(tokens, 1)
+    return _hidden(config, params, tokens, Pass(dtype, document_end=document_end), block_scale)[:2]
+
+
+def next_token_loss(config: DecoderConfig, params: Params, tokens: jax.Array, **options: Any) -> jax.Array:
+    """Mean cross-entropy, in nats a token, of predicting tokens[:, 1:] from what comes before each: `losses` without
+    what branches add. Options are those of `losses`."""
+    return losses(config, params, tokens, **options)[0]
+
+
+def losses(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+    block_scale: jax.Array | None = None,
+    frozen_layers: int = 0,
+    document_end: int | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean cross-entropy of the next token, and what branches add to the loss that is trained on.
+
+    Args:
+      config, params, dtype, remat, block_scale: as in `apply`.
+      tokens: int[batch, length + 1].
+      frozen_layers: so many of the first layers, and the embedding with them, are constants: their gradients are zero
+        and cost nothing. With 0 everything trains, with config.layers the final norm and an untied head.
+      document_end: the token that ends a document: a position sees its own document alone. None: all before it, as in
+        the paper. What ends one predicts the first token of the next in both cases.
+
+    Returns:
+      (a float32 scalar in nats a token, scalars by name: such as the load balancing of a mixture, times its
+      coefficient). Softmax and loss are float32 whatever the compute dtype (float64 where that is it).
+
+    Raises:
+      InputError: as `apply`, and for more frozen layers than there are.
+    """
+    _check_tokens(tokens, 2)
+    how = Pass(dtype, remat, frozen_layers, document_end)
+    x_ND, head_DV, auxiliary = _hidden(config, params, tokens[:, :-1], how, block_scale)
+    added: dict[str, jax.Array] = {}
+    for branch in config.architecture.branches:
+        if branch.losses is not None and branch.name in auxiliary:
+            added |= branch.losses(config, auxiliary[branch.name])
+    return cross_entropy(x_ND, head_DV, tokens[:, 1:]), added

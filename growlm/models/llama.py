@@ -1,0 +1,361 @@
+"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Mistral, Qwen2 and Qwen3 with it."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+from growlm.errors import InputError
+from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table
+from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
+from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
+from growlm.models.swiglu import SWIGLU
+
+# The residual stream, what a block's norm hands on and what the last norm hands to the head have one size, and are
+# three axes because growth may map each of them differently; so may it map the heads of keys and of values.
+STREAM_AXES = (
+    Axis("stream", Kind.STREAM, "embed", mesh="fsdp"),
+    Axis("embed", Kind.READ, mesh="fsdp", of="stream"),
+    Axis("final", Kind.READ, "embed", mesh="fsdp", of="stream"),
+)
+HEAD_AXES = (
+    Axis("heads", Kind.HEADS, mesh="tensor", of="key_heads", values="value_heads"),
+    Axis("key_heads", Kind.HEADS, "kv_heads", mesh="tensor"),
+    Axis("value_heads", Kind.HEADS, "kv_heads", mesh="tensor"),
+    Axis("head_dim", Kind.FIXED),
+)
+AXES = (
+    Axis("layers", Kind.STACK),
+    *STREAM_AXES,
+    *HEAD_AXES,
+    Axis("mlp", Kind.INNER, mesh="tensor"),
+    Axis("vocab", Kind.VOCAB, mesh="tensor"),
+)
+
+
+def _rotary(config: Any, length: int):
+    return rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
+
+
+def _with_bias(config: Any) -> bool:
+    return config.qkv_bias
+
+
+def _with_norm(config: Any) -> bool:
+    return config.qk_norm
+
+
+def window(config: Any) -> int | None:
+    """How many positions a query sees."""
+    return config.sliding_window
+
+
+ATTENTION = attention_branch(
+    (
+        WeightSpec("query", "embed> >heads >head_dim"),
+        WeightSpec("key", "embed> >key_heads >head_dim"),
+        WeightSpec("value", "embed> >value_heads >head_dim"),
+        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias),
+        WeightSpec("key_bias", ">key_heads >head_dim", Role.BIAS, present=_with_bias),
+        WeightSpec("value_bias", ">value_heads >head_dim", Role.BIAS, present=_with_bias),
+        WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
+        WeightSpec("key_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
+        WeightSpec("out", "heads> head_dim> >stream"),
+    ),
+    rotary=_rotary,
+    window=window,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(DecoderConfig):
+    """The shape of a Llama-like decoder: the size of every axis, and the variants of the family.
+
+    layers (0 or more), embed (model width), heads (query heads), kv_heads (key and value heads, a divisor of heads),
+    head_dim (even, for RoPE), mlp (SwiGLU width) and vocab are positive integers. sliding_window is the number of
+    positions that a query sees, its own the last of them; None: all before it. Raises InputError, a ValueError, with
+    the offending numbers.
+    """
+
+    layers: int
+    embed: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocab: int
+    tie_embeddings: bool = False
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+
+    architecture: ClassVar[Architecture]
+
+    def __post_init__(self):
+        self._check_integers("layers", least=0)
+        self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
+        self._check_numbers("norm_eps", "rope_theta")
+        self._check_flags("tie_embeddings", "qkv_bias", "qk_norm")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise InputError(f"model.rope_scaling is {self.rope_scaling!r}: allowed are None and a RopeScaling")
+        seen = self.sliding_window
+        if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
+            raise InputError(f"model.sliding_window is {seen!r}: allowed are None and positive integers")
+        if self.heads % self.kv_heads:
+            raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise InputError(f"model.head_dim is {self.head_dim}: RoPE rotates pairs, so it must be even")
+
+
+# Fields that config.json has by another name.
+SIZES = {
+    "layers": "num_hidden_layers",
+    "embed": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp": "intermediate_size",
+    "vocab": "vocab_size",
+}
+
+# What a config may say and must not, for the model to be the one that is built here.
+FIXED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+    "num_experts": None,
+}
+
+# The tensors of all decoders of this naming, {} the number of the layer, but for the MLP's.
+DECODER_TENSORS = (
+    stored("model.embed_tokens.weight", "embedding"),
+    stored("model.layers.{layers}.input_layernorm.weight", "blocks/attn_norm/scale"),
+    stored("model.layers.{layers}.self_attn.q_proj.weight", "blocks/attn/query"),
+    stored("model.layers.{layers}.self_attn.k_proj.weight", "blocks/attn/key"),
+    stored("model.layers.{layers}.self_attn.v_proj.weight", "blocks/attn/value"),
+    stored("model.layers.{layers}.self_attn.q_proj.bias", "blocks/attn/query_bias"),
+    stored("model.layers.{layers}.self_attn.k_proj.bias", "blocks/attn/key_bias"),
+    stored("model.layers.{layers}.self_attn.v_proj.bias", "blocks/attn/value_bias"),
+    stored("model.layers.{layers}.self_attn.q_norm.weight", "blocks/attn/query_norm"),
+    stored("model.layers.{layers}.self_attn.k_norm.weight", "blocks/attn/key_norm"),
+    stored("model.layers.{layers}.self_attn.o_proj.weight", "blocks/attn/out"),
+    stored("model.layers.{layers}.post_attention_layernorm.weight", "blocks/mlp_norm/scale"),
+    stored("model.norm.weight", "final_norm/scale"),
+    stored("lm_head.weight", "head"),
+)
+_TENSORS = (
+    *DECODER_TENSORS,
+    stored("model.layers.{layers}.mlp.gate_proj.weight", "blocks/mlp/gate"),
+    stored("model.layers.{layers}.mlp.up_proj.weight", "blocks/mlp/up"),
+    stored("model.layers.{layers}.mlp.down_proj.weight", "blocks/mlp/down"),
+)
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def no_window(settings: Settings, layers: int) -> int | None:
+    """The sliding window of a config.json of a family that has none."""
+    return None
+
+
+def mistral_window(settings: Settings, layers: int) -> int | None:
+    """That of one that has it on all layers."""
+    return settings.get("sliding_window", 4096)
+
+
+def _qwen_window(settings: Settings, layers: int) -> int | None:
+    """Qwen's window is on the layers from max_window_layers on; here it is on all or on none."""
+    seen = settings.get("sliding_window", 4096)
+    if settings.get("use_sliding_window", False) is not True or seen is None:
+        return None
+    first = integer("max_window_layers", settings.get("max_window_layers", 28), least=0)
+    kinds = settings.get("layer_types")
+    if kinds is None:
+        kinds = [_SLIDING] * max(layers - first, 0) + [_FULL] * min(layers, first)
+    if kinds == [_FULL] * layers:
+        return None
+    if kinds != [_SLIDING] * layers:
+        raise InputError(f"a sliding window on some of the {layers} layers is not supported: allowed is all or none")
+    return seen
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a config.json means that does not say it: defaults of the configuration class of transformers.
+
+    head_dim: None for hidden_size / heads.
+    """
+
+    norm_eps: float = 1e-6
+    head_dim: int | None = None
+    kv_heads: int | None = None
+    rope_theta: float = 10000.0
+    window: Callable[[Settings, int], int | None] = no_window
+
+
+def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
+    """The fields of `ModelConfig` in a config.json of this naming, but for qkv_bias and qk_norm. Raises InputError."""
+    sizes = {field: settings.get(key) for field, key in SIZES.items()}
+    layers = layers_of(settings)
+    embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
+    if sizes["kv_heads"] is None:
+        sizes["kv_heads"] = heads if "num_key_value_heads" in settings else defaults.kv_heads or heads
+    if sizes["head_dim"] is None:
+        sizes["head_dim"] = defaults.head_dim if "head_dim" not in settings and defaults.head_dim else embed // heads
+    theta, scaling = _rope(settings, name, defaults.rope_theta)
+    return sizes | {
+        "tie_embeddings": settings.get("tie_word_embeddings", False),
+        "norm_eps": settings.get("rms_norm_eps", defaults.norm_eps),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "sliding_window": defaults.window(settings, layers),
+    }
+
+
+def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies and their scaling, as `rope_parameters` or by the two older keys."""
+    said = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    if not isinstance(said, dict):
+        raise InputError(f"config.json: the rope's parameters are {said!r}: allowed is an object")
+    theta = said.get("rope_theta", settings.get("rope_theta", theta))
+    kind = said.get("rope_type", said.get("type", "default"))
+    if said.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(f"{name} with partial_rotary_factor {said['partial_rotary_factor']!r} is not supported")
+    if kind == "default":
+        return theta, None
+    if kind not in ROPE_SCALINGS or "factor" not in said:
+        raise InputError(f"{name} with the rope {kind!r} is not supported: allowed are default, linear and llama3")
+    if kind == "linear":
+        return theta, RopeScaling("linear", said["factor"])
+    original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings"))
+    if missing := [key for key in ("low_freq_factor", "high_freq_factor") if key not in said]:
+        raise InputError(f"config.json: the rope 'llama3' has no {missing[0]!r}")
+    return theta, RopeScaling("llama3", said["factor"], said["low_freq_factor"], said["high_freq_factor"], original)
+
+
+def _read(name: str, settings: Settings) -> ModelConfig:
+    check_fixed(name, settings, FIXED)
+    variant = {"qkv_bias": name == "qwen2", "qk_norm": name == "qwen3"}
+    return ModelConfig(**read_fields(name, DEFAULTS[name], settings), **variant)
+
+
+def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
+    settings = dict(settings) if "model_type" in settings else _new(name, model) | settings
+    settings = write_fields(model, DEFAULTS[name], settings)
+    if "layer_types" in settings:
+        settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers
+    if isinstance(below := settings.get("max_window_layers"), int) and model.sliding_window is None:
+        settings["max_window_layers"] = max(below, model.layers)
+    if name == "llama" and model.embed % model.heads:
+        return _as_mistral(settings)
+    return settings
+
+
+def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str, Any]:
+    """A config.json with the sizes of a model."""
+    derived = {
+        "kv_heads": defaults.kv_heads or model.heads,
+        "head_dim": defaults.head_dim or model.embed // model.heads,
+    }
+    said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
+    return with_sizes(settings, said | {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)})
+
+
+def _as_mistral(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same model under another name: transformers' Llama wants heads that divide hidden_size, its Mistral not."""
+    kept = {key: value for key, value in settings.items() if key not in (*FIXED, "pretraining_tp")}
+    name = {"model_type": "mistral", "architectures": [FAMILIES["mistral"].architecture], "sliding_window": None}
+    return kept | name | {"hidden_act": "silu"}
+
+
+def _new(name: str, model: ModelConfig) -> dict[str, Any]:
+    """What of a config.json does not depend on sizes, for a model that has none."""
+    seen = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": model.sliding_window}
+    windows = {"mistral": {"sliding_window": model.sliding_window}, "llama": {}}
+    unseen = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": model.layers}
+    of_family = windows.get(name, unseen if model.sliding_window is None else seen)
+    return new_settings(name, FAMILIES[name].architecture, model) | of_family
+
+
+def new_settings(name: str, architecture: str, model: Any) -> dict[str, Any]:
+    """What every config.json of this naming has beside its sizes."""
+    return {
+        "architectures": [architecture],
+        "model_type": name,
+        "hidden_act": "silu",
+        "tie_word_embeddings": model.tie_embeddings,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": _scaling(model.rope_scaling),
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    said = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "linear":
+        return said
+    factors = {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    return said | factors | {"original_max_position_embeddings": scaling.original_length}
+
+
+DEFAULTS = {
+    "llama": Defaults(),
+    "mistral": Defaults(kv_heads=8, window=mistral_window),
+    "qwen2": Defaults(kv_heads=32, window=_qwen_window),
+    "qwen3": Defaults(kv_heads=32, head_dim=128, window=_qwen_window),
+}
+
+# Which of the family's variants each model_type has: (qkv_bias, qk_norm, whether with a sliding window; None: either).
+_VARIANTS = {
+    "llama": (False, False, False),
+    "mistral": (False, False, True),
+    "qwen2": (True, False, None),
+    "qwen3": (False, True, None),
+}
+
+
+def _holds(name: str, model: ModelConfig) -> bool:
+    bias, norm, windowed = _VARIANTS[name]
+    fits = windowed is None or windowed == (model.sliding_window is not None)
+    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits
+
+
+FAMILIES = {
+    name: Family(
+        name,
+        architecture,
+        _TENSORS,
+        read=partial(_read, name),
+        write=partial(_write, name),
+        holds=partial(_holds, name),
+        # Buffers that old checkpoints hold.
+        computed=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+    )
+    for name, architecture in {
+        "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }.items()
+}
+
+
+LLAMA = Architecture(
+    name="llama",
+    config=ModelConfig,
+    axes=AXES,
+    period=((ATTENTION,), (SWIGLU,)),
+    norm=Norm(NormKind.RMS),
+    head=head(present=lambda config: not config.tie_embeddings),
+    shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
+    families=FAMILIES,
+)

@@ -1,0 +1,37 @@
+"""The plain MLP: two matrices, and a nonlinearity between them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from growlm.models.axes import Branch, DecoderConfig, Role, WeightSpec
+from growlm.models.layers import Context, dense, has, weight
+
+
+class Mlp(nn.Module):
+    """down(activation(up x)), with biases where they are declared. The activation is elementwise."""
+
+    config: DecoderConfig
+    dtype: Any
+    activation: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context):
+        """[B x T, D] -> ([B x T, D], {})."""
+        h_NF = self._dense(x_ND, "up")
+        return self._dense(self.activation(h_NF), "down"), {}
+
+    def _dense(self, x, name: str):
+        y = dense(x, weight(self, name))
+        return y + weight(self, f"{name}_bias") if has(self, f"{name}_bias") else y
+
+
+def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool, name: str = "mlp") -> Branch:
+    """The MLP as a branch, with both biases or none."""
+    weights = [WeightSpec("up", "embed> >mlp"), WeightSpec("down", "mlp> >stream")]
+    if biases:
+        weights += [WeightSpec("up_bias", ">mlp", Role.BIAS), WeightSpec("down_bias", ">stream", Role.BIAS)]
+    return Branch(name, partial(Mlp, activation=activation), tuple(weights))

@@ -1,0 +1,133 @@
+"""A mixture of experts: a router picks some SwiGLUs for every token, and weighs them (arXiv 1701.06538, 2401.04088).
+
+Shape suffixes: N rows, D embed, E experts, K experts of a token, F mlp, M = N x K assignments.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from growlm.models.axes import Axis, Branch, DecoderConfig, Kind, Role, WeightSpec
+from growlm.models.layers import Context, dense, weight
+from growlm.models.sharding import BATCH, batch_parts, current_mesh
+
+Experts = tuple[jax.Array, jax.Array, jax.Array]  # gate [E, D, F], up [E, D, F], down [E, F, D]
+
+
+def route(logits_NE: jax.Array, chosen: int, normalised: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The probabilities [N, E] of all experts, and the weights and numbers [N, K] of the chosen ones."""
+    probability_NE = jax.nn.softmax(logits_NE.astype(jnp.promote_types(logits_NE.dtype, jnp.float32)))
+    weight_NK, expert_NK = jax.lax.top_k(probability_NE, chosen)
+    if normalised:
+        weight_NK = weight_NK / weight_NK.sum(axis=1, keepdims=True)
+    return probability_NE, weight_NK, expert_NK
+
+
+def all_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
+    """Every expert on every row, of which the chosen ones count: E / K times the products, and nothing is moved."""
+    gate_EDF, up_EDF, down_EFD = experts
+    one_hot_NKE = jax.nn.one_hot(expert_NK, len(gate_EDF), dtype=weight_NK.dtype)
+    weight_EN = jnp.einsum("nk,nke->en", weight_NK, one_hot_NKE).astype(x_ND.dtype)
+    h_ENF = nn.silu(jnp.einsum("nd,edf->enf", x_ND, gate_EDF)) * jnp.einsum("nd,edf->enf", x_ND, up_EDF)
+    return jnp.einsum("enf,efd->nd", h_ENF * weight_EN[:, :, None], down_EFD)
+
+
+def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
+    """Every row's chosen experts alone: rows sorted by expert, one ragged product for each matrix."""
+    gate_EDF, up_EDF, down_EFD = experts
+    expert_M = expert_NK.reshape(-1)
+    order_M = jnp.argsort(expert_M)
+    counts_E = jnp.bincount(expert_M, length=len(gate_EDF)).astype(jnp.int32)
+    sorted_MD = x_ND[order_M // expert_NK.shape[1]]
+    gate_MF = jax.lax.ragged_dot(sorted_MD, gate_EDF, counts_E)
+    up_MF = jax.lax.ragged_dot(sorted_MD, up_EDF, counts_E)
+    y_MD = jax.lax.ragged_dot(nn.silu(gate_MF) * up_MF, down_EFD, counts_E)
+    y_NKD = y_MD[jnp.argsort(order_M)].reshape(*expert_NK.shape, -1)
+    return jnp.einsum("nkd,nk->nd", y_NKD, weight_NK.astype(y_NKD.dtype))
+
+
+def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
+    """What the chosen experts add up to, [N, D], by the way that is faster here."""
+    if _dense_is_faster(len(experts[0]), expert_NK.shape[1]):
+        return all_experts(x_ND, weight_NK, expert_NK, experts)
+    return _on_every_device(chosen_experts, x_ND, weight_NK, expert_NK, experts)
+
+
+def _dense_is_faster(experts: int, chosen: int) -> bool:
+    """On XLA's CPU backend a ragged product is computed as a dense one, with masks: the plain one is never slower."""
+    mesh = current_mesh()
+    device = mesh.abstract_device if mesh else jax.config.jax_default_device
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    return platform == "cpu" or experts <= chosen
+
+
+def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
+    """The function on every device's own rows and its part of the experts' neurons: nobody sorts others' rows."""
+    mesh = current_mesh()
+    if mesh is None or x_ND.shape[0] % batch_parts(mesh):
+        return function(x_ND, weight_NK, expert_NK, experts)
+    split = mesh.shape["tensor"] > 1 and experts[0].shape[2] % mesh.shape["tensor"] == 0
+    wide, tall = (
+        (PartitionSpec(None, None, "tensor"), PartitionSpec(None, "tensor")) if split else (PartitionSpec(),) * 2
+    )
+
+    def part(x, weights, numbers, own):
+        y = function(x, weights, numbers, own)
+        return jax.lax.psum(y, "tensor") if split else y
+
+    rows = PartitionSpec(BATCH)
+    specs = (rows, rows, rows, (wide, wide, tall))
+    return jax.shard_map(part, in_specs=specs, out_specs=rows, check_vma=False)(x_ND, weight_NK, expert_NK, experts)
+
+
+class Moe(nn.Module):
+    """The router and its experts."""
+
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_ND, context: Context):
+        """[B x T, D] -> ([B x T, D], {"load": [E], the mean number of a token's choices that are this expert, and
+        "probability": [E], its mean probability})."""
+        axis = experts_of(self.config)
+        chosen = getattr(self.config, axis.chosen)
+        logits_NE = dense(x_ND, weight(self, "router"))
+        probability_NE, weight_NK, expert_NK = route(logits_NE, chosen, axis.normalised)
+        experts = tuple(weight(self, name) for name in ("gate", "up", "down"))
+        y_ND = apply_experts(x_ND, weight_NK, expert_NK, experts)
+        load_E = jnp.bincount(expert_NK.reshape(-1), length=logits_NE.shape[1]) / len(x_ND)
+        said = {"load": load_E.astype(probability_NE.dtype), "probability": probability_NE.mean(axis=0)}
+        return y_ND, said
+
+
+def experts_of(config: DecoderConfig) -> Axis:
+    """The axis of experts."""
+    return config.architecture.of_kind(Kind.EXPERTS)[0]
+
+
+def balance_loss(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The load-balancing loss of Switch (arXiv 2101.03961, eq. 4) over all layers, times its coefficient.
+
+    E sum_e f_e P_e, f the load and P the probability, both means over layers and tokens; K where the load is even.
+    """
+    load_E, probability_E = said["load"].mean(axis=0), said["probability"].mean(axis=0)
+    balance = len(load_E) * jnp.sum(load_E * probability_E)
+    return {"balance_loss": config.router_aux_loss * balance}
+
+
+MOE = Branch(
+    "moe",
+    Moe,
+    (
+        WeightSpec("router", "embed> >experts", Role.ROUTER),
+        WeightSpec("gate", "experts: embed> >mlp"),
+        WeightSpec("up", "experts: embed> >mlp"),
+        WeightSpec("down", "experts: mlp> >stream"),
+    ),
+    losses=balance_loss,
+)
