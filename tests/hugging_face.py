@@ -22,6 +22,18 @@ BASE = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+NEOX = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -31,7 +43,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 
-# name -> (model_type, what its config has beside BASE).
+# name -> (model_type, what its config has beside BASE, or beside NEOX).
 FAMILIES = {
     "llama2": ("llama", {"rope_theta": 10000.0}),
     "llama3": ("llama", {"rope_parameters": LLAMA3}),
@@ -47,6 +59,13 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {"head_dim": 12, "max_window_layers": 3}),
     "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "pythia": ("gpt_neox", {"rotary_pct": 0.5}),
+    "neox_tied": ("gpt_neox", {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 100.0}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral_window": (
+        "mixtral",
+        {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 8, "head_dim": 12, "rope_theta": 100.0},
+    ),
 }
 
 
@@ -60,7 +79,8 @@ def make_model(name, dtype="float32", seed=0, **changes):
     """A model of transformers: no gain is one, no bias zero."""
     torch, transformers = needed()
     kind, own = FAMILIES[name]
-    config = transformers.AutoConfig.for_model(kind, **BASE | own | changes)
+    base = NEOX if kind == "gpt_neox" else BASE
+    config = transformers.AutoConfig.for_model(kind, **base | own | changes)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

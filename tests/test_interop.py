@@ -38,8 +38,9 @@ def test_every_variant_matters(family):
     tokens = hf.random_tokens(config.vocab)
     expected = hf.logits_of(model, tokens)
     plain = {"rope_scaling": None, "sliding_window": None, "qkv_bias": False, "qk_norm": False, "rope_theta": 123.0}
+    plain |= {"rotary_dim": 2, "experts_per_token": 3}
     for name, value in plain.items():
-        if getattr(config, name) == value:
+        if getattr(config, name, value) == value:
             continue
         other = dataclasses.replace(config, **{name: value})
         kept = {weight.path for weight in growlm.models.declared(other)}

@@ -22,15 +22,21 @@ from growlm.interop.layout import from_stored
 from growlm.interop.origins import Origins
 from growlm.interop.safetensors_files import SINGLE
 from growlm.models import declared
+from growlm.models.gpt_neox import GptNeoxConfig
+from growlm.models.mixtral import MixtralConfig
 from growlm.training.grow import Request
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
 SOURCE = growlm.ModelConfig(layers=4, embed=12, heads=4, kv_heads=2, head_dim=6, mlp=20, vocab=40, norm_eps=1e-3)
 VARIANTS = {
-    "llama": {},
-    "qwen2": {"qkv_bias": True, "tie_embeddings": True},
-    "qwen3": {"qk_norm": True},
+    "llama": SOURCE,
+    "qwen2": dataclasses.replace(SOURCE, qkv_bias=True, tie_embeddings=True),
+    "qwen3": dataclasses.replace(SOURCE, qk_norm=True),
+}
+OTHERS = {
+    "gpt_neox": GptNeoxConfig(layers=4, embed=12, heads=2, head_dim=6, mlp=20, vocab=40, rotary_dim=4, norm_eps=1e-3),
+    "mixtral": MixtralConfig(**dataclasses.asdict(SOURCE), experts=2, experts_per_token=1),
 }
 WIDE = {"embed": 30, "heads": 9, "kv_heads": 3, "mlp": 33}
 DOUBLE = {"embed": 24, "heads": 8, "kv_heads": 4, "mlp": 40}
@@ -40,8 +46,7 @@ DOUBLE = {"embed": 24, "heads": 8, "kv_heads": 4, "mlp": 40}
 def folders(tmp_path_factory):
     """A checkpoint of every variant, in two dtypes, the second in several files."""
     home = tmp_path_factory.mktemp("sources")
-    for name, own in VARIANTS.items():
-        config = dataclasses.replace(SOURCE, **own)
+    for name, config in (VARIANTS | OTHERS).items():
         write_model(home / f"{name}-float32", config, noisy(config))
         write_model(home / f"{name}-bfloat16", config, noisy(config, 1), dtype="bfloat16", shard=5000)
     return home
@@ -105,9 +110,31 @@ OPERATIONS = {
 def test_piece_by_piece_it_is_what_growing_the_whole_is(folders, monkeypatch, name, dtype, piece):
     """But for the order of products with scales: rounding."""
     monkeypatch.setattr(grow_command, "PIECE", piece)
-    operator, options, sizes = OPERATIONS[name]
     variant = sorted(VARIANTS)[len(name) % 3]
-    plan = grow_command.plan_grow(request(folders / f"{variant}-{dtype}", operator, options, **sizes))
+    check_pieces(folders / f"{variant}-{dtype}", dtype, *OPERATIONS[name])
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("a list", "repeat", "ragged diagonal")])
+def test_so_it_is_in_every_family(folders, monkeypatch, family, name):
+    """Query, key and value side by side in one tensor; a tensor an expert."""
+    number = sorted(OPERATIONS).index(name) % 2
+    monkeypatch.setattr(grow_command, "PIECE", (600, 10**6)[number])
+    dtype = ("float32", "bfloat16")[number]
+    operator, options, sizes = OPERATIONS[name]
+    check_pieces(folders / f"{family}-{dtype}", dtype, operator, options, in_family(family, sizes))
+
+
+def in_family(family, sizes):
+    """The sizes of a growth of a Llama, as another family has them."""
+    if family == "gpt_neox":
+        sizes = {name: size for name, size in sizes.items() if name != "kv_heads"}
+        return sizes | ({"heads": sizes["embed"] // 6} if "embed" in sizes else {})
+    return sizes | ({"experts": 4, "experts_per_token": 2} if "mlp" in sizes else {})
+
+
+def check_pieces(folder, dtype, operator, options, sizes):
+    plan = grow_command.plan_grow(request(folder, operator, options, **sizes))
     config, params = read_model(plan.source.folder)
     assert not draws(plan.growth, plan.target)
     expected = growlm.grow(params, config, plan.target, operator, plan.key, **plan.resolved.options)
@@ -191,6 +218,7 @@ def test_transformers_loads_what_grew_and_it_computes_the_same(name, tmp_path):
     (source / "tokenizer.json").write_bytes(b"{}")
     sizes = [f"--target.{key}={value}" for key, value in {"layers": 5, "embed": 48, "mlp": 64}.items()]
     heads = ["--target.heads=12", "--target.kv_heads=3"] if name != "tinyllama" else []
+    heads = ["--target.heads=6"] if hf.FAMILIES[name][0] == "gpt_neox" else heads
     folder = grow(source, tmp_path / "grown", "--operator=zero", *sizes, *heads)
     before, after = hf.load(source), hf.load(folder)
     tokens = hf.random_tokens(96)

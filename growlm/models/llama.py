@@ -264,6 +264,8 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
         "head_dim": defaults.head_dim or model.embed // model.heads,
     }
     said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
+    if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
+        del said["head_dim"]  # it stays null, which says just that
     return with_sizes(settings, said | {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)})
 
 
