@@ -4,6 +4,7 @@ arXiv 2204.06745: attention and MLP of a layer read one stream, each through a n
 """
 
 import dataclasses
+import math
 import re
 from functools import partial
 from typing import Any, ClassVar
@@ -12,7 +13,18 @@ import jax
 
 from growlm.errors import InputError
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
+from growlm.models.axes import (
+    Architecture,
+    Axis,
+    DecoderConfig,
+    Kind,
+    Norm,
+    NormKind,
+    Role,
+    WeightSpec,
+    check_positive,
+    head,
+)
 from growlm.models.llama import STREAM_AXES
 from growlm.models.mlp import mlp_branch
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
@@ -113,6 +125,7 @@ def _read(settings: Settings) -> GptNeoxConfig:
         raise InputError(f"gpt_neox with the rope {rope!r} is not supported: allowed is default")
     head_dim = sizes["embed"] // sizes["heads"]
     share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+    check_positive("config.json: the share of a head that is rotated, rotary_pct,", share)
     return GptNeoxConfig(
         **sizes,
         head_dim=head_dim,
@@ -134,7 +147,7 @@ def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
     return with_sizes(
         settings,
         {key: (getattr(model, field), None) for field, key in _SIZES.items()}
-        | {"layer_norm_eps": (model.norm_eps, 1e-5)},
+        | {"layer_norm_eps": (model.norm_eps, 1e-5), "tie_word_embeddings": (model.tie_embeddings, False)},
     )
 
 
@@ -146,11 +159,17 @@ def _new(model: GptNeoxConfig) -> dict[str, Any]:
         "hidden_act": "gelu",
         "use_parallel_residual": True,
         "tie_word_embeddings": model.tie_embeddings,
-        "rotary_pct": model.rotary_dim / model.head_dim,
+        "rotary_pct": _share(model),
         "rotary_emb_base": model.rope_theta,
         "bos_token_id": None,
         "eos_token_id": None,
     }
+
+
+def _share(model: GptNeoxConfig) -> float:
+    """Of a head, what is rotated; times head_dim and cut to an integer, as transformers does, it is rotary_dim."""
+    share = model.rotary_dim / model.head_dim
+    return share if int(model.head_dim * share) == model.rotary_dim else math.nextafter(share, 1.0)
 
 
 FAMILY = Family(

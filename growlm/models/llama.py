@@ -266,7 +266,8 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
     said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # it stays null, which says just that
-    return with_sizes(settings, said | {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)})
+    said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
+    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, False)})
 
 
 def _as_mistral(settings: dict[str, Any]) -> dict[str, Any]:

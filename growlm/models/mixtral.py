@@ -73,6 +73,7 @@ def _read(settings: Settings) -> MixtralConfig:
 
 def _write(model: MixtralConfig, settings: Settings) -> dict[str, Any]:
     new = new_settings("mixtral", FAMILY.architecture, model) | {"sliding_window": model.sliding_window}
+    new |= dict(_EXPERTS.values())  # said, whatever they are
     settings = settings if "model_type" in settings else new | settings
     said = {key: (getattr(model, field), default) for field, (key, default) in _EXPERTS.items()}
     said[_AUX[0]] = model.router_aux_loss, _AUX[1]

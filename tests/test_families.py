@@ -1,0 +1,436 @@
+"""Families beside Llama's at the command line: what is written and refused, lifts into larger ones, and the check."""
+
+import dataclasses
+import json
+
+import hugging_face as hf
+import jax
+import numpy as np
+import pytest
+import tiny
+from trees import exact_products_and_short_compiles, leaf_at, noisy
+
+import growlm
+import growlm.interop.grow as grow_command
+from growlm.__main__ import main
+from growlm.errors import InputError
+from growlm.interop import convert_folder, read_model, write_model
+from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig
+
+short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+
+TOLERANCE = 1e-4  # float32, logits of about 7
+NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)
+LLAMA = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
+MIXTRAL = MixtralConfig(**dataclasses.asdict(LLAMA), experts=3, experts_per_token=2)
+EXPERTS = ["--target.architecture=mixtral", "--target.experts=8", "--target.experts_per_token=2"]
+
+
+def grow(source, output, *arguments):
+    """The folder that the command writes; the source must be as it was."""
+    before = tiny.snapshot(source)
+    assert main(["grow", f"--source={source}", f"--output={output}", *arguments]) == 0
+    assert tiny.snapshot(source) == before
+    return output
+
+
+def sizes(**values):
+    return [f"--target.{name}={value}" for name, value in values.items()]
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def assert_same_logits(folder, source):
+    """By transformers, of both folders; the model of the first."""
+    after, tokens = hf.load(folder), hf.random_tokens(64)
+    np.testing.assert_allclose(hf.logits_of(after, tokens), hf.logits_of(hf.load(source), tokens), atol=TOLERANCE)
+    return after
+
+
+def refused(capsys, code, *arguments):
+    """The one line that is said."""
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    *before, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("growlm: ") and "Traceback" not in str(before), before
+    assert code == 1 or not before, before
+    return line
+
+
+# --- what is written anew ---
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NEOX,
+        dataclasses.replace(NEOX, tie_embeddings=True, rotary_dim=2, rope_theta=50.0),
+        dataclasses.replace(NEOX, embed=88, heads=2, head_dim=44, rotary_dim=30),
+        MIXTRAL,
+        dataclasses.replace(MIXTRAL, sliding_window=6, tie_embeddings=True, experts=2, experts_per_token=1),
+        dataclasses.replace(MIXTRAL, head_dim=8, rope_scaling=growlm.models.RopeScaling("linear", 2.0)),
+    ],
+    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled"],
+)
+def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
+    params = noisy(config)
+    write_model(tmp_path / "out", config, params, shard=20_000)
+    model, tokens = hf.load(tmp_path / "out"), hf.random_tokens(64)
+    assert model.config.model_type == config.architecture.name
+    np.testing.assert_allclose(hf.logits_of(model, tokens), growlm.apply(config, params, tokens), atol=TOLERANCE)
+    again, values = read_model(tmp_path / "out")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, values, jax.tree.map(np.asarray, params))
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A folder of every architecture, by our own writer."""
+    home = tmp_path_factory.mktemp("ours")
+    for config in (NEOX, LLAMA, MIXTRAL):
+        write_model(home / config.architecture.name, config, noisy(config))
+    return home
+
+
+REFUSED = {
+    "in series": ("gpt_neox", {"use_parallel_residual": False}, ("use_parallel_residual False", "True")),
+    "relu": ("gpt_neox", {"hidden_act": "relu"}, ("hidden_act 'relu'", "'gelu'")),
+    "no biases": ("gpt_neox", {"attention_bias": False}, ("attention_bias False",)),
+    "an odd share": ("gpt_neox", {"rotary_pct": 0.5}, ("rotary_dim is 3", "even")),
+    "yarn": ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, ("'yarn'", "default")),
+    "no share": ("gpt_neox", {"rotary_pct": "half"}, ("rotary_pct", "'half'")),
+    "a share of two": ("gpt_neox", {"rotary_pct": 2.0}, ("rotary_dim is 12", "head_dim, 6")),
+    "other heads": ("gpt_neox", {"num_attention_heads": 5}, ("query_key_value", "[72, 24]", "[60, 24]")),
+    "jitter": ("mixtral", {"router_jitter_noise": 0.1}, ("router_jitter_noise 0.1",)),
+    "too many": ("mixtral", {"num_experts_per_tok": 4}, ("experts_per_token is 4", "experts, 3")),
+    "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
+    "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
+    "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
+    "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act 'relu'", "'silu'")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_variant_that_is_not_built_is_one_line(name, ours, tmp_path, capsys):
+    family, changes, said = REFUSED[name]
+    folder = tmp_path / family
+    folder.mkdir()
+    for file in (ours / family).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "config.json").write_text(json.dumps(read(folder, "config.json") | changes))
+    line = refused(capsys, 2, "convert", f"--source={folder}", f"--output={tmp_path}/out", "--to=growlm")
+    assert all(word in line for word in said), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_do_not_fill_the_width_are_no_gpt_neox_of_transformers(tmp_path):
+    config = dataclasses.replace(NEOX, embed=26)
+    with pytest.raises(InputError, match=r"embed is 26.*heads x head_dim = 4 x 6"):
+        write_model(tmp_path / "out", config, noisy(config))
+    assert not (tmp_path / "out").exists()
+
+
+# --- grown as they are ---
+
+WIDER = {
+    "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
+    "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
+}
+
+
+@pytest.mark.parametrize("family", WIDER)
+def test_depth_and_width_by_copies_keep_the_function_where_new_layers_are_silent(family, ours, tmp_path):
+    folder = grow(ours / family, tmp_path / "grown", "--option.silent=True", *sizes(**WIDER[family]))
+    assert read(folder, "verify.json")["function"]["claimed"]
+    after = assert_same_logits(folder, ours / family)
+    assert (after.config.model_type, after.config.num_hidden_layers) == (family, 4)
+
+
+@pytest.mark.parametrize("family", WIDER)
+def test_the_stack_repeats_layers_to_the_bit(family, ours, tmp_path):
+    folder = grow(ours / family, tmp_path / "grown", "--operator=g_stack", "--factor=2")
+    assert not read(folder, "verify.json")["function"]["claimed"]
+    before, after = (read_model(each)[1]["blocks"] for each in (ours / family, folder))
+    jax.tree.map(lambda old, new: np.testing.assert_array_equal(new, np.concatenate([old, old])), before, after)
+    assert len(hf.load(folder).config.to_dict().get("layer_types") or [0] * 4) == 4
+
+
+def test_a_width_that_copies_reach_unevenly_is_grown_and_no_function_is_claimed(ours, tmp_path, capsys):
+    """A LayerNorm takes the mean away, which moves where some coordinates have more copies than others."""
+    folder = grow(ours / "gpt_neox", tmp_path / "grown", *sizes(embed=36, heads=6))
+    out = capsys.readouterr().out
+    assert "not kept: the stream's mean or variance changes" in out
+    verdict = read(folder, "verify.json")
+    assert verdict["ok"] and not verdict["function"]["claimed"] and not verdict["function"]["holds"]
+    hf.load(folder)
+    # Heads that do not fill the width are of our own folders alone.
+    line = refused(capsys, 2, "grow", f"--source={ours}/gpt_neox", f"--output={tmp_path}/odd", *sizes(embed=37))
+    assert "embed is 37" in line and not (tmp_path / "odd").exists()
+    convert_folder(ours / "gpt_neox", tmp_path / "own", "growlm")
+    capsys.readouterr()
+    folder = grow(tmp_path / "own", tmp_path / "odd", *sizes(embed=37))
+    assert "not kept: the stream's mean or variance changes" in capsys.readouterr().out
+    assert tiny.load_saved(folder)[0].embed == 37 and not read(folder, "verify.json")["items"]["function"]["claimed"]
+
+
+# --- lifts ---
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A Llama and one whose head is tied, as transformers writes them."""
+    home = tmp_path_factory.mktemp("theirs")
+    hf.save(hf.make_model("llama2", vocab_size=64), home / "llama")
+    hf.save(hf.make_model("smollm", vocab_size=64), home / "tied")
+    return home
+
+
+LIFTED = {
+    "experts": ("llama", {}, "experts"),
+    "depth too": ("llama", {"layers": 5}, "experts"),
+    "width too": ("llama", {"embed": 48, "heads": 6, "kv_heads": 3, "mlp": 76}, "experts"),
+    "all at once": ("llama", {"layers": 4, "embed": 64, "heads": 8, "kv_heads": 4, "mlp": 80}, "experts"),
+    "tied into tied": ("tied", {}, "experts"),
+    "tied into untied": ("tied", {"tie_embeddings": False, "mlp": 64}, "untie, experts"),
+}
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_a_llama_becomes_a_mixtral_that_computes_the_same(name, theirs, tmp_path, capsys):
+    source, more, lift = LIFTED[name]
+    (theirs / source / "tokenizer.json").write_bytes(b"{}")
+    arguments = ["--operator=direct", "--option.silent=True", *EXPERTS, *sizes(**more)]
+    folder = grow(theirs / source, tmp_path / "grown", *arguments)
+    assert "each MLP becomes a mixture of one expert" in capsys.readouterr().out
+    after = assert_same_logits(folder, theirs / source)
+    assert type(after).__name__ == "MixtralForCausalLM"
+    settings = read(folder, "config.json")
+    expected = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "num_local_experts": 8}
+    expected |= {"num_experts_per_tok": 2, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 64}
+    assert {key: settings[key] for key in expected} == expected
+    assert read(folder, "growth.json")["lift"]["name"] == lift and (folder / "tokenizer.json").exists()
+    assert read(folder, "verify.json")["function"]["holds"]
+    # Copies, but for routers, of which no two rows are alike: else experts would stay copies for good.
+    moe = read_model(folder)[1]["blocks"]["moe"]
+    assert all(np.all(moe[part] == moe[part][:, :1]) for part in ("gate", "up", "down"))
+    assert len(np.unique(moe["router"][0], axis=1).T) == 8 and np.abs(moe["router"]).min() > 0
+
+
+def test_a_tied_head_becomes_one_of_its_own(theirs, tmp_path):
+    folder = grow(theirs / "tied", tmp_path / "grown", *sizes(tie_embeddings=False))
+    after = assert_same_logits(folder, theirs / "tied")
+    assert not after.config.tie_word_embeddings and read(folder, "growth.json")["lift"]["name"] == "untie"
+    params = read_model(folder)[1]
+    np.testing.assert_array_equal(params["head"], params["embedding"].T)
+
+
+def test_a_lift_keeps_dtypes_and_pieces_are_of_no_consequence(theirs, tmp_path, monkeypatch):
+    hf.save(hf.make_model("smollm", "bfloat16", vocab_size=64), tmp_path / "half", shard="20KB")
+    arguments = [*EXPERTS, *sizes(tie_embeddings=False, mlp=64, layers=4), "--option.silent=True"]
+    folders = []
+    for piece in (600, 10**6):
+        monkeypatch.setattr(grow_command, "PIECE", piece)
+        folders.append(grow(tmp_path / "half", tmp_path / str(piece), *arguments))
+    one, other = (read_model(folder)[1] for folder in folders)
+    one["blocks"]["moe"].pop("router"), other["blocks"]["moe"].pop("router")  # drawn, piece by piece
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert read(folders[0], "config.json")["dtype"] == "bfloat16"
+    plan = grow_command.plan_grow(grow_command.Request(folders[0], None, factor=2))
+    assert {tensor.dtype.name for tensor in plan.tensors} == {"bfloat16"}
+
+
+def test_four_experts_of_which_two_are_chosen_become_eight_of_which_four_are(tmp_path, capsys):
+    source = hf.save(hf.make_model("mixtral", vocab_size=64), tmp_path / "source")
+    folder = grow(source, tmp_path / "grown", *sizes(experts=8, experts_per_token=4))
+    after = assert_same_logits(folder, source)
+    assert (after.config.num_local_experts, after.config.num_experts_per_tok) == (8, 4)
+    grow(source, tmp_path / "two", *sizes(experts=8))
+    assert "experts_per_token is 2 before and 2 after: the copies of all chosen would be 4" in capsys.readouterr().out
+
+
+# --- lifts of whole states ---
+
+TIED = tiny.MODEL | {"tie_embeddings": True}
+MIXED = {"architecture": "mixtral", "experts": 4, "experts_per_token": 2, "tie_embeddings": False}
+
+
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def run(request, tmp_path_factory):
+    """A run of a tied Llama with averaged weights; and the settings with which it was trained."""
+    folder = tmp_path_factory.mktemp("run")
+    optimizer = {"kind": request.param, "ema": 0.5}
+    settings = tiny.run(tiny.write_corpus(folder), tiny.stage(2, model=TIED, optimizer=optimizer))
+    tiny.write_config(folder / "run.py", settings)
+    assert main(["train", f"--config={folder}/run.py", f"--workdir={folder}/work"]) == 0
+    return folder, settings
+
+
+def by_path(opt_state):
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}  # fmt: skip
+
+
+def moments_of(opt_state, field, weight):
+    """Of a field's trees the leaf that is the weight's; None where no tree has it."""
+    found = [leaf for path, leaf in by_path(opt_state).items() if path.endswith(f"{field}/{weight}")]
+    return found[0] if found else None
+
+
+def test_moments_go_with_the_weights_that_a_lift_moves(run, tmp_path):
+    home, settings = run
+    arguments = ["--option.silent=True", *sizes(**MIXED, layers=2), "--optimizer_state=map"]
+    folder = grow(home / "work", tmp_path / "grown", *arguments)
+    model, _, after = tiny.load_saved(folder)
+    _, _, before = tiny.load_saved(home / "work")
+    assert read(folder, "growth.json")["lift"]["name"] == "untie, experts" and read(folder, "verify.json")["ok"]
+    assert (after.step, after.tokens) == (before.step, before.tokens) and model.architecture.name == "mixtral"
+    muon, checked = settings["stages"][0]["optimizer"]["kind"] == "muon", 0
+    for field, power in (("mu", 1), ("nu", 2)):
+        for part in ("gate", "up", "down"):
+            old = moments_of(before.opt_state, field, f"blocks/mlp/{part}")
+            new = moments_of(after.opt_state, field, f"blocks/moe/{part}")
+            assert (old is None) == (new is None) == (muon and field == "nu")
+            if old is not None:
+                # The router's share is spread over 4 copies; the second layer is silent and a copy of the first.
+                want = np.broadcast_to(old[:, None] / 4**power, (1, 4, *old.shape[1:]))
+                np.testing.assert_allclose(new[:1], want, rtol=1e-6)
+                assert np.abs(new[:1]).max() > 0
+                checked += 1
+        norm = moments_of(before.opt_state, field, "blocks/mlp_norm/scale")
+        np.testing.assert_allclose(moments_of(after.opt_state, field, "blocks/moe_norm/scale")[:1], norm, rtol=1e-6)
+        router = moments_of(after.opt_state, field, "blocks/moe/router")
+        assert router.shape == (2, 16, 4) and not router.any()
+        lookup, head = (moments_of(after.opt_state, field, path) for path in ("embedding", "head"))
+        np.testing.assert_array_equal(head, lookup.T)
+        np.testing.assert_array_equal(lookup, moments_of(before.opt_state, field, "embedding"))
+    assert checked == (3 if muon else 6)
+    np.testing.assert_array_equal(after.ema["head"], np.asarray(after.ema["embedding"]).T)
+    np.testing.assert_array_equal(leaf_at(after.ema, "blocks/moe/up")[0, 3], leaf_at(before.ema, "blocks/mlp/up")[0])
+    ages = {path: leaf for path, leaf in by_path(after.opt_state).items() if "/ages/" in path}
+    assert ages
+    for path, leaf in ages.items():  # the router is new, and so is its age
+        assert np.all(leaf == (0 if path.endswith(("router/0", "router/1")) else 2)), path
+
+
+def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with(run, tmp_path):
+    home, settings = run
+    (first,) = settings["stages"]
+    mixed = first | {"model": TIED | MIXED, "growth": {"operator": "direct", "optimizer_state": "map_aged"}}
+    tiny.write_config(tmp_path / "run.py", settings | {"stages": [first, mixed]})
+    assert main(["train", f"--config={tmp_path}/run.py", f"--workdir={tmp_path}/work"]) == 0
+    lifted = tiny.records(tmp_path / "work")[-1]
+    assert np.isfinite(lifted["loss"]) and lifted["tokens"] == 4 * tiny.STEP
+    model, _, state = tiny.load_saved(tmp_path / "work")
+    assert model.architecture.name == "mixtral" and all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)
+    )
+    up = leaf_at(state.params, "blocks/moe/up")[0]
+    assert len(np.unique(up.reshape(4, -1), axis=0)) == 4  # the copies part
+    # The same by hand, in two commands; and what came of it is one of transformers.
+    folder = grow(home / "work", tmp_path / "grown", *sizes(**MIXED), "--optimizer_state=map_aged")
+    fresh = [leaf for path, leaf in by_path(tiny.load_saved(folder)[2].opt_state).items() if "router/2" in path]
+    assert [leaf.tolist() for leaf in fresh] == [[0, 0, 0, 0]]
+    again = first | {"model": TIED | MIXED, "init_from": str(folder)}
+    tiny.write_config(tmp_path / "again.py", settings | {"stages": [again]})
+    assert main(["train", f"--config={tmp_path}/again.py", f"--workdir={tmp_path}/again"]) == 0
+    convert_folder(tmp_path / "again", tmp_path / "out", "huggingface")
+    model, _, state = tiny.load_saved(tmp_path / "again")
+    tokens = hf.random_tokens(256, (2, 16))
+    loaded = hf.load(tmp_path / "out")
+    assert type(loaded).__name__ == "MixtralForCausalLM"
+    np.testing.assert_allclose(hf.logits_of(loaded, tokens), growlm.apply(model, state.params, tokens), atol=TOLERANCE)
+
+
+def test_a_folder_that_was_converted_is_lifted_and_converted_back(theirs, tmp_path):
+    convert_folder(theirs / "tied", tmp_path / "own", "growlm")
+    arguments = [*EXPERTS, *sizes(tie_embeddings=False, layers=4), "--option.silent=True", "--optimizer_state=map"]
+    folder = grow(tmp_path / "own", tmp_path / "grown", *arguments)
+    convert_folder(folder, tmp_path / "back", "huggingface")
+    after = assert_same_logits(tmp_path / "back", theirs / "tied")
+    settings = read(tmp_path / "back", "config.json")
+    assert type(after).__name__ == "MixtralForCausalLM" and settings["bos_token_id"] == 1
+    assert settings["max_position_embeddings"] == 64
+
+
+# --- what is refused ---
+
+BAD = {
+    "no lift": ("llama", ["--target.architecture=gpt_neox", "--target.rotary_dim=2"], ("llama", "gpt_neox", "experts")),
+    "no lift back": ("mixtral", ["--target.architecture=llama", "--factor=2"], ("mixtral", "llama", "no lift")),
+    "no architecture": ("llama", ["--target.architecture=mixtrl"], ("'mixtrl'", "did you mean 'mixtral'")),
+    "a number": ("llama", ["--target.architecture=3"], ("architecture", "3", "mixtral")),
+    "too many chosen": (
+        "llama",
+        ["--target.architecture=mixtral", "--target.experts=2", "--target.experts_per_token=3"],
+        ("experts_per_token is 3", "experts, 2"),
+    ),
+    "more chosen": ("mixtral", ["--target.experts_per_token=4"], ("experts_per_token is 4", "experts, 3")),
+    "fewer experts": ("mixtral", ["--target.experts=2"], ("experts 2 is smaller than the source's 3",)),
+    "experts of a llama": ("llama", ["--target.experts=4"], ("'experts'", "--target")),
+    "an odd rotation": ("gpt_neox", ["--target.rotary_dim=3"], ("rotary_dim is 3", "even")),
+    "another rotation": ("gpt_neox", ["--target.rotary_dim=6"], ("rotary_dim is 4", "6", "cannot change")),
+    "another head": ("gpt_neox", ["--target.head_dim=8"], ("head_dim is 6", "8", "cannot change")),
+    "kv heads": ("gpt_neox", ["--target.kv_heads=2"], ("'kv_heads'", "--target")),
+    "half a lift": ("llama", [*EXPERTS, "--target.layers=1"], ("layers 1 is smaller than the source's 2",)),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_grow_is_one_line_and_nothing_is_written(name, ours, tmp_path, capsys):
+    family, arguments, said = BAD[name]
+    line = refused(capsys, 2, "grow", f"--source={ours}/{family}", f"--output={tmp_path}/out", *arguments)
+    assert all(word in line for word in said), line
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what the check finds ---
+
+# Tensors of 4,096 values and more, of which a maximum of XLA's CPU backend passes over NaN.
+BROAD = {
+    "llama": ModelConfig(layers=3, embed=64, heads=4, kv_heads=2, head_dim=16, mlp=64, vocab=64),
+    "gpt_neox": GptNeoxConfig(layers=3, embed=64, heads=4, head_dim=16, mlp=64, vocab=64, rotary_dim=4),
+}
+BROAD["mixtral"] = MixtralConfig(**dataclasses.asdict(BROAD["llama"]), experts=2, experts_per_token=1)
+
+
+@pytest.mark.parametrize("share", ["all", "one"])
+@pytest.mark.parametrize("arguments", [["--target.mlp=96"], ["--factor=2"]], ids=["claimed", "not claimed"])
+def test_a_value_that_is_not_a_number_is_found_whatever_is_claimed(share, arguments, tmp_path, capsys):
+    config = BROAD["llama"]
+    params = jax.tree.map(lambda leaf: np.array(leaf, copy=True), noisy(config))
+    if share == "all":
+        params = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params)
+    else:
+        params["blocks"]["mlp"]["up"][1, 40, 50] = np.nan
+    write_model(tmp_path / "source", config, params)
+    line = refused(capsys, 1, "grow", f"--source={tmp_path}/source", f"--output={tmp_path}/out", *arguments)
+    assert "not finite" in line and "nothing is written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("llama", "bfloat16"), ("llama", "float16"), ("gpt_neox", "bfloat16"), ("gpt_neox", "float16"),
+     ("mixtral", "bfloat16"), ("mixtral", "float16")],
+)  # fmt: skip
+def test_in_16_bits_two_layers_that_are_swapped_break_the_claim_and_an_honest_growth_does_not(
+    family, dtype, tmp_path, monkeypatch, capsys
+):
+    config = BROAD[family]
+    write_model(tmp_path / "source", config, noisy(config), dtype=dtype)
+    call = ["grow", f"--source={tmp_path}/source", "--target.embed=128", "--target.mlp=96"]
+    call += ["--target.heads=8"] if family == "gpt_neox" else []
+    assert main([*call, f"--output={tmp_path}/honest"]) == 0
+    verdict = read(tmp_path / "honest", "verify.json")
+    assert verdict["dtype"] == dtype and verdict["function"]["claimed"] and verdict["function"]["holds"]
+    right = grow_command.grow_part
+
+    def swapped(growth, target, key, weight, unit, *rest):
+        layer = (({1: 2, 2: 1}.get(unit[0], unit[0])), *unit[1:]) if unit else unit
+        return right(growth, target, key, weight, layer, *rest)
+
+    monkeypatch.setattr(grow_command, "grow_part", swapped)
+    line = refused(capsys, 1, *call, f"--output={tmp_path}/swapped")
+    assert "NOT KEPT, which is claimed" in line and not (tmp_path / "swapped").exists()
