@@ -11,14 +11,15 @@ import tiny
 
 import growlm
 from growlm.data import batches, load_corpus, validation_batches
-from growlm.growth import grow_state
+from growlm.growth import OPERATORS, grow_state
 from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.study.sweep import plan_sweep
 from growlm.training import loop
 from growlm.training import run as run_module
+from growlm.training.config import load_config
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
-from growlm.training.stages import resolve
+from growlm.training.stages import resolve, source_of
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
@@ -228,3 +229,23 @@ def test_a_window_and_a_scaled_rope_are_part_of_an_address_only_where_there_are_
     assert settings(qk_norm=False, rope_theta=1e4) == settings() != settings(qk_norm=True)
     assert settings(sliding_window=4)["sliding_window"] == 4
     assert settings(rope_scaling={"kind": "linear", "factor": 2})["rope_scaling"]["factor"] == 2
+
+
+def test_an_operator_of_ones_own_that_is_edited_is_another_stage(tmp_path, monkeypatch):
+    """growlm's own are known by their names, as ever."""
+
+    def address(order):
+        path = tmp_path / f"{order}.py"
+        path.write_text(
+            "from growlm.growth import OPERATORS\nfrom growlm.growth.operators import direct\n\n\n"
+            f"def mine(source, target, key=None):\n    return direct(source, target, key, order={order!r})\n\n\n"
+            "OPERATORS['mine'] = mine\n\n\ndef get_config():\n    return {}\n"
+        )
+        load_config(str(path), [])
+        run = tiny.run_config("c", tiny.stage(2), tiny.grown(2, growth={"operator": "mine"}))
+        return [stage.address for stage in resolve(run, "f")]
+
+    monkeypatch.setitem(OPERATORS, "mine", None)
+    stack, again, interleave = address("stack"), address("stack"), address("interleave")
+    assert stack == again and stack[0] == interleave[0] and stack[1] != interleave[1]
+    assert source_of("direct") is None

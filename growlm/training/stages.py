@@ -2,13 +2,14 @@
 
 import dataclasses
 import hashlib
+import inspect
 import json
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from growlm.growth import Growth, growth_key, plan_growth
+from growlm.growth import OPERATORS, Growth, growth_key, plan_growth
 from growlm.laws.flops import training_flops
 from growlm.models import DecoderConfig, depth_of, flops_per_token, parameter_count, with_depth
 from growlm.training.config import without_defaults
@@ -167,6 +168,8 @@ class Stage:
         own = without_defaults(self.config)
         for name in ("tokens", "evaluation", "init_from"):  # what is there counts, not where it is
             own.pop(name, None)
+        if self.config.growth and (source := source_of(self.config.growth.operator)):
+            own["growth"] = own["growth"] | {"source": source}
         if self.config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
         of_run = without_defaults(self.run)
@@ -178,6 +181,18 @@ class Stage:
     def address(self) -> str:
         """The hash of `settings`: stages of equal address are one stage, trained once."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def source_of(operator: str) -> str | None:
+    """A hash of the code of an operator that is not growlm's own: edited, it makes another stage."""
+    function = OPERATORS[operator]
+    if function.__module__.startswith("growlm."):
+        return None
+    try:
+        source = inspect.getsource(function).encode()
+    except OSError:  # typed into a notebook
+        source = function.__code__.co_code
+    return hashlib.sha256(source).hexdigest()[:12]
 
 
 def resolve(run: RunConfig, fingerprint: str, eos: int | None = None) -> list[Stage]:
