@@ -451,3 +451,14 @@ def test_a_validation_batch_must_fit_the_text(corpus, key, says):
     config = tiny.run_config(corpus, tiny.stage(3), evaluation={key: 100_000})
     with pytest.raises(InputError, match=rf"{says}.*validation tokens"):
         run_module.plan_run(config, load_corpus(corpus))
+
+
+def test_a_folder_of_growlm_0_1_0_is_refused_and_not_trained_anew(corpus, tmp_path):
+    """It had one architecture, and did not name it; its stages have other addresses."""
+    home = tmp_path / "run" / "checkpoints" / "0123456789ab"
+    home.mkdir(parents=True)
+    (home / "stage.json").write_text(json.dumps({"model": tiny.MODEL, "address": home.name}))
+    before = tiny.snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"a stage of growlm 0\.1\.0"):
+        train(tiny.run_config(corpus, tiny.stage(2)), tmp_path / "run", threading.Event())
+    assert tiny.snapshot(tmp_path) == before

@@ -25,7 +25,16 @@ from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments
 from growlm.training.processes import after_first, records_folder
 from growlm.training.programs import kept_on_disk
-from growlm.training.run import COMPILED, Runner, RunPlan, claim_folder, held_config, leave_points, plan_run
+from growlm.training.run import (
+    COMPILED,
+    Runner,
+    RunPlan,
+    check_store,
+    claim_folder,
+    held_config,
+    leave_points,
+    plan_run,
+)
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
@@ -134,6 +143,7 @@ def run_sweep(
         mesh_of(plan.runs[name].config)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
+        check_store(records / STORE)
         claim_folder(records, plain(plan.config))
         after_first()
         ends = leave_points(list(plan.runs.values()))

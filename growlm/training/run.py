@@ -111,6 +111,18 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{folder} cannot be used: {error.strerror}; allowed is a new or empty folder") from error
 
 
+def check_store(store: Path) -> None:
+    """Raises InputError for stages of growlm 0.1.0, which had other addresses: they would be trained anew."""
+    for path in sorted(store.glob("*/stage.json")):
+        model: dict[str, Any] = {"architecture": None}  # of a damaged file, which is nobody's
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        if "architecture" not in model:
+            raise InputError(
+                f"{path.parent} is a stage of growlm 0.1.0, under another address: allowed is a new folder"
+            )
+
+
 def effective(config: Any) -> Any:
     """A config without what does not matter to its result, where it ran, and with defaults for what it does not say.
 
@@ -330,6 +342,7 @@ def train(
     plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
     mesh_of(config)
     with records_folder(workdir) as records:
+        check_store(records / "checkpoints")
         claim_folder(records, plain(plan.config))
         if begun_by and not (records / BEGUN_BY).exists():
             write_json(records / BEGUN_BY, begun_by)
