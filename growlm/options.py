@@ -26,13 +26,18 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
 def _positive(text: str) -> float:
+    """A positive number; 1.1B is 1.1e9."""
+    unit = _UNITS.get(text[-1:])
     try:
-        value = float(text)
+        value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: positive numbers are")
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: positive numbers are, such as 7e9 or 7B")
     return value
 
 

@@ -1,5 +1,6 @@
 """`growlm plan`: the plan, its words, and the experiment that it writes."""
 
+import argparse
 import dataclasses
 import math
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from growlm import options
 from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
@@ -195,8 +197,21 @@ def test_the_experiment_of_a_large_plan_trains_when_scaled_down(tmp_path, capsys
 )
 def test_the_command_answers_bad_input_with_a_line_and_2(tmp_path, capsys, option, said):
     (tmp_path / "taken.py").write_text("x = 1\n")
-    options = ["--params=1e9", *([] if "tokens" in option else ["--tokens=1e11"]), option.format(tmp_path)]
-    assert main(["plan", *options]) == 2
+    given = ["--params=1e9", *([] if "tokens" in option else ["--tokens=1e11"]), option.format(tmp_path)]
+    assert main(["plan", *given]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert (tmp_path / "taken.py").read_text() == "x = 1\n" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("7B", 7e9), ("1.1B", 1.1e9), ("435K", 4.35e5), ("2.8M", 2.8e6), ("1e3", 1e3)]
+)
+def test_sizes_may_be_written_as_people_say_them(text, number):
+    assert options._positive(text) == pytest.approx(number, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["B", "-1B", "0M", "1BB", "nan", "", "1G"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="positive numbers are"):
+        options._positive(text)

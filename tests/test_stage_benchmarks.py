@@ -96,6 +96,11 @@ def test_runs_that_share_a_stage_measure_the_same_on_it(tmp_path, data_dir, caps
     assert "runs a and b share stage" in said and "lambada_openai" in said
 
 
+def test_tasks_may_be_typed_as_one_text():
+    run = tiny.run_config("c", tiny.stage(2, evaluation={"tasks": "arc_easy,piqa"}))
+    assert run.stages[0].evaluation.tasks == ("arc_easy", "piqa")
+
+
 @pytest.mark.parametrize(
     ("evaluation", "says"),
     [

@@ -198,6 +198,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _convert(next(a for a in arguments if a is not NoneType), value, where)
     if dataclasses.is_dataclass(hint) or hint is DecoderConfig:
         return _build(hint, value, where)
+    if origin is tuple and arguments[0] is str and isinstance(value, str):
+        value = [part for part in value.split(",") if part]  # names, as they are typed
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
