@@ -170,9 +170,9 @@ def test_a_width_that_copies_reach_unevenly_is_grown_and_no_function_is_claimed(
     assert "embed is 37" in line and not (tmp_path / "odd").exists()
     convert_folder(ours / "gpt_neox", tmp_path / "own", "growlm")
     capsys.readouterr()
-    folder = grow(tmp_path / "own", tmp_path / "odd", *sizes(embed=37))
+    folder = grow(tmp_path / "own", tmp_path / "odd", "--no_verify", *sizes(embed=37))
     assert "not kept: the stream's mean or variance changes" in capsys.readouterr().out
-    assert tiny.load_saved(folder)[0].embed == 37 and not read(folder, "verify.json")["items"]["function"]["claimed"]
+    assert tiny.load_saved(folder)[0].embed == 37 and not read(folder, "growth.json")["preserves_function"]
 
 
 # --- lifts ---
@@ -256,7 +256,7 @@ TIED = tiny.MODEL | {"tie_embeddings": True}
 MIXED = {"architecture": "mixtral", "experts": 4, "experts_per_token": 2, "tie_embeddings": False}
 
 
-@pytest.fixture(scope="module", params=["adamw", "muon"])
+@pytest.fixture(scope="module")
 def run(request, tmp_path_factory):
     """A run of a tied Llama with averaged weights; and the settings with which it was trained."""
     folder = tmp_path_factory.mktemp("run")
@@ -278,15 +278,18 @@ def moments_of(opt_state, field, weight):
     return found[0] if found else None
 
 
+@pytest.mark.parametrize("run", ["adamw", "muon"], indirect=True)
 def test_moments_go_with_the_weights_that_a_lift_moves(run, tmp_path):
     home, settings = run
+    muon = settings["stages"][0]["optimizer"]["kind"] == "muon"
     arguments = ["--option.silent=True", *sizes(**MIXED, layers=2), "--optimizer_state=map"]
-    folder = grow(home / "work", tmp_path / "grown", *arguments)
+    folder = grow(home / "work", tmp_path / "grown", *arguments, *["--no_verify"] * muon)
     model, _, after = tiny.load_saved(folder)
     _, _, before = tiny.load_saved(home / "work")
-    assert read(folder, "growth.json")["lift"]["name"] == "untie, experts" and read(folder, "verify.json")["ok"]
+    assert read(folder, "growth.json")["lift"]["name"] == "untie, experts"
+    assert muon or read(folder, "verify.json")["items"]["function"]["holds"]
     assert (after.step, after.tokens) == (before.step, before.tokens) and model.architecture.name == "mixtral"
-    muon, checked = settings["stages"][0]["optimizer"]["kind"] == "muon", 0
+    checked = 0
     for field, power in (("mu", 1), ("nu", 2)):
         for part in ("gate", "up", "down"):
             old = moments_of(before.opt_state, field, f"blocks/mlp/{part}")
@@ -314,6 +317,7 @@ def test_moments_go_with_the_weights_that_a_lift_moves(run, tmp_path):
         assert np.all(leaf == (0 if path.endswith(("router/0", "router/1")) else 2)), path
 
 
+@pytest.mark.parametrize("run", ["adamw"], indirect=True)
 def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with(run, tmp_path):
     home, settings = run
     (first,) = settings["stages"]
@@ -329,7 +333,7 @@ def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with
     up = leaf_at(state.params, "blocks/moe/up")[0]
     assert len(np.unique(up.reshape(4, -1), axis=0)) == 4  # the copies part
     # The same by hand, in two commands; and what came of it is one of transformers.
-    folder = grow(home / "work", tmp_path / "grown", *sizes(**MIXED), "--optimizer_state=map_aged")
+    folder = grow(home / "work", tmp_path / "grown", *sizes(**MIXED), "--optimizer_state=map_aged", "--no_verify")
     fresh = [leaf for path, leaf in by_path(tiny.load_saved(folder)[2].opt_state).items() if "router/2" in path]
     assert [leaf.tolist() for leaf in fresh] == [[0, 0, 0, 0]]
     again = first | {"model": TIED | MIXED, "init_from": str(folder)}
@@ -346,6 +350,7 @@ def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with
 def test_a_folder_that_was_converted_is_lifted_and_converted_back(theirs, tmp_path):
     convert_folder(theirs / "tied", tmp_path / "own", "growlm")
     arguments = [*EXPERTS, *sizes(tie_embeddings=False, layers=4), "--option.silent=True", "--optimizer_state=map"]
+    arguments.append("--no_verify")  # transformers does
     folder = grow(tmp_path / "own", tmp_path / "grown", *arguments)
     convert_folder(folder, tmp_path / "back", "huggingface")
     after = assert_same_logits(tmp_path / "back", theirs / "tied")
