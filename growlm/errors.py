@@ -35,3 +35,9 @@ def check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=
         left = "" if low is None else f"{'>=' if low_allowed else '>'} {low}"
         right = "" if high is None else f"{'<=' if high_allowed else '<'} {high}"
         raise InputError(f"{key} is {value!r}: allowed is {' and '.join(filter(None, (left, right)))}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raises InputError unless the value is a finite positive number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} is {value!r}: allowed are positive numbers")

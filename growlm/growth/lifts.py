@@ -11,7 +11,7 @@ import optax
 from growlm.errors import InputError
 from growlm.growth.maps import numpy_or_jax
 from growlm.models import nest
-from growlm.models.axes import DecoderConfig, Params, check_params, path_of
+from growlm.models.axes import DecoderConfig, Params, Weight, check_params, path_of
 from growlm.models.lift import Lift, Origin
 from growlm.models.mixtral import DENSE_TO_EXPERTS
 
@@ -63,18 +63,18 @@ class Lifted:
         return numpy_or_jax(value).expand_dims(turned, new) if new else turned
 
     def params(self, params: Params) -> Params:
-        """The lifted parameters, in the dtypes of the source; what is new is zero."""
+        """The lifted parameters, in the dtypes of the source; what is new starts as `Weight.neutral` says."""
         check_params(self.source, params)
         leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         xp = numpy_or_jax(*leaves.values())
         dtype = xp.result_type(*leaves.values())
-        shapes = {weight.path: weight.shape(self.config) for weight in self.config.weights}
-        return nest(
-            {
-                path: xp.zeros(shapes[path], dtype) if origin.path is None else self.leaf(path, leaves[origin.path])
-                for path, origin in self.origins.items()
-            }
-        )
+
+        def of(weight: Weight) -> Any:
+            if (path := self.origins[weight.path].path) is None:
+                return xp.full(weight.shape(self.config), weight.neutral, dtype)
+            return self.leaf(weight.path, leaves[path])
+
+        return nest({weight.path: of(weight) for weight in self.config.weights})
 
     def optimizer_state(self, optimizer: optax.GradientTransformation, opt_state: Any, params: Params) -> Any:
         """The state of an optimizer of the lifted model. Moments and ages go with their weights; new ones are zero.

@@ -100,7 +100,7 @@ def direct(
     effects: list[Effect] = [NextLayer(np.minimum(layers + 1, last))] if next_layer else []
     effects += [BlockDiagonal()] if diagonal else []
     residual = np.where(_repeats(layers) & silent, 0.0, 1.0)
-    return _growth(source, target, rules, layers, residual, effects)
+    return by_kind(source, target, rules, layers, residual, effects)
 
 
 def zero(
@@ -138,7 +138,7 @@ def zero(
         Kind.EXPERTS: lambda axis: copied(np.arange(target.size(axis)) % source.size(axis), source.size(axis)),
     }
     layers = _layers(order, source, target)
-    return _growth(source, target, rules, layers, np.where(_repeats(layers), 0.0, 1.0))
+    return by_kind(source, target, rules, layers, np.where(_repeats(layers), 0.0, 1.0))
 
 
 def random(
@@ -170,7 +170,7 @@ def random(
     layers = _layers(order, source, target) if depth else np.zeros(0, np.int64)
     layers = np.where(_repeats(layers), -1, layers) if depth else np.full(_depth(target), -1)
     masks = [Masks(int(ramp_tokens), in_turn, whole_blocks, norm)] if ramp_tokens else []
-    return _growth(source, target, rules, layers, np.ones(len(layers)), masks)
+    return by_kind(source, target, rules, layers, np.ones(len(layers)), masks)
 
 
 # Adding an operator is one function and one row.
@@ -194,7 +194,7 @@ def _repeats(layers: np.ndarray) -> np.ndarray:
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
-def _growth(
+def by_kind(
     source: DecoderConfig,
     target: DecoderConfig,
     rules: Rules,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from growlm.errors import InputError
 from growlm.models.axes import DecoderConfig, Dim, Role, Weight
 from growlm.models.stored import Family, Stored
 
@@ -24,6 +25,9 @@ class Place:
 def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     """Every tensor of a model, in the order of its layers."""
     rows = [(row, held) for row in family.tensors if (held := _present(row, model))]
+    held_at = {weight.path for _, weights in rows for weight in weights}
+    if missing := [weight.path for weight in model.weights if weight.path not in held_at]:
+        raise InputError(f"no tensor of {family.model_type} holds {missing[0]}: its table of tensors needs a row")
     of_layers = [number for number, (_, weights) in enumerate(rows) if weights[0].stacked]
     first = of_layers[0] if of_layers else len(rows)
     yield from (_place(row, held, ()) for row, held in rows[:first])

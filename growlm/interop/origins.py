@@ -38,7 +38,7 @@ class Origins:
         """float32 [units ..., rows, ...] of a weight in its stored order, as `grow_part` asks for it."""
         model, origin = self._growth.start(self._source.model), self.of(weight)
         shape = [model.size(dim.axis) for dim in unit_dims(weight)]
-        values = np.zeros((*map(len, held), len(rows), *shape[1:]), np.float32)
+        values = np.full((*map(len, held), len(rows), *shape[1:]), weight.neutral, np.float32)
         if origin.path is None:
             return values
         for at in np.ndindex(*map(len, held)):

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from growlm.errors import InputError, unknown
-from growlm.models.axes import Branch, DecoderConfig, WeightSpec, check_positive
+from growlm.errors import InputError, check_positive, unknown
+from growlm.models.axes import Branch, DecoderConfig, WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, has, rms_norm, weight
 

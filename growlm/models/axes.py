@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_positive
 
 Params = dict[str, Any]
 
@@ -179,6 +179,11 @@ class Weight:
     def elementwise(self) -> bool:
         """True for gains and biases: they take part in no matrix product."""
         return self.role in (Role.GAIN, Role.BIAS)
+
+    @property
+    def neutral(self) -> float:
+        """What a new one starts at so that it changes nothing: one for a gain, else zero."""
+        return 1.0 if self.role is Role.GAIN else 0.0
 
     @property
     def residual(self) -> bool:
@@ -448,12 +453,6 @@ class DecoderConfig:
         for name in names:
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"model.{name} is {value!r}: allowed are True and False")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises InputError unless the value is a finite positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{name} is {value!r}: allowed are positive numbers")
 
 
 def path_of(key_path: tuple) -> str:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_positive
 from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import (
     Architecture,
@@ -22,7 +22,6 @@ from growlm.models.axes import (
     NormKind,
     Role,
     WeightSpec,
-    check_positive,
     head,
 )
 from growlm.models.llama import STREAM_AXES

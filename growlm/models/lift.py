@@ -10,8 +10,8 @@ from growlm.models.axes import DecoderConfig
 class Origin:
     """Where a lifted weight comes from.
 
-    path: of the weight before the lift; None where the weight is new, and starts at zero. dims: for every dimension of
-    the array the dimension that it was, None for a new one of size 1.
+    path: of the weight before the lift; None where the weight is new: a gain starts at one, all else at zero. dims: for
+    every dimension of the array the dimension that it was, None for a new one of size 1.
     """
 
     path: str | None

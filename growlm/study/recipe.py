@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from growlm.errors import unknown
-from growlm.models import ModelConfig, parameter_count
+from growlm.models import parameter_count
+from growlm.training.config import build_model
 
 Stage = dict[str, Any]
 
@@ -95,8 +96,8 @@ class Scale:
 
     def _price(self, stage: Stage) -> int:
         """What a stage costs, in tokens of the large model."""
-        whole = parameter_count(ModelConfig(**self.model()))
-        return round(stage["tokens"] * parameter_count(ModelConfig(**stage["model"])) / whole)
+        whole, own = (parameter_count(build_model(model)) for model in (self.model(), stage["model"]))
+        return round(stage["tokens"] * own / whole)
 
 
 _DEMO = {"embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
