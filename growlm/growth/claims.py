@@ -32,9 +32,9 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     if live != list(range(growth.maps[growth.stack].old)):
         return False, "layers act more than once or not at all: the loss jumps, and recovers"
     stream = growth.maps[architecture.stream.name]
-    if NORM_RULES[norm.kind].defect(stream) > TOLERANCE:
-        of = "mean square changes" if norm.kind.value == "rms" else "mean or variance changes"
-        return False, f"the stream's {of}, and with it every norm"
+    rule = NORM_RULES[norm.kind]
+    if rule.defect(stream) > TOLERANCE:
+        return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
     for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS):
         if architecture.is_read(axis) and growth.maps[axis.name].defect() > TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
@@ -47,8 +47,7 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
     vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
     note = "; new tokens get logits of their own" if vocab else ""
-    kept = "mean square" if norm.kind.value == "rms" else "mean and variance"
-    return True, f"every axis is read back as it was written, and the stream keeps its {kept}{note}"
+    return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
 
 
 def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:

@@ -134,7 +134,7 @@ def lift(source: DecoderConfig, target: DecoderConfig) -> Lifted | None:
     """
     steps: list[Lift] = []
     config = source
-    while step := next((one for one in LIFTS.values() if one.config(config, target) is not None), None):
+    while step := next((one for one in LIFTS.values() if one not in steps and one.config(config, target)), None):
         config = step.config(config, target)
         steps.append(step)
     if config.architecture is not target.architecture:

@@ -25,11 +25,13 @@ class NormRule(NamedTuple):
     stream: (index [m], -1 for a new coordinate; n; a name in NORM_OPTIONS) -> its map, read back by P (P^T P)^-1.
     defect: how far such a map is from one that the norm does not notice, but for the factor `rms` that gains make up.
     masked: (masks [m], each from 0 to 1; option) -> the map under which masked coordinates add nothing.
+    keeps: what of the stream the norm sees, in words.
     """
 
     stream: Callable[[np.ndarray, int, str], AxisMap]
     defect: Callable[[AxisMap], float]
     masked: Callable[[Any, str], AxisMap]
+    keeps: str
 
 
 def check_norm(norm: str) -> None:
@@ -120,6 +122,6 @@ def _layer_masked(c: Any, norm: str) -> AxisMap:
 
 
 NORM_RULES: dict[NormKind, NormRule] = {
-    NormKind.RMS: NormRule(_rms_stream, _rms_defect, _rms_masked),
-    NormKind.LAYER: NormRule(_layer_stream, _layer_defect, _layer_masked),
+    NormKind.RMS: NormRule(_rms_stream, _rms_defect, _rms_masked, "mean square"),
+    NormKind.LAYER: NormRule(_layer_stream, _layer_defect, _layer_masked, "mean and variance"),
 }

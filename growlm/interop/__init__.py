@@ -37,7 +37,7 @@ def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
     """The shape and the parameters of a saved model.
 
     Args:
-      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.interop.families.FAMILIES`, or a
+      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.interop.families.families()`, or a
         folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
 
     Returns:

@@ -6,20 +6,22 @@ from growlm.errors import InputError
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models.stored import Family, Settings
 
-FAMILIES: dict[str, Family] = {
-    name: family for architecture in ARCHITECTURES.values() for name, family in architecture.families.items()
-}
+
+def families() -> dict[str, Family]:
+    """All families by model_type, those of architectures that were added to ARCHITECTURES too."""
+    return {name: family for one in ARCHITECTURES.values() for name, family in one.families.items()}
+
 
 # What of a config.json goes along where a model changes its family.
 _CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "torch_dtype", "dtype")
 
 
 def family_of(settings: Settings) -> Family:
-    """The family of a config.json. Raises InputError where its model_type is none of FAMILIES."""
-    name = settings.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise InputError(f"model_type {name!r} is not supported: allowed are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    """The family of a config.json. Raises InputError where its model_type is of none."""
+    name, known = settings.get("model_type"), families()
+    if not isinstance(name, str) or name not in known:
+        raise InputError(f"model_type {name!r} is not supported: allowed are {', '.join(known)}")
+    return known[name]
 
 
 def model_of(settings: Settings) -> DecoderConfig:
