@@ -159,7 +159,7 @@ def on_mesh(shape: tuple[int, ...], rows: int = ROWS, vocab: int = VOCAB) -> dic
     errors = [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(map(np.asarray, have), want, strict=True)]
     text = program.as_text()
     return {
-        "error": float(max(errors)),
+        "error": float(np.max(errors)),
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "kinds": sorted({found[2] for found in COLLECTIVE.finditer(text)}),
         "sent": largest_sent(text),

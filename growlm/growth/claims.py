@@ -33,10 +33,10 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         return False, "layers act more than once or not at all: the loss jumps, and recovers"
     stream = growth.maps[architecture.stream.name]
     rule = NORM_RULES[norm.kind]
-    if rule.defect(stream) > TOLERANCE:
+    if not rule.defect(stream) <= TOLERANCE:  # NaN is no claim either
         return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
     for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS):
-        if architecture.is_read(axis) and growth.maps[axis.name].defect() > TOLERANCE:
+        if architecture.is_read(axis) and not growth.maps[axis.name].defect() <= TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
     for axis in architecture.of_kind(Kind.EXPERTS):
         if reason := _experts(growth, axis, source, target):

@@ -253,7 +253,7 @@ def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
     if isinstance(below := settings.get("max_window_layers"), int) and model.sliding_window is None:
         settings["max_window_layers"] = max(below, model.layers)
     if name == "llama" and model.embed % model.heads:
-        return _as_mistral(settings)
+        return _as_mistral(model, settings)
     return settings
 
 
@@ -270,11 +270,13 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
     return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, False)})
 
 
-def _as_mistral(settings: dict[str, Any]) -> dict[str, Any]:
+def _as_mistral(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """The same model under another name: transformers' Llama wants heads that divide hidden_size, its Mistral not."""
     kept = {key: value for key, value in settings.items() if key not in (*FIXED, "pretraining_tp")}
     name = {"model_type": "mistral", "architectures": [FAMILIES["mistral"].architecture], "sliding_window": None}
-    return kept | name | {"hidden_act": "silu"}
+    # Said, since Mistral's defaults are others.
+    sizes = {SIZES[field]: getattr(model, field) for field in ("kv_heads", "head_dim")}
+    return kept | name | sizes | {"hidden_act": "silu"}
 
 
 def _new(name: str, model: ModelConfig) -> dict[str, Any]:
