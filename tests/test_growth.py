@@ -15,7 +15,7 @@ from trees import block_by_block, build, exact_products_and_short_compiles, larg
 
 import growlm
 from growlm import InputError, ModelConfig
-from growlm.growth import ORDERS, claim, grow_state, layer_order, plan_growth
+from growlm.growth import OPERATORS, ORDERS, PRESETS, claim, grow_state, layer_order, plan_growth
 from growlm.models import check_params, declared, parameter_count, plain
 from growlm.models.layers import rms_norm
 from growlm.state import TrainState
@@ -354,7 +354,8 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"operator": "dirct"},
-            "unknown growth operator 'dirct': did you mean 'direct'? allowed: direct, learn, random, zero",
+            "unknown growth operator or preset 'dirct': did you mean 'direct'? allowed: "
+            + ", ".join(sorted([*OPERATORS, *PRESETS])),
         ),
         (
             deep(6),
