@@ -133,7 +133,8 @@ def grow_state(
     key = state.key
     if prepared is None:
         key = growth_key(key, int(state.step))
-        growth = plan_growth(operator, source, target, key, **options)
+        resolved = resolve(operator, options)
+        growth = plan_growth(resolved.operator, source, target, key, **resolved.options)
         prepared = Prepared(growth, jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state)))
     growth, matrices, took = prepared.growth, None, {}
     if learner := growth.learner:
