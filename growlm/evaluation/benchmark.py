@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_range
 from growlm.evaluation.score import LanguageModel
 
 BOOTSTRAP = 1000  # draws for the standard error of a perplexity; those of accuracies are exact
@@ -48,9 +48,9 @@ def evaluate(
       InputError: an unknown task, data that is missing or does not fit, a number out of range, or the extra `eval` is
         not installed.
     """
-    _check_range("limit", limit, 1)
-    _check_range("shots", shots, 0)
-    _check_range("batch", batch, 1)
+    for name, value, low in (("limit", limit, 1), ("shots", shots, 0), ("batch", batch, 1)):
+        if value is not None:
+            check_range(name, value, low=low)
     evaluator = _harness()
     from growlm.evaluation.harness import Adapter
     from growlm.evaluation.tasks import manager, named
@@ -152,8 +152,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _check_range(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
-        raise InputError(f"{name} is {value}: allowed is >= {low}")

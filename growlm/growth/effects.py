@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from growlm.growth.maps import along, numpy_or_jax, primal
-from growlm.models.axes import DecoderConfig, Kind, Weight
+from growlm.models.axes import DecoderConfig, Weight
 
 Draw = Callable[[str], Any]  # (what for) -> the target's initial values, from a key of their own
 
@@ -75,9 +75,8 @@ def _paper_std(weight: Weight, target: DecoderConfig) -> float:
 
     d is the width and l the number of layers, both of the target, into whose weights it is mixed.
     """
-    architecture = target.architecture
-    width, depth = (target.size(architecture.of_kind(kind)[0]) for kind in (Kind.STREAM, Kind.STACK))
-    return 1 / (math.sqrt(width) * max(depth, 1)) if weight.residual else math.sqrt(2 / (5 * width))
+    width = target.size(target.architecture.stream)
+    return 1 / (math.sqrt(width) * max(target.depth, 1)) if weight.residual else math.sqrt(2 / (5 * width))
 
 
 # (matrix, target) -> the standard deviation of the noise.

@@ -14,7 +14,7 @@ from growlm.growth.effects import Effect
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
 from growlm.growth.plan import Growth
-from growlm.growth.width import copied, pad_index, places
+from growlm.growth.width import cycled, pad_index, places
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 from growlm.models.counts import parameter_count
 from growlm.models.decoder import next_token_loss
@@ -143,14 +143,14 @@ def learn(
     for name, value in {"peak": peak, "final": final, "warmup": warmup, "weight_decay": weight_decay}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
             raise InputError(f"{name} is {value!r}: allowed are numbers >= 0")
-    stack = target.architecture.of_kind(Kind.STACK)[0]
-    if source.size(stack) == 0:
+    stack = target.architecture.stack
+    if source.depth == 0:
         raise InputError(f"learn mixes layers, and the source's model.{stack.field} is 0: allowed is random")
     if key is None:
         raise InputError("learn draws fresh values: it needs a key, such as jax.random.key(0)")
     learned = Learned(steps, peak, final, warmup, weight_decay, source, target)
-    order = np.arange(target.size(stack)) % source.size(stack)
-    copies = AxisMap.make(source.size(stack), Gather.copies(order), Gather.copies(order))
+    order = np.arange(target.depth) % source.depth
+    copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
     return learned.with_matrices(empty, _initial_matrices(source, target, key))
 
@@ -169,9 +169,9 @@ def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Arr
             return _rows(own, index, source.size(axis), target.size(_within(axis, target)))
         return _padded_identity(own, index, source.size(axis))
 
-    stack = target.architecture.of_kind(Kind.STACK)[0]
-    layers = source.size(stack)
-    order = np.eye(layers, dtype=np.float32)[np.arange(target.size(stack)) % layers]
+    stack = target.architecture.stack
+    layers = source.depth
+    order = np.eye(layers, dtype=np.float32)[np.arange(target.depth) % layers]
     of_layers = {weight.path: jnp.asarray(order) for weight in source.weights if weight.stacked}
     return {axis.name: initial(axis) for axis in _learned_axes(target)} | {stack.name: of_layers}
 
@@ -209,7 +209,7 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
         if axis.kind is Kind.FIXED:
             return identity(old)
         if axis.kind is Kind.EXPERTS:
-            return copied(np.arange(target.size(axis)) % old, old)
+            return cycled(old, target.size(axis))
         by = architecture.axis[axis.of] if axis.kind is Kind.READ else axis
         write = Dense(matrices[by.name], places(by, source, target))
         values = matrices[axis.values] if axis.values else None
@@ -221,9 +221,9 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
 
 def _own(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], AxisMap]:
     """The map of the layers for every weight."""
-    stack = learned.target.architecture.of_kind(Kind.STACK)[0]
-    layers = learned.source.size(stack)
-    order = np.arange(learned.target.size(stack)) % layers
+    stack = learned.target.architecture.stack
+    layers = learned.source.depth
+    order = np.arange(learned.target.depth) % layers
 
     def of(matrix: jax.Array) -> AxisMap:
         return AxisMap.make(layers, Dense(matrix, order), Dense(matrix, order))

@@ -12,7 +12,7 @@ from growlm.errors import InputError
 from growlm.growth.maps import numpy_or_jax
 from growlm.models import nest
 from growlm.models.axes import DecoderConfig, Params, Weight, check_params, path_of
-from growlm.models.lift import Lift, Origin
+from growlm.models.lift import Lift, Origin, itself
 from growlm.models.mixtral import DENSE_TO_EXPERTS
 
 
@@ -48,7 +48,7 @@ class Lifted:
     @cached_property
     def origins(self) -> dict[str, Origin]:
         """Where every weight of the lifted model comes from in the source."""
-        known = {w.path: Origin(w.path, tuple(range(len(w.all_dims)))) for w in self.source.weights}
+        known = {weight.path: itself(weight) for weight in self.source.weights}
         for lift in self.steps:
             moved = {path: _through(known, origin) for path, origin in lift.origins.items()}
             known = known | moved
@@ -92,7 +92,7 @@ class Lifted:
         def of(path: tuple, like: Any) -> Any:
             text = path_of(path)
             _, weight, rest = self.config.architecture.match(path)
-            if weight is None or (text in held and weight.path in self._unmoved):
+            if weight is None:
                 return _held(held, text)
             origin = self.origins[weight.path]
             if origin.path is None:
@@ -106,11 +106,6 @@ class Lifted:
             return jnp.full(like.shape, jnp.max(jnp.stack(oldest)), like.dtype)
 
         return jax.tree_util.tree_map_with_path(of, jax.eval_shape(optimizer.init, params))
-
-    @cached_property
-    def _unmoved(self) -> set[str]:
-        same = {w.path: Origin(w.path, tuple(range(len(w.all_dims)))) for w in self.source.weights}
-        return {path for path, origin in self.origins.items() if same.get(path) == origin}
 
 
 def _held(held: dict[str, Any], path: str) -> Any:

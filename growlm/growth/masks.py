@@ -87,8 +87,8 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
     def factors(axis: Any) -> Any:
         return 1 - fresh[axis.name] * (1 - progress[turn[axis.kind]])
 
-    stream = NORM_RULES[architecture.norm.kind].masked(factors(architecture.stream), norm)
     open_stream = factors(architecture.stream)
+    stream = NORM_RULES[architecture.norm.kind].masked(open_stream, norm)
     share = open_stream.mean()
     maps = {}
     for axis in architecture.axes:
@@ -105,5 +105,5 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
             maps[axis.name] = AxisMap.make(len(index), Gather(index, one), Gather(index, factors(axis)))
         else:
             maps[axis.name] = identity(len(index))
-    stack = architecture.of_kind(Kind.STACK)[0]
+    stack = architecture.stack
     return Growth(maps, stack.name, factors(stack))

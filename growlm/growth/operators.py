@@ -25,6 +25,7 @@ from growlm.growth.width import (
     SELECTIONS,
     check_selection,
     copied,
+    cycled,
     fresh,
     padded,
     places,
@@ -93,10 +94,9 @@ def direct(
         Kind.READ: copies,
         Kind.INNER: copies,
         Kind.HEADS: copies,
-        Kind.EXPERTS: lambda axis: copied(np.arange(target.size(axis)) % source.size(axis), source.size(axis)),
     }
     layers = _layers(order, source, target)
-    last = _depth(source) - 1
+    last = source.depth - 1
     effects: list[Effect] = [NextLayer(np.minimum(layers + 1, last))] if next_layer else []
     effects += [BlockDiagonal()] if diagonal else []
     residual = np.where(_repeats(layers) & silent, 0.0, 1.0)
@@ -135,7 +135,6 @@ def zero(
         Kind.INNER: lambda axis: filled(padded(places(axis, source, target), source.size(axis))),
         # A new query head may share an old value head, so it is what reads it that must be zero.
         Kind.HEADS: lambda axis: filled(padded(places(axis, source, target), source.size(axis), fresh_write=True)),
-        Kind.EXPERTS: lambda axis: copied(np.arange(target.size(axis)) % source.size(axis), source.size(axis)),
     }
     layers = _layers(order, source, target)
     return by_kind(source, target, rules, layers, np.where(_repeats(layers), 0.0, 1.0))
@@ -166,9 +165,8 @@ def random(
     check_norm(norm)  # also where nothing is masked
     kinds = (Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS, Kind.EXPERTS)
     rules = dict.fromkeys(kinds, lambda axis: fresh(places(axis, source, target), source.size(axis)))
-    depth = _depth(source)
-    layers = _layers(order, source, target) if depth else np.zeros(0, np.int64)
-    layers = np.where(_repeats(layers), -1, layers) if depth else np.full(_depth(target), -1)
+    layers = _layers(order, source, target) if source.depth else np.zeros(0, np.int64)
+    layers = np.where(_repeats(layers), -1, layers) if source.depth else np.full(target.depth, -1)
     masks = [Masks(int(ramp_tokens), in_turn, whole_blocks, norm)] if ramp_tokens else []
     return by_kind(source, target, rules, layers, np.ones(len(layers)), masks)
 
@@ -181,12 +179,8 @@ def _axis(config: DecoderConfig, name: str) -> Axis:
     return config.architecture.axis[name]
 
 
-def _depth(config: DecoderConfig) -> int:
-    return config.size(config.architecture.of_kind(Kind.STACK)[0])
-
-
 def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
-    return np.asarray(layer_order(order, _depth(source), _depth(target)), np.int64)
+    return np.asarray(layer_order(order, source.depth, target.depth), np.int64)
 
 
 def _repeats(layers: np.ndarray) -> np.ndarray:
@@ -202,17 +196,19 @@ def by_kind(
     residual: np.ndarray,
     effects: Sequence[Effect] = (),
 ) -> Growth:
-    """The maps that an operator's rules make, and those that all treat alike: what is fixed stays, new tokens are new.
+    """The maps that an operator's rules make, and those that most treat alike, which its rules may replace.
 
-    A tied head reads through the stream's own map.
+    What is fixed stays, new tokens are new, experts are copied: one cannot add nothing. A tied head reads through the
+    stream's own map.
     """
     architecture = target.architecture
     copies, none = Gather.copies(layers), layers < 0
-    stack = architecture.of_kind(Kind.STACK)[0]
+    stack = architecture.stack
     common: Rules = {
         Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
         Kind.FIXED: lambda axis: identity(source.size(axis)),
         Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
+        Kind.EXPERTS: lambda axis: cycled(source.size(axis), target.size(axis)),
     }
     maps = {axis.name: {**common, **rules}[axis.kind](axis) for axis in architecture.axes}
     final, stream = architecture.final, maps[architecture.stream.name]

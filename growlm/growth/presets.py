@@ -87,7 +87,7 @@ class Preset:
         All widths scale alike, numbers of heads too; what is fixed keeps its size. Raises InputError where a size is no
         whole number.
         """
-        depth = target.architecture.of_kind(Kind.STACK)[0].field
+        depth = target.architecture.stack.field
         number = max(
             len(self.depths(getattr(target, depth))), len(self.widths(target.size(target.architecture.stream)))
         )

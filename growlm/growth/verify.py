@@ -100,8 +100,8 @@ def verify(
             moved = difference(apply(start, nudged, tokens[:, :-1], dtype=dtype), old)
             _, moved_gradient = _loss_and_gradient(start, None, dtype, nudged, None, tokens)
             worst, _ = _worst(_relative(moved_gradient, gradient))
-            allowed = {"function": _allowance(allowed["function"], moved)}
-            allowed |= {"gradients": _allowance(ARITHMETIC[dtype]["gradients"], worst)}
+            allowed = {"function": allowance(allowed["function"], moved)}
+            allowed |= {"gradients": allowance(ARITHMETIC[dtype]["gradients"], worst)}
         items["function"] = _function(growth, source, target, old, new, allowed["function"])
         if known:
             items["gradients"] = _gradients(growth, source, gradient, target, own_gradient, allowed["gradients"])
@@ -172,7 +172,7 @@ def _nudged(params: Params) -> Params:
     return jax.tree.unflatten(structure, [nudge(number, leaf) for number, leaf in enumerate(leaves)])
 
 
-def _allowance(arithmetic: float, moved: float) -> float:
+def allowance(arithmetic: float, moved: float) -> float:
     """What rounding may do, given what a nudge of the source does; a nudge that is not finite allows nothing more."""
     return max(arithmetic, NUDGES * moved) if math.isfinite(moved) else arithmetic
 

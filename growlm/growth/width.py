@@ -96,6 +96,11 @@ def copied(index: np.ndarray, old: int, uneven: float = 0.0, rng: np.random.Gene
     return AxisMap.make(old, Gather.copies(index), Gather.copies(index, shares(index, uneven, rng)))
 
 
+def cycled(old: int, new: int) -> AxisMap:
+    """An axis grown by copies of the whole of it, again and again, in even parts."""
+    return copied(np.arange(new) % old, old)
+
+
 def pad_index(old: int, new: int) -> np.ndarray:
     """Old coordinates first, then new ones, which copy none (-1)."""
     return np.where(np.arange(new) < old, np.arange(new), -1)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from growlm.growth.verify import ARITHMETIC, NUDGES
+from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.interop.folder import HuggingFaceFolder
 from growlm.interop.safetensors_files import StoredTensor
-from growlm.models import Kind, apply_branch, depth_of
+from growlm.models import Kind, apply_branch
 from growlm.models.layers import normalise
 
 BATCH, LENGTH = 2, 32
@@ -45,7 +45,7 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
             rng = np.random.default_rng(1)
             nudged = dataclasses.replace(source, tensors={k: _Nudged(v, rng) for k, v in source.tensors.items()})
             moved = _logit_difference(source, before, nudged, _hidden(nudged, tokens))
-            allowed = max(allowed, NUDGES * moved) if math.isfinite(moved) else allowed
+            allowed = allowance(allowed, moved)
     finite, holds = math.isfinite(apart), apart <= allowed
     function = {
         "claimed": claimed[0],
@@ -90,15 +90,15 @@ class _Nudged:
 def describe_comparison(verdict: dict[str, Any]) -> str:
     """What was found, in one line."""
     found, (batch, length) = verdict["function"], verdict["tokens"]
-    measured = "not finite" if found["measured"] is None else f"{found['measured']:.2g}"
     if found["measured"] is None:
         return f"the grown model is {found['note']}"
     kept = "kept, as claimed" if found["holds"] else "not kept, as claimed"
     if found["holds"] != found["claimed"]:
         kept = "NOT KEPT, which is claimed" if found["claimed"] else "kept, which is not claimed"
     return (
-        f"largest difference of logits on {batch} x {length} random tokens, relative to the largest logit: {measured} "
-        f"(allowed for weights in {verdict['dtype']}: {found['tolerance']:.2g}); the function is {kept}"
+        f"largest difference of logits on {batch} x {length} random tokens, relative to the largest logit: "
+        f"{found['measured']:.2g} (allowed for weights in {verdict['dtype']}: {found['tolerance']:.2g}); "
+        f"the function is {kept}"
     )
 
 
@@ -106,7 +106,7 @@ def _hidden(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
     """float32 [tokens, embed]: what the head gets."""
     model, architecture = folder.model, folder.model.architecture
     x_ND = _embed(folder, tokens)
-    for layer in range(depth_of(model)):
+    for layer in range(model.depth):
         for step in architecture.period:
             before_ND = x_ND
             for branch in step:

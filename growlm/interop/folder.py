@@ -13,7 +13,7 @@ from growlm.errors import InputError
 from growlm.interop.families import family_of, model_of
 from growlm.interop.layout import Place, from_stored, places, stored_shape
 from growlm.interop.safetensors_files import StoredTensor, inside, read_json, stored_tensors
-from growlm.models import DecoderConfig, Params, Weight, depth_of, nest, parameter_count, sizes_of
+from growlm.models import DecoderConfig, Params, Weight, nest, parameter_count, sizes_of
 from growlm.models.stored import Family
 
 CONFIG = "config.json"
@@ -115,9 +115,9 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
 
 def _checked(family: Family, model: DecoderConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors of the model, in its order; none may be missing, over or of another shape."""
-    if depth_of(model) > len(tensors):
+    if model.depth > len(tensors):
         raise InputError(
-            f"config.json: num_hidden_layers is {depth_of(model)} and there are {len(tensors)} tensors: some missing"
+            f"config.json: num_hidden_layers is {model.depth} and there are {len(tensors)} tensors: some missing"
         )
     expected = {place.name: stored_shape(place, model) for place in places(family, model)}
     if missing := [name for name in expected if name not in tensors]:

@@ -6,7 +6,7 @@ from growlm.growth import Growth
 from growlm.interop.folder import HuggingFaceFolder
 from growlm.interop.layout import Place, joined_sizes, row_dims, turned, unit_dims
 from growlm.models.axes import Weight
-from growlm.models.lift import Origin
+from growlm.models.lift import Origin, itself
 
 
 class Origins:
@@ -20,7 +20,7 @@ class Origins:
         """Its origin among the source's weights."""
         if self._growth.lift:
             return self._growth.lift.origins[weight.path]
-        return Origin(weight.path, tuple(range(len(weight.all_dims))))
+        return itself(weight)
 
     def place(self, weight: Weight, unit: tuple[int, ...]) -> Place | None:
         """The tensor that one unit of a grown weight is a copy of; None where it is fresh."""

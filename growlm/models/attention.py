@@ -128,7 +128,6 @@ def attention_branch(
     weights: tuple[WeightSpec, ...],
     rotary: Callable[[Any, int], Any],
     window: Callable[[Any], int | None] = _all_positions,
-    name: str = "attn",
 ) -> Branch:
     """Attention as a branch.
 
@@ -136,10 +135,9 @@ def attention_branch(
       weights: query, key, value and out, and what else `Attention` knows.
       rotary: (config, length) -> a table of `rotary_table`, or None.
       window: of a config, how many positions a query sees, its own the last of them; None: all before it.
-      name: in the tree.
     """
 
     def flops(config: Any, length: int) -> float:
         return attention_flops(config.heads, config.head_dim, length, window(config))
 
-    return Branch(name, partial(Attention, window=window), weights, flops=flops, tables=rotary)
+    return Branch("attn", partial(Attention, window=window), weights, flops=flops, tables=rotary)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from growlm.errors import InputError, check_positive
 
@@ -284,10 +285,6 @@ class Branch:
     losses: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     reads: str = "embed"
 
-    def named(self, name: str) -> "Branch":
-        """The same branch under another name, for a period that has it twice."""
-        return dataclasses.replace(self, name=name)
-
 
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
 _HEAD_GAIN = 0.25
@@ -355,7 +352,7 @@ class Architecture:
     @cached_property
     def weights(self) -> dict[str, Weight]:
         """Every weight by its path, in the order of a forward pass, whether a config has it or not."""
-        axes, stack, stream = self.axis, self.of_kind(Kind.STACK)[0], self.stream.name
+        axes, stack, stream = self.axis, self.stack, self.stream.name
         weights = [spec.placed("", axes, None) for spec in self.lookups]
         for branch in self.branches:
             norm = self.norm.weights(stream, branch.reads)
@@ -370,6 +367,11 @@ class Architecture:
     def stream(self) -> Axis:
         """The residual stream."""
         return self.of_kind(Kind.STREAM)[0]
+
+    @cached_property
+    def stack(self) -> Axis:
+        """The axis of layers, or of periods of them."""
+        return self.of_kind(Kind.STACK)[0]
 
     @cached_property
     def final(self) -> Axis:
@@ -429,9 +431,14 @@ class DecoderConfig:
         return getattr(self, axis.field)
 
     @property
+    def depth(self) -> int:
+        """How many periods of layers a model has."""
+        return self.size(self.architecture.stack)
+
+    @property
     def branches(self) -> int:
         """How many branches add to the stream, in all layers."""
-        return len(self.architecture.branches) * self.size(self.architecture.of_kind(Kind.STACK)[0])
+        return len(self.architecture.branches) * self.depth
 
     @property
     def weights(self) -> Iterator[Weight]:
@@ -486,13 +493,6 @@ def check_params(config: DecoderConfig, params: Mapping) -> None:
             raise InputError(f"parameter {path!r} has shape {found[path]}; this model's shape is {shape}")
 
 
-def nest(leaves: Mapping[str, Any]) -> Params:
+def nest(leaves: dict[str, Any]) -> Params:
     """The nested dict of leaves by their paths."""
-    tree: Params = {}
-    for path, leaf in leaves.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return tree
+    return unflatten_dict(leaves, sep="/")

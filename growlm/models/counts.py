@@ -2,7 +2,7 @@
 
 import math
 
-from growlm.models.axes import DecoderConfig, Kind, Role, Weight
+from growlm.models.axes import DecoderConfig, Role, Weight
 
 
 def parameter_count(config: DecoderConfig, active: bool = False) -> int:
@@ -37,6 +37,5 @@ def _share(weight: Weight, config: DecoderConfig) -> float:
 
 def flops_per_token(config: DecoderConfig, length: int) -> float:
     """FLOPs that one training token costs, forward and backward: 6 a parameter in a product, and what branches say."""
-    stack = config.size(config.architecture.of_kind(Kind.STACK)[0])
     rest = sum(branch.flops(config, length) for branch in config.architecture.branches)
-    return 6.0 * matmul_parameter_count(config) + 3.0 * stack * rest
+    return 6.0 * matmul_parameter_count(config) + 3.0 * config.depth * rest

@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.axes import DecoderConfig, Kind, Params, check_params, nest
+from growlm.models.axes import DecoderConfig, Params, check_params, nest
 from growlm.models.kernels import KEPT
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits
@@ -164,19 +164,14 @@ class Decoder(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
-            length=depth_of(self.config),
+            length=self.config.depth,
         )
         return scanned(self.config, self.dtype)
 
 
-def depth_of(config: DecoderConfig) -> int:
-    """How many periods of layers a model has."""
-    return config.size(config.architecture.of_kind(Kind.STACK)[0])
-
-
 def with_depth(config: DecoderConfig, depth: int) -> DecoderConfig:
     """The config with so many periods of layers."""
-    return dataclasses.replace(config, **{config.architecture.of_kind(Kind.STACK)[0].field: depth})
+    return dataclasses.replace(config, **{config.architecture.stack.field: depth})
 
 
 def _check_tokens(tokens: jax.Array, least: int) -> None:
@@ -188,7 +183,7 @@ def _check_tokens(tokens: jax.Array, least: int) -> None:
 def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_layers: int) -> None:
     if remat not in REMAT_POLICIES:
         raise unknown("remat policy", remat, REMAT_POLICIES)
-    whole, depth = isinstance(frozen_layers, int) and not isinstance(frozen_layers, bool), depth_of(config)
+    whole, depth = isinstance(frozen_layers, int) and not isinstance(frozen_layers, bool), config.depth
     if not whole or not 0 <= frozen_layers <= depth:
         raise InputError(f"frozen_layers is {frozen_layers!r}: allowed are integers from 0 to {depth}")
     if block_scale is not None:
@@ -200,7 +195,7 @@ def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_l
 def _cut(config: DecoderConfig, params: Params, scale_L: jax.Array | None, layers: slice):
     """The model that has only these of the layers: its shape, its parameters and its scale."""
     blocks, scale_L = jax.tree.map(lambda leaf: leaf[layers], (params["blocks"], scale_L))
-    config = with_depth(config, len(range(depth_of(config))[layers]))
+    config = with_depth(config, len(range(config.depth)[layers]))
     return config, {"params": {**params, "blocks": blocks}}, scale_L
 
 

@@ -37,10 +37,10 @@ def attention(
     """
     if window is not None and window >= q_BTHh.shape[1]:
         window = None  # it hides nothing
-    return _KERNELS.get(_platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
+    return _KERNELS.get(platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
 
 
-def _platform() -> str:
+def platform() -> str:
     """That of the current mesh, whose devices need not be here, or else of the process."""
     mesh = current_mesh()
     device = mesh.abstract_device if mesh else jax.config.jax_default_device  # a device, a platform's name or None

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from growlm.models.axes import DecoderConfig
+from growlm.models.axes import DecoderConfig, Weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,11 @@ class Origin:
 
     path: str | None
     dims: tuple[int | None, ...] = ()
+
+
+def itself(weight: Weight) -> Origin:
+    """The origin of a weight that no lift changes."""
+    return Origin(weight.path, tuple(range(len(weight.all_dims))))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,9 +29,9 @@ class Mlp(nn.Module):
         return y + weight(self, f"{name}_bias") if has(self, f"{name}_bias") else y
 
 
-def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool, name: str = "mlp") -> Branch:
+def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool) -> Branch:
     """The MLP as a branch, with both biases or none."""
     weights = [WeightSpec("up", "embed> >mlp"), WeightSpec("down", "mlp> >stream")]
     if biases:
         weights += [WeightSpec("up_bias", ">mlp", Role.BIAS), WeightSpec("down_bias", ">stream", Role.BIAS)]
-    return Branch(name, partial(Mlp, activation=activation), tuple(weights))
+    return Branch("mlp", partial(Mlp, activation=activation), tuple(weights))

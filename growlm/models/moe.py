@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from growlm.models.axes import Axis, Branch, DecoderConfig, Kind, Role, WeightSpec
+from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, weight
 from growlm.models.sharding import BATCH, batch_parts, current_mesh
 
@@ -58,11 +59,8 @@ def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, e
 
 
 def _dense_is_faster(experts: int, chosen: int) -> bool:
-    """On XLA's CPU backend a ragged product is computed as a dense one, with masks: the plain one is never slower."""
-    mesh = current_mesh()
-    device = mesh.abstract_device if mesh else jax.config.jax_default_device
-    platform = getattr(device, "platform", device) or jax.default_backend()
-    return platform == "cpu" or experts <= chosen
+    """On XLA's CPU backend a ragged product is a dense one under masks: slower, experiments/benchmarks/experts.py."""
+    return platform() == "cpu" or experts <= chosen
 
 
 def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:

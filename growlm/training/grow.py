@@ -29,7 +29,7 @@ from growlm.growth import (
 )
 from growlm.growth.presets import Resolved, resolve, table
 from growlm.growth.verify import describe_verdict, verify
-from growlm.models import ARCHITECTURES, DecoderConfig, Kind, parameter_count, plain, sizes_of
+from growlm.models import ARCHITECTURES, DecoderConfig, parameter_count, plain, sizes_of
 from growlm.state import TrainState
 from growlm.training.config import build_model, literal
 from growlm.training.optimizer import make_optimizer
@@ -128,7 +128,7 @@ def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any
     if factor is not None:
         if factor < 2:
             raise InputError(f"--factor is {factor}: allowed are integers >= 2")
-        depth = source.architecture.of_kind(Kind.STACK)[0].field
+        depth = source.architecture.stack.field
         if depth in sizes:
             raise InputError(f"--factor={factor} and --target.{depth}={sizes[depth]}: allowed is one of them")
         if not getattr(source, depth):

@@ -6,7 +6,7 @@ from typing import Any
 
 from growlm.errors import InputError, check_name, check_range, unknown
 from growlm.growth import OPTIMIZER_STATES, resolve
-from growlm.models import REMAT_POLICIES, DecoderConfig, depth_of
+from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.groups import SLICES, TRAIN
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
@@ -131,7 +131,7 @@ class StageConfig:
             )
         if self.init_fingerprint is not None and self.init_from is None:
             raise InputError("stage.init_fingerprint is of what init_from holds: allowed is none without it")
-        check_range("stage.frozen_layers", self.frozen_layers, low=0, high=depth_of(self.model))
+        check_range("stage.frozen_layers", self.frozen_layers, low=0, high=self.model.depth)
         self._check_submodels()
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
         if by_slices and self.growth is None:
@@ -140,7 +140,7 @@ class StageConfig:
             )
 
     def _check_submodels(self) -> None:
-        layers = depth_of(self.model)
+        layers = self.model.depth
         check_range("stage.submodel_layers", self.submodel_layers, low=0, high=layers)
         if self.submodel_layers and layers % self.submodel_layers:
             raise InputError(

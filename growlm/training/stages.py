@@ -11,7 +11,7 @@ import numpy as np
 
 from growlm.growth import OPERATORS, Growth, growth_key, plan_growth
 from growlm.laws.flops import training_flops
-from growlm.models import DecoderConfig, depth_of, flops_per_token, parameter_count, with_depth
+from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.training.config import without_defaults
 from growlm.training.schedules import WITH_HORIZON, learning_rate
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
@@ -33,7 +33,7 @@ class Cost:
             return flops_per_token(with_depth(model, layers), length)
 
         # Of three parts, forward, backward to the activations and to the weights, a frozen layer has the first.
-        per_token = exact(depth_of(model)) - 2 / 3 * (exact(frozen_layers) - exact(0))
+        per_token = exact(model.depth) - 2 / 3 * (exact(frozen_layers) - exact(0))
         return Cost(
             self.flops + training_flops(parameter_count(model, active=True), tokens),
             self.flops_exact + per_token * tokens,
@@ -120,7 +120,7 @@ class Stage:
     def depths(self) -> tuple[int | None, ...]:
         """How many layers each sub-model has; None is the whole model, where there are no others."""
         block = self.config.submodel_layers
-        return tuple(range(block, depth_of(self.config.model) + 1, block)) if block else (None,)
+        return tuple(range(block, self.config.model.depth + 1, block)) if block else (None,)
 
     def frozen_below(self, depth: int | None) -> int:
         """How many layers of the sub-model of this depth are not trained."""
@@ -138,7 +138,7 @@ class Stage:
     @cached_property
     def _drawn(self) -> np.ndarray:
         """The depth of every update of the stage."""
-        layers, block = depth_of(self.config.model), self.config.submodel_layers
+        layers, block = self.config.model.depth, self.config.submodel_layers
         return draw_depths(self.run.seed, self.last_step, layers, block)[self.first_step :]
 
     @cached_property

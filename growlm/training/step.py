@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from growlm.growth.masks import Masks
 from growlm.growth.plan import initial_provenance
-from growlm.models import DecoderConfig, Kind, Params, depth_of, init, losses, map_weights, with_depth
+from growlm.models import DecoderConfig, Params, init, losses, map_weights, with_depth
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.groups import rate_factor, trainable
@@ -206,9 +206,9 @@ def _update_part(
     program: Program, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
 ) -> tuple[Params, Any, jax.Array]:
     """As `_update`, as if there were no layers but those that train: of the others moments and ages stay too."""
-    depth = depth_of(program.model) if program.depth is None else program.depth
+    depth = program.model.depth if program.depth is None else program.depth
     layers, architecture = slice(program.frozen_layers, depth), program.model.architecture
-    model, stack = with_depth(program.model, depth - program.frozen_layers), architecture.of_kind(Kind.STACK)[0].name
+    model, stack = with_depth(program.model, depth - program.frozen_layers), architecture.stack.name
     provenance = provenance | {stack: provenance[stack][:, layers]}
     block = dataclasses.replace(program, model=model, frozen_layers=0)
     *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance)
