@@ -180,11 +180,17 @@ def _build(cls: type, settings: Any, where: str) -> Any:
     if missing := [name for name in required if name not in settings]:
         raise InputError(f"{where} has no {missing[0]!r}: it needs {', '.join(required)}")
     hints = typing.get_type_hints(cls)
-    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in settings.items()}
+    values = {key: _convert(hints[key], _parts(fields[key], settings[key]), f"{where}.{key}") for key in settings}
     try:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _parts(field: dataclasses.Field, value: Any) -> Any:
+    """The value; the parts of a text where the field says what is between them, as in names that are typed."""
+    separator = field.metadata.get("separator")
+    return [part for part in value.split(separator) if part] if separator and isinstance(value, str) else value
 
 
 def _required(field: dataclasses.Field) -> bool:
@@ -198,8 +204,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return None if value is None else _convert(next(a for a in arguments if a is not NoneType), value, where)
     if dataclasses.is_dataclass(hint) or hint is DecoderConfig:
         return _build(hint, value, where)
-    if origin is tuple and arguments[0] is str and isinstance(value, str):
-        value = [part for part in value.split(",") if part]  # names, as they are typed
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

@@ -70,7 +70,7 @@ class EvaluationConfig:
     batches: int = 8
     batch: int = 0
     length: int = 0
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = dataclasses.field(default=(), metadata={"separator": ","})
     tasks_every_tokens: int = 0
     data_dir: str | None = None
     limit: int = 0
