@@ -36,9 +36,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from growlm import ModelConfig
+from growlm import ModelConfig, read_config
 from growlm.errors import InputError, unknown
-from growlm.interop import read_config
 from growlm.models import parameter_count
 
 LOW = 0.1  # of the full rate: where schedules end, and so where a checkpoint's has ended

@@ -18,7 +18,7 @@ Result: not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 SHARE = 0.15
 

@@ -17,7 +17,7 @@ and better than the same recipe from scratch. The gpu variant is not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 FACTORS = (2, 3, 4, 6, 12)
 

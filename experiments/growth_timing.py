@@ -22,7 +22,7 @@ cpu_narrow a flat one. Of the law b is 76 [30, 209], a cannot be told. The other
 from ml_collections import ConfigDict
 
 from growlm.errors import unknown
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 SHARES = (0.03, 0.06, 0.12, 0.24, 0.48)
 # The other sizes: widths, and how many times the tokens.

@@ -17,7 +17,7 @@ Result: not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 BEFORE = (0.5, 1.0)
 AFTER = (0.37, 0.75, 1.5)

@@ -17,7 +17,7 @@ Result: not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 SHARE = 0.2
 UNEVEN = 0.5  # ours, as in operators.py

@@ -26,7 +26,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import Scale, scale
+from growlm.training.recipe import Scale, scale
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:

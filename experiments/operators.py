@@ -23,7 +23,7 @@ direct_width_even here. The uneven split and the gpu variant are not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.study.recipe import Scale, scale
+from growlm.training.recipe import Scale, scale
 
 LEARN = {"steps": 50, "peak": 1e-3, "final": 1e-4, "warmup": 10}
 SHARE = 0.2

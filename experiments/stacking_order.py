@@ -17,7 +17,7 @@ Result: not run yet.
 from ml_collections import ConfigDict
 
 from growlm.growth.depth import PARTIAL
-from growlm.study.recipe import scale
+from growlm.training.recipe import scale
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:

@@ -10,12 +10,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growlm import evaluation, growth, interop, laws, models
+    from growlm import evaluation, growth, laws, models
     from growlm.errors import InputError
+    from growlm.formats.export import write_model
     from growlm.growth import grow
     from growlm.models import ModelConfig, apply, init
+    from growlm.training.saved import read_config, read_model
 
-__all__ = ["InputError", "ModelConfig", "apply", "evaluation", "grow", "growth", "init", "interop", "laws", "models"]
+__all__ = [
+    "InputError",
+    "ModelConfig",
+    "apply",
+    "evaluation",
+    "grow",
+    "growth",
+    "init",
+    "interop",
+    "laws",
+    "models",
+    "read_config",
+    "read_model",
+    "write_model",
+]
 
 _HOME = {
     "InputError": "growlm.errors",
@@ -23,6 +39,9 @@ _HOME = {
     "apply": "growlm.models",
     "grow": "growlm.growth",
     "init": "growlm.models",
+    "read_config": "growlm.training.saved",
+    "read_model": "growlm.training.saved",
+    "write_model": "growlm.formats.export",
 }
 
 

@@ -1,4 +1,4 @@
-"""The one exception that means 'the input is wrong', and the one way to say which names are allowed."""
+"""InputError, which means 'the input is wrong', the one form of its message, and the other ways to end early."""
 
 import difflib
 import math
@@ -6,17 +6,34 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input. The message is one line that names the value and what is allowed; the command exits with 2."""
+    """Bad input. The message is one line, 'X must be Y, got Z'; the command exits with 2."""
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+class StoppedError(RuntimeError):
+    """The process was asked to stop, and what it had was saved."""
+
+
+class BrokenClaimError(RuntimeError):
+    """The grown model is not what its growth claims; nothing was written."""
+
+
+def must_be(name: str, rule: str, value: object) -> InputError:
+    """InputError 'NAME must be RULE, got VALUE'."""
+    return InputError(f"{name} must be {rule}, got {value!r}")
 
 
 def unknown(kind: str, name: object, allowed: Iterable[str], where: str = "") -> InputError:
-    """An InputError for a name that is not in a table, with the nearest valid name first."""
+    """An InputError for a name that is not in a table, with the nearest valid name, if one is near."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     place = f" in {where}" if where else ""
     names = ", ".join(name or repr(name) for name in allowed) or "none"
-    return InputError(f"unknown {kind} {str(name)!r}{place}: {hint}allowed: {names}")
+    return InputError(f"{kind}{place} must be one of {names}, got {str(name)!r}{hint}")
 
 
 def check_name(key: str, value: str, allowed: Iterable[str]) -> None:
@@ -28,16 +45,16 @@ def check_name(key: str, value: str, allowed: Iterable[str]) -> None:
 def check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=True) -> None:
     """Raises InputError, one message for every number out of range. NaN and infinities are always."""
     if abs(value) == math.inf:
-        raise InputError(f"{key} is {value!r}: allowed are finite numbers")
+        raise must_be(key, "finite", value)
     above = low is None or value > low or (low_allowed and value == low)
     below = high is None or value < high or (high_allowed and value == high)
     if not (above and below):
         left = "" if low is None else f"{'>=' if low_allowed else '>'} {low}"
         right = "" if high is None else f"{'<=' if high_allowed else '<'} {high}"
-        raise InputError(f"{key} is {value!r}: allowed is {' and '.join(filter(None, (left, right)))}")
+        raise must_be(key, " and ".join(filter(None, (left, right))), value)
 
 
 def check_positive(name: str, value: object) -> None:
     """Raises InputError unless the value is a finite positive number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{name} is {value!r}: allowed are positive numbers")
+        raise must_be(name, "a positive number", value)

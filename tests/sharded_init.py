@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import tiny
 
-from growlm.interop import read_model
+from growlm import read_model
 from growlm.training.init_from import find_source
 from growlm.training.mesh import make_mesh
 from growlm.training.run import train

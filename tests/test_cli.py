@@ -14,8 +14,8 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
-from growlm.study.sweep import commit, hardware
 from growlm.training import programs
+from growlm.training.sweep import commit, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP

@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from growlm.__main__ import main
+from growlm.commands.evaluate import Request, open_checkpoint
 from growlm.data import load_corpus, validation_batches
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
@@ -29,7 +30,6 @@ from growlm.evaluation.harness import Adapter, encode_pairs
 from growlm.evaluation.score import Window, score
 from growlm.evaluation.tasks import PAPER, all_tasks, cut_pages, manager, named
 from growlm.models import ModelConfig, apply, init
-from growlm.study.evaluate import Request, open_checkpoint
 from growlm.training.run import train
 from growlm.training.saved import find_saved, read_state
 
@@ -346,8 +346,8 @@ def test_generation_is_the_harnesss(both):
         (["sciq"], {"sciq.jsonl": '{"question": "Why?"}\n'}, {}, "does not hold what sciq reads (UndefinedError"),
         (["sciq"], {"sciq.jsonl": '{"question": "Why?"}\n{"answer": "So."}\n'}, {}, "line 2 has no 'question'"),
         (["squadv2"], {}, {}, "task squadv2 makes its data itself"),
-        (["sciq"], {}, {"limit": 0}, "limit is 0: allowed is >= 1"),
-        (["sciq"], {}, {"batch": 0}, "batch is 0: allowed is >= 1"),
+        (["sciq"], {}, {"limit": 0}, "limit must be >= 1, got 0"),
+        (["sciq"], {}, {"batch": 0}, "batch must be >= 1, got 0"),
         ([], {}, {}, "there are no tasks"),
     ],
 )

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from growlm.errors import InputError
-from growlm.study.recipe import SCALES
-from growlm.study.sweep import plan_sweep
 from growlm.training.config import build_sweep, load_config
+from growlm.training.recipe import SCALES
+from growlm.training.sweep import plan_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 NAMES = ("growth_timing", "growth_factor", "operators", "stacking_order", "gradual", "noise", "learning_rate", "novels")

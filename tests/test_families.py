@@ -11,10 +11,11 @@ import tiny
 from trees import exact_products_and_short_compiles, leaf_at, noisy
 
 import growlm
-import growlm.interop.grow as grow_command
+import growlm.commands.grow_folder as grow_command
+from growlm import read_model, write_model
 from growlm.__main__ import main
+from growlm.commands.convert import convert_folder
 from growlm.errors import InputError
-from growlm.interop import convert_folder, read_model, write_model
 from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)

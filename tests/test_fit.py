@@ -8,8 +8,8 @@ import pytest
 
 from growlm.__main__ import main
 from growlm.models import ModelConfig, parameter_count
-from growlm.study.fit import fit_runs
-from growlm.study.outcomes import budget_records, outcomes
+from growlm.report.fit import fit_runs
+from growlm.report.outcomes import budget_records, outcomes
 
 GROWTH = {"operator": "direct", "options": {"order": "stack"}, "optimizer_state": "reset", "train": "all"}
 STEPS = 40

@@ -354,7 +354,7 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"operator": "dirct"},
-            "unknown growth operator or preset 'dirct': did you mean 'direct'? allowed: "
+            "growth operator or preset must be one of , got 'dirct'; did you mean 'direct'?"
             + ", ".join(sorted([*OPERATORS, *PRESETS])),
         ),
         (
@@ -364,14 +364,14 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
             "allowed: cancel, diagonal, keep, next_layer, noise, noise_on, noise_scale, norm, order, "
             "select, silent, uneven",
         ),
-        (deep(6), {"noise": 1.2}, "noise is 1.2: allowed is 0 <= noise <= 1"),
+        (deep(6), {"noise": 1.2}, "noise must be 0 <= noise <= 1, got 1.2"),
         (
             deep(6),
             {"order": "stak"},
-            f"unknown layer order 'stak': did you mean 'stack'? allowed: {', '.join(sorted(NAMES))}",
+            f"layer order must be one of {', '.join(sorted(NAMES))}, got 'stak'; did you mean 'stack'?",
         ),
-        (deep(6), {"order": 3}, f"order is 3: allowed are {', '.join(NAMES)} or a list of the source's layers"),
-        (deep(6), {"order": None}, f"order is None: allowed are {', '.join(NAMES)} or a list of the source's layers"),
+        (deep(6), {"order": 3}, f"order must be {', '.join(NAMES)} or a list of the source's layers, got 3"),
+        (deep(6), {"order": None}, f"order must be {', '.join(NAMES)} or a list of the source's layers, got None"),
         (deep(6), {"order": [0, 1, 2]}, "order lists 3 layers and the target has 6"),
         (deep(6), {"order": []}, "order lists 0 layers and the target has 6"),
         (deep(7), {"order": "top"}, "order 'top' adds 4 layers to 3: allowed are at most 3"),
@@ -394,9 +394,9 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"select": "rndom"},
-            "unknown selection 'rndom': did you mean 'random'? allowed: cycle, random, repeat",
+            "selection must be one of cycle, random, repeat, got 'rndom'; did you mean 'random'?",
         ),
-        (deep(6), {"uneven": 1.0}, "uneven is 1.0: allowed is 0 <= uneven < 1"),
+        (deep(6), {"uneven": 1.0}, "uneven must be 0 <= uneven < 1, got 1.0"),
         (
             dataclasses.replace(SOURCE, head_dim=4),
             {},

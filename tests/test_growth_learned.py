@@ -119,8 +119,8 @@ def test_the_defaults_are_the_authors_recipe():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps is -1: allowed are integers >= 0"),
-        ({"peak": float("nan")}, "peak is nan: allowed are numbers >= 0"),
+        ({"steps": -1}, "steps must be integers >= 0, got -1"),
+        ({"peak": float("nan")}, "peak must be numbers >= 0, got nan"),
         ({"steps": 3}, "learn takes 3 batches and was given 2"),
     ],
 )
@@ -223,18 +223,18 @@ def test_cancelling_noise_makes_copies_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": -0.1}, "noise is -0.1: allowed is 0 <= noise <= 1"),
-        ({"keep": 2}, "keep is 2: allowed is 0 <= keep <= 1"),
+        ({"noise": -0.1}, "noise must be 0 <= noise <= 1, got -0.1"),
+        ({"keep": 2}, "keep must be 0 <= keep <= 1, got 2"),
         (
             {"noise": 0.1, "cancel": True, "keep": 0.9},
-            "keep is 0.9 with cancel: allowed is 1, the function is kept whole",
+            "keep must be 1, the function is kept whole, got 0.9 with cancel",
         ),
-        ({"noise": 0.1, "noise_on": "old"}, "unknown noise_on 'old': allowed: all, new"),
+        ({"noise": 0.1, "noise_on": "old"}, "noise_on must be one of all, new, got 'old'"),
         (
             {"noise": 0.1, "noise_scale": "papr"},
-            "unknown noise_scale 'papr': did you mean 'paper'? allowed: initial, paper",
+            "noise_scale must be one of initial, paper, got 'papr'; did you mean 'paper'?",
         ),
-        ({"noise": 0.1, "noise_scale": 1}, "unknown noise_scale '1': allowed: initial, paper"),
+        ({"noise": 0.1, "noise_scale": 1}, "noise_scale must be one of initial, paper, got '1'"),
         ({"noise": 0.1}, "this growth draws fresh values: it needs a key, such as jax.random.key(0)"),
     ],
 )

@@ -17,20 +17,20 @@ from prepared import prepared, write_sources
 from trees import exact_products_and_short_compiles, leaf_at, noisy
 
 import growlm
+from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
-from growlm.interop import read_config, read_model, write_model
 from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
-from growlm.study.fit import fit_runs
-from growlm.study.report import summarise, table
-from growlm.study.sweep import plan_sweep, run_sweep
+from growlm.report.fit import fit_runs
+from growlm.report.report import summarise, table
 from growlm.training import run as run_module
 from growlm.training.config import build_sweep, load_config
 from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
+from growlm.training.sweep import plan_sweep, run_sweep
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -362,13 +362,13 @@ def test_addresses_of_other_runs_are_what_they_were(home):
 # --- What is refused, in one line ------------------------------------------------------------------------------------
 
 BAD = {
-    "no folder": ({"init_from": "nowhere"}, r"init_from 'nowhere' is no folder: allowed is a Hugging Face checkpoint"),
+    "no folder": ({"init_from": "nowhere"}, r"init_from 'nowhere' must be a Hugging Face checkpoint, got no folder"),
     "a file": ({"init_from": __file__}, "is no folder: allowed is"),
     "a folder of another kind": ({"init_from": str(EXPERIMENTS)}, "init_from: source .* holds no model: allowed is"),
     "nothing": ({"init_from": ""}, "init_from: source . holds no model"),
     "another size": (
         {"model": dataclasses.asdict(SMALL) | {"heads": 4, "mlp": 5}},
-        r"stages\[0\].model.heads is 4 and that of init_from .*theirs is 2: allowed is the model that is there",
+        r"stages\[0\].model.heads must be the model that is there, got 4 and that of init_from .*theirs is 2",
     ),
     "another variant": ({"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}}, "norm_eps is 1e-05 and .* is 0.001"),
     "less than a batch": ({"tokens": 7}, "stage.tokens is 7, smaller than one batch"),

@@ -10,8 +10,8 @@ import tiny
 from safetensors.numpy import load_file
 from trees import exact_products_and_short_compiles, noisy
 
+from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
-from growlm.interop import read_config, read_model, write_model
 from growlm.models import ModelConfig
 from growlm.training.run import train
 

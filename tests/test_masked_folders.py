@@ -9,9 +9,9 @@ import tiny
 from trees import exact_products_and_short_compiles
 
 import growlm
+from growlm import read_model
 from growlm.__main__ import main
 from growlm.data import load_corpus
-from growlm.interop import read_model
 from growlm.training.run import plan_run
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)

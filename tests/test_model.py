@@ -421,9 +421,9 @@ def test_tokens_may_be_any_integers(dtype):
 )
 def test_bad_tokens_are_refused(tokens, text):
     params = noisy(PLAIN)
-    with pytest.raises(InputError, match=f"tokens are {text}: allowed are integers .batch >= 1, length >= 1."):
+    with pytest.raises(InputError, match=f"tokens must be integers .batch >= 1, length >= 1., got {text}"):
         growlm.apply(PLAIN, params, tokens)
-    with pytest.raises(InputError, match=f"tokens are {text}: allowed are integers .batch >= 1, length >= 2."):
+    with pytest.raises(InputError, match=f"tokens must be integers .batch >= 1, length >= 2., got {text}"):
         next_token_loss(PLAIN, params, tokens)
 
 
@@ -453,7 +453,7 @@ def test_unknown_remat_policy_is_refused():
 def test_number_of_frozen_layers_that_the_model_has_not_is_refused(frozen):
     with pytest.raises(InputError) as error:
         next_token_loss(PLAIN, noisy(PLAIN), random_tokens(PLAIN, 2, 9), frozen_layers=frozen)
-    assert str(error.value) == f"frozen_layers is {frozen!r}: allowed are integers from 0 to 2"
+    assert str(error.value) == f"frozen_layers must be integers from 0 to 2, got {frozen!r}"
 
 
 @pytest.mark.parametrize(
@@ -471,4 +471,4 @@ def test_block_scale_that_is_not_a_float_for_every_layer_is_refused(scale, text)
     for function in (growlm.apply, next_token_loss):
         with pytest.raises(InputError) as error:
             function(PLAIN, params, tokens, block_scale=scale)
-        assert str(error.value) == f"block_scale is {text}: allowed are floats [2], one a layer"
+        assert str(error.value) == f"block_scale must be floats [2], one a layer, got {text}"

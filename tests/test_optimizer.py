@@ -447,8 +447,11 @@ def test_the_averaged_copy_follows_the_parameters():
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"optimizer": {"kind": "moun"}}, "unknown optimizer.kind 'moun': did you mean 'muon'? allowed: adamw, muon"),
-        ({"optimizer": {"ema": 1.0}}, "optimizer.ema is 1.0: allowed is >= 0 and < 1"),
+        (
+            {"optimizer": {"kind": "moun"}},
+            "optimizer.kind must be one of adamw, muon, got 'moun'; did you mean 'muon'?",
+        ),
+        ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be >= 0 and < 1, got 1.0"),
         (
             {"optimizer": {"learning_rates": {"gain": 2}}},
             "unknown group in optimizer.learning_rates 'gain': did you mean 'gains'? "
@@ -456,17 +459,17 @@ def test_the_averaged_copy_follows_the_parameters():
         ),
         (
             {"optimizer": {"learning_rates": {"head": -1}}},
-            "optimizer.learning_rates['head'] is -1.0: allowed is >= 0",
+            "optimizer.learning_rates['head'] must be >= 0, got -1.0",
         ),
-        ({"growth": {"train": "fresh"}}, "unknown growth.train 'fresh': allowed: all, new, old"),
+        ({"growth": {"train": "fresh"}}, "growth.train must be one of all, new, old, got 'fresh'"),
         (
             {"optimizer": {"learning_rates": {"old": 0.1}}},
             "'old' in a stage without growth: new and old is what a growth makes of weights",
         ),
-        ({"frozen_layers": 2}, "stage.frozen_layers is 2: allowed is >= 0 and <= 1"),
+        ({"frozen_layers": 2}, "stage.frozen_layers must be >= 0 and <= 1, got 2"),
         (
             {"growth": {"optimizer_state": "aged"}},
-            "unknown growth.optimizer_state 'aged': did you mean 'map_aged'? allowed: map, map_aged, reset",
+            "growth.optimizer_state must be one of map, map_aged, reset, got 'aged'; did you mean 'map_aged'?",
         ),
     ],
 )

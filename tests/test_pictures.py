@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from matplotlib import image
+from pictures import DEEP, PICTURES, SOURCE, WIDE, cells, main, operators_figure
 
 from growlm.growth import plan_growth
-from growlm.study.pictures import DEEP, PICTURES, SOURCE, WIDE, cells, main, operators_figure
 
 
 def width(operator, **options):

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growlm import options
 from growlm.__main__ import main
+from growlm.commands import options
+from growlm.commands.plan import describe
 from growlm.errors import InputError
 from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
 from growlm.laws.flops import exact_flops_per_token
 from growlm.laws.planner import CHIPS
 from growlm.laws.shapes import shape_for
 from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
-from growlm.study.advice import describe
 from growlm.training.config import build_run, build_sweep, load_config
 
 PAPERS = 7e9, 300e9
@@ -208,10 +208,10 @@ def test_the_command_answers_bad_input_with_a_line_and_2(tmp_path, capsys, optio
     ("text", "number"), [("7B", 7e9), ("1.1B", 1.1e9), ("435K", 4.35e5), ("2.8M", 2.8e6), ("1e3", 1e3)]
 )
 def test_sizes_may_be_written_as_people_say_them(text, number):
-    assert options._positive(text) == pytest.approx(number, rel=1e-12)
+    assert options.positive(text) == pytest.approx(number, rel=1e-12)
 
 
 @pytest.mark.parametrize("text", ["B", "-1B", "0M", "1BB", "nan", "", "1G"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="positive numbers are"):
-        options._positive(text)
+        options.positive(text)

@@ -127,7 +127,7 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
         ("", "0", "JAX_NUM_PROCESSES is ''"),
         ("0", "0", "JAX_NUM_PROCESSES is '0'"),
         ("2", "one", "JAX_PROCESS_ID is 'one'"),
-        ("2", "2", "JAX_PROCESS_ID is 2 and JAX_NUM_PROCESSES 2: allowed are 0 to 1"),
+        ("2", "2", "JAX_PROCESS_ID must be 0 to 1, got 2 and JAX_NUM_PROCESSES 2"),
     ],
 )
 def test_variables_that_do_not_fit_are_refused(monkeypatch, count, number, says):

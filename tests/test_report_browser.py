@@ -7,7 +7,7 @@ from browser import browser, find_browser
 from studies import write_seeds
 from test_fit import timing_sweep
 
-from growlm.study.report import write_report
+from growlm.report.report import write_report
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here (apt-get install chromium)")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_fit import best_tokens, timing_sweep, write_run
 
-from growlm.study import valleys
-from growlm.study.drawing import draw
-from growlm.study.figures import as_csv
-from growlm.study.records import read_groups
-from growlm.study.report import write_report
+from growlm.report import valleys
+from growlm.report.drawing import draw
+from growlm.report.figures import as_csv
+from growlm.report.records import read_groups
+from growlm.report.report import write_report
 
 
 @pytest.fixture(scope="module")

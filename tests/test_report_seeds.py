@@ -10,11 +10,11 @@ from studies import write_run, write_seeds, write_sweep
 from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.laws.intervals import t_interval
-from growlm.study.charts import loss_figure
-from growlm.study.compare import NOT_REACHED, cells, rows
-from growlm.study.records import read_groups
-from growlm.study.report import overview, summarise, write_report
-from growlm.study.verdict import verdict
+from growlm.report.charts import loss_figure
+from growlm.report.compare import NOT_REACHED, cells, rows
+from growlm.report.records import read_groups
+from growlm.report.report import overview, summarise, write_report
+from growlm.report.verdict import verdict
 
 CLEAR = [{"scratch": 1.0, "grown": factor, "control": 0.9} for factor in (0.70, 0.72, 0.68)]
 

@@ -222,7 +222,7 @@ def test_a_model_that_knows_bos_has_it_before_a_text_and_does_not_predict_it():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"dtype": "float16"}, "dtype is 'float16': allowed are float32, bfloat16"),
+        ({"dtype": "float16"}, "dtype must be float32, bfloat16, got 'float16'"),
         ({"length": 0}, "length is 0"),
         ({"config": dataclasses.replace(CONFIG, vocab=100)}, "bytes has 256 tokens and the model knows 100"),
     ],
@@ -233,7 +233,7 @@ def test_a_model_that_cannot_be_measured(model, options, says):
 
 
 def test_a_batch_has_rows(model):
-    with pytest.raises(InputError, match="batch is 0: allowed is >= 1"):
+    with pytest.raises(InputError, match="batch must be >= 1, got 0"):
         score(model, [[Window((1, 2), 1)]], rows=0)
 
 

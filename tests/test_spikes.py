@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from growlm.__main__ import main
-from growlm.study.around import spike_figures
-from growlm.study.drawing import draw
-from growlm.study.kept import keep
-from growlm.study.records import read_groups
-from growlm.study.report import overview, write_report
-from growlm.study.spikes import AVERAGED, NO_RISE, NOT_RECOVERED, spike_cells, spike_rows, spike_table, spikes
+from growlm.report.archive import archive
+from growlm.report.around import spike_figures
+from growlm.report.drawing import draw
+from growlm.report.records import read_groups
+from growlm.report.report import overview, write_report
+from growlm.report.spikes import AVERAGED, NO_RISE, NOT_RECOVERED, spike_cells, spike_rows, spike_table, spikes
 
 STEP = 100  # tokens
 FALLING = [4.0, 3.0, 2.5, 2.2, 2.0, 2.0, 2.0]  # after 0, 100 ... 600 tokens
@@ -235,7 +235,7 @@ def test_kept_records_have_the_training_losses_around_growth_and_give_the_same_t
         if "loss" in record and record["step"] % 10:
             del record["val_loss"]
     folder = write(tmp_path / "sweep", {"grown": records})
-    kept = keep(folder, tmp_path / "kept")
+    kept = archive(folder, tmp_path / "kept")
     assert spike_table(group_of(kept)) == spike_table(group_of(folder))
     lines = list(csv.DictReader((kept / "metrics.csv").read_text().splitlines()))
     trained = [int(line["step"]) for line in lines if not line["val_loss"]]

@@ -10,12 +10,12 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
+from growlm.commands.evaluate import Request, run_evaluation
 from growlm.data import load_corpus, load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel
 from growlm.evaluation.score import Window, score
 from growlm.models import ModelConfig, init, next_token_loss
-from growlm.study.evaluate import Request, run_evaluation
 from growlm.training.benchmarks import in_words, named_scores
 from growlm.training.run import plan_run, train
 from growlm.training.settings import EvaluationConfig

@@ -13,13 +13,13 @@ import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.growth import OPERATORS, grow_state
 from growlm.models import ModelConfig, next_token_loss, parameter_count
-from growlm.study.sweep import plan_sweep
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.config import load_config
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.stages import resolve, source_of
+from growlm.training.sweep import plan_sweep
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set

@@ -287,12 +287,12 @@ def test_the_cost_is_the_sum_over_the_sub_models_of_the_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"submodel_layers": 4}, "stage.submodel_layers is 4: allowed are divisors of model.layers, 6, and 0"),
-        ({"submodel_layers": 7}, "stage.submodel_layers is 7: allowed is >= 0 and <= 6"),
-        ({"submodel_layers": -2}, "stage.submodel_layers is -2: allowed is >= 0 and <= 6"),
+        ({"submodel_layers": 4}, "stage.submodel_layers must be divisors of model.layers, 6, and 0, got 4"),
+        ({"submodel_layers": 7}, "stage.submodel_layers must be >= 0 and <= 6, got 7"),
+        ({"submodel_layers": -2}, "stage.submodel_layers must be >= 0 and <= 6, got -2"),
         (
             {"submodel_layers": 2, "frozen_layers": 1},
-            "stage.submodel_layers is 2 and stage.frozen_layers 1: allowed is one of the two, sub-models freeze what "
+            "stage.submodel_layers must be one of the two, sub-models freeze what , got 2 and stage.frozen_layers 1"
             "is below them",
         ),
     ],

@@ -16,12 +16,11 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
 from growlm.files import held_elsewhere, locked, write_json
-from growlm.study.progress import Board, Screen, Standing, standing, table
-from growlm.study.sweep import STORE, plan_sweep, run_sweep
-from growlm.training.loop import StoppedError
+from growlm.training.progress import Board, Screen, Standing, standing, table
 from growlm.training.run import Runner
+from growlm.training.sweep import STORE, plan_sweep, run_sweep
 
 GO_ON = threading.Event()  # never set
 

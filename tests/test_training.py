@@ -14,12 +14,11 @@ import tiny
 
 import growlm
 from growlm.data import batches, load_corpus, validation_batches
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
 from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.loop import StoppedError
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.schedules import learning_rate

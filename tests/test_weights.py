@@ -310,7 +310,7 @@ def test_size_that_is_no_positive_integer_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
     allowed = "integers >= 0" if name == "layers" else "positive integers"
-    assert str(error.value) == f"model.{name} is {value!r}: allowed are {allowed}"
+    assert str(error.value) == f"model.{name} must be {allowed}, got {value!r}"
 
 
 @pytest.mark.parametrize("name", ["norm_eps", "rope_theta"])
@@ -318,7 +318,7 @@ def test_size_that_is_no_positive_integer_is_refused(name, value):
 def test_constant_that_is_not_positive_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
-    assert str(error.value) == f"model.{name} is {value!r}: allowed are positive numbers"
+    assert str(error.value) == f"model.{name} must be positive numbers, got {value!r}"
 
 
 ROPES = {
@@ -341,7 +341,7 @@ def test_rope_scaling_out_of_range_is_refused(name):
     ("name", "value"), [("rope_scaling", {"kind": "linear"}), *(("sliding_window", x) for x in (0, -1, True, 4.0))]
 )
 def test_scaling_or_window_that_is_none_is_refused(name, value):
-    with pytest.raises(InputError, match=rf"^model\.{name} is .*: allowed are None and"):
+    with pytest.raises(InputError, match=rf"^model\.{name} must be None and, got .*"):
         dataclasses.replace(CONFIG, **{name: value})
 
 

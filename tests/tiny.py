@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from growlm.errors import StoppedError
 from growlm.training.config import build_run, build_sweep
-from growlm.training.loop import StoppedError
 from growlm.training.run import train
 from growlm.training.saved import find_saved, read_state
 

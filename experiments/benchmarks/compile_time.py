@@ -31,13 +31,13 @@ from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from growlm.errors import InputError
-from growlm.study.sweep import commit, hardware
 from growlm.training.config import build_run
 from growlm.training.loop import programs_of
 from growlm.training.mesh import make_mesh
 from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.settings import MeshConfig
 from growlm.training.stages import Stage, resolve
+from growlm.training.sweep import commit, hardware
 
 SIZES = {"embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 8, "length": 128}
 DEPTHS = (4, 12, 24, 48)

@@ -30,10 +30,10 @@ from ml_collections import ConfigDict
 
 from growlm.errors import InputError
 from growlm.files import write_whole
-from growlm.study.charts import LOSSES
-from growlm.study.sweep import commit, hardware
-from growlm.study.themes import LIGHT
+from growlm.report.charts import LOSSES
+from growlm.report.themes import LIGHT
 from growlm.training.metrics import read_records
+from growlm.training.sweep import commit, hardware
 
 STEPS = 200
 BATCH, LENGTH = 16, 64

@@ -30,14 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 from arguments import Parser, exit_code, positive
 
-from growlm.interop.export import write_folder
-from growlm.interop.families import family_for, settings_of
-from growlm.interop.grow import plan_grow, run_grow
-from growlm.interop.layout import places, stored_shape
-from growlm.interop.writer import NewTensor
+from growlm.commands.grow_folder import plan_grow, run_grow
+from growlm.commands.grow_run import Request
+from growlm.formats.export import write_folder
+from growlm.formats.families import family_for, settings_of
+from growlm.formats.layout import places, stored_shape
+from growlm.formats.writer import NewTensor
 from growlm.models import ModelConfig
-from growlm.study.sweep import commit, hardware
-from growlm.training.grow import Request
+from growlm.training.sweep import commit, hardware
 
 SIZES = {"layers": 10, "embed": 2048, "heads": 32, "kv_heads": 4, "head_dim": 64, "mlp": 5632, "vocab": 32000}
 HALF_WIDTH = ("embed", "heads", "kv_heads", "mlp")

@@ -41,12 +41,12 @@ from growlm.laws import exact_flops_per_token
 from growlm.laws.chips import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
-from growlm.study.sweep import commit, hardware
 from growlm.training.mesh import make_mesh, replicated
 from growlm.training.programs import bytes_needed, lower_growth, lower_step
 from growlm.training.settings import GrowthConfig, MeshConfig, RunConfig, StageConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import Program, abstract_state
+from growlm.training.sweep import commit, hardware
 
 # Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
 LINKS = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}

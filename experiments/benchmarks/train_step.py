@@ -80,13 +80,13 @@ from growlm.models import (
     next_token_loss,
     parameter_count,
 )
-from growlm.study.numbers import UNKNOWN, count
-from growlm.study.sweep import commit, hardware
+from growlm.report.numbers import UNKNOWN, count
 from growlm.training.mesh import make_mesh
 from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import Program
+from growlm.training.sweep import commit, hardware
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {

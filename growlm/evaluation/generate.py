@@ -38,9 +38,9 @@ class Sampling:
 
     def __post_init__(self):
         if self.most < 1:
-            raise InputError(f"most tokens to generate is {self.most}: allowed is >= 1")
+            raise InputError(f"most tokens to generate must be >= 1, got {self.most}")
         if not self.temperature >= 0:
-            raise InputError(f"temperature is {self.temperature}: allowed is >= 0")
+            raise InputError(f"temperature must be >= 0, got {self.temperature}")
 
 
 def generate(

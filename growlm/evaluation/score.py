@@ -65,9 +65,9 @@ class LanguageModel:
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise InputError(f"dtype is {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+            raise InputError(f"dtype must be {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.length < 1:
-            raise InputError(f"length is {self.length}: allowed is >= 1")
+            raise InputError(f"length must be >= 1, got {self.length}")
         if self.tokenizer.vocab > self.config.vocab:
             raise InputError(
                 f"tokenizer {self.tokenizer.name} has {self.tokenizer.vocab} tokens and the model knows "
@@ -146,7 +146,7 @@ def score(
       InputError: `rows` is no positive number.
     """
     if rows is not None and rows < 1:
-        raise InputError(f"batch is {rows}: allowed is >= 1")
+        raise InputError(f"batch must be >= 1, got {rows}")
     flat = list(itertools.chain.from_iterable(requests))
     sums, greedy = np.zeros(len(flat)), np.ones(len(flat), bool)
     with tqdm(total=len(flat), desc=title, unit="window", disable=None) as bar:

@@ -112,7 +112,7 @@ def layer_order(order: str | Sequence[int], source: int, target: int) -> tuple[i
             raise InputError("the source's model.layers is 0, there is no layer to copy: allowed is random")
         return tuple(ORDERS[order](source, target)) if source else ()
     if not isinstance(order, list | tuple):
-        raise InputError(f"order is {order!r}: allowed are {', '.join(ORDERS)} or a list of the source's layers")
+        raise InputError(f"order must be {', '.join(ORDERS)} or a list of the source's layers, got {order!r}")
     if bad := [layer for layer in order if isinstance(layer, bool) or not isinstance(layer, int)]:
         raise InputError(f"order holds {bad[0]!r}: allowed are the source's layers 0 to {source - 1}")
     if len(order) != target:

@@ -139,10 +139,10 @@ def learn(
     recipe of the paper's authors (github.com/tongxuluo/prts, issue 2). What it costs is billed to the run.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InputError(f"steps is {steps!r}: allowed are integers >= 0")
+        raise InputError(f"steps must be integers >= 0, got {steps!r}")
     for name, value in {"peak": peak, "final": final, "warmup": warmup, "weight_decay": weight_decay}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
-            raise InputError(f"{name} is {value!r}: allowed are numbers >= 0")
+            raise InputError(f"{name} must be numbers >= 0, got {value!r}")
     stack = target.architecture.stack
     if source.depth == 0:
         raise InputError(f"learn mixes layers, and the source's model.{stack.field} is 0: allowed is random")

@@ -161,7 +161,7 @@ def random(
     experts are under no mask.
     """
     if isinstance(ramp_tokens, bool) or not isinstance(ramp_tokens, int | float) or not 0 <= ramp_tokens < np.inf:
-        raise InputError(f"ramp_tokens is {ramp_tokens!r}: allowed are tokens >= 0")
+        raise InputError(f"ramp_tokens must be tokens >= 0, got {ramp_tokens!r}")
     check_norm(norm)  # also where nothing is masked
     kinds = (Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS, Kind.EXPERTS)
     rules = dict.fromkeys(kinds, lambda axis: fresh(places(axis, source, target), source.size(axis)))
@@ -232,7 +232,7 @@ def _routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str,
 def _check_share(name: str, value: float, below_one: bool = False) -> None:
     inside = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     if not inside or (below_one and value == 1):
-        raise InputError(f"{name} is {value!r}: allowed is 0 <= {name} {'<' if below_one else '<='} 1")
+        raise InputError(f"{name} must be 0 <= {name} {'<' if below_one else '<='} 1, got {value!r}")
 
 
 def _noise(

@@ -119,14 +119,14 @@ def _check(source, params, target, grown, tokens, steps, learning_rate) -> None:
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         shape = f"{tokens.dtype}{list(tokens.shape)}"
-        raise InputError(f"tokens are {shape}: allowed are integers [batch >= 1, length + 1 >= 2]")
+        raise InputError(f"tokens must be integers [batch >= 1, length + 1 >= 2], got {shape}")
     if tokens.min() < 0 or tokens.max() >= source.vocab:
         bad = tokens.min() if tokens.min() < 0 else tokens.max()
         raise InputError(f"tokens hold {bad}: allowed are 0 to {source.vocab - 1}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps is {steps!r}: allowed are integers >= 1")
+        raise InputError(f"steps must be integers >= 1, got {steps!r}")
     if not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate is {learning_rate!r}: allowed are numbers > 0")
+        raise InputError(f"learning_rate must be numbers > 0, got {learning_rate!r}")
 
 
 def _acting(config: DecoderConfig, ramp: Effect | None, params: Params, provenance: Any) -> tuple[Params, Any]:

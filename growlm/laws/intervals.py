@@ -87,4 +87,4 @@ def distinct(values: np.ndarray, apart: float = 0.05) -> int:
 def check_level(level: float) -> None:
     """Raises InputError unless the level is between 0 and 1."""
     if not 0 < level < 1:
-        raise InputError(f"level is {level!r}: allowed is between 0 and 1, such as 0.95")
+        raise InputError(f"level must be between 0 and 1, such as 0.95, got {level!r}")

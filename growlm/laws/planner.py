@@ -204,14 +204,14 @@ def plan(
 def _check(params, tokens, chip, count, mfu, factor, vocab, length) -> None:
     for name, value in (("params", params), ("tokens", tokens)):
         if not 0 < value < math.inf:
-            raise InputError(f"--{name} is {value!r}: allowed are positive numbers such as 7e9")
+            raise InputError(f"--{name} must be positive numbers such as 7e9, got {value!r}")
     for name, value in (("count", count), ("vocab", vocab), ("length", length)):
         if value < 1:
-            raise InputError(f"--{name} is {value!r}: allowed are integers >= 1")
+            raise InputError(f"--{name} must be integers >= 1, got {value!r}")
     if factor < 2:
-        raise InputError(f"--factor is {factor!r}: allowed are integers >= 2")
+        raise InputError(f"--factor must be integers >= 2, got {factor!r}")
     if not 0 < mfu <= 1:
-        raise InputError(f"--mfu is {mfu!r}: allowed is > 0 and <= 1, the share of the chips' peak")
+        raise InputError(f"--mfu must be > 0 and <= 1, the share of the chips' peak, got {mfu!r}")
     if chip is not None and chip not in CHIPS:
         raise unknown("chip", chip, CHIPS)
 

@@ -450,7 +450,7 @@ class DecoderConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 allowed = "positive integers" if least == 1 else f"integers >= {least}"
-                raise InputError(f"model.{name} is {value!r}: allowed are {allowed}")
+                raise InputError(f"model.{name} must be {allowed}, got {value!r}")
 
     def _check_numbers(self, *names: str) -> None:
         for name in names:
@@ -459,7 +459,7 @@ class DecoderConfig:
     def _check_flags(self, *names: str) -> None:
         for name in names:
             if not isinstance(value := getattr(self, name), bool):
-                raise InputError(f"model.{name} is {value!r}: allowed are True and False")
+                raise InputError(f"model.{name} must be True and False, got {value!r}")
 
 
 def path_of(key_path: tuple) -> str:

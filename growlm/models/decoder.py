@@ -185,7 +185,7 @@ def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_l
         raise unknown("remat policy", remat, REMAT_POLICIES)
     whole, depth = isinstance(frozen_layers, int) and not isinstance(frozen_layers, bool), config.depth
     if not whole or not 0 <= frozen_layers <= depth:
-        raise InputError(f"frozen_layers is {frozen_layers!r}: allowed are integers from 0 to {depth}")
+        raise InputError(f"frozen_layers must be integers from 0 to {depth}, got {frozen_layers!r}")
     if block_scale is not None:
         shape, dtype = jnp.shape(block_scale), jnp.result_type(block_scale)
         if shape != (depth,) or not jnp.issubdtype(dtype, jnp.floating):

@@ -101,10 +101,10 @@ class ModelConfig(DecoderConfig):
         self._check_numbers("norm_eps", "rope_theta")
         self._check_flags("tie_embeddings", "qkv_bias", "qk_norm")
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
-            raise InputError(f"model.rope_scaling is {self.rope_scaling!r}: allowed are None and a RopeScaling")
+            raise InputError(f"model.rope_scaling must be None and a RopeScaling, got {self.rope_scaling!r}")
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
-            raise InputError(f"model.sliding_window is {seen!r}: allowed are None and positive integers")
+            raise InputError(f"model.sliding_window must be None and positive integers, got {seen!r}")
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
         if self.head_dim % 2:
@@ -222,7 +222,7 @@ def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScali
     """The base of the rotary frequencies and their scaling, as `rope_parameters` or by the two older keys."""
     said = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(said, dict):
-        raise InputError(f"config.json: the rope's parameters are {said!r}: allowed is an object")
+        raise InputError(f"config.json: the rope's parameters must be an object, got {said!r}")
     theta = said.get("rope_theta", settings.get("rope_theta", theta))
     kind = said.get("rope_type", said.get("type", "default"))
     if said.get("partial_rotary_factor", 1.0) != 1.0:

@@ -42,8 +42,7 @@ class MixtralConfig(ModelConfig):
         self._check_integers("experts", "experts_per_token")
         if self.experts_per_token > self.experts:
             raise InputError(
-                f"model.experts_per_token is {self.experts_per_token}: allowed are at most model.experts, "
-                f"{self.experts}"
+                f"model.experts_per_token must be at most model.experts, , got {self.experts_per_token}{self.experts}"
             )
         if self.router_aux_loss != 0:
             self._check_numbers("router_aux_loss")

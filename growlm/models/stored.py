@@ -74,7 +74,7 @@ def check_fixed(name: str, settings: Settings, fixed: Mapping[str, Any]) -> None
 def integer(key: str, value: Any, least: int = 1) -> int:
     """An integer of a config.json. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"config.json: {key} is {value!r}: allowed are integers >= {least}")
+        raise InputError(f"config.json: {key} must be integers >= {least}, got {value!r}")
     return value
 
 
@@ -82,7 +82,7 @@ def layers_of(settings: Settings, key: str = "num_hidden_layers") -> int:
     """The number of layers in a config.json. Raises InputError for one that no model has."""
     layers = integer(key, settings.get(key), least=0)
     if layers > MAX_LAYERS:
-        raise InputError(f"config.json: {key} is {layers}: allowed are {MAX_LAYERS} at most")
+        raise InputError(f"config.json: {key} must be {MAX_LAYERS} at most, got {layers}")
     return layers
 
 

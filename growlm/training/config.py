@@ -109,7 +109,7 @@ def build_run(settings: dict[str, Any]) -> RunConfig:
 def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig:
     """A validated shape, of the architecture that it names; Llama's where it names none. Raises InputError."""
     if not isinstance(settings, dict):
-        raise InputError(f"{where} is {settings!r}: allowed are the keys of a model's config")
+        raise InputError(f"{where} must be the keys of a model's config, got {settings!r}")
     name = settings.get("architecture", "llama")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES, where=where)
@@ -153,10 +153,10 @@ def build_sweep(settings: dict[str, Any]) -> SweepConfig:
     if extra := [key for key in settings if key not in own | of_runs]:
         raise unknown("config key", extra[0], own | of_runs, where="config")
     if not isinstance(settings["runs"], dict):
-        raise InputError(f"config.runs is {settings['runs']!r}: allowed are runs by name")
+        raise InputError(f"config.runs must be runs by name, got {settings['runs']!r}")
     for name, run in settings["runs"].items():
         if not isinstance(run, dict):
-            raise InputError(f"config.runs.{name} is {run!r}: allowed are the keys of RunConfig")
+            raise InputError(f"config.runs.{name} must be the keys of RunConfig, got {run!r}")
     common = {key: value for key, value in settings.items() if key not in own}
     own_values = settings["runs"].values()
     if dead := [key for key in common if own_values and all(key in run for run in own_values)]:
@@ -172,7 +172,7 @@ def _build(cls: type, settings: Any, where: str) -> Any:
     if cls is DecoderConfig:
         return build_model(settings, where)
     if not isinstance(settings, dict):
-        raise InputError(f"{where} is {settings!r}: allowed are the keys of {cls.__name__}")
+        raise InputError(f"{where} must be the keys of {cls.__name__}, got {settings!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if extra := [key for key in settings if key not in fields]:
         raise unknown("config key", extra[0], fields, where=where)
@@ -216,4 +216,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise InputError(f"{where} is {value!r}: allowed is {getattr(origin or hint, '__name__', hint)}")
+    raise InputError(f"{where} must be {getattr(origin or hint, '__name__', hint)}, got {value!r}")

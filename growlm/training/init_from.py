@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from growlm.data import Corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError
-from growlm.interop.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
-from growlm.interop.safetensors_files import StoredTensor
+from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
+from growlm.formats.safetensors_files import StoredTensor
 from growlm.models import DecoderConfig, Params, Weight, plain
 from growlm.models.sharding import at_rest
 from growlm.training.processes import is_first
@@ -173,7 +173,7 @@ def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
         asked, held = ours[name], theirs.get(name)
         if asked != held:
             raise InputError(
-                f"stages[0].model.{name} is {asked!r} and that of init_from {source.folder} is {held!r}: allowed is "
+                f"stages[0].model.{name} is {asked!r} and that of init_from {source.folder} must be , got {held!r}"
                 "the model that is there"
             )
     if not source.tokenizer:

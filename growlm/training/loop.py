@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from growlm.data import Corpus, batches, validation_batches
+from growlm.errors import DivergedError, StoppedError
 from growlm.laws.chips import peak_flops
 from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
@@ -31,14 +32,6 @@ from growlm.training.programs import (
 )
 from growlm.training.stages import Stage
 from growlm.training.step import Program
-
-
-class DivergedError(RuntimeError):
-    """The loss or the gradient is no longer finite."""
-
-
-class StoppedError(RuntimeError):
-    """The process was asked to stop, and what it had was saved."""
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray
     """The devices such that neighbours on the mesh are neighbours on the machine; only `data` goes over TPU slices."""
     if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
         if shape[0] % slices:
-            raise InputError(f"mesh.data is {shape[0]}: allowed are multiples of the {slices} slices of TPUs")
+            raise InputError(f"mesh.data must be multiples of the {slices} slices of TPUs, got {shape[0]}")
         within = (shape[0] // slices, *shape[1:])
         return create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     try:
@@ -58,7 +58,7 @@ def mesh_of(run: RunConfig) -> Mesh:
     for number, stage in enumerate(run.stages):
         held_out = (stage.evaluation or run.evaluation).batch
         if held_out % batch_parts(mesh):
-            raise InputError(f"evaluation.batch is {held_out}: allowed are multiples of {parts}")
+            raise InputError(f"evaluation.batch must be multiples of {parts}, got {held_out}")
         if (stage.batch // stage.microbatches) % batch_parts(mesh):
             raise InputError(
                 f"stages[{number}].batch is {stage.batch} in {stage.microbatches} microbatches: allowed are multiples "
@@ -80,7 +80,7 @@ def share_of_batch(mesh: Mesh) -> tuple[int, int]:
     shares = sorted({tuple(sorted(of_process)) for of_process in rows.values()})
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_parts(mesh):
         raise InputError(
-            f"mesh.tensor is {mesh.shape['tensor']}: allowed are divisors or multiples of a process's devices, "
+            f"mesh.tensor must be divisors or multiples of a process's devices, , got {mesh.shape['tensor']}"
             f"{mesh.devices.size} over {len(rows)} processes"
         )
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)

@@ -42,7 +42,7 @@ def join_processes() -> None:
 def _whole(name: str, least: int) -> int:
     text = os.environ.get(name, "")
     if not text.isdecimal() or int(text) < least:
-        raise InputError(f"JAX_COORDINATOR_ADDRESS is set and {name} is {text!r}: allowed are integers >= {least}")
+        raise InputError(f"JAX_COORDINATOR_ADDRESS is set and {name} must be integers >= {least}, got {text!r}")
     return int(text)
 
 

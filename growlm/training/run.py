@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from growlm.data import Corpus, load_corpus
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
 from growlm.files import is_part, locked, write_json
 from growlm.growth import grow_state
 from growlm.state import TrainState
@@ -23,7 +23,7 @@ from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_run, build_sweep, plain
 from growlm.training.init_from import Source, begin, check_source, read_source
-from growlm.training.loop import StoppedError, Surroundings, compile_stage_ahead, train_stage, training_batches
+from growlm.training.loop import Surroundings, compile_stage_ahead, train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_records
 from growlm.training.optimizer import make_optimizer

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from growlm.errors import InputError
 from growlm.files import check_output, whole_folder, write_json
+from growlm.formats.folder import is_hugging_face, open_folder, read_params
 from growlm.growth.masks import Masks
-from growlm.models import DecoderConfig, plain
+from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_model, build_run
@@ -258,3 +259,35 @@ def save_grown(
         with contextlib.closing(Checkpoints(folder / CHECKPOINT, max_to_keep=1)) as checkpoints:
             checkpoints.save(state)
         beside(folder)
+
+
+def read_config(folder: Path | str) -> DecoderConfig:
+    """The shape of a saved model, as for a stage with `init_from`; no weight is read. Else as `read_model`."""
+    folder = Path(folder)
+    if is_hugging_face(folder):
+        return open_folder(folder).model
+    return find_saved(folder).model
+
+
+def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
+    """The shape and the parameters of a saved model.
+
+    Args:
+      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.formats.families.families()`, or a
+        folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
+
+    Returns:
+      (config, params): params as `growlm.init` gives them, float32, NumPy arrays or JAX arrays; they hold the stored
+      values exactly.
+
+    Raises:
+      InputError: a folder of another kind, another family, weights that are damaged, missing or not what config.json
+        says, a run whose masks are not open yet.
+    """
+    folder = Path(folder)
+    if is_hugging_face(folder):
+        source = open_folder(folder)
+        return source.model, read_params(source)
+    saved = find_saved(folder)
+    check_open(saved)
+    return saved.model, read_state(saved).params

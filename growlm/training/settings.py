@@ -121,7 +121,7 @@ class StageConfig:
         check_range("stage.batch", self.batch, low=1)
         check_range("stage.microbatches", self.microbatches, low=1)
         if self.batch % self.microbatches:
-            raise InputError(f"stage.microbatches is {self.microbatches}: allowed are divisors of batch, {self.batch}")
+            raise InputError(f"stage.microbatches must be divisors of batch, {self.batch}, got {self.microbatches}")
         check_range("stage.length", self.length, low=1)
         only_begins = self.init_from is not None and self.tokens == 0
         if self.tokens < self.batch * self.length and not only_begins:
@@ -144,8 +144,7 @@ class StageConfig:
         check_range("stage.submodel_layers", self.submodel_layers, low=0, high=layers)
         if self.submodel_layers and layers % self.submodel_layers:
             raise InputError(
-                f"stage.submodel_layers is {self.submodel_layers}: allowed are divisors of model.layers, "
-                f"{layers}, and 0"
+                f"stage.submodel_layers must be divisors of model.layers, , got {self.submodel_layers}{layers}, and 0"
             )
         if self.submodel_layers and self.frozen_layers:
             raise InputError(

@@ -1,0 +1,1 @@
+"""The commands: one file each, with its options and what it does."""

@@ -1,0 +1,23 @@
+"""`growlm fit`: a law fitted to the runs of sweeps, with intervals and the paper's beside it."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from growlm.commands.options import Keys, one
+from growlm.report.fit import fit_runs
+
+OPTIONS = {
+    "--runs": one("DIR", "folder of one sweep or of several", Path, required=True),
+    "--law": one("NAME", "timing, factor or scaling", required=True),
+    "--slices": one("N", "budgets per size (default: 4)", int),
+}
+
+
+def run(args: argparse.Namespace, keys: Keys) -> int:
+    """Runs the command; returns the exit code."""
+    say = partial(print, flush=True)
+    fit_runs(args.runs, args.law, args.slices, say, partial(tqdm, desc="resampling", leave=False))
+    return 0

@@ -1,0 +1,48 @@
+"""`growlm grow`: a saved model, grown, verified and written: a run's whole state, or a Hugging Face folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from growlm.commands import grow_folder, grow_run
+from growlm.commands.options import STEP, Keys, flag, one
+from growlm.errors import InputError
+from growlm.formats.folder import is_hugging_face
+
+OPTIONS = {
+    "--source": one("DIR", "checkpoint to grow: a run's folder, one of growlm grow, or a Hugging Face folder", Path),
+    "--output": one("DIR", "new folder", Path),
+    "--operator": one("NAME", "operator or preset (default: direct)"),
+    "--factor": one("N", "multiply the layers by N", int),
+    "--optimizer_state": one("NAME", "reset, map or map_aged"),
+    "--step": STEP,
+    "--seed": one("N", "seed of fresh values (default: the source's key)", int),
+    "--no_verify": flag("write the grown model unchecked"),
+    "--dry_run": flag("print what would be done, and write nothing"),
+    "--list": flag("print the operators and presets"),
+}
+KEYS = {
+    "--target": "sets a size of the grown model, such as --target.embed=1024",
+    "--option": "sets an option of the operator, such as --option.order=interleave",
+}
+
+
+def run(args: argparse.Namespace, keys: Keys) -> int:
+    """Runs the command; returns the exit code."""
+    if args.list:
+        print(grow_run.list_growths())
+        return 0
+    needed = {"--source": args.source} | ({} if args.dry_run else {"--output": args.output})
+    if missing := [option for option, value in needed.items() if value is None]:
+        raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
+    asked = (args.source, args.output, args.operator or "direct", args.factor, keys["--target"], keys["--option"])
+    home = grow_folder if is_hugging_face(args.source) else grow_run
+    plan = home.plan_grow(grow_run.Request(*asked, args.optimizer_state, args.step, args.seed))
+    if args.dry_run:
+        print(home.describe_plan(plan))
+        return 0
+    verdict = home.run_grow(
+        plan, not args.no_verify, lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True)
+    )
+    print(f"{home.describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
+    return 0

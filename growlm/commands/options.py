@@ -1,0 +1,89 @@
+"""What the options of all commands have in common: the parser, the types of values, options that several take."""
+
+import argparse
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from growlm.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but for an error that is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class Once(argparse.Action):
+    """An option that is an error when it is given twice: the second would silently win."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        """Keeps the value."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {value}")
+        setattr(namespace, self.dest, value)
+
+
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+def positive(text: str) -> float:
+    """A positive number; 1.1B is 1.1e9."""
+    unit = _UNITS.get(text[-1:])
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number such as 7e9 or 7B, got {text!r}")
+    return value
+
+
+def steps(text: str) -> range:
+    """FIRST:LAST, the last included."""
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"must be FIRST:LAST such as 10:12, got {text!r}")
+    return range(int(first), int(last) + 1)
+
+
+# What was given as --NAME.key=value, by --NAME: texts key=value.
+Keys = dict[str, list[str]]
+
+
+def one(metavar: str, says: str, kind: Callable[[str], Any] = str, **more: Any) -> dict[str, Any]:
+    """An option that takes one value and may be given once, as argparse has it."""
+    return {"action": Once, "metavar": metavar, "help": says, "type": kind, **more}
+
+
+def flag(says: str) -> dict[str, Any]:
+    """An option without a value."""
+    return {"action": "store_true", "help": says}
+
+
+CONFIG = one("FILE.py[:variant]", "experiment file", required=True)
+WORKDIR = one("DIR", "folder of the run or the sweep", Path, required=True)
+STEP = one("N", "checkpoint of this step of a run (default: the last)", int)
+WATCHING = {
+    "--peak_flops": one("N", "peak FLOP/s of a device, for the MFU", positive),
+    "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
+    "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: WORKDIR/compiled)", Path),
+}
+CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"}
+
+
+def command_line() -> str:
+    """The command that runs, as a shell would take it."""
+    return shlex.join(["growlm", *sys.argv[1:]])
+
+
+def instruments(args: argparse.Namespace) -> Any:
+    """What the options of `WATCHING` ask for."""
+    from growlm.training.metrics import Instruments
+
+    return Instruments(args.peak_flops, args.profile_steps or range(0), args.workdir / "profile")

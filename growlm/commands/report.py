@@ -1,0 +1,24 @@
+"""`growlm report`: the tables and the page of a run, of a sweep, or of sweeps at several seeds."""
+
+import argparse
+from pathlib import Path
+
+from growlm.commands.options import Keys, one, positive
+from growlm.errors import InputError
+
+OPTIONS = {
+    "--workdir": one("DIR", "folder of a run or a sweep", Path),
+    "--runs": one("DIR", "folder of several runs or sweeps, such as the seeds of one", Path),
+    "--loss": one("X", "compare at this validation loss", positive),
+}
+
+
+def run(args: argparse.Namespace, keys: Keys) -> int:
+    """Runs the command; returns the exit code."""
+    from growlm.report.report import overview, write_report
+
+    if (args.workdir is None) == (args.runs is None):
+        raise InputError("report needs one of --workdir=DIR, a run or a sweep, and --runs=DIR, a folder of such")
+    folder = args.workdir or args.runs
+    print(f"{overview(folder, args.loss)}\n\nreport: {write_report(folder, args.loss)}")
+    return 0

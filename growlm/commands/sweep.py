@@ -1,0 +1,57 @@
+"""`growlm sweep`: trains the runs of a sweep, compares them and writes the report."""
+
+import argparse
+import sys
+
+from growlm.commands.options import (
+    CONFIG,
+    CONFIG_KEYS,
+    WATCHING,
+    WORKDIR,
+    Keys,
+    command_line,
+    flag,
+    instruments,
+    one,
+)
+from growlm.errors import InputError
+
+OPTIONS = {
+    "--workdir": WORKDIR,
+    "--config": CONFIG,
+    "--list": flag("print the runs and their stages, and train nothing"),
+    "--run": one("NAME", "train this run only"),
+    **WATCHING,
+}
+KEYS = CONFIG_KEYS
+
+
+def run(args: argparse.Namespace, keys: Keys) -> int:
+    """Runs the command; returns the exit code."""
+    from growlm.report.report import summarise, table, verdict, write_report
+    from growlm.training.config import build_sweep, load_config
+    from growlm.training.loop import stop_requests
+    from growlm.training.processes import is_first, join_processes
+    from growlm.training.sweep import describe, plan_sweep, run_sweep
+
+    join_processes()
+    plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)
+    chosen = plan.select(args.run)
+    if is_first():
+        print(describe(plan, chosen), flush=True)
+    if args.list:
+        return 0
+    with stop_requests() as stop:
+        how = instruments(args), args.compilation_cache
+        errors = run_sweep(plan, args.workdir, stop, command_line(), chosen, *how)
+        if not is_first():
+            return 1 if errors else 0
+        for name, error in errors.items():
+            print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
+        try:
+            rows = summarise(args.workdir)
+            print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
+        except InputError:
+            if not errors:  # else there may be nothing to report
+                raise
+    return 1 if errors else 0

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: Hugging Face folders, read and written piece by piece."""

@@ -1,0 +1,150 @@
+"""Two checkpoints compared by what they compute, neither of which is ever in memory whole: branch by branch."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from growlm.formats.folder import HuggingFaceFolder
+from growlm.formats.safetensors_files import StoredTensor
+from growlm.growth.verify import ARITHMETIC, allowance
+from growlm.models import Kind, apply_branch
+from growlm.models.layers import normalise
+
+BATCH, LENGTH = 2, 32
+HEAD_ROWS = 4096  # of the vocabulary, whose logits are there at once
+PIECE = 2**24  # bytes of a tensor that are looked at at once
+
+
+def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[bool, str]) -> dict[str, Any]:
+    """Whether a grown checkpoint computes what the source does, in float32, on random tokens.
+
+    Args:
+      source, grown: the two, as they lie on disk.
+      claimed: whether the function is claimed to be kept, and why.
+
+    Returns:
+      Plain JSON: "ok", false where a claim is not met or a weight or a logit is not finite; "tokens", their shape;
+      "dtype", the coarsest in which weights are stored; "function", as `growlm.growth.verify` has it: the allowance for
+      16 bits is what the source's logits do when every weight moves by one unit in its last place.
+    """
+    tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, LENGTH))
+    dtype = max((tensor.dtype for tensor in grown.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
+    if bad := _not_finite(grown):
+        note = f"not finite: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}"
+        item = {"claimed": claimed[0], "measured": None, "tolerance": 0.0, "holds": False, "note": note}
+        return {"ok": False, "tokens": [BATCH, LENGTH], "dtype": dtype, "function": item}
+    allowed = ARITHMETIC["float32"]["function"]
+    with jax.default_matmul_precision("highest"):
+        before, after = (_hidden(folder, tokens) for folder in (source, grown))
+        apart = _logit_difference(source, before, grown, after)
+        if dtype not in ARITHMETIC:
+            rng = np.random.default_rng(1)
+            nudged = dataclasses.replace(source, tensors={k: _Nudged(v, rng) for k, v in source.tensors.items()})
+            moved = _logit_difference(source, before, nudged, _hidden(nudged, tokens))
+            allowed = allowance(allowed, moved)
+    finite, holds = math.isfinite(apart), apart <= allowed
+    function = {
+        "claimed": claimed[0],
+        "measured": apart if finite else None,
+        "tolerance": allowed,
+        "holds": holds,
+        "note": claimed[1] if finite else "logits are not finite",
+    }
+    ok = finite and (holds or not claimed[0])
+    return {"ok": ok, "tokens": [BATCH, LENGTH], "dtype": dtype, "function": function}
+
+
+def _not_finite(folder: HuggingFaceFolder) -> list[str]:
+    """The tensors with a value that is not finite, each read in pieces."""
+    bad = []
+    for name, tensor in folder.tensors.items():
+        rows = max(1, PIECE // max(tensor.nbytes // max(tensor.shape[0], 1), 1))
+        parts = (slice(row, row + rows) for row in range(0, tensor.shape[0], rows))
+        if not all(np.isfinite(tensor.read(part).astype(np.float32)).all() for part in parts):
+            bad.append(name)
+    return bad
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nudged:
+    """A tensor as it is read, and every value that is not 0 one unit in the last place larger or smaller in size."""
+
+    tensor: StoredTensor
+    rng: np.random.Generator
+
+    def read(self, rows: slice = slice(None)) -> np.ndarray:
+        """These rows; a value that is read again may go the other way."""
+        value = self.tensor.read(rows)
+        # As 64-bit words: bytes would take eight times as long.
+        words = self.rng.integers(2**64, size=-(-value.size // 64), dtype=np.uint64)
+        up = np.unpackbits(words.view(np.uint8))[: value.size].reshape(value.shape)
+        # Neighbours in size are neighbours as integers, whatever the sign.
+        bits = value.view(np.dtype(f"i{value.dtype.itemsize}")) + (2 * up.astype(np.int16) - 1)
+        return np.where(value == 0, value, bits.astype(f"i{value.dtype.itemsize}").view(value.dtype))
+
+
+def describe_comparison(verdict: dict[str, Any]) -> str:
+    """What was found, in one line."""
+    found, (batch, length) = verdict["function"], verdict["tokens"]
+    if found["measured"] is None:
+        return f"the grown model is {found['note']}"
+    kept = "kept, as claimed" if found["holds"] else "not kept, as claimed"
+    if found["holds"] != found["claimed"]:
+        kept = "NOT KEPT, which is claimed" if found["claimed"] else "kept, which is not claimed"
+    return (
+        f"largest difference of logits on {batch} x {length} random tokens, relative to the largest logit: "
+        f"{found['measured']:.2g} (allowed for weights in {verdict['dtype']}: {found['tolerance']:.2g}); "
+        f"the function is {kept}"
+    )
+
+
+def _hidden(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
+    """float32 [tokens, embed]: what the head gets."""
+    model, architecture = folder.model, folder.model.architecture
+    x_ND = _embed(folder, tokens)
+    for layer in range(model.depth):
+        for step in architecture.period:
+            before_ND = x_ND
+            for branch in step:
+                params = folder.layer((f"blocks/{branch.name}_norm/", f"blocks/{branch.name}/"), layer)
+                x_ND = x_ND + apply_branch(model, branch.name, params, before_ND, tokens)
+    return normalise(architecture.norm, model, x_ND, folder.layer(("final_norm/",), None)["final_norm"])
+
+
+def _embed(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
+    """The stream before the first layer. Of lookups by token only the rows of these tokens are read."""
+    distinct, place = np.unique(tokens, return_inverse=True)
+    lookups = {}
+    for spec in folder.model.architecture.lookups:
+        weight = folder.model.architecture.weights[spec.name]
+        tensor = folder.tensors[next(one.name for one in folder.places if one.weights == (weight,))]
+        if weight.reads(Kind.VOCAB):
+            rows = [tensor.read(slice(token, token + 1))[0] for token in distinct.tolist()]
+            lookups[spec.name] = jnp.asarray(np.stack(rows).astype(np.float32))
+        else:
+            lookups[spec.name] = jnp.asarray(tensor.read().astype(np.float32))
+    return folder.model.architecture.embed(lookups, folder.model, jnp.asarray(place.reshape(tokens.shape)))
+
+
+def _logit_difference(source, before_ND, grown, after_ND) -> float:
+    """The largest difference of logits of the source's tokens, relative to the source's largest; NaN if any is.
+
+    In NumPy: XLA's CPU backend passes over NaN in the maximum of 4,096 elements and more.
+    """
+    apart = largest = np.float32(0)
+    for row in range(0, source.model.vocab, HEAD_ROWS):
+        some = slice(row, min(row + HEAD_ROWS, source.model.vocab))
+        old, new = (np.asarray(x @ _head(folder, some).T) for folder, x in ((source, before_ND), (grown, after_ND)))
+        apart = np.maximum(apart, np.max(np.abs(new - old)))
+        largest = np.maximum(largest, np.max(np.abs(old)))
+    return float(apart / max(largest, 1e-30))
+
+
+def _head(folder: HuggingFaceFolder, rows: slice) -> np.ndarray:
+    path = "embedding" if folder.model.architecture.tied(folder.model) else "head"
+    name = next(one.name for one in folder.places if one.weights[0].path == path)
+    return folder.tensors[name].read(rows).astype(np.float32)

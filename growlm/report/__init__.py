@@ -1,0 +1,1 @@
+"""Records of runs compared: tables, figures and the page. Imports no JAX."""

@@ -1,0 +1,348 @@
+"""The report of a run, of a sweep, or of sweeps at several seeds: one page, and its figures as PNG and CSV."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from growlm.errors import InputError
+from growlm.evaluation.table import scores
+from growlm.files import write_whole
+from growlm.report import drawing, numbers, page
+from growlm.report.around import spike_figures
+from growlm.report.charts import benchmark_figures, change, loss_figure
+from growlm.report.compare import HEADER, Row, cells, gained, rows, table
+from growlm.report.figures import Figure, as_csv
+from growlm.report.fit import GrowthFit, law_text, slices_text
+from growlm.report.gains import speedup_figure
+from growlm.report.page import Part
+from growlm.report.records import Group, Run, Study, read_groups
+from growlm.report.spikes import HEADER as AT_GROWTH
+from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_notes, spike_rows, spike_table
+from growlm.report.valleys import growth_fits, law_figure, valley_figure
+from growlm.report.verdict import verdict
+
+__all__ = ["overview", "summarise", "table", "verdict", "write_report"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group with what was computed of it: its rows and its figures."""
+
+    group: Group
+    rows: list[Row]
+    loss: Figure
+    gains: Figure | None
+    benchmarks: list[Figure]
+    spikes: list[SpikeRow]
+    around: list[Figure]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All of them."""
+        return [self.loss, *([self.gains] if self.gains else []), *self.benchmarks, *self.around]
+
+    @property
+    def title(self) -> str:
+        """That of its studies."""
+        return self.group.first.title
+
+
+def summarise(folder: str | Path) -> list[Row]:
+    """One row per run of a sweep folder, in the order of the sweep, or the one row of a run folder.
+
+    Raises:
+        InputError: the folder is missing, is of neither kind, has no metrics, or holds sweeps that differ.
+    """
+    groups = read_groups(folder)
+    if len(groups) > 1:
+        titles = " and ".join(repr(group.first.title) for group in groups[:3])
+        raise InputError(f"{folder} holds {titles}: allowed is one sweep, at one seed or several")
+    return rows(groups[0])
+
+
+def overview(folder: str | Path, loss: float | None = None) -> str:
+    """The table and the verdict of everything in a folder, and what the loss did at growth, for a terminal.
+
+    Args:
+        folder: of a run, of a sweep, or of several of them.
+        loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
+
+    Raises:
+        InputError: no such folder, no run in it, or no run with any metrics.
+    """
+    parts = []
+    for group in read_groups(folder):
+        found = rows(group, loss)
+        seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
+        said = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
+        parts.append("\n\n".join(said))
+    return "\n\n\n".join(parts)
+
+
+def write_report(folder: str | Path, loss: float | None = None) -> Path:
+    """Write report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
+
+    The page is one file that needs no network: its charts and their data are inside it.
+
+    Args:
+        folder: of a run, of a sweep, or of several of them: those that differ only in their seeds are taken together.
+        loss: as in `overview`.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        InputError: no such folder, no run in it, or no run with any metrics.
+    """
+    folder = Path(folder)
+    groups = read_groups(folder)
+    sections = [_section(group, number, len(groups), loss) for number, group in enumerate(groups)]
+    laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
+    drawn = [figure for one in sections for figure in one.figures]
+    for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
+        _write_figure(folder, figure)
+    title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
+    parts = [part for one in sections for part in _parts(one)]
+    if len(sections) > 1:  # a part for each, with its parts in it
+        parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
+    parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
+    target = folder / "report.html"
+    write_whole(target, page.page(title, _head(sections), parts).encode())
+    return target
+
+
+def _section(group: Group, number: int, count: int, loss: float | None) -> Section:
+    """A group's rows and figures; of several groups the files of all but the first are numbered."""
+    prefix = f"{number + 1}_" if number else ""
+    found = rows(group, loss)
+    gains, at_growth = speedup_figure(found, f"{prefix}speedup"), spike_rows(group)
+    figures = loss_figure(group, f"{prefix}loss"), gains, benchmark_figures(group, prefix)
+    return Section(group, found, *figures, at_growth, spike_figures(group, at_growth, prefix))
+
+
+def _write_figure(folder: Path, figure: Figure) -> None:
+    """Its PNG over every x axis, and its CSV."""
+    for axis in figure.x:
+        name = f"{figure.name}_{axis.key}.png" if len(figure.x) > 1 else f"{figure.name}.png"
+        write_whole(folder / name, drawing.png(figure, axis))
+    write_whole(folder / f"{figure.name}.csv", as_csv(figure).encode())
+
+
+def _head(sections: list[Section]) -> str:
+    """The verdicts, and where and on what the studies ran."""
+    found = []
+    for one in sections:
+        named = f"<b>{escape(one.title)}.</b> " if len(sections) > 1 else ""
+        found.append(f'<p class="verdict">{named}{escape(verdict(one.rows))}</p>')
+    studies = [study for one in sections for study in one.group.studies.values()]
+    machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
+    said = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
+    trained = [study.flops_trained for study in studies if study.flops_trained is not None]
+    if trained:
+        said.append(f"{numbers.flops(sum(trained))} FLOPs trained in all")
+    return "\n".join([*found, page.quiet(" · ".join(said))])
+
+
+def _parts(one: Section) -> Iterator[Part]:
+    """What a group has on the page."""
+    yield Part("Loss", page.chart(one.loss))
+    yield Part("Results", _results(one))
+    yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
+    yield Part("Growth", _growths(one.group))
+    yield Part("Loss at growth", _at_growth(one))
+    yield Part("Stages", _stages(one.group.first))
+
+
+def _results(one: Section) -> str:
+    """The table of results, which says more than the terminal's, and what it means."""
+    controls = list(dict.fromkeys(name for row in one.rows for name in row.over))
+    over = [f"over {name}" for name in controls]
+    several = ["seeds"] if len(one.group.studies) > 1 else []
+    change = ["validation loss", "speed-up", "compute saved", *over, "at loss", *several]
+    lines = []
+    for row in one.rows:
+        shown = dict(zip(HEADER, cells(row), strict=True))
+        loss = numbers.interval(row.loss, numbers.loss) if row.loss else numbers.UNKNOWN
+        beaten = [gained(row.over[name]) if name in row.over else numbers.UNKNOWN for name in controls]
+        found = [row.run, loss, shown["speed-up"], shown["compute saved"], *beaten, numbers.loss(row.compared_at)]
+        found += [str(row.seeds)] if several else []
+        exact, time = numbers.flops(row.flops_exact), numbers.duration(row.seconds)
+        lines.append([*found, row.role, shown["FLOPs"], exact, shown["tokens"], numbers.count(row.parameters), time])
+    header = ["run", *change, "role", "FLOPs", "exact FLOPs", "tokens", "parameters", "time"]
+    purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
+    notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
+    found = page.table(header, lines, ("run", "role"))
+    chart = page.chart(one.gains) if one.gains else ""
+    return f"{found}\n{page.listed(notes)}\n{chart}\n{_how_compared(one.group)}"
+
+
+def _how_compared(group: Group) -> str:
+    """How the numbers of the table were made."""
+    baseline = group.first.baseline
+    if baseline is None:
+        return ""
+    seeds = len(group.studies)
+    spread = "Each line is one run, with no error bar."
+    if seeds > 1:
+        spread = (
+            f"There are {seeds} seeds. Runs of one seed are compared with each other; shown is the geometric mean of "
+            "their ratios with Student's 95 % interval. Seeds not done yet are left out; where a seed failed or "
+            "does not reach the loss there is no mean."
+        )
+    held_out = [run.held_out for run, _ in _all_runs(group)]
+    text = ""
+    if len(set().union(*held_out)) > 1:
+        text = (
+            "The validation losses are not all of the same text: corpus, batches, batch or length of validation differ "
+            "between runs or stages. "
+        )
+    elif all(held_out):
+        text = "All validation losses are of the same held-out batches. "
+    return page.quiet(
+        f"Speed-up is FLOPs of {baseline} / FLOPs of the run - 1, compute saved 1 - FLOPs of the run / FLOPs "
+        f"of {baseline}, both at equal validation loss: the worse of the two final ones, or the one asked for. "
+        "Curves are compared as they were measured, unsmoothed, and no loss is extrapolated. Every stage's FLOPs are "
+        "counted, 6 x parameters x tokens; exact FLOPs have attention. "
+        "So the run that ends worse is taken at its end, its learning rate decayed, and the other in the middle of its "
+        "schedule: a run that is only shorter looks fast by this measure, which is what a short control is there to "
+        f"show. {text}{spread}"
+    )
+
+
+def _evaluations(group: Group) -> str:
+    """The scores of `growlm evaluate`, of every run that has any."""
+    lines = []
+    for run, label in _all_runs(group):
+        for result in run.evaluations:
+            at = result.get("growlm", {}).get("tokens")
+            for task, found in result.get("results", {}).items():
+                for metric, value, error in scores(found):
+                    lines.append([label, found.get("alias", task), metric, value, error or "-", numbers.count(at)])
+    header = ["run", "task", "metric", "value", "standard error", "tokens"]
+    return page.table(header, lines, ("run", "task", "metric")) if lines else ""
+
+
+def _all_runs(group: Group) -> Iterator[tuple[Run, str]]:
+    """Every run of every seed, with a name of its own."""
+    for name in group.first.runs:
+        for seed, run in group.each(name).items():
+            yield run, f"{name}, {seed}" if len(group.studies) > 1 else name
+
+
+def _growths(group: Group) -> str:
+    """Every growth: what it changed and claimed, and what the loss did; the whole reports folded away."""
+    lines, reports = [], []
+    for run, label in _all_runs(group):
+        for number, report in enumerate(run.growths, start=1):
+            title = f"{label}, growth {number}"
+            lines.append([title, *_growth(run, number, report)])
+            reports.append(page.folded(title, report))
+    if not lines:
+        return ""
+    header = ["run", "shape", "operator", "parameters", "tokens", "loss before", "after", "keeps function", "optimizer"]
+    text = ("run", "shape", "operator", "keeps function", "optimizer")
+    same = all(len(run.held_out) == 1 for run, _ in _all_runs(group) if run.growths)
+    small = "Losses are the last validation loss before a growth and the first after it, " + (
+        "on the same held-out batches. They are equal where a growth keeps the function."
+        if same
+        else "each on the held-out batches of its own stage. They are not the same text where batch or length of "
+        "validation change with the stage: evaluation.batch and evaluation.length keep them."
+    )
+    growths = [report for run, _ in _all_runs(group) for report in run.growths]
+    said = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)
+    why = page.listed((f"keeps function: {keeps}", reason) for keeps, reason in said)
+    whole = f"<details><summary>whole reports</summary>{''.join(reports)}</details>"
+    return f"{page.table([*header, 'pause'], lines, text)}\n{why}\n{page.quiet(small)}\n{whole}"
+
+
+def _keeps(report: dict[str, Any]) -> str:
+    """Whether a growth claims to keep the function."""
+    return {True: "yes", False: "no"}.get(report.get("preserves_function"), numbers.UNKNOWN)
+
+
+def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
+    """The cells of one growth."""
+    options = ", ".join(f"{key}={value}" for key, value in (report.get("options") or {}).items())
+    operator = str(report.get("operator", numbers.UNKNOWN)) + (f" ({options})" if options else "")
+    sizes = " → ".join(numbers.count(report.get(f"parameters_{when}")) for when in ("before", "after"))
+    before, after = ([r for r in run.metrics if r["stage"] == stage] for stage in (number - 1, number))
+    losses = [
+        next((r["val_loss"] for r in part if r.get("val_loss") is not None), None) for part in (before[::-1], after)
+    ]
+    pause = next((r["pause_seconds"] for r in after if "pause_seconds" in r), None)
+    return [
+        change(report),
+        operator,
+        sizes,
+        numbers.count(report.get("tokens")),
+        *map(numbers.loss, losses),
+        _keeps(report),
+        str(report.get("optimizer_state", numbers.UNKNOWN)),
+        numbers.UNKNOWN if pause is None else f"{pause:.2f}s",
+    ]
+
+
+def _at_growth(one: Section) -> str:
+    """How high the loss jumped at every growth and when it was back: the table, with FLOPs, and the figures."""
+    if not one.spikes:
+        return ""
+    lines = [[*spike_cells(row), back_flops(row)] for row in one.spikes]
+    found = page.table([*AT_GROWTH, "back after FLOPs"], lines, AT_GROWTH[:1])
+    return f"{found}\n{page.quiet(' '.join(spike_notes(one.group)))}\n{page.charts(one.around)}"
+
+
+def _stages(study: Study) -> str:
+    """Which stages the runs are made of, and what sharing them saved."""
+    shared: dict[str, list[tuple[str, dict]]] = {}
+    for run in study.runs.values():
+        for stage in run.stages:
+            shared.setdefault(str(stage.get("address")), []).append((run.name, stage))
+    if not shared:
+        return ""
+    found = page.table(
+        ["stage", "tokens", "FLOPs", "trained for", "reused by"],
+        [_stage(address, uses) for address, uses in shared.items()],
+        text=("stage", "trained for", "reused by"),
+    )
+    saved = f"Sharing the first stages of runs saved {numbers.flops(study.flops_saved_by_sharing)} FLOPs."
+    return f"{page.quiet(saved)}\n{found}"
+
+
+def _stage(address: str, uses: list[tuple[str, dict]]) -> list[str]:
+    """One stage, with the run that trained it and those that took it over."""
+    most = max((stage for _, stage in uses), key=lambda stage: stage.get("tokens") or 0)
+    trained, reused = ([name for name, stage in uses if bool(stage.get("reused")) is flag] for flag in (False, True))
+    names = [", ".join(group) or numbers.UNKNOWN for group in (trained, reused)]
+    return [address[:12], numbers.count(most.get("tokens")), numbers.flops(most.get("flops")), *names]
+
+
+def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
+    """What there is to draw of a law; the files of all but the first are numbered."""
+    if isinstance(fit, str):
+        return []
+    found = [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+    return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
+
+
+def _laws(laws: Iterable[tuple[GrowthFit | str, list[Figure]]]) -> str:
+    """The valleys with their parabolas, the law if there is one, and what is missing where there is none."""
+    parts = []
+    for fit, figures in laws:
+        if isinstance(fit, str):
+            parts.append(page.quiet(fit))
+            continue
+        parts.append(page.charts(figures))
+        parts.append(page.verbatim(slices_text(fit)))
+        parts.append(page.verbatim(law_text(fit).strip()) if fit.fit else page.quiet(f"No law yet: {fit.missing}."))
+    return "\n".join(parts)
+
+
+def _reproduce(groups: list[Group]) -> str:
+    """The commands, where they ran, and the whole configuration of every run."""
+    commands = [study.command for group in groups for study in group.studies.values() if study.command]
+    configs = [
+        page.folded(f"config of {label}", run.config) for g in groups for run, label in _all_runs(g) if run.config
+    ]
+    return page.verbatim("\n".join(commands)) + "".join(configs)

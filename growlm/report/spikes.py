@@ -1,0 +1,269 @@
+"""How high the loss jumps at every growth, and how long it takes to come back (arXiv 2405.15319, appendix K).
+
+The jump is of validation losses, the same batches on both sides of a growth: training losses are of one batch each, and
+scatter by more than some jumps. When the loss is back is said of both.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from growlm.laws.intervals import Interval, t_interval
+from growlm.report import numbers
+from growlm.report.compare import counted
+from growlm.report.records import Group, Run
+
+AVERAGED = 3  # so many training losses in a row are one, before a growth and after it
+SAME = 1e-4  # nats; a function that is kept is kept to float32's rounding
+NO_RISE, NOT_RECOVERED = "no rise", "not recovered"
+HEADER = (
+    "growth",
+    "after tokens",
+    "loss before",
+    "after",
+    "jump",
+    "highest",
+    "back after",
+    "share",
+    "training loss back after",
+    "share",
+)
+
+
+@dataclass(frozen=True)
+class Back:
+    """When the loss was down again at its level before the growth.
+
+    Attributes:
+        tokens: since the growth; 0 where the loss did not rise.
+        flops: the same in FLOPs, 6 x parameters x tokens.
+        at_most: whether it was there already where it was first measured, so that it may have been earlier.
+    """
+
+    tokens: float
+    flops: float
+    at_most: bool = False
+
+
+@dataclass(frozen=True)
+class Spike:
+    """One growth of one run. What was not measured is None.
+
+    Attributes:
+        tokens: of the run before the growth.
+        total: tokens of the whole run so far.
+        before: the last validation loss before the growth, nats per token.
+        after: the first one after it, before any training where the run was validated at both ends of its stages.
+        highest: of all validation losses of the stage after it.
+        back: when the validation loss was back; from its highest on, between two points on a straight line over tokens.
+        level: the training loss before the growth, the mean of the last AVERAGED records of that stage.
+        training: when the mean of as many training losses in a row was back; its place is the mean of theirs.
+        validated, trained: whether there is enough after the growth to say so: else no `back` says nothing.
+    """
+
+    tokens: float
+    total: float
+    before: float | None
+    after: float | None
+    highest: float | None
+    back: Back | None
+    level: float | None
+    training: Back | None
+    validated: bool
+    trained: bool
+
+    @property
+    def jump(self) -> float | None:
+        """Nats per token."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class SpikeRow:
+    """One growth of a run, over its seeds."""
+
+    name: str
+    run: str
+    number: int
+    seeds: tuple[Spike, ...]
+
+    @property
+    def jump(self) -> Interval | None:
+        """The mean over seeds with Student's interval."""
+        found = [one.jump for one in self.seeds if one.jump is not None]
+        return t_interval(np.array(found)) if found else None
+
+    def mean(self, key: str) -> float | None:
+        """Of an attribute of the seeds, where all have it."""
+        found = [getattr(one, key) for one in self.seeds]
+        return None if None in found else float(np.mean(found))
+
+
+def spike_rows(group: Group) -> list[SpikeRow]:
+    """A row for every growth of every run, in the order of the sweep; of seeds that are not done yet as in `rows`."""
+    found = []
+    for name in group.first.runs:
+        runs = [spikes(run) for run in counted(group.each(name).values())]
+        count = max(map(len, runs), default=0)
+        for number in range(count):
+            seeds = tuple(one[number] for one in runs if len(one) > number)
+            found.append(SpikeRow(f"{name}, growth {number + 1}" if count > 1 else name, name, number + 1, seeds))
+    return found
+
+
+def spikes(run: Run) -> list[Spike]:
+    """Every growth of a run that it has come to, in order."""
+    stages = sorted({record["stage"] for record in run.metrics})
+    return [_spike(run, stage) for stage in stages if stage > 0]
+
+
+def spike_table(group: Group) -> str:
+    """The rows as text for a terminal, with lines that say what they are; empty without a growth."""
+    rows = spike_rows(group)
+    if not rows:
+        return ""
+    return "\n".join([*numbers.aligned([HEADER, *map(spike_cells, rows)], rule=True), "", *spike_notes(group)])
+
+
+def spike_notes(group: Group) -> list[str]:
+    """What the table's numbers are."""
+    found = [
+        "Validation loss in nats per token: the last before a growth, the first after it, the highest after it, and "
+        "after how many tokens since the growth, and what share of the run's, it was back at the loss before.",
+        f"Training loss: back when the mean of {AVERAGED} records in a row is that of the last {AVERAGED} before the "
+        f"growth; ≤ where it is at the first {AVERAGED}. Between two records a straight line.",
+    ]
+    if len(group.studies) > 1:
+        found.append("Means over seeds, the jump's with Student's 95 % interval, the tokens' with their range.")
+    if any(len(run.held_out) > 1 for study in group.studies.values() for run in study.runs.values()):
+        found.append("Batch or length of validation change with a stage: part of a jump may be that of the text.")
+    return found
+
+
+def spike_cells(row: SpikeRow) -> list[str]:
+    """The cells of a row under HEADER."""
+    jump = numbers.interval(row.jump, _nats) if row.jump else numbers.UNKNOWN
+    losses = [numbers.loss(row.mean(key)) for key in ("before", "after", "highest")]
+    cells = [row.name, numbers.count(row.mean("tokens")), *losses[:2], jump, losses[2]]
+    for key, measured in (("back", "validated"), ("training", "trained")):
+        cells += [_back(row, key, measured, numbers.count, lambda one: one.tokens)]
+        cells += [_share(row, key, measured)]
+    return cells
+
+
+def back_flops(row: SpikeRow) -> str:
+    """The cell of the FLOPs after which the validation loss was back."""
+    return _back(row, "back", "validated", numbers.flops, lambda one: one.flops)
+
+
+def _back(row: SpikeRow, key: str, measured: str, write: Callable[[float], str], of: Callable[[Back], float]) -> str:
+    """The cell that says when a loss was back: the mean of the seeds, if all of them were."""
+    backs = [getattr(one, key) for one in row.seeds if getattr(one, measured)]
+    if not backs:
+        return numbers.UNKNOWN
+    if missing := backs.count(None):
+        return NOT_RECOVERED if missing == len(row.seeds) else f"{NOT_RECOVERED} at {missing} of {len(row.seeds)} seeds"
+    values = [of(one) for one in backs]
+    if max(values) == 0:
+        return NO_RISE
+    text = ("≤ " if any(one.at_most for one in backs) else "") + write(float(np.mean(values)))
+    ends = [write(end) for end in (min(values), max(values))]
+    return text if len(set(ends)) == 1 else f"{text} ({ends[0]} to {ends[1]})"
+
+
+def _share(row: SpikeRow, key: str, measured: str) -> str:
+    """The tokens of the cell beside it over those of the run; a dash where that has no number."""
+    backs = [(getattr(one, key), one.total) for one in row.seeds if getattr(one, measured)]
+    if not backs or any(back is None for back, _ in backs) or not any(back.tokens for back, _ in backs):
+        return numbers.UNKNOWN
+    share = float(np.mean([back.tokens / total for back, total in backs]))
+    return ("≤ " if any(back.at_most for back, _ in backs) else "") + f"{share:.2%}"
+
+
+def _nats(value: float) -> str:
+    return f"{value if abs(value) >= SAME / 2 else 0.0:+.4f}"
+
+
+def _spike(run: Run, stage: int) -> Spike:
+    """The growth with which a stage begins."""
+    own = [record for record in run.metrics if record["stage"] == stage]
+    earlier = [record for record in run.metrics if record["stage"] < stage]
+    left = [record for record in earlier if record["stage"] == earlier[-1]["stage"]]
+    start = left[-1] if left else own[0]
+    grown_at, paid = (float(start.get(key) or 0) for key in ("tokens", "flops"))
+
+    def since(costs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return costs[0] - grown_at, costs[1] - paid, costs[2]
+
+    before, last = column(left, "val_loss")[2], column(left, "loss")[2][-AVERAGED:]
+    validation, training = since(column(own, "val_loss")), since(_running(*column(own, "loss")))
+    validated, trained = len(before) > 0 < len(validation[2]), len(last) > 0 < len(training[2])
+    level = float(np.mean(last)) if len(last) else None
+    return Spike(
+        tokens=grown_at,
+        total=float(run.metrics[-1].get("tokens") or 0),
+        before=float(before[-1]) if len(before) else None,
+        after=float(validation[2][0]) if len(validation[2]) else None,
+        highest=float(np.max(validation[2])) if len(validation[2]) else None,
+        back=_validation_back(*validation, float(before[-1])) if validated else None,
+        level=level,
+        training=_training_back(*training, level) if trained else None,
+        validated=validated,
+        trained=trained,
+    )
+
+
+def read_from(run: Run) -> list[dict[str, Any]]:
+    """The records that its spikes' training losses are read from: the last before every growth, and until back."""
+    found = []
+    for stage in sorted({record["stage"] for record in run.metrics} - {0}):
+        earlier = [record for record in run.metrics if record["stage"] < stage]
+        left = [r for r in earlier if r["stage"] == earlier[-1]["stage"] and _has(r, "loss")][-AVERAGED:]
+        own = [record for record in run.metrics if record["stage"] == stage and _has(record, "loss")]
+        loss = _running(column(own, "loss")[2])[0]
+        below = np.flatnonzero(loss <= np.mean(column(left, "loss")[2])) if left else np.empty(0)
+        found += [*left, *(own[: int(below[0]) + AVERAGED] if below.size else own)]
+    return found
+
+
+def column(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, FLOPs and a loss, float64[points], of the records that have it and where it is finite."""
+    found = [record for record in records if _has(record, key)]
+    return tuple(np.array([record.get(name) or 0 for record in found], np.float64) for name in ("tokens", "flops", key))
+
+
+def _has(record: dict[str, Any], key: str) -> bool:
+    return record.get(key) is not None and math.isfinite(record[key])
+
+
+def _running(*columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The means of AVERAGED points in a row, of every column; none where there are fewer points."""
+    if len(columns[0]) < AVERAGED:
+        return tuple(np.empty(0) for _ in columns)
+    return tuple(np.mean(np.lib.stride_tricks.sliding_window_view(one, AVERAGED), axis=-1) for one in columns)
+
+
+def _validation_back(tokens: np.ndarray, flops: np.ndarray, loss: np.ndarray, level: float) -> Back | None:
+    """No more than rounding above the level is no rise; otherwise it counts from the highest loss on."""
+    top = int(np.argmax(loss))
+    return Back(0.0, 0.0) if loss[top] <= level + SAME else _down(tokens[top:], flops[top:], loss[top:], level)
+
+
+def _training_back(tokens: np.ndarray, flops: np.ndarray, loss: np.ndarray, level: float) -> Back | None:
+    """Where the first mean is at the level, a rise before it cannot be told from none."""
+    if loss[0] <= level:
+        return Back(float(tokens[0]), float(flops[0]), at_most=True)
+    return _down(tokens, flops, loss, level)
+
+
+def _down(tokens: np.ndarray, flops: np.ndarray, loss: np.ndarray, level: float) -> Back | None:
+    """Where a loss that begins above a level first comes down to it; None if it does not."""
+    below = np.flatnonzero(loss <= level)
+    if not below.size:
+        return None
+    after = int(below[0])
+    part = (loss[after - 1] - level) / (loss[after - 1] - loss[after])
+    return Back(*(float(cost[after - 1] + part * (cost[after] - cost[after - 1])) for cost in (tokens, flops)))

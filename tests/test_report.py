@@ -1,0 +1,423 @@
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from studies import write_run, write_sweep
+
+from growlm.errors import InputError
+from growlm.report import drawing, numbers
+from growlm.report.charts import COSTS, loss_figure
+from growlm.report.records import read, read_groups
+from growlm.report.report import summarise, table, verdict, write_report
+from growlm.report.themes import DARK, LIGHT
+
+AXES = {axis.key: axis for axis in COSTS}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.7, "control": 0.9, "control_bad": 1.2})
+
+
+def by_name(folder):
+    return {row.run: row for row in summarise(folder)}
+
+
+def test_rows_say_what_each_run_cost_and_reached(sweep):
+    rows = by_name(sweep)
+    assert {name: row.role for name, row in rows.items()} == {
+        "scratch": "baseline",
+        "grown": "grown",
+        "control": "control",
+        "control_bad": "control",
+    }
+    grown, scratch = rows["grown"], rows["scratch"]
+    assert grown.parameters == 4000 and grown.tokens == pytest.approx(1.1e6)
+    assert grown.flops == pytest.approx(6 * (1000 * 1e5 + 4000 * 1e6))
+    assert grown.flops_exact == pytest.approx(1.1 * grown.flops)
+    assert grown.seconds == pytest.approx(1.1e4)
+    assert grown.val_loss < scratch.val_loss == grown.compared_at
+    assert scratch.speedup is None and scratch.saved is None
+
+
+def test_speedup_is_against_the_baseline_and_counts_against_losers(sweep):
+    rows = by_name(sweep)
+    assert rows["grown"].speedup == pytest.approx(1 / 0.7 - 1, abs=0.01)
+    assert rows["grown"].saved == pytest.approx(0.3, abs=0.01)
+    assert rows["control_bad"].speedup == pytest.approx(1 / 1.2 - 1, abs=0.01)
+    assert rows["grown"].over_controls == {
+        "control": pytest.approx(0.9 / 0.7 - 1, abs=0.01),
+        "control_bad": pytest.approx(1.2 / 0.7 - 1, abs=0.02),
+    }
+    assert rows["control"].over_controls == {}
+
+
+def test_table_is_aligned_and_shows_losses_and_dashes(tmp_path):
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 1.5, "grown_later": None})
+    lines = table(summarise(folder)).splitlines()
+    assert lines[0].split("  ")[0] == "run" and "speed-up" in lines[0] and "compute saved" in lines[0]
+    column = lines[0].index("compute saved") + len("compute saved")
+    cells = {line.split()[0]: line[:column].split() for line in lines[2:]}
+    assert cells["scratch"][4:] == ["baseline", "-"]
+    assert cells["grown"][4].startswith("-3") and cells["grown"][5] == "-50.0%"
+    assert cells["grown_later"][1:] == ["-"] * 5
+    assert {line[column - 1] for line in lines[2:]} <= set("%-")  # the numbers end where the header ends
+    assert lines[-1].endswith("pending; no metrics yet")
+
+
+def test_verdict_names_what_growing_saved_and_that_it_beat_every_control(sweep):
+    text = verdict(summarise(sweep))
+    assert "grown reached validation loss" in text and "less compute than scratch" in text
+    assert re.search(r"speed-up \+4[23]\.\d%", text)
+    assert "It beat every control: control (+2" in text
+    assert "Preliminary" not in text
+
+
+def test_verdict_says_when_a_control_does_as_well(tmp_path):
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.7, "control": 0.6, "control_weak": 0.9})
+    text = verdict(summarise(folder))
+    assert "did not beat control (-1" in text and "it beat control_weak (+2" in text and "every" not in text
+
+
+def test_verdict_says_when_growing_lost(tmp_path):
+    text = verdict(summarise(write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 1.5})))
+    assert "did not pay off" in text and "50.0% more compute than scratch" in text
+    assert "no control" in text
+
+
+def test_verdict_takes_the_best_of_several_and_says_so(tmp_path):
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.9, "grown_more": 0.7})
+    assert "best of 2 grown runs, grown_more," in verdict(summarise(folder))
+
+
+def test_the_beginning_of_a_run_is_not_the_best_one(tmp_path):
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.9, "grown_more": 0.7})
+    sweep = json.loads((folder / "sweep.json").read_text())
+    sweep["runs"]["grown_more"]["status"] = "pending"
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    text = verdict(summarise(folder))
+    assert text.startswith("Preliminary, since these are not done: grown_more. grown reached validation loss")
+
+
+def test_verdict_is_preliminary_while_runs_are_open_and_silent_without_numbers(tmp_path):
+    text = verdict(summarise(write_sweep(tmp_path / "a", {"scratch": 1.0, "grown": 0.7, "control": None})))
+    assert text.startswith("Preliminary, since these are not done: control.")
+    assert "could not be compared with control" in text
+    assert "cannot be said yet" in verdict(summarise(write_sweep(tmp_path / "b", {"scratch": 1.0, "grown": None})))
+
+
+def test_a_diverged_run_is_a_note_and_not_the_end_of_the_report(sweep):
+    path = sweep / "control" / "metrics.jsonl"
+    bad = json.loads(path.read_text().splitlines()[-1]) | {"step": 101, "val_loss": float("nan")}
+    path.write_text(path.read_text() + json.dumps(bad) + "\n")
+    row = by_name(sweep)["control"]
+    assert row.val_loss is None and row.speedup is None and "not finite" in row.note
+    write_report(sweep)
+
+
+def test_a_failed_run_says_why(sweep):
+    entry = json.loads((sweep / "sweep.json").read_text())
+    entry["runs"]["control"] |= {"status": "failed", "error": "out of\nmemory"}
+    (sweep / "sweep.json").write_text(json.dumps(entry))
+    row = by_name(sweep)["control"]
+    assert row.note == "failed: out of memory; not reached: control failed" and row.speedup is None
+    assert "could not be compared with control" in verdict(summarise(sweep))
+
+
+def test_the_last_line_may_be_cut_short_and_no_other(tmp_path):
+    write_run(tmp_path / "r", [(8, 1e6)])
+    path = tmp_path / "r" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+    assert len(read(tmp_path / "r").runs["r"].metrics) == 99
+    path.write_text("\n".join([lines[0], lines[1][:20], lines[2]]))
+    with pytest.raises(InputError, match=r"metrics\.jsonl:2"):
+        read(tmp_path / "r")
+
+
+def test_steps_told_twice_after_a_restart_count_once(tmp_path):
+    write_run(tmp_path / "r", [(8, 1e6)])
+    path = tmp_path / "r" / "metrics.jsonl"
+    again = [json.loads(line) | {"loss": 1.5} for line in path.read_text().splitlines()[80:90]]
+    path.write_text(path.read_text() + "".join(json.dumps(record) + "\n" for record in again))
+    metrics = read(tmp_path / "r").runs["r"].metrics
+    assert [record["step"] for record in metrics] == list(range(1, 101))
+    assert [record["loss"] == 1.5 for record in metrics] == [80 <= i < 90 for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"metrics.jsonl": ""}, {"sweep.json": '{"runs": {"a": {}}}'}, {"sweep.json": "{"}]
+)
+def test_a_folder_without_metrics_is_refused_in_one_line(tmp_path, content):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as error:
+        summarise(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no such folder"):
+        write_report(tmp_path / "missing")
+
+
+class Page(HTMLParser):
+    """The tags and text of a page, and what its scripts hold."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.scripts, self._in = [], [], "", [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self._in = tag in ("script", "style")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._in = False
+
+    def handle_data(self, data):
+        if self._in and self.tags[-1] == "script":
+            self.scripts[-1] += data
+        elif not self._in:
+            self.text += data
+
+
+def data_of(page):
+    """The figures that the page's script draws."""
+    return {figure["name"]: figure for figure in map(json.loads, page.scripts[:-1])}
+
+
+def test_the_report_is_one_file_that_needs_no_network(sweep):
+    path = write_report(sweep)
+    assert path == sweep / "report.html"
+    page = Page(path.read_text())
+    links = [value for key, value in page.attributes if key in ("src", "srcset", "href")]
+    assert all(link.startswith(("#part-", "data:text/csv;base64,")) for link in links)
+    assert "url(" not in path.read_text().replace("url(#clip", "") and "@import" not in path.read_text()
+    assert not {"link", "iframe", "img"} & set(page.tags)
+    assert ("name", "viewport") in page.attributes
+    for axis in AXES:
+        assert (sweep / f"loss_{axis}.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(sweep.glob(".*"))  # nothing half-written is left
+
+
+def test_no_script_but_the_page_s_own_may_run(sweep):
+    page = Page(write_report(sweep).read_text())
+    policy = next(value for key, value in page.attributes if key == "content" and "default-src" in value)
+    known = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{known}'" in policy and "default-src 'none'" in policy
+
+
+def test_page_csv_and_records_agree(sweep):
+    page = Page(write_report(sweep).read_text())
+    link = next(value for key, value in page.attributes if key == "href" and value.startswith("data:text/csv"))
+    text = base64.b64decode(link.partition(",")[2]).decode()
+    assert text == (sweep / "loss.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
+    drawn = {one["name"]: one["columns"] for one in data_of(page)["loss"]["series"]}
+    assert set(drawn) == {row["curve"] for row in rows} == set(read(sweep).runs)
+    for name, run in read(sweep).runs.items():
+        measured = [record for record in run.metrics if "val_loss" in record]
+        own = [row for row in rows if row["curve"] == name and row["kind"] == "measured"]
+        for key in ("flops", "tokens", "seconds", "val_loss"):
+            want = [record[key] for record in measured]
+            assert [float(row[key]) for row in own] == want
+            assert drawn[name][key] == pytest.approx(want, rel=1e-6)
+    (growth,) = [row for row in rows if row["kind"] == "growth"]
+    assert growth["curve"] == "grown" and growth["text"] == "layers 2 → 8"
+    assert (float(growth["tokens"]), float(growth["flops"])) == pytest.approx((1e5, 6e8))
+
+
+def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
+    write_run(tmp_path / "r", [(8, 1e6)], steps=4000)
+    page = Page(write_report(tmp_path / "r").read_text())
+    (series,) = data_of(page)["loss"]["series"]
+    lines = (tmp_path / "r" / "loss.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4000 // 5 * 1 and len(series["columns"]["flops"]) == 800  # one step in five is evaluated
+    write_run(tmp_path / "s", [(8, 1e6)], steps=20005)
+    page = Page(write_report(tmp_path / "s").read_text())
+    (series,) = data_of(page)["loss"]["series"]
+    assert len((tmp_path / "s" / "loss.csv").read_text().splitlines()) == 1 + 4001
+    assert 1000 < len(series["columns"]["flops"]) <= 1500
+    assert series["columns"]["flops"][-1] == pytest.approx(
+        read(tmp_path / "s").runs["s"].metrics[-1]["flops"], rel=1e-6
+    )
+
+
+def test_the_report_says_everything(sweep):
+    page = Page(write_report(sweep).read_text())
+    rows = summarise(sweep)
+    assert verdict(rows) in page.text
+    for cell in (numbers.percent(rows[1].speedup), numbers.loss(rows[1].val_loss), "layers 2 → 8", "1K → 4K"):
+        assert cell in page.text
+    for text in ("why control_bad", "1.25e9 FLOPs", "2a100000", "growlm sweep --config='a.py' <here>", '"embed": 64'):
+        assert text in page.text
+
+
+def test_everything_foreign_is_escaped(tmp_path):
+    evil = "</script><script>alert('1')</script><i>"
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.7}, title=evil, hardware=evil, command=evil)
+    sweep = json.loads((folder / "sweep.json").read_text())
+    sweep["runs"]["grown"] |= {"status": "failed", "error": evil}
+    sweep["runs"]["grown"]["stages"][0]["address"] = evil
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    (folder / "grown" / "growth-1.json").write_text(json.dumps({"operator": evil, evil: 1, "source": 1}))
+    (folder / "grown" / "config.json").write_text(json.dumps({evil: evil}))
+    path = folder / "grown" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {f"benchmark/{evil}": 0.5})]))
+    page = Page(write_report(folder).read_text())
+    assert page.tags.count("script") == len(data_of(page)) + 1 == 5 and "i" not in page.tags
+    assert page.text.count(evil) >= 7
+
+
+def test_a_single_run_has_a_report(tmp_path):
+    write_run(tmp_path / "alone", [(2, 1e5), (8, 1e6)])
+    (row,) = summarise(tmp_path / "alone")
+    assert row.run == "alone" and row.role == "run" and row.speedup is None
+    page = Page(write_report(tmp_path / "alone").read_text())
+    assert "Nothing to compare" in page.text and "alone, growth 1" in page.text
+
+
+def test_the_report_of_single_runs_says_how_each_was_begun(tmp_path):
+    for number, name in enumerate(("a", "b", "c")):
+        write_run(tmp_path / name, [(2, 1e5), (8, 1e6)])
+        if name != "c":  # an older one does not say it
+            begun = {
+                "command": f"growlm train --workdir={name} '<x>'",
+                "hardware": "one chip",
+                "commit": f"0{number}ab",
+            }
+            (tmp_path / name / "run.json").write_text(json.dumps(begun))
+    alone = Page(write_report(tmp_path / "a").read_text()).text
+    assert "growlm train --workdir=a '<x>'" in alone and "one chip · commit 00ab" in alone
+    together = Page(write_report(tmp_path).read_text()).text
+    assert "growlm train --workdir=a '<x>'\ngrowlm train --workdir=b '<x>'" in together
+    assert "one chip · commit 00ab, 01ab" in together and together.count("one chip") == 1
+    assert "commit" not in Page(write_report(tmp_path / "c").read_text()).text
+
+
+def test_curves_are_compared_unsmoothed_and_the_page_says_so(sweep):
+    rows, path = by_name(sweep), sweep / "grown" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    before, low = [record for record in records if "val_loss" in record][22:24]  # before it is as low as scratch ends
+    assert low["val_loss"] > rows["scratch"].val_loss
+    low["val_loss"] = rows["scratch"].val_loss - 0.1  # a single point, which a running median would pass over
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    paid = rows["scratch"].flops / (1 + by_name(sweep)["grown"].speedup)
+    assert before["flops"] < paid < low["flops"]
+    assert "as they were measured, unsmoothed" in Page(write_report(sweep).read_text()).text
+
+
+OWN, FIXED = {"batches": 8}, {"batches": 8, "batch": 4, "length": 16}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "second", "own", "at_growth", "compared"),
+    [
+        (OWN, {}, None, "on the same held-out batches", "All validation losses are of the same held-out batches"),
+        (OWN, {"length": 32}, None, "of its own stage", "not all of the same text"),
+        (OWN, {"batch": 8}, None, "of its own stage", "not all of the same text"),
+        (FIXED, {"length": 32, "batch": 8}, None, "on the same held-out", "All validation losses are of the same"),
+        (FIXED, {}, FIXED | {"length": 8}, "of its own stage", "not all of the same text"),
+    ],
+)
+def test_the_page_says_where_losses_are_of_the_same_text(sweep, evaluation, second, own, at_growth, compared):
+    for path in sweep.glob("*/config.json"):
+        first = {"batch": 4, "length": 16, "evaluation": None}
+        stages = [first, first | second | {"evaluation": own}] if path.parent.name == "grown" else [first]
+        path.write_text(json.dumps({"corpus": "c", "evaluation": evaluation, "stages": stages}))
+    text = Page(write_report(sweep).read_text()).text
+    assert at_growth in text and compared in text
+    assert ("on the same held-out batches" in text) + ("of its own stage" in text) == 1
+    assert ("of the same held-out batches" in text) + ("not all of the same text" in text) == 1
+
+
+def test_the_page_says_that_runs_of_one_study_are_validated_on_different_text(sweep):
+    for number, path in enumerate(sorted(sweep.glob("*/config.json"))):
+        stages = [{"batch": 4, "length": 16 if number else 32}] * 2
+        path.write_text(json.dumps({"corpus": "c", "evaluation": OWN, "stages": stages}))
+    text = Page(write_report(sweep).read_text()).text
+    assert "on the same held-out batches" in text and "not all of the same text" in text
+
+
+def draw(folder, axis):
+    return drawing.draw(loss_figure(read_groups(folder)[0]), AXES[axis])
+
+
+def growth_ticks(figure):
+    """The cost at each tick that marks a growth."""
+    return [c.get_segments()[0][0][0] for c in figure.axes[0].collections if c.get_gid() == "growth"]
+
+
+@pytest.mark.parametrize(("axis", "cost"), [("flops", 6e8), ("tokens", 1e5), ("seconds", 1e3)])
+def test_growth_is_marked_where_the_stage_goes_up(sweep, axis, cost):
+    figure = draw(sweep, axis)
+    assert growth_ticks(figure) == [pytest.approx(cost)]
+    low, high = figure.axes[0].get_xlim()
+    assert low < cost < high
+    assert "layers 2 → 8" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_window_lies_over_the_ends_and_every_run_is_named(sweep):
+    rows = summarise(sweep)
+    for axis in AXES:
+        figure = draw(sweep, axis)
+        axes = figure.axes[0]
+        low, high = axes.get_ylim()
+        finals = [row.val_loss for row in rows]
+        assert low < min(finals) and high < 9  # the curves start at 10
+        assert (max(finals) - min(finals)) / (high - low) > 0.05
+        assert axes.get_xscale() == ("log" if axis == "flops" else "linear")
+        assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == [
+            "scratch (baseline)",
+            "grown (grown)",
+        ]
+        named = [text.get_text() for text in axes.texts]
+        assert all(f"{row.run} {row.val_loss:.3f}" in named for row in rows)
+
+
+def test_names_at_the_ends_do_not_overlap():
+    places = drawing._spread(np.array([1.0, 1.001, 1.002, 1.9]), 0.9, 2.0)
+    assert np.diff(places).min() >= 0.06 * 1.1 - 1e-9 and places[0] >= 0.9
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_has_only_begun_is_no_trouble(sweep):
+    path = sweep / "control" / "metrics.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    path.write_text(json.dumps(first | {"flops": 0.0, "tokens": 0, "seconds": 0.0, "val_loss": 10.0}) + "\n")
+    write_report(sweep)
+    assert "control 10.000" in [text.get_text() for text in draw(sweep, "tokens").axes[0].texts]
+    assert "control 10.000" not in [text.get_text() for text in draw(sweep, "flops").axes[0].texts]
+
+
+def test_training_loss_is_drawn_while_there_is_no_validation(tmp_path):
+    write_run(tmp_path / "r", [(8, 1e6)])
+    path = tmp_path / "r" / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: r[k] for k in r if k != "val_loss"}) + "\n" for r in records))
+    assert draw(tmp_path / "r", "tokens").axes[0].get_ylabel().startswith("training loss")
+    assert summarise(tmp_path / "r")[0].val_loss is None
+
+
+def test_the_dark_figure_is_dark(sweep):
+    figure = loss_figure(read_groups(sweep)[0])
+    light, dark = (imread(io.BytesIO(drawing.png(figure, AXES["flops"], theme))) for theme in (LIGHT, DARK))
+    assert light.shape == dark.shape
+    assert light[..., :3].mean() > 0.8 and dark[..., :3].mean() < 0.25
+
+
+def test_numbers_are_written_in_three_digits():
+    assert [numbers.count(x) for x in (950, 1.3643e9, 999.9e6, 3e11, None)] == ["950", "1.36B", "1B", "300B", "-"]
+    assert [numbers.flops(x) for x in (8e20, 1.234e5, None)] == ["8.00e20", "1.23e5", "-"]
+    assert [numbers.duration(x) for x in (42, 185, 3600, 27000, None)] == ["42s", "3m 05s", "1h", "7h 30m", "-"]
+    assert [numbers.percent(x) for x in (0.546, -0.257, None)] == ["+54.6%", "-25.7%", "-"]
