@@ -23,7 +23,7 @@ from growlm.growth.expand import grow_params
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth
 from growlm.models import LLAMA, ModelConfig, Params, declared, nest
-from growlm.report.themes import LIGHT
+from growlm.report.style import LIGHT
 
 SOURCE = ModelConfig(layers=3, embed=2, heads=1, kv_heads=1, head_dim=2, mlp=3, vocab=2)
 DEEP = replace(SOURCE, layers=6)

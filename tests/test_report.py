@@ -16,7 +16,7 @@ from growlm.report import drawing, numbers
 from growlm.report.charts import COSTS, loss_figure
 from growlm.report.records import read, read_groups
 from growlm.report.report import summarise, table, verdict, write_report
-from growlm.report.themes import DARK, LIGHT
+from growlm.report.style import DARK, LIGHT
 
 AXES = {axis.key: axis for axis in COSTS}
 

@@ -21,7 +21,7 @@ from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
 from growlm.evaluation import score as module
 from growlm.evaluation.generate import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
-from growlm.evaluation.table import table
+from growlm.report.scores import table
 from growlm.models import ModelConfig, apply, init, loss
 from growlm.models.loss import token_losses
 from growlm.training.mesh import make_mesh

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from growlm.report.themes import DARK, LIGHT
+from growlm.report.style import DARK, LIGHT
 
 # From linear RGB to what is left of it: Machado, Oliveira & Fernandes 2009, severity 1.
 SIGHT = {

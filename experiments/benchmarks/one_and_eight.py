@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 from growlm.errors import InputError
 from growlm.files import write_whole
 from growlm.report.charts import LOSSES
-from growlm.report.themes import LIGHT
+from growlm.report.style import LIGHT
 from growlm.training.metrics import read_records
 from growlm.training.sweep import commit, hardware
 

@@ -80,7 +80,7 @@ from growlm.models import (
     next_token_loss,
     parameter_count,
 )
-from growlm.report.numbers import UNKNOWN, count
+from growlm.report.style import UNKNOWN, count
 from growlm.training.mesh import make_mesh
 from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps

@@ -17,10 +17,10 @@ from growlm.data import tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
-from growlm.evaluation.table import table
 from growlm.files import write_json
 from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.models import Params, parameter_count, plain
+from growlm.report.scores import table
 from growlm.training.mesh import make_mesh
 from growlm.training.processes import is_first, join_processes
 from growlm.training.saved import ORIGIN, Saved, find_saved, read_state

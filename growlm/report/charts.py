@@ -1,4 +1,4 @@
-"""The figures of a study: loss and benchmarks against compute, tokens and time, with the moments of growth marked."""
+"""Curves of runs over compute, tokens and time, with their growths: losses, benchmarks, and how training went."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.records import Group, Run
-from growlm.report.themes import LIGHT
+from growlm.report.style import LIGHT
 
 COSTS = (
     Axis("flops", "training compute, all stages (FLOPs)", "flops", log=True),
@@ -17,42 +17,63 @@ COSTS = (
 )
 LOSSES = {"val_loss": "validation loss (nats per token)", "loss": "training loss (nats per token)"}
 BENCHMARK = "benchmark/"
-# The part of the longest run that is left out, and the height of the figure over the spread of the final losses.
+TRAINING = {
+    "learning_rate": Axis("learning_rate", "learning rate", "number"),
+    "gradient_norm": Axis("grad_norm", "gradient norm, before clipping", "number", log=True),
+    "throughput": Axis("tokens_per_second", "tokens per second", "count"),
+}
+# The share of the longest run that is left out, and the height of the figure over the spread of the final losses.
 VIEW = {"flops": (0.03, 12), "tokens": (0.1, 8), "seconds": (0.1, 8)}
 COLOURS = len(LIGHT.runs)
 DASHES = (0, 2, 3)  # once all colours are used; 1 is for controls
 
 
 def loss_figure(group: Group, name: str = "loss") -> Figure:
-    """Loss against every cost that was recorded: a curve for every run; of several seeds, thin ones and their mean.
+    """Validation loss, or training loss while there is hardly any, over every cost that was recorded.
 
-    The view lies over the end of the curves, where they differ by hundredths: the first fall from log(vocabulary)
-    would press them into one line. Validation loss is drawn, or training loss while hardly any of it is there.
+    Each run has a curve; at several seeds, each seed a thin one behind their mean. The view lies over the end of the
+    curves, where they differ by hundredths: the first fall from log(vocabulary) would press them into one line.
     """
-    key = _loss_key(group)
+    measured = (sum(record.get("val_loss") is not None for record in run.metrics) for run in group.runs)
+    key = "val_loss" if max(measured) > 1 else "loss"
     y = Axis(key, LOSSES[key], "loss")
     series = curves(group, y)
     axes = _recorded(series)
-    return Figure(name, y.label.split(" (")[0].capitalize(), axes, y, series, views_of(series, axes, key))
+    return Figure(name, y.label.split(" (")[0].capitalize(), axes, y, series, views_of(series, axes, y, end=True))
 
 
 def benchmark_figures(group: Group, prefix: str = "") -> list[Figure]:
-    """A figure for every benchmark that was measured while training, as records with keys "benchmark/..." have it."""
-    runs = [run for study in group.studies.values() for run in study.runs.values()]
-    keys = {key: None for run in runs for record in run.metrics for key in record if key.startswith(BENCHMARK)}
+    """A figure for every benchmark that was measured while training."""
+    keys = {key: None for run in group.runs for record in run.metrics for key in record if key.startswith(BENCHMARK)}
     figures = []
     for key in keys:
         title = key.removeprefix(BENCHMARK)
-        y = Axis(key, title, "number")
-        if series := curves(group, y):
-            name = prefix + "benchmark_" + "".join(c if c.isalnum() else "_" for c in title)
-            axes = _recorded(series)[:2]
-            figures.append(Figure(name, title, axes, y, series, views_of(series, axes, None)))
+        name = prefix + "benchmark_" + "".join(c if c.isalnum() else "_" for c in title)
+        figures += _whole_figure(group, name, title, Axis(key, title, "number"), ("flops", "tokens"))
     return figures
 
 
+def training_figures(group: Group, prefix: str = "") -> list[Figure]:
+    """Learning rate, gradient norm and throughput, as far as they were recorded."""
+    figures = []
+    for name, y in TRAINING.items():
+        title = name.replace("_", " ").capitalize()
+        figures += _whole_figure(group, prefix + name, title, y, ("tokens", "flops", "seconds"))
+    return figures
+
+
+def _whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[str]) -> list[Figure]:
+    """A figure of all that was recorded of a quantity; none where nothing was."""
+    series = curves(group, y)
+    if not series:
+        return []
+    recorded = {axis.key: axis for axis in _recorded(series)}
+    axes = tuple(recorded[key] for key in costs if key in recorded)
+    return [Figure(name, title, axes, y, series, views_of(series, axes, y))]
+
+
 def change(report: dict) -> str:
-    """What a growth did to the shape of the model, as 'layers 6 → 24'; 'growth' if its report is silent."""
+    """What a growth changed in the model's config, as 'layers 6 → 24'; 'growth' if its report does not say."""
     source, target = report.get("source"), report.get("target")
     if not isinstance(source, dict) or not isinstance(target, dict):
         return "growth"
@@ -60,8 +81,8 @@ def change(report: dict) -> str:
     return ", ".join(f"{key} {source[key]} → {target[key]}" for key in keys) or "growth"
 
 
-def looks(runs: Sequence[Run]) -> dict[str, tuple[int | None, int]]:
-    """(colour, dash) of every run: the baseline has the ink's colour, the others one in turn; controls are dashed."""
+def styles(runs: Sequence[Run]) -> dict[str, tuple[int | None, int]]:
+    """(colour, dash) of every run: the others than the baseline have the colours in turn; controls are dashed."""
     others = [run for run in runs if run.role != "baseline"]
     found = {}
     for number, run in enumerate(others):
@@ -71,32 +92,21 @@ def looks(runs: Sequence[Run]) -> dict[str, tuple[int | None, int]]:
 
 
 def curves(group: Group, y: Axis) -> tuple[Series, ...]:
-    """The curves of one measured quantity: of every run, and of several seeds each one and their mean."""
+    """The curves of a quantity: one for each run; at several seeds, a thin one for each and their mean."""
     found: list[Series] = []
-    look = looks(list(group.first.runs.values()))
+    style = styles(list(group.first.runs.values()))
     for name, first in group.first.runs.items():
         label = name if first.role == "run" else f"{name} ({first.role})"
         own = [
-            _series(run, y, f"{name}, {seed}" if len(group.studies) > 1 else name, label, *look[name])
+            _series(run, y, f"{name}, {seed}" if len(group.studies) > 1 else name, label, *style[name])
             for seed, run in group.each(name).items()
         ]
-        own = [one for one in own if one is not None]
-        mean = mean_of(own, name) if len(own) > 1 else None
-        if mean:
-            own = [replace(one, style="thin", marks=()) for one in own]
-        found += [*own, mean] if mean else own
+        found += with_mean([one for one in own if one is not None], name)
     return tuple(found)
 
 
-def _loss_key(group: Group) -> str:
-    """Validation loss where any run has a curve of it, else training loss."""
-    runs = [run for study in group.studies.values() for run in study.runs.values()]
-    measured = (sum(record.get("val_loss") is not None for record in run.metrics) for run in runs)
-    return "val_loss" if max(measured) > 1 else "loss"
-
-
 def _series(run: Run, y: Axis, name: str, label: str, colour: int | None, dash: int) -> Series | None:
-    """The curve of one run, in order of cost; None where it has none. A quantity measured twice in a step has two."""
+    """The curve of one run, in order of cost; None where nothing was recorded."""
     records = [record for record in run.metrics if _finite(record.get(y.key)) and _finite(record.get("flops"))]
     if not records:
         return None
@@ -113,7 +123,7 @@ def _finite(value: object) -> bool:
 
 
 def _growths(run: Run, columns: dict[str, np.ndarray], key: str) -> Iterator[Mark]:
-    """Where the stage of a run goes up: the costs of the last record before, and what changed in the model."""
+    """The growths of a run, each at the costs of the last record before it."""
     last_records = [before for before, after in pairwise(run.metrics) if after["stage"] > before["stage"]]
     for number, record in enumerate(last_records):
         if record.get("flops"):
@@ -122,53 +132,62 @@ def _growths(run: Run, columns: dict[str, np.ndarray], key: str) -> Iterator[Mar
             yield Mark("growth", costs, float(np.interp(record["flops"], columns["flops"], columns[key])), text)
 
 
-def mean_of(seeds: Sequence[Series], name: str) -> Series | None:
-    """The mean of the seeds as far as all have come, with their growths; None where one has hardly begun."""
-    one, lengths = seeds[0], [len(series.columns["flops"]) for series in seeds]
-    rows = {key: [series.columns[key][: min(lengths)] for series in seeds] for key in one.columns}
-    if min(lengths) < 0.5 * max(lengths) or any((flops != rows["flops"][0]).any() for flops in rows["flops"]):
-        return None
+def with_mean(seeds: Sequence[Series], name: str) -> list[Series]:
+    """Of several seeds thin curves and their mean as far as all have come; without a mean where one has hardly begun.
+
+    Only the mean has marks.
+    """
+    if len(seeds) < 2:
+        return [*seeds]
+    first, shortest = seeds[0], min(_points(one) for one in seeds)
+    rows = {key: np.stack([one.columns[key][:shortest] for one in seeds]) for key in first.columns}
+    if shortest < 0.5 * max(map(_points, seeds)) or (rows["flops"] != rows["flops"][0]).any():
+        return [*seeds]
     columns = {key: np.mean(column, axis=0) for key, column in rows.items()}
-    loss = next(reversed(columns.values()))
-    marks = tuple(replace(mark, y=float(np.interp(mark.x["flops"], columns["flops"], loss))) for mark in one.marks)
-    return Series(f"{name}, mean of {len(seeds)} seeds", one.label, columns, "line", one.colour, one.dash, marks)
+    y = next(reversed(columns.values()))
+    marks = tuple(replace(mark, y=float(np.interp(mark.x["flops"], columns["flops"], y))) for mark in first.marks)
+    mean = replace(first, name=f"{name}, mean of {len(seeds)} seeds", columns=columns, marks=marks)
+    return [*(replace(one, style="thin", marks=()) for one in seeds), mean]
+
+
+def _points(series: Series) -> int:
+    return len(series.columns["flops"])
 
 
 def _recorded(series: Sequence[Series]) -> tuple[Axis, ...]:
-    """The costs that are known of any curve; FLOPs and tokens are always there."""
+    """The costs that were recorded; FLOPs always are."""
     return tuple(
         a for a in COSTS if a.key == "flops" or any(np.nanmax(s.columns[a.key], initial=0) > 0 for s in series)
     )
 
 
 def views_of(
-    series: Sequence[Series], axes: Sequence[Axis], falling: str | None
+    series: Sequence[Series], axes: Sequence[Axis], y: Axis, end: bool = False
 ) -> dict[str, tuple[float, float, float, float]]:
-    """What is seen at first, over each cost; of a falling quantity, named by its key, the end; of any other, all."""
-    return {axis.key: view for axis in axes if (view := _view(series, axis, falling))}
+    """The ranges at first, over each cost: of everything, or of the end of falling curves."""
+    return {axis.key: view for axis in axes if (view := _view(series, axis, y, end))}
 
 
-def _view(series: Sequence[Series], axis: Axis, falling: str | None) -> tuple[float, float, float, float] | None:
-    """As much of the past as leaves the final losses room (VIEW), but at least 70%."""
-    key = falling or next(reversed(series[0].columns)) if series else ""
-    lines = [_sorted(one, axis, key) for one in series]
-    lines = [(x, y) for x, y in lines if len(x)]
+def _view(series: Sequence[Series], axis: Axis, y: Axis, end: bool) -> tuple[float, float, float, float] | None:
+    """The ranges over one cost; of the end as much as leaves the final losses room (VIEW), but at least 70%."""
+    lines = [line for one in series if len((line := _sorted(one, axis, y))[0])]
     if not lines:
         return None
     longest = max(x[-1] for x, _ in lines)
     low, high = min(y.min() for _, y in lines), max(y.max() for _, y in lines)
-    if falling:
+    if end:
         high = _top(lines, axis.key, longest, low)
     pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     start = 0.0
     if axis.log:
         grown = [mark.x[axis.key] for one in series for mark in one.marks if axis.key in mark.x]
         start = 0.8 * min([x[np.argmax(y <= high)] for x, y in lines] + grown)
-    return start, (1.03 if axis.log else 1.01) * longest, low - pad, high + pad
+    ends = (0.8 * low, 1.25 * high) if y.log else (low - pad, high + pad)
+    return start, (1.03 if axis.log else 1.01) * longest, *ends
 
 
 def _top(lines: list[tuple[np.ndarray, np.ndarray]], key: str, longest: float, low: float) -> float:
-    """The highest loss to be seen, of curves (cost, loss)."""
+    """The highest loss in view, of curves (cost, loss)."""
     skip, times = VIEW[key]
     finals = [y[-1] for _, y in lines]
     early, late = (max(float(np.interp(part * longest, x, y)) for x, y in lines) for part in (skip, 0.3))
@@ -176,9 +195,10 @@ def _top(lines: list[tuple[np.ndarray, np.ndarray]], key: str, longest: float, l
     return max(late, min(early, low + room), low + 1e-3)
 
 
-def _sorted(series: Series, axis: Axis, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Cost and quantity of the points that have a place on the axis, in order of cost."""
-    x, y = series.columns[axis.key], series.columns[key]
-    placed = np.isfinite(x) & ((x > 0) | (not axis.log))
-    order = np.argsort(x[placed], kind="stable")
-    return x[placed][order], y[placed][order]
+def _sorted(series: Series, axis: Axis, y: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """Cost and quantity where the axes have a place for them, in order of cost."""
+    columns = [(series.columns[one.key], one.log) for one in (axis, y)]
+    placed = np.logical_and.reduce([np.isfinite(values) & ((values > 0) | (not log)) for values, log in columns])
+    x, quantity = (values[placed] for values, _ in columns)
+    order = np.argsort(x, kind="stable")
+    return x[order], quantity[order]

@@ -7,19 +7,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from growlm.report import figures, numbers
-from growlm.report.figures import Axis, Figure, Series
-from growlm.report.themes import LIGHT, Theme
+from growlm.report.figures import Axis, Figure, Series, growth_labels, thinned, unit
+from growlm.report.style import LIGHT, Theme, count, percent
 
-MINUTE, HOUR, DAY = 60, 3600, 86400
-CLOCK = (1, 2, 5, 10, 30, *(n * MINUTE for n in (1, 2, 5, 10, 30)), *(n * HOUR for n in (1, 2, 4, 6, 12)))
-CALENDAR = (*CLOCK, *(n * DAY for n in (1, 2, 5, 10)))
 DASHES = ("-", "--", "-.", ":")
-MARKERS = ("o", "^", "s", "v")  # the same of points
-WRITE = {"flops": numbers.flops_short, "count": numbers.count, "seconds": numbers.duration, "number": "{:.3g}".format}
-WRITE["percent"] = lambda value: f"{value:+.0%}" if abs(value) > 1e-9 else "0%"
+MARKERS = ("o", "^", "s", "v")  # of points, in place of dashes
+TICKS = {
+    "flops": lambda value: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"),
+    "count": count,
+    "seconds": "{:g}".format,
+    "number": "{:.3g}".format,
+    "percent": lambda value: percent(value).replace(".0%", "%") if abs(value) > 1e-9 else "0%",
+}
 
 
 def png(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> bytes:
@@ -30,30 +31,28 @@ def png(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> bytes:
 
 
 def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
-    """The figure over one of its x axes, with what is seen of it at first.
-
-    Args:
-        figure: what to draw.
-        axis: one of its x axes.
-        theme: the colours.
-    """
+    """The figure over one of its x axes, in its ranges at first."""
     named = [one for one in figure.series if one.style != "thin"]
     columns = 1 if any(len(one.label) > 24 for one in named) else 2
     labels = {one.label for one in named}
-    canvas = Canvas((5.8, 3.7 + 0.22 * -(-len(labels) // columns)), 170, layout="constrained", facecolor=theme.paper)
+    rows = 0.28 * len(figure.y.names) if figure.y.names else 2.7
+    height = 1 + rows + 0.22 * -(-len(labels) // columns)
+    canvas = Canvas((5.8, height), 170, layout="constrained", facecolor=theme.paper)
     axes = canvas.add_subplot()
-    _dress(axes, axis, figure.y, theme)
     if axis.key not in figure.views:
         axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=theme.ink)
         return canvas
+    left, right, low, high = figure.views[axis.key]
+    size, label = unit(axis, right)
+    _style_axes(axes, axis, figure.y, theme)
+    axes.set(xlabel=label, xlim=(left / size, right / size), ylim=(low, high))
     for one in figure.series:
-        _plot(axes, one, axis, figure.y, theme)
-    _look(axes, figure, axis)
-    _mark(axes, figure.series, axis, theme)
+        _plot(axes, one, axis, figure.y, size, theme)
+    _plot_marks(axes, figure, axis, size, theme)
     for line in [axes.axvline] * axis.signed + [axes.axhline] * figure.y.signed:
         line(0, color=theme.ink, linewidth=1, zorder=1.5)  # below the curves
     if all(one.style == "line" for one in named):
-        _name_ends(axes, named, axis, figure.y, theme)
+        _name_ends(axes, named, axis, figure.y, size, theme)
     entries = dict(reversed([*zip(*axes.get_legend_handles_labels()[::-1], strict=True)]))
     entries = {label: entries[label] for label in dict.fromkeys(one.label for one in named)}
     look = {"frameon": False, "fontsize": 9, "labelcolor": theme.ink}
@@ -61,11 +60,12 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
     return canvas
 
 
-def _dress(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
-    """Scales, labels and quiet lines."""
+def _style_axes(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
+    """Scales, ticks, grid and colours."""
     axes.set_facecolor(theme.paper)
-    axes.set_xlabel(axis.label, color=theme.ink)
-    axes.set_ylabel(y.label, color=theme.ink)
+    axes.set_ylabel(y.label)
+    axes.xaxis.label.set_color(theme.ink)
+    axes.yaxis.label.set_color(theme.ink)
     axes.tick_params(which="both", colors=theme.ink, length=3)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -81,62 +81,44 @@ def _dress(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
         if one.kind == "name":
             place.set_ticks(range(len(one.names)), one.names)
         elif one.kind != "loss":
-            place.set_major_formatter(FuncFormatter(lambda value, _, kind=one.kind: WRITE[kind](value)))
+            place.set_major_formatter(FuncFormatter(lambda value, _, kind=one.kind: TICKS[kind](value)))
 
 
-def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, theme: Theme) -> None:
+def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, size: float, theme: Theme) -> None:
     """One curve: means and the baseline heavy, single seeds thin, points without a line."""
-    columns = figures.thinned(one)
-    colour = _colour(one, theme)
-    style = {"color": colour, "label": "_seed" if one.style == "thin" else one.label}  # the legend shows the mean
+    columns = thinned(one)
+    x, colour = columns[axis.key] / size, theme.colour(one.colour)
+    common = {"color": colour, "label": "_seed" if one.style == "thin" else one.label}  # the legend shows the mean
     if one.style == "points":
-        axes.plot(columns[axis.key], columns[y.key], MARKERS[one.dash], markersize=4, **style)
+        axes.plot(x, columns[y.key], MARKERS[one.dash], markersize=4, **common)
         if "low" in columns:
             errors = np.abs(np.stack([columns["low"], columns["high"]]) - columns[y.key])
-            axes.errorbar(columns[axis.key], columns[y.key], errors, fmt="none", ecolor=colour, capsize=3)
+            axes.errorbar(x, columns[y.key], errors, fmt="none", ecolor=colour, capsize=3)
         return
     width = {"thin": 0.8, "fit": 1.3}.get(one.style, 1.9 if one.dash != 1 else 1.6)
     few = one.style == "line" and len(columns[y.key]) <= 25
-    look = {"linestyle": DASHES[one.dash], "alpha": 0.55 if one.style == "thin" else 1, "marker": "o" if few else ""}
-    axes.plot(columns[axis.key], columns[y.key], linewidth=width, markersize=3, **look, **style)
+    line = {"linestyle": DASHES[one.dash], "alpha": 0.55 if one.style == "thin" else 1, "marker": "o" if few else ""}
+    axes.plot(x, columns[y.key], linewidth=width, markersize=3, **line, **common)
 
 
-def _colour(one: Series, theme: Theme) -> str:
-    return theme.baseline if one.colour is None else theme.runs[one.colour % len(theme.runs)]
-
-
-def _look(axes: Axes, figure: Figure, axis: Axis) -> None:
-    """What is seen at first."""
-    left, right, low, high = figure.views[axis.key]
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, high)
-    if axis.kind == "seconds" and not axis.log:
-        axes.xaxis.set_major_locator(MultipleLocator(next((t for t in CALENDAR if right / t <= 6), right / 5)))
-
-
-def _mark(axes: Axes, series: Sequence[Series], axis: Axis, theme: Theme) -> None:
-    """A diamond at every mark; from the top down to a growth a tick, and above it what changed, once per place."""
+def _plot_marks(axes: Axes, figure: Figure, axis: Axis, size: float, theme: Theme) -> None:
+    """A diamond at every mark; from the top down to a growth a tick, and above it what changed."""
     low, high = axes.get_ylim()
-    to_axes = axes.transData + axes.transAxes.inverted()
-    taken: list[tuple[float, str]] = []
-    for one, mark in ((s, m) for s in series for m in s.marks if axis.key in m.x):
-        x, colour = mark.x[axis.key], _colour(one, theme)
+    for one, mark in ((s, m) for s in figure.series for m in s.marks if axis.key in m.x):
+        x, colour = mark.x[axis.key] / size, theme.colour(one.colour)
         axes.plot(x, mark.y, "D", color=colour, markeredgecolor=theme.paper, markersize=7, zorder=5)
         if mark.span:
             axes.hlines(mark.y, *mark.span, color=colour, linewidth=2.5, alpha=0.6)
-        if mark.kind != "growth":
-            continue
-        place = to_axes.transform((x, high))[0]
-        reach = min(mark.y, high - 0.12 * (high - low))
-        axes.vlines(x, reach, high, color=colour, linestyle=":", linewidth=1.5, gid="growth")
-        near = [said for where, said in taken if abs(where - place) < 0.25]
-        if mark.text not in near:
-            at = {"xycoords": "axes fraction", "textcoords": "offset points"}
-            axes.annotate(mark.text, (place, 1), (-3, 3 + 11 * len(near)), **at, fontsize=8.5, color=theme.ink)
-            taken.append((place, mark.text))
+        if mark.kind == "growth":
+            reach = min(mark.y, high - 0.12 * (high - low))
+            axes.vlines(x, reach, high, color=colour, linestyle=":", linewidth=1.5, gid="growth")
+    across = axes.get_xaxis_transform()
+    for x, text, line in growth_labels(figure, axis):
+        at = {"xycoords": across, "textcoords": "offset points"}
+        axes.annotate(text, (x / size, 1), (-3, 3 + 11 * line), **at, fontsize=8.5, color=theme.ink)
 
 
-def _name_ends(axes: Axes, series: Sequence[Series], axis: Axis, y: Axis, theme: Theme) -> None:
+def _name_ends(axes: Axes, series: Sequence[Series], axis: Axis, y: Axis, size: float, theme: Theme) -> None:
     """The name and last value of every curve to the right of the axes, led to its end."""
     low, high = axes.get_ylim()
     least = 0.0 if axis.log else -np.inf  # a run that has only begun has no place on a logarithmic axis
@@ -144,12 +126,18 @@ def _name_ends(axes: Axes, series: Sequence[Series], axis: Axis, y: Axis, theme:
     ordered = sorted(placed, key=lambda one: one.columns[y.key][-1])
     places = _spread(np.array([one.columns[y.key][-1] for one in ordered]), low, high)
     for one, place in zip(ordered, places, strict=True):
-        x, value = (one.columns[key][-1] for key in (axis.key, y.key))
-        lead = {"arrowstyle": "-", "color": _colour(one, theme), "linestyle": ":", "relpos": (0, 0.5), "shrinkA": 1}
+        x, value = one.columns[axis.key][-1] / size, one.columns[y.key][-1]
+        lead = {
+            "arrowstyle": "-",
+            "color": theme.colour(one.colour),
+            "linestyle": ":",
+            "relpos": (0, 0.5),
+            "shrinkA": 1,
+        }
         name = one.label.rpartition(" (")[0] or one.label
         name = name if len(name) <= 20 else name[:19] + "…"
         axes.annotate(
-            f"{name} {value:.3f}",
+            f"{name} {value:.3f}" if y.kind == "loss" else f"{name} {y.write(value)}",
             (x, value),
             xytext=(1.05, place),
             textcoords=axes.get_yaxis_transform(),
@@ -162,7 +150,7 @@ def _name_ends(axes: Axes, series: Sequence[Series], axis: Axis, y: Axis, theme:
 
 
 def _spread(wanted: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Places near the wanted ones, which rise, with room for a line of text between any two."""
+    """Places near the wanted ones, which are in order, with room for a line of text between any two."""
     gap = min(0.06 * (high - low), (high - low) / len(wanted))
     steps = gap * np.arange(len(wanted))
     places = np.maximum.accumulate(wanted - steps) + steps

@@ -1,16 +1,19 @@
-"""A figure as a value: axes, curves and marks. The page, the PNG and the CSV are three views of it."""
+"""The description of a figure: axes, curves and marks. The page, the PNG and the CSV are made of it."""
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-# A longer curve is thinned out on the page and in the PNG, to one point in so many; the CSV has all.
-SHOWN_POINTS = 1500
+from growlm.report import style
+
+SHOWN_POINTS = 1000  # of a curve on the page and in the PNG; the CSV has all
+WRITE = {"flops": style.flops, "count": style.count, "seconds": style.duration, "loss": style.loss}
+WRITE |= {"number": "{:.4g}".format, "percent": style.percent}
+UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,12 @@ class Axis:
     """A quantity that a curve has a column of.
 
     Attributes:
-        key: the column; also what a file of this axis is called.
-        label: what stands at the axis.
+        key: the column; also in the name of the PNG over this axis.
+        label: the label of the axis.
         kind: how its numbers are written: "flops", "count", "seconds", "loss", "number" or "percent"; or "name".
         log: whether it is logarithmic at first.
-        names: what stands at 0, 1, 2 ... of an axis of names.
-        signed: whether 0 divides it: a line stands there, and there is no logarithm.
+        names: labels of the ticks at 0, 1, 2 ..., of an axis of names.
+        signed: whether both signs occur: a line is drawn at 0, and there is no logarithm.
     """
 
     key: str
@@ -33,16 +36,26 @@ class Axis:
     names: tuple[str, ...] = ()
     signed: bool = False
 
+    @property
+    def word(self) -> str:
+        """The quantity in one word, such as tokens."""
+        words = {"flops": "FLOPs", "seconds": "time", "val_loss": "validation loss"}
+        return words.get(self.key, self.key.replace("_", " "))
+
+    def write(self, value: float) -> str:
+        """A value of the axis as text."""
+        return WRITE[self.kind](value)
+
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on a curve: a growth, with what it changed, or a minimum or another estimate with its interval.
+    """A place on a curve: a growth, a minimum, or an estimate with its interval.
 
     Attributes:
         kind: "growth", "minimum" or "estimate".
-        x: where on each x axis, by key.
-        y: where on the y axis.
-        text: what is to be said of it.
+        x: its place on each x axis, by key.
+        y: its place on the y axis.
+        text: what a growth changed, or the estimate in words.
         span: the ends of its interval along the x axis, where it has one.
     """
 
@@ -59,10 +72,10 @@ class Series:
 
     Attributes:
         name: of this curve alone.
-        label: its entry in the legend; curves that share it are shown and hidden together.
+        label: its entry in the legend, which several curves may share: they are shown and hidden together.
         columns: float64[points] by key of an axis, NaN where not known; "low" and "high" are error bars along y.
         style: "line", "thin" (one seed of several), "points" or "fit".
-        colour: number of a colour; None is the ink's, of the baseline.
+        colour: number of a colour of the theme; None is the baseline's.
         dash: 0 solid, 1 dashed, 2 dash and dot, 3 dotted.
         marks: places on it.
     """
@@ -78,15 +91,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that may be looked at over several x axes.
+    """Curves over one of several x axes.
 
     Attributes:
         name: of its files.
-        title: above it.
-        x: the axes to choose from; the first is shown at first.
+        title: its heading.
+        x: the axes to choose from; the page begins with the first.
         y: the other axis.
         series: the curves.
-        views: for each x axis what is seen at first: x from, x to, y from, y to.
+        views: the ranges at first, by key of the x axis: x from, x to, y from, y to.
         note: a sentence below it.
     """
 
@@ -99,6 +112,36 @@ class Figure:
     note: str = ""
 
 
+def unit(axis: Axis, longest: float) -> tuple[float, str]:
+    """What the numbers of an axis are divided by, and its label with the unit: times are in the largest that fits."""
+    if axis.kind != "seconds":
+        return 1, axis.label
+    name = [name for name, size in UNITS.items() if longest >= 2 * size or size == 1][-1]
+    return UNITS[name], f"{axis.label} ({name})"
+
+
+def growth_labels(figure: Figure, axis: Axis) -> list[tuple[float, str, int]]:
+    """What growths changed, to be written above the axes: place, text and line (0 is the lowest).
+
+    A text stands once in a quarter of the width; different ones that near stand above each other.
+    """
+    left, right = figure.views[axis.key][:2]
+
+    def across(value: float) -> float:
+        scaled = (math.log(max(one, 1e-300)) if axis.log else one for one in (left, value, right))
+        start, place, end = scaled
+        return (place - start) / (end - start)
+
+    found: list[tuple[float, str, int]] = []
+    marks = (mark for one in figure.series for mark in one.marks if mark.kind == "growth" and axis.key in mark.x)
+    for mark in sorted(marks, key=lambda mark: mark.x[axis.key]):
+        place = mark.x[axis.key]
+        near = [text for value, text, _ in found if abs(across(value) - across(place)) < 0.25]
+        if mark.text not in near and (place > 0 or not axis.log):
+            found.append((place, mark.text, len(near)))
+    return found
+
+
 def as_csv(figure: Figure) -> str:
     """All points and marks as CSV, a row for each: measured or fitted points, growths, estimates."""
     keys = [*(axis.key for axis in figure.x), figure.y.key]
@@ -106,7 +149,10 @@ def as_csv(figure: Figure) -> str:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["curve", "kind", *keys, "low", "high", "text"])
     for series in figure.series:
-        rows.writerows(_csv_points(series, keys))
+        kind = "fitted" if series.style == "fit" else "measured"
+        columns = [series.columns.get(key, np.full(_length(series), np.nan)) for key in [*keys, "low", "high"]]
+        for row in zip(*columns, strict=True):
+            rows.writerow([series.name, kind, *("" if math.isnan(value) else float(value) for value in row), ""])
         for mark in series.marks:
             y = figure.y.names[round(mark.y)] if figure.y.names else mark.y
             place = [*(mark.x.get(axis.key, "") for axis in figure.x), y]
@@ -114,42 +160,11 @@ def as_csv(figure: Figure) -> str:
     return file.getvalue()
 
 
-def _csv_points(series: Series, keys: list[str]) -> Iterator[list[Any]]:
-    kind = "fitted" if series.style == "fit" else "measured"
-    columns = [series.columns.get(key, np.full(_length(series), np.nan)) for key in [*keys, "low", "high"]]
-    for row in zip(*columns, strict=True):
-        yield [series.name, kind, *("" if math.isnan(value) else float(value) for value in row), ""]
-
-
-def plain(figure: Figure) -> dict[str, Any]:
-    """The figure as values that JSON has, for the page."""
-    axes = [vars(axis) for axis in figure.x]
-    series = [
-        {
-            "name": one.name,
-            "label": one.label,
-            "style": one.style,
-            "colour": one.colour,
-            "dash": one.dash,
-            "columns": {key: [_short(value) for value in column] for key, column in thinned(one).items()},
-            "marks": [vars(mark) | {"x": dict(mark.x)} for mark in one.marks],
-        }
-        for one in figure.series
-    ]
-    views = {key: [_short(end) for end in view] for key, view in figure.views.items()}
-    return {"name": figure.name, "x": axes, "y": vars(figure.y), "series": series, "views": views}
-
-
 def thinned(series: Series) -> dict[str, np.ndarray]:
-    """The columns with no more points than can be seen; the last one is kept."""
+    """The columns with at most SHOWN_POINTS points; the last one is kept."""
     step = -(-_length(series) // SHOWN_POINTS)
     return {key: column[::-1][:: max(step, 1)][::-1] for key, column in series.columns.items()}
 
 
 def _length(series: Series) -> int:
     return len(next(iter(series.columns.values())))
-
-
-def _short(value: float) -> float | None:
-    """Seven digits: more than can be seen, and half the page."""
-    return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -1,34 +1,32 @@
-"""What the laws need of the runs of sweeps: sizes, when and by how much each grew, its seed and its losses."""
+"""Finished runs as the laws take them: sizes, when and by how much each grew, seed and losses."""
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
+from growlm.laws.shapes import Shape
 from growlm.laws.speedup import Curve, curve, loss_at
-from growlm.models import DecoderConfig, parameter_count
-from growlm.report.records import Run, homes, read
-from growlm.training.config import build_model
+from growlm.report.records import Run, read, study_folders
 
-# A run is read off at a budget only where its growth was paid with no more than this share of it.
-GROWN_BY = 0.8
+GROWN_BY = 0.8  # the largest share of a budget at which a run may grow, to be in its slice
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run that is done.
+    """One finished run.
 
     Attributes:
         name: its folder and name.
-        seed: of the run.
-        params: parameters of its last model, all of them.
-        stages: how many it had.
+        seed: its seed.
+        params: parameters N of its last model.
+        stages: the number of its stages.
         grown_at: tokens before its first growth; 0 without one.
         grown_flops: FLOPs before its last growth.
-        factor: parameters in blocks of its last model over those of its first.
-        growth: the operator and options of its growths, as text.
+        factor: parameters in the blocks of its last model over those of its first.
+        growth: operator and options of its first growth, as JSON.
         curve: validation losses over the FLOPs of the whole run.
     """
 
@@ -49,17 +47,17 @@ class Outcome:
 
 
 def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
-    """The finished runs of a sweep's or run's folder, or of all those in a folder; and a line for each left out.
+    """The finished runs of a sweep, a run, or a folder of these; and a line for each run that is left out.
 
     Raises:
         InputError: no such folder, no run in it, none that is done, or a loss that is not finite.
     """
     runs, left_out = {}, []
-    for home in homes(folder):
-        for run in read(home).runs.values():
-            name = run.name if home in (folder, home.with_name(run.name)) else f"{home.name}/{run.name}"
-            if run.begun:
-                left_out.append(f"{name} began from a saved model, and so grew after nobody knows how many tokens")
+    for path in study_folders(folder):
+        for run in read(path).runs.values():
+            name = run.name if path in (folder, path.with_name(run.name)) else f"{path.name}/{run.name}"
+            if run.init_from:
+                left_out.append(f"{name} began from a saved model: the tokens before its growth are not known")
             elif run.status == "done" and run.metrics:
                 runs[name] = run
             else:
@@ -70,10 +68,10 @@ def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
 
 
 def budget_records(runs: list[Outcome], slices: int) -> list[dict[str, Any]]:
-    """The runs read off at budgets, as `fit_growth_timing` and `fit_growth_factor` take them.
+    """The losses of the runs at several budgets, for `fit_growth_timing` and `fit_growth_factor`.
 
-    The budgets of a size end where its cheapest run ends, and each is the square root of 2 times the one before. A
-    run whose growth is later than 80 % of a budget is not in that slice.
+    The largest budget of a size is the FLOPs of its cheapest run; each is the square root of 2 times the one before. A
+    run that grew after 80 % of a budget is not in its slice.
     """
     records = []
     for params in sorted({run.params for run in runs}):
@@ -91,32 +89,37 @@ def _record(run: Outcome, budget: float) -> dict[str, Any]:
 
 
 def outcome(name: str, run: Run) -> Outcome:
-    """What the laws need of a run that is done. Raises InputError where it does not say it."""
+    """A finished run. Raises InputError where its records lack something."""
     if "stages" not in run.config or "seed" not in run.config:
         raise InputError(f"run {name} has no stages and seed in its config.json")
+    if run.parameters is None:
+        raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
     stages = run.config["stages"]
-    models = [build_model(stage["model"]) for stage in stages]
     growths = [{key: stage["growth"][key] for key in ("operator", "options")} for stage in stages[1:]]
     before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(stages) - 1)]
+    try:
+        losses = curve(run.metrics)
+    except InputError as error:
+        raise InputError(f"run {name}: {error}") from error
     return Outcome(
         name=name,
         seed=run.config["seed"],
-        params=parameter_count(models[-1]),
+        params=run.parameters,
         stages=len(stages),
         grown_at=float(before[0][-1]["tokens"]) if growths else 0.0,
         grown_flops=float(before[1][-1]["flops"]) if growths else 0.0,
-        factor=_block_params(models[-1]) / max(_block_params(models[0]), 1),
+        factor=_block_params(name, run, -1, "after") / _block_params(name, run, 0, "before") if growths else 1.0,
         growth=json.dumps(growths[0], sort_keys=True) if growths else "",
-        curve=_curve(name, run),
+        curve=losses,
     )
 
 
-def _curve(name: str, run: Run) -> Curve:
-    try:
-        return curve(run.metrics)
-    except InputError as error:
-        raise InputError(f"run {name}: {error}") from error
-
-
-def _block_params(model: DecoderConfig) -> int:
-    return sum(math.prod(weight.shape(model)) for weight in model.weights if weight.stacked)
+def _block_params(name: str, run: Run, stage: int, when: str) -> int:
+    """Parameters in the blocks of a stage: of a growth report, or of the shape of a Llama in records without these."""
+    key = f"block_parameters_{when}"
+    if run.growths and key in run.growths[stage]:
+        return run.growths[stage][key]
+    model = run.config["stages"][stage]["model"]
+    if not all(field.name in model for field in fields(Shape)):
+        raise InputError(f"run {name} must have {key} in its growth reports; train it with this version")
+    return Shape(**{field.name: model[field.name] for field in fields(Shape)}).block_params

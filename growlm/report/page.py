@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network; charts, their data and their script inside."""
+"""The report as one HTML file that needs no network: plotly.js, the charts and their data are inside."""
 
 import base64
 import hashlib
@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 
-from growlm.report.figures import Figure, as_csv, plain
-from growlm.report.themes import DARK, LIGHT
+from growlm.report.figures import Figure, as_csv
+from growlm.report.interactive import plotly
+from growlm.report.style import DARK, LIGHT
 
-SCRIPTS = ("ticks.js", "plot.js", "chart.js", "page.js")
-STYLE = "page.css"
-# The device's colours, or those that a reader asks for.
 _COLOURS = f"""
 :root {{ color-scheme: light dark; {LIGHT.css()} }}
 :root[data-theme="light"] {{ color-scheme: light; }}
@@ -24,7 +23,7 @@ _COLOURS = f"""
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the page: a title for the list of contents, and what is below it, as HTML."""
+    """A section of the page: its title, which is in the list of contents, and its body as HTML."""
 
     title: str
     body: str
@@ -33,17 +32,20 @@ class Part:
 def page(title: str, head: str, parts: Sequence[Part]) -> str:
     """The whole page.
 
-    The policy forbids it to load anything, whatever a run's texts may contain, and to run any script but its own.
+    Whatever the texts of a run contain, its policy forbids the page to load anything and to run other scripts.
 
     Args:
-        title: of the page.
-        head: what stands above everything, as HTML.
-        parts: the rest.
+        title: its title.
+        head: HTML above everything.
+        parts: its sections.
     """
-    script = "".join(_own(name) for name in SCRIPTS)
-    style = _COLOURS + _own(STYLE)
-    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{known}'"
+    here = Path(__file__)
+    style = _COLOURS + here.with_name("page.css").read_text(encoding="utf-8")
+    scripts = [_plotly_js(), here.with_name("page.js").read_text(encoding="utf-8")]
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
+    inline = "\n".join(f"<script>{script}</script>" for script in scripts)
     parts = [part for part in parts if part.body]
     contents = "".join(f'<a href="#part-{n}">{escape(part.title)}</a>' for n, part in enumerate(parts))
     body = "\n".join(f'<h2 id="part-{n}">{escape(part.title)}</h2>\n{part.body}' for n, part in enumerate(parts))
@@ -58,12 +60,12 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
 </head>
 <body>
 <header><h1>{escape(title)}</h1>
-<button type="button" id="theme" title="light, dark, or as the device">theme</button></header>
+<button type="button" id="theme" title="light, dark, or as the device has it">theme</button></header>
 {head}
 <nav>{contents}</nav>
 <noscript><p class="quiet">The charts need JavaScript; the PNG and CSV files beside this page do not.</p></noscript>
 {body}
-<script>{script}</script>
+{inline}
 </body>
 </html>
 """
@@ -75,26 +77,26 @@ def nested(parts: Iterable[Part]) -> str:
 
 
 def chart(figure: Figure) -> str:
-    """One figure with its data, which the page's script draws, and its CSV."""
-    data = json.dumps(plain(figure), separators=(",", ":")).replace("<", "\\u003c")
+    """A figure with its data, which plotly draws, and its CSV."""
+    data = json.dumps(plotly(figure), separators=(",", ":")).replace("<", "\\u003c")
     table = base64.b64encode(as_csv(figure).encode()).decode()
-    note = f'<p class="quiet">{escape(figure.note)}</p>' if figure.note else ""
+    rows = f' style="--rows: {len(figure.y.names)}"' if figure.y.names else ""
     return (
-        f'<figure class="chart" id="chart-{escape(figure.name)}"><figcaption>{escape(figure.title)}</figcaption>'
-        f'<script type="application/json">{data}</script><div class="tools"></div><div class="plot"></div>'
-        f'<div class="legend"></div><a class="csv" download="{escape(figure.name)}.csv" title="all points" '
-        f'href="data:text/csv;base64,{table}">CSV</a>{note}</figure>\n'
+        f'<figure class="chart" id="chart-{escape(figure.name)}"{rows}><figcaption>{escape(figure.title)} '
+        f'<a class="csv" download="{escape(figure.name)}.csv" title="all points" href="data:text/csv;base64,{table}">'
+        f'CSV</a></figcaption><script type="application/json">{data}</script><div class="plot"></div>'
+        f"{quiet(figure.note)}</figure>\n"
     )
 
 
 def charts(figures: Iterable[Figure]) -> str:
-    """Several figures side by side where there is room."""
+    """Figures side by side where there is room."""
     drawn = "".join(map(chart, figures))
     return f'<div class="small">{drawn}</div>' if drawn else ""
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]], text: Sequence[str]) -> str:
-    """A table in a box of its own that scrolls sideways; the columns in `text` to the left, numbers to the right."""
+    """A table; the columns in `text` are flush left, the others flush right. A wide one scrolls sideways."""
     kinds = ["text" if name in text else "number" for name in header]
     body = "\n".join(_table_row("td", line, kinds) for line in lines)
     return f'<div class="scroll"><table>\n{_table_row("th", header, kinds)}\n{body}\n</table></div>'
@@ -106,19 +108,19 @@ def quiet(text: str) -> str:
 
 
 def listed(notes: Iterable[tuple[str, str]]) -> str:
-    """Names with something to say of each; those without are left out."""
+    """A list of names with notes; those without a note are left out."""
     items = "".join(f"<li><b>{escape(name)}</b>: {escape(note)}</li>" for name, note in notes if note)
     return f'<ul class="quiet">{items}</ul>' if items else ""
 
 
 def folded(title: str, value: object) -> str:
-    """A JSON value behind a title that opens it."""
+    """A JSON value that is folded behind its title."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return f"<details><summary>{escape(title)}</summary><pre><code>{escape(text)}</code></pre></details>\n"
 
 
 def verbatim(text: str) -> str:
-    """Text as it is, such as a command."""
+    """Preformatted text, such as a command."""
     return f"<pre><code>{escape(text)}</code></pre>\n" if text else ""
 
 
@@ -129,5 +131,9 @@ def _table_row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
     return "<tr>" + "".join(f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in pairs) + "</tr>"
 
 
-def _own(name: str) -> str:
-    return files("growlm.report").joinpath(name).read_text(encoding="utf-8")
+def _plotly_js() -> str:
+    """The plotly.js of the installed package, which is found without the second that it takes to import."""
+    spec = find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("plotly must be installed for the charts of a report")
+    return (Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js").read_text(encoding="utf-8")

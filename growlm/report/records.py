@@ -1,4 +1,4 @@
-"""What the folder of a run or of a sweep holds, or a folder of such, as plain values."""
+"""The records in folders of runs and sweeps, as plain values."""
 
 import csv
 import json
@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
-from growlm.training.run import BEGUN_BY, effective
 
-KEPT = "metrics.csv"  # of a folder that `growlm archive` wrote: the records of all its runs
-TO_REPRODUCE = ("command", "hardware", "commit")  # what sweep.json and run.json say of how they were made
+ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
+PROVENANCE = ("command", "hardware", "commit")  # of sweep.json and run.json
+# Settings that tell no study from another: the seed, and what does not change a result.
+WITHOUT_EFFECT = ("seed", "mesh", "remat", "log_every_steps", "checkpoint")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its records in the order in which they were made, one per stage and step.
+    """One run.
 
-    `role` is "grown", "baseline", "control" or "run", and `purpose` says what a control is for.
-
-    `growths` are the reports of growth-1.json, growth-2.json ... `stages` is what sweep.json says of each
-    stage: its address, tokens and FLOPs, and whether it was reused from another run. `evaluations` are the results
-    of `growlm evaluate`, in the order in which they were made. `begun` is what init_from.json says of the saved model
-    that the run began from, of kept records the folder alone; it is empty where there was none.
+    Attributes:
+        config: its config.json.
+        metrics: its records in order, one for each stage and step.
+        growths: its growth reports, growth-1.json, growth-2.json ...
+        role: "grown", "baseline", "control" or "run".
+        purpose: what a control is for.
+        status: "done", "failed" or "pending"; `error` says why it failed.
+        stages: from sweep.json, for each stage its hash, tokens, FLOPs and whether it was reused from another run.
+        evaluations: the results of `growlm evaluate`, in the order in which they were made.
+        init_from: the checkpoint that it began from, as in init_from.json; empty where it began from none.
     """
 
     name: str
@@ -36,25 +41,35 @@ class Run:
     error: str | None = None
     stages: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    begun: dict[str, Any] = field(default_factory=dict)
+    init_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def held_out(self) -> set[tuple]:
-        """What its stages are validated on, where its config says it: corpus, batches, their examples and length."""
+        """What its stages are validated on, where its config says so: corpus, batches, batch and length."""
         found = set()
         for stage in self.config.get("stages", ()):
-            said = stage.get("evaluation") or self.config.get("evaluation") or {}
-            shape = (said.get(key) or stage.get(key) for key in ("batch", "length"))
-            found.add((self.config.get("corpus"), said.get("batches"), *shape))
+            evaluation = stage.get("evaluation") or self.config.get("evaluation") or {}
+            shape = (evaluation.get(key) or stage.get(key) for key in ("batch", "length"))
+            found.add((self.config.get("corpus"), evaluation.get("batches"), *shape))
         return found
+
+    def of_stage(self, number: int) -> list[dict[str, Any]]:
+        """The records of one stage."""
+        return [record for record in self.metrics if record["stage"] == number]
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters N of the last stage, read off its FLOPs, which are 6 N tokens; of a mixture the active ones."""
+        records = self.of_stage(self.metrics[-1]["stage"]) if self.metrics else []
+        spent = [(r["flops"], r["tokens"]) for r in records if None not in (r.get("flops"), r.get("tokens"))]
+        if not spent or spent[-1][1] == spent[0][1]:
+            return None
+        return round((spent[-1][0] - spent[0][0]) / (6 * (spent[-1][1] - spent[0][1])))
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a folder, by name in the order of the sweep, and what the sweep says of itself.
-
-    `config` is that of the sweep, or of the run where it is one.
-    """
+    """The runs of a folder by name, in the order of the sweep, and its provenance. `config` is the sweep's or run's."""
 
     title: str
     runs: dict[str, Run]
@@ -69,94 +84,75 @@ class Study:
 
 @dataclass(frozen=True)
 class Group:
-    """Studies that differ in nothing but their seeds, by what tells them apart: "seed 0", "seed 1" ..."""
+    """Studies that differ only in their seeds, by name: "seed 0", "seed 1" ..."""
 
     studies: dict[str, Study]
 
     @property
     def first(self) -> Study:
-        """The study that stands for all where they do not differ."""
+        """The study of the first seed."""
         return next(iter(self.studies.values()))
 
     def each(self, name: str) -> dict[str, Run]:
-        """The run of that name in every study."""
+        """The runs of that name, by seed."""
         return {seed: study.runs[name] for seed, study in self.studies.items()}
 
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of all seeds."""
+        return [run for study in self.studies.values() for run in study.runs.values()]
 
-def homes(folder: Path) -> list[Path]:
-    """The folder itself if it is a sweep's or a run's, else those in it that are.
+    @property
+    def labelled(self) -> list[tuple[str, Run]]:
+        """All runs in the order of the sweep, each with a label that is its own."""
+        several = len(self.studies) > 1
+        return [(f"{n}, {seed}" if several else n, run) for n in self.first.runs for seed, run in self.each(n).items()]
+
+
+def study_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds a sweep or a run, else the folders in it that do.
 
     Raises:
         InputError: no such folder, or no run in it.
     """
 
-    def is_home(path: Path) -> bool:
+    def is_study(path: Path) -> bool:
         return any((path / name).is_file() for name in ("sweep.json", "metrics.jsonl"))
 
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
-    found = [folder] if is_home(folder) else sorted(filter(is_home, folder.iterdir()))
+    found = [folder] if is_study(folder) else sorted(filter(is_study, folder.iterdir()))
     if not found:
-        raise InputError(f"{folder} holds no runs: allowed is the folder of a sweep or a run, or a folder of such")
+        raise InputError(f"{folder} must be a run or a sweep, or a folder that holds some, got one without runs")
     return found
 
 
 def read_groups(folder: str | Path) -> list[Group]:
-    """What lies in a folder: a sweep, a run, or several of them, those together that differ only in their seeds.
+    """The studies in a folder; those that differ only in their seeds form one group.
 
-    Single runs that lie in one folder are taken as one study, to be looked at together.
+    Single runs in one folder form one study.
 
     Raises:
         InputError: no such folder, no runs in it, a broken file, or no run with any metrics.
     """
     folder = Path(folder)
-    studies = {home: _read(home) for home in homes(folder)}
-    if not any(run.metrics for study in studies.values() for run in study.runs.values()):
-        raise InputError(f"no run in {folder} has any metrics yet")
-    alone = {home: study for home, study in studies.items() if not (home / "sweep.json").exists()}
-    if len(alone) > 1:
-        studies = {home: study for home, study in studies.items() if home not in alone}
-        runs = {home.name: study.runs[home.name] for home, study in alone.items()}
-        studies[folder] = Study(folder.resolve().name, runs, **_of_all(alone.values()))
+    studies = {path: _read(path) for path in study_folders(folder)}
+    _check_metrics(folder, studies.values())
+    single = {path: study for path, study in studies.items() if not (path / "sweep.json").exists()}
+    if len(single) > 1:
+        studies = {path: study for path, study in studies.items() if path not in single}
+        runs = {path.name: study.runs[path.name] for path, study in single.items()}
+        studies[folder] = Study(folder.resolve().name, runs, **_merged_provenance(single.values()))
     alike: dict[str, dict[Path, Study]] = {}
-    for home, study in studies.items():
-        config = _but_seed(effective(study.config))
+    for path, study in studies.items():
+        config = _with_effect(study.config)
         key = json.dumps([study.title, list(study.runs), study.baseline, config], sort_keys=True)
-        alike.setdefault(key, {})[home] = study
+        alike.setdefault(key, {})[path] = study
     return [_group(members) for members in alike.values()]
 
 
-def _of_all(studies: Collection[Study]) -> dict[str, str | None]:
-    """How single runs were made, each in turn; a command has a line of its own."""
-    found = {key: dict.fromkeys(getattr(study, key) for study in studies) for key in TO_REPRODUCE}
-    return {key: ("\n" if key == "command" else ", ").join(filter(None, said)) or None for key, said in found.items()}
-
-
-def _group(members: dict[Path, Study]) -> Group:
-    """The studies in order of their seeds; where these do not tell them apart, their folders' names do."""
-    seeds = {home: seed_of(study) for home, study in members.items()}
-    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
-        return Group({home.resolve().name: study for home, study in members.items()})
-    return Group({f"seed {seeds[home]}": members[home] for home in sorted(members, key=seeds.get)})
-
-
-def seed_of(study: Study) -> int | None:
-    """The seed of all runs of a study, if they have one and the same."""
-    seeds = {run.config.get("seed") for run in study.runs.values() if run.config}
-    return seeds.pop() if len(seeds) == 1 else None
-
-
-def _but_seed(config: Any) -> Any:
-    """A config without its seeds, and without where it ran."""
-    if isinstance(config, dict):
-        return {key: _but_seed(value) for key, value in config.items() if key not in ("seed", "mesh")}
-    return [_but_seed(value) for value in config] if isinstance(config, list) else config
-
-
 def read(folder: str | Path) -> Study:
-    """The study in a sweep folder, or that of a single run in a run folder.
-
-    Runs of a sweep that have not started yet are there without records.
+    """The study in the folder of a sweep or of a run. Runs of a sweep that have not started have no metrics.
 
     Raises:
         InputError: no such folder, neither kind of folder, a broken file, or no run with any metrics.
@@ -165,9 +161,41 @@ def read(folder: str | Path) -> Study:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
     study = _read(folder)
-    if not any(run.metrics for run in study.runs.values()):
-        raise InputError(f"no run in {folder} has any metrics yet")
+    _check_metrics(folder, [study])
     return study
+
+
+def _check_metrics(folder: Path, studies: Collection[Study]) -> None:
+    if not any(run.metrics for study in studies for run in study.runs.values()):
+        raise InputError(f"no run in {folder} has any metrics yet")
+
+
+def _merged_provenance(studies: Collection[Study]) -> dict[str, str | None]:
+    """The provenance of several studies: distinct values joined by commas, commands by newlines."""
+    found = {key: dict.fromkeys(getattr(study, key) for study in studies) for key in PROVENANCE}
+    return {key: ("\n" if key == "command" else ", ").join(filter(None, texts)) or None for key, texts in found.items()}
+
+
+def _group(members: dict[Path, Study]) -> Group:
+    """The studies in order of their seeds; by the names of their folders where seeds are not known or not distinct."""
+    seeds = {path: _seed(study) for path, study in members.items()}
+    if None in seeds.values() or len(set(seeds.values())) < len(seeds):
+        return Group({path.resolve().name: study for path, study in members.items()})
+    return Group({f"seed {seeds[path]}": members[path] for path in sorted(members, key=seeds.get)})
+
+
+def _seed(study: Study) -> int | None:
+    """The seed of a study, if all its runs have the same one."""
+    seeds = {run.config.get("seed") for run in study.runs.values() if run.config}
+    return seeds.pop() if len(seeds) == 1 else None
+
+
+def _with_effect(config: Any) -> Any:
+    """The settings of a config that change results, without those that are off: an older config lacks some of these."""
+    if isinstance(config, dict):
+        kept = {key: _with_effect(value) for key, value in config.items() if key not in WITHOUT_EFFECT}
+        return {key: value for key, value in kept.items() if value}
+    return [_with_effect(value) for value in config] if isinstance(config, list) else config
 
 
 def _read(folder: Path) -> Study:
@@ -176,29 +204,28 @@ def _read(folder: Path) -> Study:
     if not (folder / "metrics.jsonl").exists():
         raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
     name = folder.resolve().name
-    run, said = _run(folder, name), _object(folder / BEGUN_BY)
-    return Study(name, {name: run}, run.config, **{key: said.get(key) for key in TO_REPRODUCE})
+    run, made = _run(folder, name), _optional_json(folder / "run.json")
+    return Study(name, {name: run}, run.config, **{key: made.get(key) for key in PROVENANCE})
 
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep, config = _json(folder / "sweep.json"), _object(folder / "config.json")
-    standing = {name: _standing(name, sweep) for name in sweep.get("runs", {})}
-    if (folder / KEPT).exists():
-        kept, settings = _kept(folder / KEPT), config.get("runs", {})
+    sweep, config = read_json(folder / "sweep.json"), _optional_json(folder / "config.json")
+    entries = {name: _entry(name, sweep) for name in sweep.get("runs", {})}
+    if (folder / ARCHIVED).exists():
+        metrics, configs = _archived_metrics(folder / ARCHIVED), config.get("runs", {})
         runs = {
-            name: Run(name, own := settings.get(name, {}), kept.get(name, []), [], begun=_begun(own), **said)
-            for name, said in standing.items()
+            name: Run(name, own := configs.get(name, {}), metrics.get(name, []), [], init_from=_init_from(own), **entry)
+            for name, entry in entries.items()
         }
     else:
-        runs = {name: _run(folder / name, name, **said) for name, said in standing.items()}
-    said = (*TO_REPRODUCE, "flops_trained", "flops_saved_by_sharing", "baseline")
-    title = sweep.get("title") or folder.resolve().name
-    return Study(title, runs, config, **{key: sweep.get(key) for key in said})
+        runs = {name: _run(folder / name, name, **entry) for name, entry in entries.items()}
+    keys = (*PROVENANCE, "flops_trained", "flops_saved_by_sharing", "baseline")
+    return Study(sweep.get("title") or folder.resolve().name, runs, config, **{key: sweep.get(key) for key in keys})
 
 
-def _standing(name: str, sweep: dict) -> dict[str, Any]:
-    """What a sweep says of one of its runs: what it is for, and how far it got."""
+def _entry(name: str, sweep: dict) -> dict[str, Any]:
+    """The entry of a run in sweep.json, as fields of Run."""
     entry, controls = sweep["runs"][name], sweep.get("controls") or {}
     role = "run"
     if name == sweep.get("baseline"):
@@ -216,36 +243,31 @@ def _standing(name: str, sweep: dict) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path, name: str, **standing: Any) -> Run:
-    """One run folder; a run that has not started has none, and is empty."""
+def _run(folder: Path, name: str, **entry: Any) -> Run:
+    """The run in a folder; one that has not started has no folder, and is empty."""
     reports = sorted(folder.glob("growth-*.json"), key=lambda path: (len(path.name), path.name))
     results = sorted((folder / "evaluations").glob("results_*.json"))
     return Run(
         name,
-        _object(folder / "config.json"),
+        _optional_json(folder / "config.json"),
         _metrics(folder / "metrics.jsonl"),
-        [_json(path) for path in reports],
-        evaluations=[_json(path) for path in results],
-        begun=_object(folder / "init_from.json"),
-        **standing,
+        [read_json(path) for path in reports],
+        evaluations=[read_json(path) for path in results],
+        init_from=_optional_json(folder / "init_from.json"),
+        **entry,
     )
 
 
-def _begun(config: dict[str, Any]) -> dict[str, Any]:
-    """What a run's config says of the saved model that it began from: the folder, and not what that had cost."""
+def _init_from(config: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that a run began from, as far as its config says: its folder, not its FLOPs."""
     folder = next((stage.get("init_from") for stage in config.get("stages", ())[:1]), None)
     return {"folder": folder} if folder else {}
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The object in a file that may be missing."""
-    return _json(path) if path.exists() else {}
-
-
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl. A run may be writing the last line, so that one may be broken.
+    """The records of metrics.jsonl, which a run may be writing: its last line may be broken.
 
-    A run that was killed goes on from its checkpoint and says some steps again: the later word counts.
+    A run that was killed goes on from its checkpoint and records some steps again: the later record counts.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     steps: dict[tuple, dict] = {}
@@ -259,29 +281,30 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [steps[key] for key in sorted(steps)]
 
 
-def _kept(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of every run."""
+def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of every run of an archive of 0.2."""
     runs: dict[str, list[dict[str, Any]]] = {}
     with path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
-                record = {key: _number(text) for key, text in row.items() if key != "run" and text}
+                record = {key: json.loads(text) for key, text in row.items() if key != "run" and text}
                 runs.setdefault(row["run"], []).append({"stage": record["stage"], "step": record["step"]} | record)
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{path}:{number} is not a record with run, stage and step") from error
     return runs
 
 
-def _number(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} must hold one JSON object, not {type(value).__name__}")
+        raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file."""
+    return read_json(path) if path.exists() else {}

@@ -1,4 +1,4 @@
-"""The report of a run, of a sweep, or of sweeps at several seeds: one page, and its figures as PNG and CSV."""
+"""The report of a run, a sweep, or a sweep at several seeds: one page, and its figures as PNG and CSV."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -7,45 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
-from growlm.evaluation.table import scores
 from growlm.files import write_whole
-from growlm.report import drawing, numbers, page
-from growlm.report.around import spike_figures
-from growlm.report.charts import benchmark_figures, change, loss_figure
-from growlm.report.compare import HEADER, Row, cells, gained, rows, table
+from growlm.report import page, style
+from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
+from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table, verdict
 from growlm.report.figures import Figure, as_csv
 from growlm.report.fit import GrowthFit, law_text, slices_text
-from growlm.report.gains import speedup_figure
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
+from growlm.report.scores import scores
 from growlm.report.spikes import HEADER as AT_GROWTH
-from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_notes, spike_rows, spike_table
+from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
 from growlm.report.valleys import growth_fits, law_figure, valley_figure
-from growlm.report.verdict import verdict
 
 __all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A group with what was computed of it: its rows and its figures."""
+    """A group with its rows and figures."""
 
     group: Group
     rows: list[Row]
     loss: Figure
-    gains: Figure | None
+    speedups: Figure | None
     benchmarks: list[Figure]
+    training: list[Figure]
     spikes: list[SpikeRow]
-    around: list[Figure]
+    spike_figures: list[Figure]
 
     @property
     def figures(self) -> list[Figure]:
-        """All of them."""
-        return [self.loss, *([self.gains] if self.gains else []), *self.benchmarks, *self.around]
+        """All figures."""
+        speedups = [self.speedups] if self.speedups else []
+        return [self.loss, *speedups, *self.benchmarks, *self.training, *self.spike_figures]
 
     @property
     def title(self) -> str:
-        """That of its studies."""
+        """The title of its studies."""
         return self.group.first.title
 
 
@@ -58,15 +57,15 @@ def summarise(folder: str | Path) -> list[Row]:
     groups = read_groups(folder)
     if len(groups) > 1:
         titles = " and ".join(repr(group.first.title) for group in groups[:3])
-        raise InputError(f"{folder} holds {titles}: allowed is one sweep, at one seed or several")
+        raise InputError(f"{folder} must hold one sweep, at one seed or several, got {titles}")
     return rows(groups[0])
 
 
 def overview(folder: str | Path, loss: float | None = None) -> str:
-    """The table and the verdict of everything in a folder, and what the loss did at growth, for a terminal.
+    """The results of everything in a folder, its verdict and its losses at growth, as text for a terminal.
 
     Args:
-        folder: of a run, of a sweep, or of several of them.
+        folder: of a run, of a sweep, or of several.
         loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
 
     Raises:
@@ -82,30 +81,30 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
 
 
 def write_report(folder: str | Path, loss: float | None = None) -> Path:
-    """Write report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
+    """Writes report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
 
-    The page is one file that needs no network: its charts and their data are inside it.
+    The page is one file that needs no network.
 
     Args:
-        folder: of a run, of a sweep, or of several of them: those that differ only in their seeds are taken together.
+        folder: of a run, of a sweep, or of several; those that differ only in their seeds are compared as one.
         loss: as in `overview`.
 
     Returns:
-        the path of the page.
+        The path of the page.
 
     Raises:
         InputError: no such folder, no run in it, or no run with any metrics.
     """
     folder = Path(folder)
     groups = read_groups(folder)
-    sections = [_section(group, number, len(groups), loss) for number, group in enumerate(groups)]
+    sections = [_section(group, number, loss) for number, group in enumerate(groups)]
     laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
     drawn = [figure for one in sections for figure in one.figures]
     for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
         _write_figure(folder, figure)
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
     parts = [part for one in sections for part in _parts(one)]
-    if len(sections) > 1:  # a part for each, with its parts in it
+    if len(sections) > 1:
         parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
     parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
     target = folder / "report.html"
@@ -113,17 +112,26 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     return target
 
 
-def _section(group: Group, number: int, count: int, loss: float | None) -> Section:
-    """A group's rows and figures; of several groups the files of all but the first are numbered."""
+def _section(group: Group, number: int, loss: float | None) -> Section:
+    """The rows and figures of a group; the files of all groups but the first are numbered."""
     prefix = f"{number + 1}_" if number else ""
-    found = rows(group, loss)
-    gains, at_growth = speedup_figure(found, f"{prefix}speedup"), spike_rows(group)
-    figures = loss_figure(group, f"{prefix}loss"), gains, benchmark_figures(group, prefix)
-    return Section(group, found, *figures, at_growth, spike_figures(group, at_growth, prefix))
+    found, spikes = rows(group, loss), spike_rows(group)
+    return Section(
+        group=group,
+        rows=found,
+        loss=loss_figure(group, f"{prefix}loss"),
+        speedups=speedup_figure(found, f"{prefix}speedup"),
+        benchmarks=benchmark_figures(group, prefix),
+        training=training_figures(group, prefix),
+        spikes=spikes,
+        spike_figures=spike_figures(group, spikes, prefix),
+    )
 
 
 def _write_figure(folder: Path, figure: Figure) -> None:
-    """Its PNG over every x axis, and its CSV."""
+    """The PNGs of a figure, one for each x axis, and its CSV."""
+    from growlm.report import drawing  # matplotlib takes half a second to import
+
     for axis in figure.x:
         name = f"{figure.name}_{axis.key}.png" if len(figure.x) > 1 else f"{figure.name}.png"
         write_whole(folder / name, drawing.png(figure, axis))
@@ -131,7 +139,7 @@ def _write_figure(folder: Path, figure: Figure) -> None:
 
 
 def _head(sections: list[Section]) -> str:
-    """The verdicts, and where and on what the studies ran."""
+    """The verdicts, hardware, commits and FLOPs."""
     found = []
     for one in sections:
         named = f"<b>{escape(one.title)}.</b> " if len(sections) > 1 else ""
@@ -141,45 +149,50 @@ def _head(sections: list[Section]) -> str:
     said = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
     trained = [study.flops_trained for study in studies if study.flops_trained is not None]
     if trained:
-        said.append(f"{numbers.flops(sum(trained))} FLOPs trained in all")
+        said.append(f"{style.flops(sum(trained))} FLOPs trained in all")
     return "\n".join([*found, page.quiet(" · ".join(said))])
 
 
 def _parts(one: Section) -> Iterator[Part]:
-    """What a group has on the page."""
+    """The parts of a section."""
     yield Part("Loss", page.chart(one.loss))
     yield Part("Results", _results(one))
     yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
     yield Part("Growth", _growths(one.group))
     yield Part("Loss at growth", _at_growth(one))
+    yield Part("Training", page.charts(one.training))
     yield Part("Stages", _stages(one.group.first))
 
 
 def _results(one: Section) -> str:
-    """The table of results, which says more than the terminal's, and what it means."""
+    """The results: speed-ups as a table and a figure, and the costs of every run."""
     controls = list(dict.fromkeys(name for row in one.rows for name in row.over))
-    over = [f"over {name}" for name in controls]
     several = ["seeds"] if len(one.group.studies) > 1 else []
-    change = ["validation loss", "speed-up", "compute saved", *over, "at loss", *several]
-    lines = []
+    reached, costs = [], []
     for row in one.rows:
         shown = dict(zip(HEADER, cells(row), strict=True))
-        loss = numbers.interval(row.loss, numbers.loss) if row.loss else numbers.UNKNOWN
-        beaten = [gained(row.over[name]) if name in row.over else numbers.UNKNOWN for name in controls]
-        found = [row.run, loss, shown["speed-up"], shown["compute saved"], *beaten, numbers.loss(row.compared_at)]
-        found += [str(row.seeds)] if several else []
-        exact, time = numbers.flops(row.flops_exact), numbers.duration(row.seconds)
-        lines.append([*found, row.role, shown["FLOPs"], exact, shown["tokens"], numbers.count(row.parameters), time])
-    header = ["run", *change, "role", "FLOPs", "exact FLOPs", "tokens", "parameters", "time"]
+        loss = style.interval(row.loss, style.loss) if row.loss else style.UNKNOWN
+        over = [gained(row.over[name]) if name in row.over else style.UNKNOWN for name in controls]
+        seeds = [str(row.seeds)] if several else []
+        found = [row.run, row.role, loss, shown["speed-up"], shown["compute saved"], *over]
+        reached.append([*found, style.loss(row.compared_at), *seeds])
+        exact, time = style.flops(row.flops_exact), style.duration(row.seconds)
+        costs.append([row.run, style.count(row.parameters), shown["tokens"], shown["FLOPs"], exact, time])
+    header = ["run", "role", "validation loss", "speed-up", "compute saved", *(f"over {name}" for name in controls)]
     purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
     notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
-    found = page.table(header, lines, ("run", "role"))
-    chart = page.chart(one.gains) if one.gains else ""
-    return f"{found}\n{page.listed(notes)}\n{chart}\n{_how_compared(one.group)}"
+    parts = [
+        page.table([*header, "at loss", *several], reached, ("run", "role")),
+        page.listed(notes),
+        page.chart(one.speedups) if one.speedups else "",
+        page.table(["run", "parameters", "tokens", "FLOPs", "exact FLOPs", "time"], costs, ("run",)),
+        _how_compared(one.group),
+    ]
+    return "\n".join(parts)
 
 
 def _how_compared(group: Group) -> str:
-    """How the numbers of the table were made."""
+    """How the speed-ups were measured."""
     baseline = group.first.baseline
     if baseline is None:
         return ""
@@ -191,7 +204,7 @@ def _how_compared(group: Group) -> str:
             "their ratios with Student's 95 % interval. Seeds not done yet are left out; where a seed failed or "
             "does not reach the loss there is no mean."
         )
-    held_out = [run.held_out for run, _ in _all_runs(group)]
+    held_out = [run.held_out for run in group.runs]
     text = ""
     if len(set().union(*held_out)) > 1:
         text = (
@@ -212,29 +225,22 @@ def _how_compared(group: Group) -> str:
 
 
 def _evaluations(group: Group) -> str:
-    """The scores of `growlm evaluate`, of every run that has any."""
+    """A table of the scores that `growlm evaluate` measured."""
     lines = []
-    for run, label in _all_runs(group):
+    for label, run in group.labelled:
         for result in run.evaluations:
             at = result.get("growlm", {}).get("tokens")
             for task, found in result.get("results", {}).items():
                 for metric, value, error in scores(found):
-                    lines.append([label, found.get("alias", task), metric, value, error or "-", numbers.count(at)])
+                    lines.append([label, found.get("alias", task), metric, value, error or "-", style.count(at)])
     header = ["run", "task", "metric", "value", "standard error", "tokens"]
     return page.table(header, lines, ("run", "task", "metric")) if lines else ""
 
 
-def _all_runs(group: Group) -> Iterator[tuple[Run, str]]:
-    """Every run of every seed, with a name of its own."""
-    for name in group.first.runs:
-        for seed, run in group.each(name).items():
-            yield run, f"{name}, {seed}" if len(group.studies) > 1 else name
-
-
 def _growths(group: Group) -> str:
-    """Every growth: what it changed and claimed, and what the loss did; the whole reports folded away."""
+    """A table of the growths, with what they changed, claimed and did to the loss; and their reports, folded."""
     lines, reports = [], []
-    for run, label in _all_runs(group):
+    for label, run in group.labelled:
         for number, report in enumerate(run.growths, start=1):
             title = f"{label}, growth {number}"
             lines.append([title, *_growth(run, number, report)])
@@ -243,31 +249,31 @@ def _growths(group: Group) -> str:
         return ""
     header = ["run", "shape", "operator", "parameters", "tokens", "loss before", "after", "keeps function", "optimizer"]
     text = ("run", "shape", "operator", "keeps function", "optimizer")
-    same = all(len(run.held_out) == 1 for run, _ in _all_runs(group) if run.growths)
+    same = all(len(run.held_out) == 1 for run in group.runs if run.growths)
     small = "Losses are the last validation loss before a growth and the first after it, " + (
         "on the same held-out batches. They are equal where a growth keeps the function."
         if same
         else "each on the held-out batches of its own stage. They are not the same text where batch or length of "
         "validation change with the stage: evaluation.batch and evaluation.length keep them."
     )
-    growths = [report for run, _ in _all_runs(group) for report in run.growths]
-    said = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)
-    why = page.listed((f"keeps function: {keeps}", reason) for keeps, reason in said)
+    growths = [report for run in group.runs for report in run.growths]
+    claims = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)
+    why = page.listed((f"keeps function: {keeps}", reason) for keeps, reason in claims)
     whole = f"<details><summary>whole reports</summary>{''.join(reports)}</details>"
     return f"{page.table([*header, 'pause'], lines, text)}\n{why}\n{page.quiet(small)}\n{whole}"
 
 
 def _keeps(report: dict[str, Any]) -> str:
     """Whether a growth claims to keep the function."""
-    return {True: "yes", False: "no"}.get(report.get("preserves_function"), numbers.UNKNOWN)
+    return {True: "yes", False: "no"}.get(report.get("preserves_function"), style.UNKNOWN)
 
 
 def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
     """The cells of one growth."""
     options = ", ".join(f"{key}={value}" for key, value in (report.get("options") or {}).items())
-    operator = str(report.get("operator", numbers.UNKNOWN)) + (f" ({options})" if options else "")
-    sizes = " → ".join(numbers.count(report.get(f"parameters_{when}")) for when in ("before", "after"))
-    before, after = ([r for r in run.metrics if r["stage"] == stage] for stage in (number - 1, number))
+    operator = str(report.get("operator", style.UNKNOWN)) + (f" ({options})" if options else "")
+    sizes = " → ".join(style.count(report.get(f"parameters_{when}")) for when in ("before", "after"))
+    before, after = run.of_stage(number - 1), run.of_stage(number)
     losses = [
         next((r["val_loss"] for r in part if r.get("val_loss") is not None), None) for part in (before[::-1], after)
     ]
@@ -276,50 +282,51 @@ def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
         change(report),
         operator,
         sizes,
-        numbers.count(report.get("tokens")),
-        *map(numbers.loss, losses),
+        style.count(report.get("tokens")),
+        *map(style.loss, losses),
         _keeps(report),
-        str(report.get("optimizer_state", numbers.UNKNOWN)),
-        numbers.UNKNOWN if pause is None else f"{pause:.2f}s",
+        str(report.get("optimizer_state", style.UNKNOWN)),
+        style.UNKNOWN if pause is None else f"{pause:.2f}s",
     ]
 
 
 def _at_growth(one: Section) -> str:
-    """How high the loss jumped at every growth and when it was back: the table, with FLOPs, and the figures."""
+    """The jump of the loss at every growth and its recovery: the table and the figures."""
     if not one.spikes:
         return ""
     lines = [[*spike_cells(row), back_flops(row)] for row in one.spikes]
     found = page.table([*AT_GROWTH, "back after FLOPs"], lines, AT_GROWTH[:1])
-    return f"{found}\n{page.quiet(' '.join(spike_notes(one.group)))}\n{page.charts(one.around)}"
+    return f"{found}\n{page.quiet(' '.join(spike_notes(one.group)))}\n{page.charts(one.spike_figures)}"
 
 
 def _stages(study: Study) -> str:
-    """Which stages the runs are made of, and what sharing them saved."""
+    """A table of the stages that the runs are made of, and the FLOPs that sharing them saved."""
     shared: dict[str, list[tuple[str, dict]]] = {}
     for run in study.runs.values():
         for stage in run.stages:
-            shared.setdefault(str(stage.get("address")), []).append((run.name, stage))
+            stage_hash = stage.get("stage_hash") or stage.get("address")  # address: until 0.2
+            shared.setdefault(str(stage_hash), []).append((run.name, stage))
     if not shared:
         return ""
     found = page.table(
         ["stage", "tokens", "FLOPs", "trained for", "reused by"],
-        [_stage(address, uses) for address, uses in shared.items()],
+        [_stage(stage_hash, uses) for stage_hash, uses in shared.items()],
         text=("stage", "trained for", "reused by"),
     )
-    saved = f"Sharing the first stages of runs saved {numbers.flops(study.flops_saved_by_sharing)} FLOPs."
+    saved = f"Sharing the first stages of runs saved {style.flops(study.flops_saved_by_sharing)} FLOPs."
     return f"{page.quiet(saved)}\n{found}"
 
 
-def _stage(address: str, uses: list[tuple[str, dict]]) -> list[str]:
-    """One stage, with the run that trained it and those that took it over."""
+def _stage(stage_hash: str, uses: list[tuple[str, dict]]) -> list[str]:
+    """The cells of one stage, with the runs that trained it and those that reused it."""
     most = max((stage for _, stage in uses), key=lambda stage: stage.get("tokens") or 0)
     trained, reused = ([name for name, stage in uses if bool(stage.get("reused")) is flag] for flag in (False, True))
-    names = [", ".join(group) or numbers.UNKNOWN for group in (trained, reused)]
-    return [address[:12], numbers.count(most.get("tokens")), numbers.flops(most.get("flops")), *names]
+    names = [", ".join(group) or style.UNKNOWN for group in (trained, reused)]
+    return [stage_hash[:12], style.count(most.get("tokens")), style.flops(most.get("flops")), *names]
 
 
 def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
-    """What there is to draw of a law; the files of all but the first are numbered."""
+    """The figures of a law; the files of all laws but the first are numbered."""
     if isinstance(fit, str):
         return []
     found = [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
@@ -327,7 +334,7 @@ def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
 
 
 def _laws(laws: Iterable[tuple[GrowthFit | str, list[Figure]]]) -> str:
-    """The valleys with their parabolas, the law if there is one, and what is missing where there is none."""
+    """The losses with their parabolas, and the law or what it lacks."""
     parts = []
     for fit, figures in laws:
         if isinstance(fit, str):
@@ -340,9 +347,8 @@ def _laws(laws: Iterable[tuple[GrowthFit | str, list[Figure]]]) -> str:
 
 
 def _reproduce(groups: list[Group]) -> str:
-    """The commands, where they ran, and the whole configuration of every run."""
+    """The commands, and the config of every run."""
     commands = [study.command for group in groups for study in group.studies.values() if study.command]
-    configs = [
-        page.folded(f"config of {label}", run.config) for g in groups for run, label in _all_runs(g) if run.config
-    ]
+    runs = [labelled for group in groups for labelled in group.labelled]
+    configs = [page.folded(f"config of {label}", run.config) for label, run in runs if run.config]
     return page.verbatim("\n".join(commands)) + "".join(configs)

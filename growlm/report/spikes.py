@@ -1,24 +1,36 @@
-"""How high the loss jumps at every growth, and how long it takes to come back (arXiv 2405.15319, appendix K).
+"""How far the loss jumps at every growth and how long it takes to come back: table and figures.
 
-The jump is of validation losses, the same batches on both sides of a growth: training losses are of one batch each, and
-scatter by more than some jumps. When the loss is back is said of both.
+The jump is that of the validation loss, which is measured on the same batches before and after a growth: training
+losses are of one batch each, and scatter by more than some jumps. Recovery is measured on both.
+
+Source: arXiv 2405.15319, appendix K.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from growlm.laws.intervals import Interval, t_interval
-from growlm.report import numbers
+from growlm.report import style
+from growlm.report.charts import DASHES, styles, with_mean
 from growlm.report.compare import counted
+from growlm.report.figures import Axis, Figure, Series
 from growlm.report.records import Group, Run
 
-AVERAGED = 3  # so many training losses in a row are one, before a growth and after it
-SAME = 1e-4  # nats; a function that is kept is kept to float32's rounding
+AVERAGED = 3  # training losses in a row of which the mean is taken
+SAME = 1e-4  # nats; a growth that preserves the function does so to float32's rounding
 NO_RISE, NOT_RECOVERED = "no rise", "not recovered"
+SINCE = Axis("since_growth", "tokens since growth", "count", signed=True)
+# For each loss: name and title of the figure, label of the axis, and the attribute of Spike that is the level before.
+LOSSES = {
+    "val_loss": ("spike", "Validation loss around growth", "change of validation loss (nats)", "before"),
+    "loss": ("spike_training", "Training loss around growth", "change of training loss (nats)", "level"),
+}
+LONGEST = 2.5  # the range of the figures after a growth, in times of the longest recovery; half of it before
+RECORDS = 5  # the least number of records in that range
 HEADER = (
     "growth",
     "after tokens",
@@ -35,12 +47,12 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Back:
-    """When the loss was down again at its level before the growth.
+    """When the loss was back at its level before the growth.
 
     Attributes:
         tokens: since the growth; 0 where the loss did not rise.
-        flops: the same in FLOPs, 6 x parameters x tokens.
-        at_most: whether it was there already where it was first measured, so that it may have been earlier.
+        flops: since the growth, 6 x parameters x tokens.
+        at_most: whether it was back where it was first measured, so that it may have been back earlier.
     """
 
     tokens: float
@@ -57,11 +69,12 @@ class Spike:
         total: tokens of the whole run so far.
         before: the last validation loss before the growth, nats per token.
         after: the first one after it, before any training where the run was validated at both ends of its stages.
-        highest: of all validation losses of the stage after it.
-        back: when the validation loss was back; from its highest on, between two points on a straight line over tokens.
+        highest: the highest validation loss of the stage after it.
+        back: when the validation loss was back, counted from its highest on, interpolated linearly over tokens.
         level: the training loss before the growth, the mean of the last AVERAGED records of that stage.
-        training: when the mean of as many training losses in a row was back; its place is the mean of theirs.
-        validated, trained: whether there is enough after the growth to say so: else no `back` says nothing.
+        training: when the mean of AVERAGED training losses in a row was back; its place is the mean of theirs.
+        validated, trained: whether enough was measured on both sides: only then does `back` or `training` None mean
+            that the loss did not recover.
     """
 
     tokens: float
@@ -97,13 +110,13 @@ class SpikeRow:
         return t_interval(np.array(found)) if found else None
 
     def mean(self, key: str) -> float | None:
-        """Of an attribute of the seeds, where all have it."""
+        """The mean of an attribute over seeds; None where one lacks it."""
         found = [getattr(one, key) for one in self.seeds]
         return None if None in found else float(np.mean(found))
 
 
 def spike_rows(group: Group) -> list[SpikeRow]:
-    """A row for every growth of every run, in the order of the sweep; of seeds that are not done yet as in `rows`."""
+    """A row for every growth of every run, in the order of the sweep; seeds that are not done count as in `rows`."""
     found = []
     for name in group.first.runs:
         runs = [spikes(run) for run in counted(group.each(name).values())]
@@ -115,21 +128,21 @@ def spike_rows(group: Group) -> list[SpikeRow]:
 
 
 def spikes(run: Run) -> list[Spike]:
-    """Every growth of a run that it has come to, in order."""
+    """The growths of a run so far, in order."""
     stages = sorted({record["stage"] for record in run.metrics})
     return [_spike(run, stage) for stage in stages if stage > 0]
 
 
 def spike_table(group: Group) -> str:
-    """The rows as text for a terminal, with lines that say what they are; empty without a growth."""
+    """The rows as a table for a terminal, with its notes; empty without a growth."""
     rows = spike_rows(group)
     if not rows:
         return ""
-    return "\n".join([*numbers.aligned([HEADER, *map(spike_cells, rows)], rule=True), "", *spike_notes(group)])
+    return "\n".join([style.table(HEADER, map(spike_cells, rows)), "", *spike_notes(group)])
 
 
 def spike_notes(group: Group) -> list[str]:
-    """What the table's numbers are."""
+    """How the numbers of the table were measured."""
     found = [
         "Validation loss in nats per token: the last before a growth, the first after it, the highest after it, and "
         "after how many tokens since the growth, and what share of the run's, it was back at the loss before.",
@@ -145,25 +158,94 @@ def spike_notes(group: Group) -> list[str]:
 
 def spike_cells(row: SpikeRow) -> list[str]:
     """The cells of a row under HEADER."""
-    jump = numbers.interval(row.jump, _nats) if row.jump else numbers.UNKNOWN
-    losses = [numbers.loss(row.mean(key)) for key in ("before", "after", "highest")]
-    cells = [row.name, numbers.count(row.mean("tokens")), *losses[:2], jump, losses[2]]
+    jump = style.interval(row.jump, _nats) if row.jump else style.UNKNOWN
+    losses = [style.loss(row.mean(key)) for key in ("before", "after", "highest")]
+    cells = [row.name, style.count(row.mean("tokens")), *losses[:2], jump, losses[2]]
     for key, measured in (("back", "validated"), ("training", "trained")):
-        cells += [_back(row, key, measured, numbers.count, lambda one: one.tokens)]
+        cells += [_back(row, key, measured, style.count, lambda one: one.tokens)]
         cells += [_share(row, key, measured)]
     return cells
 
 
 def back_flops(row: SpikeRow) -> str:
-    """The cell of the FLOPs after which the validation loss was back."""
-    return _back(row, "back", "validated", numbers.flops, lambda one: one.flops)
+    """The cell with the FLOPs after which the validation loss was back."""
+    return _back(row, "back", "validated", style.flops, lambda one: one.flops)
+
+
+def spike_figures(group: Group, rows: Sequence[SpikeRow], prefix: str = "") -> list[Figure]:
+    """The change of validation and of training loss around growth, over tokens since it; a curve for every growth."""
+    return [figure for key in LOSSES if (figure := _figure(group, rows, key, prefix))]
+
+
+def _figure(group: Group, rows: Sequence[SpikeRow], key: str, prefix: str) -> Figure | None:
+    name, title, label, level = LOSSES[key]
+    y = Axis("rise", label, "loss", signed=True)
+    series = tuple(one for row in rows for one in _curves(group, row, key, level, y))
+    if not series:
+        return None
+    left, right = _reach(rows, series)
+    cut = tuple(kept for one in series if (kept := _cut(one, left, right)))
+    view = _view(cut, left, right, y)
+    note = "Zero is the last validation loss before the growth."
+    if key == "loss":
+        note = f"Zero is the mean of the last {AVERAGED} training losses before the growth; a point is one batch's."
+    return Figure(f"{prefix}{name}", title, (SINCE,), y, cut, {SINCE.key: view}, note)
+
+
+def _curves(group: Group, row: SpikeRow, key: str, level: str, y: Axis) -> list[Series]:
+    """The curves of one growth: those of its seeds, and their mean."""
+    colour, dash = styles(list(group.first.runs.values()))[row.run]
+    if row.number > 1:  # the growths of one run have its colour
+        dash = DASHES[(row.number - 1) % len(DASHES)]
+    own = []
+    for seed, run in group.each(row.run).items():
+        found = spikes(run)
+        if len(found) < row.number or getattr(found[row.number - 1], level) is None:
+            continue
+        spike, label = found[row.number - 1], f"{row.name}, {seed}" if len(group.studies) > 1 else row.name
+        stages = sorted({record["stage"] for record in run.metrics})
+        after = stages.index([stage for stage in stages if stage > 0][row.number - 1])
+        near = [record for record in run.metrics if record["stage"] in stages[max(after - 1, 0) : after + 1]]
+        tokens, flops, loss = column(near, key)
+        if len(loss) > 1:
+            columns = {"flops": flops, SINCE.key: tokens - spike.tokens, y.key: loss - getattr(spike, level)}
+            own.append(Series(label, row.name, columns, "line", colour, dash))
+    return with_mean(own, row.name)
+
+
+def _reach(rows: Sequence[SpikeRow], series: Sequence[Series]) -> tuple[float, float]:
+    """The range in tokens before a growth and after it; to the end where a loss did not recover."""
+    after = [one.columns[SINCE.key][one.columns[SINCE.key] > 0] for one in series]
+    least = max((float(one[:RECORDS][-1]) for one in after if len(one)), default=1.0)
+    backs = [one.back for row in rows for one in row.seeds if one.validated]
+    if None in backs:
+        return -least / 2, max((float(one[-1]) for one in after if len(one)), default=1.0)
+    right = max([least, *(LONGEST * back.tokens for back in backs)])
+    return -right / 2, right
+
+
+def _cut(one: Series, left: float, right: float) -> Series | None:
+    """The part of a curve within a range; None if there is none."""
+    x = one.columns[SINCE.key]
+    seen = (x >= left) & (x <= right)
+    columns = {key: values[seen] for key, values in one.columns.items()}
+    return replace(one, columns=columns) if seen.any() else None
+
+
+def _view(series: Sequence[Series], left: float, right: float, y: Axis) -> tuple[float, float, float, float]:
+    """The ranges: along y of all that came after the growths."""
+    values = np.concatenate([one.columns[y.key][one.columns[SINCE.key] >= 0] for one in series] or [np.zeros(1)])
+    low, high = min(float(values.min(initial=0)), 0.0), max(float(values.max(initial=0)), 0.0)
+    high = max(high, 0.3 * (high - low))
+    pad = 0.06 * (high - low) or 0.01
+    return left, right, low - pad, high + pad
 
 
 def _back(row: SpikeRow, key: str, measured: str, write: Callable[[float], str], of: Callable[[Back], float]) -> str:
-    """The cell that says when a loss was back: the mean of the seeds, if all of them were."""
+    """The cell of a recovery: the mean of the seeds, if all of them recovered."""
     backs = [getattr(one, key) for one in row.seeds if getattr(one, measured)]
     if not backs:
-        return numbers.UNKNOWN
+        return style.UNKNOWN
     if missing := backs.count(None):
         return NOT_RECOVERED if missing == len(row.seeds) else f"{NOT_RECOVERED} at {missing} of {len(row.seeds)} seeds"
     values = [of(one) for one in backs]
@@ -175,10 +257,10 @@ def _back(row: SpikeRow, key: str, measured: str, write: Callable[[float], str],
 
 
 def _share(row: SpikeRow, key: str, measured: str) -> str:
-    """The tokens of the cell beside it over those of the run; a dash where that has no number."""
+    """The tokens of a recovery over those of the run; a dash where it has no number."""
     backs = [(getattr(one, key), one.total) for one in row.seeds if getattr(one, measured)]
     if not backs or any(back is None for back, _ in backs) or not any(back.tokens for back, _ in backs):
-        return numbers.UNKNOWN
+        return style.UNKNOWN
     share = float(np.mean([back.tokens / total for back, total in backs]))
     return ("≤ " if any(back.at_most for back, _ in backs) else "") + f"{share:.2%}"
 
@@ -214,19 +296,6 @@ def _spike(run: Run, stage: int) -> Spike:
         validated=validated,
         trained=trained,
     )
-
-
-def read_from(run: Run) -> list[dict[str, Any]]:
-    """The records that its spikes' training losses are read from: the last before every growth, and until back."""
-    found = []
-    for stage in sorted({record["stage"] for record in run.metrics} - {0}):
-        earlier = [record for record in run.metrics if record["stage"] < stage]
-        left = [r for r in earlier if r["stage"] == earlier[-1]["stage"] and _has(r, "loss")][-AVERAGED:]
-        own = [record for record in run.metrics if record["stage"] == stage and _has(record, "loss")]
-        loss = _running(column(own, "loss")[2])[0]
-        below = np.flatnonzero(loss <= np.mean(column(left, "loss")[2])) if left else np.empty(0)
-        found += [*left, *(own[: int(below[0]) + AVERAGED] if below.size else own)]
-    return found
 
 
 def column(records: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The figures of when, and by how much, to grow: the losses with their parabolas, and the law through the minima."""
+"""Figures of when, and by how much, to grow: losses with their parabolas, and the law through the minima."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,7 +7,7 @@ import numpy as np
 from growlm.errors import InputError
 from growlm.laws.intervals import distinct
 from growlm.laws.isoflop import Slice
-from growlm.report import numbers
+from growlm.report import style
 from growlm.report.charts import COLOURS, DASHES
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.fit import KEYS, GrowthFit, fit_growth
@@ -24,11 +24,10 @@ _TITLES = {"timing": "When to grow", "factor": "By how much to grow"}
 
 
 def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
-    """The laws that runs of these groups can tell of; instead of one, a line that says why not.
+    """The laws that the runs of these groups determine; instead of a law, a line that says why there is none.
 
-    The groups whose grown runs differ in when they grew, and in nothing else of their growth, tell of the timing,
-    those that differ in the factor only, of that; groups that grew alike otherwise are taken together: the law needs
-    several sizes.
+    A group whose grown runs differ only in when they grew counts for the law of timing, one whose runs differ only in
+    the growth factor for that law. Groups that grew alike otherwise are fitted together: a law needs several sizes.
     """
     found: dict[tuple[str, str], list[Outcome]] = {}
     problems: list[str] = []
@@ -39,7 +38,7 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
             problems.append(str(error))
             continue
         if law := varied(runs):
-            fixed = f"{runs[0].factor:.2g}" if law == "timing" else numbers.count(runs[0].grown_at)
+            fixed = f"{runs[0].factor:.2g}" if law == "timing" else style.count(runs[0].grown_at)
             found.setdefault((law, f"{runs[0].growth} {fixed}"), []).extend(runs)
     fits: list[GrowthFit | str] = []
     for (law, _), runs in found.items():
@@ -51,18 +50,19 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
 
 
 def grown_once(group: Group) -> list[Outcome]:
-    """The runs of a group with one growth that are no controls, of the seeds at which all of them are done.
+    """The runs of a group with one growth that are no controls, at the seeds at which all of them are done.
 
-    A seed that is missing at one value would pull a parabola there. What began from a saved model says nothing of when.
+    A seed that is missing at one value would pull a parabola there. Runs that began from a saved model are left out:
+    the tokens before their growth are not known.
     """
-    names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run") and not run.begun]
+    names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run") and not run.init_from]
     whole = [s for s in group.studies.values() if all(s.runs[n].status == "done" and s.runs[n].metrics for n in names)]
     runs = [outcome(name, study.runs[name]) for study in whole for name in names]
     return [run for run in runs if run.stages == 2]
 
 
 def varied(runs: Sequence[Outcome]) -> str | None:
-    """Which law the runs tell of: what of their growth differs, where it is one thing."""
+    """Which law the runs count for: what of their growth differs, if only one thing does."""
     if len({run.growth for run in runs}) != 1:
         return None
     times, factors = (distinct(np.array([getattr(run, key) for run in runs])) for key in KEYS.values())
@@ -72,7 +72,7 @@ def varied(runs: Sequence[Outcome]) -> str | None:
 
 
 def valley_figure(found: GrowthFit) -> Figure | None:
-    """Losses over what was varied at every size and budget, with the parabola and its minimum."""
+    """Losses over what was varied, at every size and budget, with parabolas and their minima."""
     x = VARIED[found.law]
     slices = [one for one in found.slices if len(one.x)]
     series = tuple(part for number, one in enumerate(slices) for part in _valley(one, number, x))
@@ -82,14 +82,14 @@ def valley_figure(found: GrowthFit) -> Figure | None:
     losses = np.concatenate([one.loss for one in slices])
     seen = (every.min() / 1.25, every.max() * 1.25, *_padded(losses))
     note = (
-        f"{_seeds(slices)} A point is a run, read off at that budget; a diamond is the minimum of a parabola, with its "
-        "95 % interval as a bar. A parabola without a diamond has no minimum that can be used."
+        f"{_seeds(slices)} A point is the loss of a run at that budget; a diamond is the minimum of a parabola with "
+        "its 95 % interval. A parabola without a diamond has no minimum that can be used."
     )
     return Figure(f"{found.law}_valley", f"{_TITLES[found.law]}: loss", (x,), LOSS, series, {x.key: seen}, note)
 
 
 def law_figure(found: GrowthFit) -> Figure | None:
-    """The minima over the budgets with their intervals, a colour for every size, and the law where there is one."""
+    """The minima over budgets with their intervals, a colour for every size, and the law if there is one."""
     y = VARIED[found.law]
     best = [one for one in found.slices if one.best is not None]
     if not best:
@@ -97,14 +97,14 @@ def law_figure(found: GrowthFit) -> Figure | None:
     series: list[Series] = []
     for number, params in enumerate(dict.fromkeys(one.params for one in best)):
         own = [one for one in best if one.params == params]
-        label, flops = f"{numbers.count(params)} parameters", np.array([one.flops for one in own])
+        label, flops = f"{style.count(params)} parameters", np.array([one.flops for one in own])
         value, low, high = (np.array([getattr(one.best, end) for one in own]) for end in ("value", "low", "high"))
         columns = {BUDGET.key: flops, y.key: value, "low": low, "high": high}
-        series.append(Series(f"{label}, minima", label, columns, "points", number % COLOURS))
+        series.append(Series(f"{label}, minima", label, columns, "points", number))
         if found.fit:
             along = np.geomspace(flops.min(), flops.max(), 50)
             law = {BUDGET.key: along, y.key: found.fit.predict(params, along)}
-            series.append(Series(f"{label}, law", label, law, "fit", number % COLOURS))
+            series.append(Series(f"{label}, law", label, law, "fit", number))
     flops = np.array([one.flops for one in best])
     ends = np.array([[one.best.low, one.best.high] for one in best])
     seen = (flops.min() / 1.25, flops.max() * 1.25, ends.min() / 1.25, ends.max() * 1.25)
@@ -114,8 +114,8 @@ def law_figure(found: GrowthFit) -> Figure | None:
 
 
 def _valley(one: Slice, number: int, x: Axis) -> list[Series]:
-    label = f"{numbers.count(one.params)}, {numbers.flops(one.flops)} FLOPs"
-    look = number % COLOURS, DASHES[number // COLOURS % len(DASHES)]
+    label = f"{style.count(one.params)}, {style.flops(one.flops)} FLOPs"
+    look = number, DASHES[number // COLOURS % len(DASHES)]
     points = Series(f"{label}, runs", label, {x.key: one.x, LOSS.key: one.loss}, "points", *look)
     if one.parabola is None:
         return [points]
@@ -123,23 +123,16 @@ def _valley(one: Slice, number: int, x: Axis) -> list[Series]:
     curve = {x.key: along, LOSS.key: np.polyval(one.parabola, np.log10(along))}
     marks = ()
     if one.best:
-        text = (
-            f"minimum {_written(one.best.value, x)}, 95 %: {_written(one.best.low, x)} to {_written(one.best.high, x)}"
-        )
+        text = f"minimum {style.interval(one.best, x.write)}"
         lowest = float(np.polyval(one.parabola, np.log10(one.best.value)))
         marks = (Mark("minimum", {x.key: one.best.value}, lowest, text, (one.best.low, one.best.high)),)
     return [points, Series(f"{label}, parabola", label, curve, "fit", *look, marks)]
 
 
-def _written(value: float, axis: Axis) -> str:
-    return numbers.count(value) if axis.kind == "count" else f"{value:.3g}"
-
-
 def _seeds(slices: Sequence[Slice]) -> str:
-    """How many seeds there are at every value."""
+    """The number of seeds at every value."""
     counts = sorted({round(len(one.x) / len(np.unique(one.x))) for one in slices})
-    said = " or ".join(map(str, counts))
-    return f"{said} seed{'' if counts == [1] else 's'} at every value."
+    return f"{' or '.join(map(str, counts))} seed{'' if counts == [1] else 's'} at every value."
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:

@@ -1,26 +1,22 @@
-"""The harness's scores, read metric by metric, and as a table for a terminal."""
+"""Scores of lm-evaluation-harness, metric by metric, and as a table for a terminal."""
 
 from collections.abc import Iterator
 from typing import Any
+
+from growlm.report import style
 
 STDERR = "_stderr"
 
 
 def table(results: dict[str, Any]) -> str:
-    """The scores of an evaluation, a row for every task and metric, and the paper's average where there is one."""
-    rows = [("task", "documents", "metric", "value", "standard error")]
+    """The scores of an evaluation as a table for a terminal, and the paper's average where there is one."""
+    rows = []
     for task, found in results["results"].items():
         shown = found.get("alias", task), f"{documents:,}" if (documents := found.get("sample_len")) else ""
         for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
-    aligned = [
-        (f"{a:<{widths[0]}}", f"{b:>{widths[1]}}", f"{c:<{widths[2]}}", f"{d:>{widths[3]}}", f"{e:>{widths[4]}}")
-        for a, b, c, d, e in rows
-    ]
-    lines = ["  ".join(cells).rstrip() for cells in aligned]
+    lines = [style.table(("task", "documents", "metric", "value", "standard error"), rows, left=("metric",))]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
         lines += ["", f"average of the paper's seven accuracies: {shown}"]
@@ -28,7 +24,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def metrics(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(metric, filter, value) of a task; the harness calls a metric NAME,FILTER, where the filter is mostly none."""
+    """(metric, filter, value) of a task; the harness names a metric NAME,FILTER, and the filter is mostly none."""
     for key, value in found.items():
         metric, _, filtered = key.partition(",")
         if filtered and not metric.endswith(STDERR):
@@ -36,7 +32,7 @@ def metrics(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(metric, value, standard error) of a task, in words."""
+    """(metric, value, standard error) of a task, as text."""
     for metric, filtered, value in metrics(found):
         error = found.get(f"{metric}{STDERR},{filtered}")
         name = metric if filtered == "none" else f"{metric} ({filtered})"
