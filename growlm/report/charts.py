@@ -72,11 +72,15 @@ def _whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[
     return [Figure(name, title, axes, y, series, views_of(series, axes, y))]
 
 
-def change(report: dict) -> str:
-    """What a growth changed in the model's config, as 'layers 6 → 24'; 'growth' if its report does not say."""
-    source, target = report.get("source"), report.get("target")
-    if not isinstance(source, dict) or not isinstance(target, dict):
+def change(run: Run, number: int) -> str:
+    """What a growth, from 0, changed in the model's config, as 'layers 6 → 24'; 'growth' where no record says it."""
+    report = run.growths[number] if number < len(run.growths) else {}
+    models = [stage.get("model") for stage in run.config.get("stages", ())[number : number + 2]]
+    if "source" in report and "target" in report:
+        models = [report["source"], report["target"]]
+    if len(models) != 2 or not all(isinstance(model, dict) for model in models):
         return "growth"
+    source, target = models
     keys = [key for key in source if key in target and source[key] != target[key]]
     return ", ".join(f"{key} {source[key]} → {target[key]}" for key in keys) or "growth"
 
@@ -127,9 +131,10 @@ def _growths(run: Run, columns: dict[str, np.ndarray], key: str) -> Iterator[Mar
     last_records = [before for before, after in pairwise(run.metrics) if after["stage"] > before["stage"]]
     for number, record in enumerate(last_records):
         if record.get("flops"):
-            text = change(run.growths[number]) if number < len(run.growths) else "growth"
             costs = {axis.key: float(record[axis.key]) for axis in COSTS if _finite(record.get(axis.key))}
-            yield Mark("growth", costs, float(np.interp(record["flops"], columns["flops"], columns[key])), text)
+            yield Mark(
+                "growth", costs, float(np.interp(record["flops"], columns["flops"], columns[key])), change(run, number)
+            )
 
 
 def with_mean(seeds: Sequence[Series], name: str) -> list[Series]:

@@ -88,6 +88,7 @@ def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, size: float, theme: Them
     """One curve: means and the baseline heavy, single seeds thin, points without a line."""
     columns = thinned(one)
     x, colour = columns[axis.key] / size, theme.colour(one.colour)
+    x = np.where(x > 0, x, np.nan) if axis.log else x
     common = {"color": colour, "label": "_seed" if one.style == "thin" else one.label}  # the legend shows the mean
     if one.style == "points":
         axes.plot(x, columns[y.key], MARKERS[one.dash], markersize=4, **common)

@@ -136,9 +136,10 @@ def growth_labels(figure: Figure, axis: Axis) -> list[tuple[float, str, int]]:
     marks = (mark for one in figure.series for mark in one.marks if mark.kind == "growth" and axis.key in mark.x)
     for mark in sorted(marks, key=lambda mark: mark.x[axis.key]):
         place = mark.x[axis.key]
-        near = [text for value, text, _ in found if abs(across(value) - across(place)) < 0.25]
-        if mark.text not in near and (place > 0 or not axis.log):
-            found.append((place, mark.text, len(near)))
+        text = mark.text if len(mark.text) <= 28 else f"{mark.text[:27]}…"
+        near = [other for value, other, _ in found if abs(across(value) - across(place)) < 0.25]
+        if text not in near and (place > 0 or not axis.log):
+            found.append((place, text, len(near)))
     return found
 
 

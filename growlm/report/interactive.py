@@ -20,7 +20,7 @@ CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "displayModeBar": True,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d"],
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "sendChartToCloud"],
 }
 
 
@@ -30,13 +30,14 @@ def plotly(figure: Figure) -> dict[str, Any]:
     traces = [{**trace, "x": x} for trace, x in zip(_traces(figure), _places(figure, axis), strict=True)]
     colours = [one.colour for one in figure.series for _ in range(1 + bool(one.marks))]
     x_range, y_range, lines = _view(figure, axis)
+    menus = _menus(figure)
     layout = {
-        "margin": {"l": 8, "r": 8, "b": 8, "t": 90},
+        "margin": {"l": 8, "r": 8, "b": 8, "t": 90 if menus else 36},
         "hovermode": "closest",
         "xaxis": {**_axis(axis, figure), "range": x_range, "automargin": True},
         "yaxis": {**_axis(figure.y, figure), "range": y_range, "automargin": True},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-        "updatemenus": _menus(figure),
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "tracegroupgap": 0},
+        "updatemenus": menus,
         **lines,
     }
     config = CONFIG | {"toImageButtonOptions": {"filename": figure.name, "scale": 2}}
@@ -98,7 +99,8 @@ def _places(figure: Figure, axis: Axis) -> list[list[float | None]]:
     size = _unit(figure, axis)[0]
     found = []
     for one in figure.series:
-        found.append(_numbers(thinned(one)[axis.key] / size))
+        x = thinned(one)[axis.key] / size
+        found.append(_numbers(np.where(x > 0, x, np.nan) if axis.log else x))
         if one.marks:
             found.append(_numbers(mark.x.get(axis.key, math.nan) / size for mark in one.marks))
     return found
@@ -135,33 +137,49 @@ def _view(figure: Figure, axis: Axis) -> tuple[list[float] | None, list[float] |
 
 
 def _menus(figure: Figure) -> list[dict[str, Any]]:
-    """The buttons above a chart: its x axis, and whether each axis is logarithmic."""
-    menus = []
-    if len(figure.x) > 1:
-        menus.append([(axis.word, "update", _to_axis(figure, axis)) for axis in figure.x])
+    """The buttons above a chart: switches between linear and logarithmic axes, and one button for each x axis."""
+    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
+    menu["font"] = {"size": 12}
+    found = []
     for name, axis in (("x", figure.x[0]), ("y", figure.y)):
         if axis.kind != "name" and not axis.signed:  # negative values have no logarithm
-            kinds = ("log", "linear") if axis.log else ("linear", "log")
-            menus.append([(f"{name} {kind}", "relayout", [{f"{name}axis.type": kind}]) for kind in kinds])
-    left, found = 0, []
-    for choices in menus:
-        buttons = [{"label": label, "method": method, "args": args} for label, method, args in choices]
-        place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"l": left, "b": 34}}
-        found.append({"type": "buttons", "direction": "right", "buttons": buttons, **place})
-        left += 14 + sum(7 * len(label) + 24 for label, _, _ in choices)
+            to_log, to_linear = ([{f"{name}axis.type": kind}] for kind in ("log", "linear"))
+            button = {"label": f"log {name}", "method": "relayout", "args": to_log, "args2": to_linear}
+            found.append({**menu, "active": _on(axis), "buttons": [button]})
+    if len(figure.x) > 1:
+        buttons = [{"label": axis.word, "method": "update", "args": _to_axis(figure, axis)} for axis in figure.x]
+        found.append({**menu, "buttons": buttons})
+    left = 0
+    for placed in [*found[2:], *found[:2]]:
+        placed["pad"] = {"l": left, "b": 34}
+        left += 4 + sum(7 * len(button["label"]) + 25 for button in placed["buttons"])
     return found
 
 
+def _on(axis: Axis) -> int:
+    """The active button of the switch of an axis: the only one, or none."""
+    return 0 if axis.log else -1
+
+
 def _to_axis(figure: Figure, axis: Axis) -> list[dict[str, Any]]:
-    """What changes in traces and layout when this x axis is chosen."""
+    """What changes in traces and layout when an x axis is chosen, the switches included."""
     x_range, y_range, lines = _view(figure, axis)
     layout = {f"xaxis.{key}": value for key, value in {**_axis(axis, figure), "range": x_range}.items()}
-    return [{"x": _places(figure, axis)}, layout | {"yaxis.range": y_range} | lines]
+    layout |= {"yaxis.type": "log" if figure.y.log else "linear", "yaxis.range": y_range}
+    switches = {"updatemenus[0].active": _on(axis), "updatemenus[1].active": _on(figure.y)}
+    return [{"x": _places(figure, axis)}, layout | lines | switches]
 
 
 def _template(theme: Theme, colours: Sequence[int | None]) -> dict[str, Any]:
     """The colours of a chart in a theme; `colours` are those of its traces."""
-    axis = {"gridcolor": theme.grid, "linecolor": theme.quiet, "zerolinecolor": theme.ink, "zerolinewidth": 1}
+    title = {"font": {"size": 13}}
+    axis = {
+        "title": title,
+        "gridcolor": theme.grid,
+        "linecolor": theme.quiet,
+        "zerolinecolor": theme.ink,
+        "zerolinewidth": 1,
+    }
     layout = {
         "paper_bgcolor": theme.paper,
         "plot_bgcolor": theme.paper,
@@ -173,7 +191,7 @@ def _template(theme: Theme, colours: Sequence[int | None]) -> dict[str, Any]:
         "annotationdefaults": {"font": {"size": 12, "color": theme.ink}},
         "hoverlabel": {"bgcolor": theme.box, "bordercolor": theme.quiet, "font": {"color": theme.ink}, "align": "left"},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.quiet, "activecolor": theme.mark},
-        "updatemenudefaults": {"bgcolor": theme.paper, "bordercolor": theme.grid, "font": {"color": theme.ink}},
+        "updatemenudefaults": {"bgcolor": theme.paper, "bordercolor": theme.grid},
     }
     return {"layout": layout}
 

@@ -279,7 +279,7 @@ def _growth(run: Run, number: int, report: dict[str, Any]) -> list[str]:
     ]
     pause = next((r["pause_seconds"] for r in after if "pause_seconds" in r), None)
     return [
-        change(report),
+        change(run, number - 1),
         operator,
         sizes,
         style.count(report.get("tokens")),
