@@ -1,4 +1,4 @@
-"""Records that a repository keeps: they say what the sweep says."""
+"""Archives say what the sweep says, and those of earlier versions are read."""
 
 import dataclasses
 import json
@@ -12,10 +12,12 @@ import tiny
 
 from growlm.__main__ import main
 from growlm.errors import InputError
+from growlm.models import parameter_count
 from growlm.report.archive import archive
 from growlm.report.outcomes import outcomes
-from growlm.report.records import read
+from growlm.report.records import read, read_groups
 from growlm.report.report import overview, write_report
+from growlm.training.config import build_model
 from growlm.training.sweep import plan_sweep, run_sweep
 
 RECORDS = Path(__file__).parents[1] / "experiments" / "records"
@@ -36,22 +38,38 @@ def folder(tmp_path_factory):
     return home / "work"
 
 
-def test_kept_records_give_the_same_table_and_the_same_outcomes(folder, tmp_path):
-    kept = archive(folder, tmp_path / "kept")
-    assert sorted(path.name for path in kept.iterdir()) == ["config.json", "metrics.csv", "sweep.json"]
-    assert overview(kept) == overview(folder)
-    for mine, theirs in zip(outcomes(kept)[0], outcomes(folder)[0], strict=True):
-        for field in dataclasses.fields(mine):
-            if field.name != "curve":
-                assert getattr(mine, field.name) == getattr(theirs, field.name), field.name
-        assert mine.curve.flops == pytest.approx(theirs.curve.flops, rel=1e-8)
-        assert mine.curve.loss == pytest.approx(theirs.curve.loss, rel=1e-8)
-    assert read(kept).runs["grown"].metrics[-1]["benchmark/piqa/acc"] == 0.5
-    assert "benchmark/piqa/acc" not in read(kept).runs["scratch"].metrics[-1]
-    assert (write_report(kept).parent / "loss_flops.png").stat().st_size > 5000
+def test_an_archive_gives_the_same_table_page_and_outcomes(folder, tmp_path):
+    copy = archive(folder, tmp_path / "archive")
+    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "grown", "scratch", "sweep.json"]
+    assert sorted(path.name for path in (copy / "grown").iterdir()) == ["config.json", "growth-1.json", "metrics.jsonl"]
+    assert overview(copy) == overview(folder)
+    for mine, theirs in zip(outcomes(copy)[0], outcomes(folder)[0], strict=True):
+        mine, theirs = (dataclasses.asdict(one) | {"curve": one.curve.loss.tolist()} for one in (mine, theirs))
+        assert mine == theirs
+    assert read(copy).runs["grown"].metrics[-1]["benchmark/piqa/acc"] == 0.5
+    assert (write_report(copy).parent / "loss_flops.png").stat().st_size > 5000
+    assert write_report(copy).read_text() == write_report(folder).read_text()
 
 
-def test_kept_seeds_are_taken_together_with_those_that_are_not(tmp_path):
+def test_outcomes_are_those_of_the_models(folder):
+    """Parameters are read off the FLOPs, and the factor off the growth report or the shape."""
+    for run in outcomes(folder)[0]:
+        models = [stage["model"] for stage in read(folder).runs[run.name].config["stages"]]
+        assert run.params == parameter_count(build_model(models[-1]))
+        assert run.factor == models[-1]["layers"] / models[0]["layers"]  # they have the same blocks
+
+
+@pytest.mark.parametrize("name", ["operators", "growth_factor", "growth_timing", "novels"])
+def test_archives_of_earlier_versions_are_read(name):
+    """In these the metrics of all runs are one CSV."""
+    (group, *_) = read_groups(RECORDS / name)
+    assert all(run.metrics and run.status == "done" for run in group.runs)
+    assert list(group.studies) == [f"seed {number}" for number in range(1 if name == "novels" else 3)]
+    assert overview(RECORDS / name).startswith(group.first.title)
+    assert all(run.params > 1e5 and run.factor >= 1 for run in outcomes(RECORDS / name)[0])
+
+
+def test_archived_seeds_are_grouped_with_those_that_are_not(tmp_path):
     studies.write_seeds(tmp_path / "runs", [{"grown": 0.6, "scratch": 1.0}, {"grown": 0.7, "scratch": 1.0}])
     whole = overview(tmp_path / "runs")
     archive(tmp_path / "runs" / "cpu-0", tmp_path / "half")
@@ -60,22 +78,22 @@ def test_kept_seeds_are_taken_together_with_those_that_are_not(tmp_path):
     assert overview(tmp_path / "runs") == whole and "2 seeds" in whole
 
 
-def test_kept_runs_that_began_from_a_saved_model_say_so_and_are_in_no_law(tmp_path):
-    shutil.copytree(RECORDS / "continue_from_checkpoint", tmp_path / "kept")
+def test_archived_runs_that_began_from_a_saved_model_say_so_and_are_in_no_law(tmp_path):
+    shutil.copytree(RECORDS / "continue_from_checkpoint", tmp_path / "copy")
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # they grew after 0 tokens, which has no logarithm
-        text = write_report(tmp_path / "kept").read_text()
-    assert "begins from grow_once, whose FLOPs are not known" in overview(tmp_path / "kept")
+        text = write_report(tmp_path / "copy").read_text()
+    assert "begins from grow_once, whose FLOPs are not known" in overview(tmp_path / "copy")
     assert "When to grow" not in text
     with pytest.raises(InputError, match="began from a saved model"):
-        outcomes(tmp_path / "kept")
+        outcomes(tmp_path / "copy")
 
 
-def test_what_cannot_be_kept_is_refused(folder, tmp_path, capsys):
-    with pytest.raises(InputError, match=r"holds no sweep\.json"):
+def test_what_cannot_be_archived_is_refused(folder, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"got one without sweep\.json"):
         archive(folder / "grown", tmp_path / "out")
     open_sweep = studies.write_sweep(tmp_path / "open", {"grown": 0.5, "scratch": None})
-    with pytest.raises(InputError, match=r"run scratch of .* is pending"):
+    with pytest.raises(InputError, match=r"run scratch of .* must have ended, got pending"):
         archive(open_sweep, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
@@ -84,11 +102,11 @@ def test_what_cannot_be_kept_is_refused(folder, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["grown,x,1", "grown,,", "grown"])
-def test_a_damaged_line_is_named(folder, tmp_path, line):
-    kept = archive(folder, tmp_path / "kept")
-    with (kept / "metrics.csv").open("a") as file:
+@pytest.mark.parametrize("line", ["by_2,x,1", "by_2,,", "by_2"])
+def test_a_damaged_line_of_an_earlier_archive_is_named(tmp_path, line):
+    copy = shutil.copytree(RECORDS / "growth_factor" / "cpu-0", tmp_path / "copy")
+    with (copy / "metrics.csv").open("a") as file:
         file.write(line + "\n")
-    number = len((kept / "metrics.csv").read_text().splitlines())
+    number = len((copy / "metrics.csv").read_text().splitlines())
     with pytest.raises(InputError, match=rf"metrics.csv:{number} is not a record"):
-        read(kept)
+        read(copy)

@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +14,7 @@ from matplotlib.image import imread
 from studies import write_run, write_sweep
 
 from growlm.errors import InputError
-from growlm.report import drawing, numbers
+from growlm.report import drawing, style
 from growlm.report.charts import COSTS, loss_figure
 from growlm.report.records import read, read_groups
 from growlm.report.report import summarise, table, verdict, write_report
@@ -191,8 +193,21 @@ class Page(HTMLParser):
 
 
 def data_of(page):
-    """The figures that the page's script draws."""
-    return {figure["name"]: figure for figure in map(json.loads, page.scripts[:-1])}
+    """What plotly draws, by the name of the figure; the last two scripts are plotly's and the page's."""
+    figures = [json.loads(script) for script in page.scripts[:-2]]
+    return {figure["config"]["toImageButtonOptions"]["filename"]: figure for figure in figures}
+
+
+def curves_of(figure):
+    """The traces of a figure by name, without those of its marks."""
+    return {trace["name"].split(" (")[0]: trace for trace in figure["data"] if "lines" in trace["mode"]}
+
+
+def places(figure, axis):
+    """The x of every curve over one axis, by name."""
+    buttons = figure["layout"]["updatemenus"][2]["buttons"]
+    xs = next(button["args"][0]["x"] for button in buttons if button["label"] == axis)
+    return {t["name"].split(" (")[0]: x for t, x in zip(figure["data"], xs, strict=True) if "lines" in t["mode"]}
 
 
 def test_the_report_is_one_file_that_needs_no_network(sweep):
@@ -201,7 +216,8 @@ def test_the_report_is_one_file_that_needs_no_network(sweep):
     page = Page(path.read_text())
     links = [value for key, value in page.attributes if key in ("src", "srcset", "href")]
     assert all(link.startswith(("#part-", "data:text/csv;base64,")) for link in links)
-    assert "url(" not in path.read_text().replace("url(#clip", "") and "@import" not in path.read_text()
+    own = path.read_text().replace(page.scripts[-2], "")
+    assert "url(" not in own and "@import" not in own and "://" not in own
     assert not {"link", "iframe", "img"} & set(page.tags)
     assert ("name", "viewport") in page.attributes
     for axis in AXES:
@@ -212,8 +228,8 @@ def test_the_report_is_one_file_that_needs_no_network(sweep):
 def test_no_script_but_the_page_s_own_may_run(sweep):
     page = Page(write_report(sweep).read_text())
     policy = next(value for key, value in page.attributes if key == "content" and "default-src" in value)
-    known = base64.b64encode(hashlib.sha256(page.scripts[-1].encode()).digest()).decode()
-    assert f"script-src 'sha256-{known}'" in policy and "default-src 'none'" in policy
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts[-2:]]
+    assert policy.endswith(f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'") and "default-src 'none'" in policy
 
 
 def test_page_csv_and_records_agree(sweep):
@@ -222,15 +238,18 @@ def test_page_csv_and_records_agree(sweep):
     text = base64.b64decode(link.partition(",")[2]).decode()
     assert text == (sweep / "loss.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
-    drawn = {one["name"]: one["columns"] for one in data_of(page)["loss"]["series"]}
+    figure = data_of(page)["loss"]
+    drawn = curves_of(figure)
     assert set(drawn) == {row["curve"] for row in rows} == set(read(sweep).runs)
     for name, run in read(sweep).runs.items():
         measured = [record for record in run.metrics if "val_loss" in record]
         own = [row for row in rows if row["curve"] == name and row["kind"] == "measured"]
         for key in ("flops", "tokens", "seconds", "val_loss"):
-            want = [record[key] for record in measured]
-            assert [float(row[key]) for row in own] == want
-            assert drawn[name][key] == pytest.approx(want, rel=1e-6)
+            assert [float(row[key]) for row in own] == [record[key] for record in measured]
+        assert drawn[name]["y"] == pytest.approx([record["val_loss"] for record in measured], rel=1e-6)
+        for label, key, unit in (("FLOPs", "flops", 1), ("tokens", "tokens", 1), ("time", "seconds", 3600)):
+            want = [record[key] / unit for record in measured]
+            assert places(figure, label)[name] == pytest.approx(want, rel=1e-6)
     (growth,) = [row for row in rows if row["kind"] == "growth"]
     assert growth["curve"] == "grown" and growth["text"] == "layers 2 → 8"
     assert (float(growth["tokens"]), float(growth["flops"])) == pytest.approx((1e5, 6e8))
@@ -239,24 +258,22 @@ def test_page_csv_and_records_agree(sweep):
 def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
     write_run(tmp_path / "r", [(8, 1e6)], steps=4000)
     page = Page(write_report(tmp_path / "r").read_text())
-    (series,) = data_of(page)["loss"]["series"]
+    (curve,) = data_of(page)["loss"]["data"]
     lines = (tmp_path / "r" / "loss.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4000 // 5 * 1 and len(series["columns"]["flops"]) == 800  # one step in five is evaluated
+    assert len(lines) == 1 + 4000 // 5 and len(curve["x"]) == 800  # one step in five is evaluated
     write_run(tmp_path / "s", [(8, 1e6)], steps=20005)
     page = Page(write_report(tmp_path / "s").read_text())
-    (series,) = data_of(page)["loss"]["series"]
+    (curve,) = data_of(page)["loss"]["data"]
     assert len((tmp_path / "s" / "loss.csv").read_text().splitlines()) == 1 + 4001
-    assert 1000 < len(series["columns"]["flops"]) <= 1500
-    assert series["columns"]["flops"][-1] == pytest.approx(
-        read(tmp_path / "s").runs["s"].metrics[-1]["flops"], rel=1e-6
-    )
+    assert 500 < len(curve["x"]) == len(curve["y"]) <= 1000
+    assert curve["x"][-1] == pytest.approx(read(tmp_path / "s").runs["s"].metrics[-1]["flops"], rel=1e-6)
 
 
 def test_the_report_says_everything(sweep):
     page = Page(write_report(sweep).read_text())
     rows = summarise(sweep)
     assert verdict(rows) in page.text
-    for cell in (numbers.percent(rows[1].speedup), numbers.loss(rows[1].val_loss), "layers 2 → 8", "1K → 4K"):
+    for cell in (style.percent(rows[1].speedup), style.loss(rows[1].val_loss), "layers 2 → 8", "1K → 4K"):
         assert cell in page.text
     for text in ("why control_bad", "1.25e9 FLOPs", "2a100000", "growlm sweep --config='a.py' <here>", '"embed": 64'):
         assert text in page.text
@@ -275,7 +292,7 @@ def test_everything_foreign_is_escaped(tmp_path):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {f"benchmark/{evil}": 0.5})]))
     page = Page(write_report(folder).read_text())
-    assert page.tags.count("script") == len(data_of(page)) + 1 == 5 and "i" not in page.tags
+    assert page.tags.count("script") == len(data_of(page)) + 2 == 8 and "i" not in page.tags
     assert page.text.count(evil) >= 7
 
 
@@ -361,9 +378,10 @@ def growth_ticks(figure):
 @pytest.mark.parametrize(("axis", "cost"), [("flops", 6e8), ("tokens", 1e5), ("seconds", 1e3)])
 def test_growth_is_marked_where_the_stage_goes_up(sweep, axis, cost):
     figure = draw(sweep, axis)
-    assert growth_ticks(figure) == [pytest.approx(cost)]
+    size = 3600 if axis == "seconds" else 1
+    assert growth_ticks(figure) == [pytest.approx(cost / size)]
     low, high = figure.axes[0].get_xlim()
-    assert low < cost < high
+    assert low < cost / size < high
     assert "layers 2 → 8" in [text.get_text() for text in figure.axes[0].texts]
 
 
@@ -416,8 +434,44 @@ def test_the_dark_figure_is_dark(sweep):
     assert light[..., :3].mean() > 0.8 and dark[..., :3].mean() < 0.25
 
 
+def test_learning_rate_gradient_norm_and_throughput_are_charts_with_their_growths(sweep):
+    for path in sweep.glob("*/metrics.jsonl"):
+        records = [json.loads(line) | {"grad_norm": 0.5} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    figures = data_of(Page(write_report(sweep).read_text()))
+    for name, value in (("learning_rate", 1e-3), ("gradient_norm", 0.5), ("throughput", 100)):
+        assert {y for curve in curves_of(figures[name]).values() for y in curve["y"]} == {value}
+        assert len(curves_of(figures[name])) == 4 and len(figures[name]["layout"]["shapes"]) == 1
+        assert (sweep / f"{name}.png").stat().st_size > 5000 and (sweep / f"{name}.csv").exists()
+    assert figures["gradient_norm"]["layout"]["yaxis"]["type"] == "log"
+
+
+def test_what_is_not_recorded_has_no_chart(sweep):
+    assert "gradient_norm" not in data_of(Page(write_report(sweep).read_text()))
+
+
+def test_the_growth_of_a_run_without_a_report_is_read_off_its_config(sweep):
+    (sweep / "grown" / "growth-1.json").unlink()
+    stages = [{"model": {"layers": layers, "embed": 64}} for layers in (2, 8)]
+    (sweep / "grown" / "config.json").write_text(json.dumps({"stages": stages}))
+    assert "layers 2 → 8" in [text.get_text() for text in draw(sweep, "flops").axes[0].texts]
+
+
+def test_report_and_fit_import_no_jax():
+    script = (
+        "import sys, pkgutil, importlib, growlm.report, growlm.commands.report, growlm.commands.fit\n"
+        "for module in pkgutil.iter_modules(growlm.report.__path__): "
+        "importlib.import_module(f'growlm.report.{module.name}')\n"
+        "found = {name for name in sys.modules if name.startswith(('jax', 'flax', 'orbax', 'plotly', 'growlm.'))}\n"
+        "rooms = {name.split('.')[1] for name in found if name.startswith('growlm.')}\n"
+        "print(*sorted({name for name in found if not name.startswith('growlm.')} | rooms))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) <= {"commands", "errors", "files", "laws", "report"}
+
+
 def test_numbers_are_written_in_three_digits():
-    assert [numbers.count(x) for x in (950, 1.3643e9, 999.9e6, 3e11, None)] == ["950", "1.36B", "1B", "300B", "-"]
-    assert [numbers.flops(x) for x in (8e20, 1.234e5, None)] == ["8.00e20", "1.23e5", "-"]
-    assert [numbers.duration(x) for x in (42, 185, 3600, 27000, None)] == ["42s", "3m 05s", "1h", "7h 30m", "-"]
-    assert [numbers.percent(x) for x in (0.546, -0.257, None)] == ["+54.6%", "-25.7%", "-"]
+    assert [style.count(x) for x in (950, 1.3643e9, 999.9e6, 3e11, None)] == ["950", "1.36B", "1B", "300B", "-"]
+    assert [style.flops(x) for x in (8e20, 1.234e5, None)] == ["8.00e20", "1.23e5", "-"]
+    assert [style.duration(x) for x in (42, 185, 3600, 27000, None)] == ["42s", "3m 05s", "1h", "7h 30m", "-"]
+    assert [style.percent(x) for x in (0.546, -0.257, None)] == ["+54.6%", "-25.7%", "-"]

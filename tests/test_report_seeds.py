@@ -11,10 +11,9 @@ from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.laws.intervals import t_interval
 from growlm.report.charts import loss_figure
-from growlm.report.compare import NOT_REACHED, cells, rows
+from growlm.report.compare import NOT_REACHED, cells, rows, verdict
 from growlm.report.records import read_groups
 from growlm.report.report import overview, summarise, write_report
-from growlm.report.verdict import verdict
 
 CLEAR = [{"scratch": 1.0, "grown": factor, "control": 0.9} for factor in (0.70, 0.72, 0.68)]
 
@@ -47,7 +46,7 @@ def test_sweeps_that_differ_in_more_than_the_seed_are_not_taken_together(seeds):
     assert [len(group.studies) for group in read_groups(seeds)] == [3, 1]
     edit(seeds / "cpu-1" / "config.json", lambda config: config["runs"]["a"].update(tokens=6))
     assert [len(group.studies) for group in read_groups(seeds)] == [2, 1, 1]
-    with pytest.raises(InputError, match="allowed is one sweep"):
+    with pytest.raises(InputError, match="must hold one sweep"):
         summarise(seeds)
     assert "Another" in overview(seeds)
 
@@ -57,7 +56,7 @@ def test_a_seed_of_an_older_growlm_that_had_fewer_settings_is_of_the_group(seeds
     stage = {"model": model, "tokens": 512, "batch": 4, "length": 16, "schedule": {"kind": "cosine", "peak": 0.001}}
     run = {"corpus": "stdlib", "stages": [stage]}
     for number, home in enumerate(sorted(seeds.iterdir())):
-        more = {"remat": "full" if number == 2 else "none"} if number else {}
+        more = {"document_mask": number == 2} if number else {}
         config = {"runs": {"scratch": run | more | {"seed": number}}, "baseline": "scratch"}
         (home / "config.json").write_text(json.dumps(config))
     assert [list(group.studies) for group in read_groups(seeds)] == [["seed 0", "seed 1"], ["seed 2"]]

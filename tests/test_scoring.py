@@ -21,9 +21,9 @@ from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
 from growlm.evaluation import score as module
 from growlm.evaluation.generate import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
-from growlm.report.scores import table
 from growlm.models import ModelConfig, apply, init, loss
 from growlm.models.loss import token_losses
+from growlm.report.scores import table
 from growlm.training.mesh import make_mesh
 from growlm.training.settings import MeshConfig
 

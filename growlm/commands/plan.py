@@ -10,7 +10,7 @@ from growlm.errors import InputError
 from growlm.files import write_whole
 from growlm.laws.guidelines import PAPER_RATES
 from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
-from growlm.report import numbers
+from growlm.report import style as numbers
 
 OPTIONS = {
     "--params": one("N", "parameters of the grown model, such as 7e9 or 7B", positive, required=True),
@@ -131,7 +131,7 @@ def _table(plan: Plan) -> str:
         ("learning rate", *(_rate(phase.rate) for phase in phases)),
         ("batch", *(f"{phase.batch} x {plan.length}" for phase in phases)),
     ]
-    return "\n".join(line.rstrip() for line in numbers.aligned(rows))
+    return numbers.table(rows[0], rows[1:])
 
 
 def _paragraph(name: str, text: str) -> str:

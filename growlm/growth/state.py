@@ -1,6 +1,7 @@
 """Growing parameters, optimizer state and the whole training state; the report says what came from where."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -246,9 +247,15 @@ def describe(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> di
         "target": plain(target),
         "parameters_before": parameter_count(source),
         "parameters_after": parameter_count(target),
+        "block_parameters_before": _block_parameters(source),
+        "block_parameters_after": _block_parameters(target),
         "axes": {name: _origins(axis) for name, axis in grown.items()},
         "leaves": {weight.path: _grown_along(weight, grown) for weight in target.weights},
     }
+
+
+def _block_parameters(model: DecoderConfig) -> int:
+    return sum(math.prod(weight.shape(model)) for weight in model.weights if weight.stacked)
 
 
 def _origins(axis: AxisMap) -> dict[str, Any]:

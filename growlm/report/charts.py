@@ -58,7 +58,7 @@ def training_figures(group: Group, prefix: str = "") -> list[Figure]:
     figures = []
     for name, y in TRAINING.items():
         title = name.replace("_", " ").capitalize()
-        figures += _whole_figure(group, prefix + name, title, y, ("tokens", "flops", "seconds"))
+        figures += _whole_figure(group, prefix + name, title, y, ("tokens",))
     return figures
 
 

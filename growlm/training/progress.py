@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from growlm.files import held_elsewhere
-from growlm.report import numbers
+from growlm.report import style as numbers
 from growlm.training.processes import is_first
 from growlm.training.stages import Stage
 
@@ -77,7 +77,7 @@ def _last(path: Path) -> dict[str, Any]:
 def table(standings: Sequence[Standing]) -> list[str]:
     """The lines of the table."""
     rows = [(one.run, one.state, f"{one.share:.0%}", numbers.loss(one.loss)) for one in standings]
-    return numbers.aligned([HEADER, *rows])
+    return numbers.table(HEADER, rows).splitlines()
 
 
 class Screen:
