@@ -21,7 +21,7 @@ COMMANDS = {
     "prepare": "make token shards of text or of a dataset",
     "convert": "convert a checkpoint from Hugging Face's form and back",
     "report": "compare runs: tables, figures and a page",
-    "archive": "write a sweep's records as three small files",
+    "archive": "copy a sweep's records, without its checkpoints",
     "plan": "say when to grow a model, by how much, and what it costs",
     "fit": "fit a law to runs",
     "evaluate": "measure a checkpoint on benchmarks and text",

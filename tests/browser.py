@@ -126,6 +126,7 @@ def browser() -> Iterator[Tab]:
         process = subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, str(commands), str(answers), find_browser(), *flags],
             pass_fds=(commands, answers),
+            stdin=subprocess.DEVNULL,  # else it reads what a script is fed
             stderr=subprocess.DEVNULL,
         )
         os.close(commands)

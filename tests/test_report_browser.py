@@ -99,7 +99,7 @@ def test_every_figure_has_its_curves(laptop):
     assert sorted(curves(laptop)) == sorted(3 * labels)  # two seeds and their mean
     assert len(curves(laptop, "benchmark_piqa_acc")) == 9
     charts = laptop.value("[...document.querySelectorAll('figure.chart')].map(chart => chart.id)")
-    names = ("loss", "speedup", "benchmark_piqa_acc", "spike_training", "learning_rate", "throughput")
+    names = ("loss", "speedup", "benchmark_piqa_acc", "spike", "spike_training", "learning_rate", "throughput")
     assert charts == [f"chart-{name}" for name in names]
     assert laptop.value(
         "[...document.querySelectorAll('.plot')].every(p => p.querySelector('path.js-line, path.point'))"
@@ -162,10 +162,10 @@ def test_a_dragged_rectangle_is_zoomed_into_and_a_double_click_goes_back(laptop)
 
 def test_the_nearest_point_says_what_it_is(laptop):
     place(laptop, 0.5, 0.5)
-    curve = f"{LOSS}.querySelectorAll('path.js-line')[2]"
-    at = laptop.value(
-        f"(c => (p => [p.x, p.y])(c.getPointAtLength(0.7 * c.getTotalLength()).matrixTransform(c.getScreenCTM())))({curve})"
-    )
+    at = laptop.value(f"""(curve => {{
+        const point = curve.getPointAtLength(0.7 * curve.getTotalLength()).matrixTransform(curve.getScreenCTM());
+        return [point.x, point.y];
+    }})({LOSS}.querySelectorAll('path.js-line')[2])""")
     for shift in (0, 1):  # plotly looks once it has moved
         laptop.mouse("mouseMoved", at[0] + shift, at[1], button="none")
     laptop.value("new Promise(done => setTimeout(done, 200))")

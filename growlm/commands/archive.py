@@ -1,4 +1,4 @@
-"""`growlm archive`: the records of a sweep as three small files, which report and fit read as they read the sweep."""
+"""`growlm archive`: copies the records of a sweep, without its checkpoints; report and fit read the copy."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`growlm fit`: a law fitted to the runs of sweeps, with intervals and the paper's beside it."""
+"""`growlm fit`: fits a law to the runs of sweeps, and prints it beside the paper's."""
 
 import argparse
 from functools import partial
@@ -10,7 +10,7 @@ from growlm.commands.options import Keys, one
 from growlm.report.fit import fit_runs
 
 OPTIONS = {
-    "--runs": one("DIR", "folder of one sweep or of several", Path, required=True),
+    "--runs": one("DIR", "folder of a sweep, or one that holds several", Path, required=True),
     "--law": one("NAME", "timing, factor or scaling", required=True),
     "--slices": one("N", "budgets per size (default: 4)", int),
 }

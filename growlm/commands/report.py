@@ -1,4 +1,4 @@
-"""`growlm report`: the tables and the page of a run, of a sweep, or of sweeps at several seeds."""
+"""`growlm report`: compares runs, and writes the page and the figures."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from growlm.errors import InputError
 
 OPTIONS = {
     "--workdir": one("DIR", "folder of a run or a sweep", Path),
-    "--runs": one("DIR", "folder of several runs or sweeps, such as the seeds of one", Path),
+    "--runs": one("DIR", "folder that holds runs or sweeps, such as a sweep at several seeds", Path),
     "--loss": one("X", "compare at this validation loss", positive),
 }
 
@@ -18,7 +18,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.report import overview, write_report
 
     if (args.workdir is None) == (args.runs is None):
-        raise InputError("report needs one of --workdir=DIR, a run or a sweep, and --runs=DIR, a folder of such")
+        raise InputError("report must be given either --workdir=DIR or --runs=DIR")
     folder = args.workdir or args.runs
     print(f"{overview(folder, args.loss)}\n\nreport: {write_report(folder, args.loss)}")
     return 0

@@ -125,6 +125,8 @@ def growth_labels(figure: Figure, axis: Axis) -> list[tuple[float, str, int]]:
 
     A text stands once in a quarter of the width; different ones that near stand above each other.
     """
+    if axis.key not in figure.views:
+        return []
     left, right = figure.views[axis.key][:2]
 
     def across(value: float) -> float:
@@ -137,9 +139,9 @@ def growth_labels(figure: Figure, axis: Axis) -> list[tuple[float, str, int]]:
     for mark in sorted(marks, key=lambda mark: mark.x[axis.key]):
         place = mark.x[axis.key]
         text = mark.text if len(mark.text) <= 28 else f"{mark.text[:27]}…"
-        near = [other for value, other, _ in found if abs(across(value) - across(place)) < 0.25]
+        near = {other: row for value, other, row in found if abs(across(value) - across(place)) < 0.25}
         if text not in near and (place > 0 or not axis.log):
-            found.append((place, text, len(near)))
+            found.append((place, text, min({*range(len(near) + 1)} - {*near.values()})))
     return found
 
 

@@ -30,9 +30,10 @@ def plotly(figure: Figure) -> dict[str, Any]:
     traces = [{**trace, "x": x} for trace, x in zip(_traces(figure), _places(figure, axis), strict=True)]
     colours = [one.colour for one in figure.series for _ in range(1 + bool(one.marks))]
     x_range, y_range, lines = _view(figure, axis)
-    menus = _menus(figure)
+    above = 4 + 15 * max((1 + row for one in figure.x for _, _, row in growth_labels(figure, one)), default=0)
+    menus = _menus(figure, above)
     layout = {
-        "margin": {"l": 8, "r": 8, "b": 8, "t": 90 if menus else 36},
+        "margin": {"l": 8, "r": 8, "b": 8, "t": 28 + above + (30 if menus else 0)},
         "hovermode": "closest",
         "xaxis": {**_axis(axis, figure), "range": x_range, "automargin": True},
         "yaxis": {**_axis(figure.y, figure), "range": y_range, "automargin": True},
@@ -136,8 +137,11 @@ def _view(figure: Figure, axis: Axis) -> tuple[list[float] | None, list[float] |
     return *ranges, {"shapes": shapes, "annotations": texts}
 
 
-def _menus(figure: Figure) -> list[dict[str, Any]]:
-    """The buttons above a chart: switches between linear and logarithmic axes, and one button for each x axis."""
+def _menus(figure: Figure, above: int) -> list[dict[str, Any]]:
+    """The buttons above a chart: switches between linear and logarithmic axes, and one button for each x axis.
+
+    They are `above` pixels over the axes.
+    """
     menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     menu["font"] = {"size": 12}
     found = []
@@ -151,7 +155,7 @@ def _menus(figure: Figure) -> list[dict[str, Any]]:
         found.append({**menu, "buttons": buttons})
     left = 0
     for placed in [*found[2:], *found[:2]]:
-        placed["pad"] = {"l": left, "b": 34}
+        placed["pad"] = {"l": left, "b": above}
         left += 4 + sum(7 * len(button["label"]) + 25 for button in placed["buttons"])
     return found
 
