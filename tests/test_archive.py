@@ -108,5 +108,5 @@ def test_a_damaged_line_of_an_earlier_archive_is_named(tmp_path, line):
     with (copy / "metrics.csv").open("a") as file:
         file.write(line + "\n")
     number = len((copy / "metrics.csv").read_text().splitlines())
-    with pytest.raises(InputError, match=rf"metrics.csv:{number} is not a record"):
+    with pytest.raises(InputError, match=rf"metrics.csv:{number} must be a record"):
         read(copy)

@@ -171,7 +171,7 @@ def test_runs_that_are_not_done_are_left_out_and_named(tmp_path, capsys):
     ("prepare", "law", "said"),
     [
         (lambda folder: None, "timing", "got one without runs"),
-        (lambda folder: write_run(folder / "a", valley), "timing", "no run grew once"),
+        (lambda folder: write_run(folder / "a", valley), "timing", "got none with two stages"),
         (
             lambda folder: write_run(folder / "a", valley),
             "tempo",
@@ -181,7 +181,7 @@ def test_runs_that_are_not_done_are_left_out_and_named(tmp_path, capsys):
         (
             lambda folder: timing_sweep(folder, (64,)) or (folder / "64-1-1" / "config.json").unlink(),
             "timing",
-            "no stages",
+            "must have stages",
         ),
     ],
 )

@@ -43,7 +43,7 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=theme.ink)
         return canvas
     left, right, low, high = figure.views[axis.key]
-    size, label = unit(axis, right)
+    size, label = unit(figure, axis)
     _style_axes(axes, axis, figure.y, theme)
     axes.set(xlabel=label, xlim=(left / size, right / size), ylim=(low, high))
     for one in figure.series:

@@ -112,10 +112,11 @@ class Figure:
     note: str = ""
 
 
-def unit(axis: Axis, longest: float) -> tuple[float, str]:
+def unit(figure: Figure, axis: Axis) -> tuple[float, str]:
     """What the numbers of an axis are divided by, and its label with the unit: times are in the largest that fits."""
-    if axis.kind != "seconds":
+    if axis.kind != "seconds" or axis.key not in figure.views:
         return 1, axis.label
+    longest = figure.views[axis.key][1]
     name = [name for name, size in UNITS.items() if longest >= 2 * size or size == 1][-1]
     return UNITS[name], f"{axis.label} ({name})"
 

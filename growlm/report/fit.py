@@ -182,7 +182,7 @@ def _grown_once(runs: Sequence[Outcome], say: Say) -> list[Outcome]:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         say(f"not grown once, so not in the fit: {shown}\n")
     if not once:
-        raise InputError("no run grew once: the law takes runs with two stages")
+        raise InputError("the law must have runs that grew once, got none with two stages")
     return once
 
 

@@ -51,13 +51,14 @@ def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
     y, in_legend = figure.y, set()
     for one in figure.series:
         points = thinned(one)
-        trace = {"type": "scatter", "name": one.label, "legendgroup": one.label}
+        trace = {"type": "scatter", "name": _plain(one.label), "legendgroup": one.label}
         shown, empty = one.style != "thin" and one.label not in in_legend, not len(points[y.key])
         curve = trace | _look(one, points, y) | {"y": _numbers(points[y.key]), "showlegend": shown and not empty}
         if one.style == "thin":  # the texts of all seeds would be most of the page
             yield curve | {"hovertemplate": f"<b>{_plain(one.name)}</b><br>{_plain(y.word)} %{{y}}<extra></extra>"}
         else:
-            texts = [_point_text(figure, row) for row in _rows(points)]
+            rows = zip(*(column.tolist() for column in points.values()), strict=True)
+            texts = [_point_text(figure, dict(zip(points, row, strict=True))) for row in rows]
             yield curve | {"text": texts, "hovertemplate": f"<b>{_plain(one.name)}</b><br>%{{text}}<extra></extra>"}
         if one.marks:
             texts = [_mark_text(one.name, figure, mark) for mark in one.marks]
@@ -97,7 +98,7 @@ def _spans(marks: Sequence[Mark], axis: Axis) -> dict[str, Any]:
 
 def _places(figure: Figure, axis: Axis) -> list[list[float | None]]:
     """The x of every trace over one axis."""
-    size = _unit(figure, axis)[0]
+    size = unit(figure, axis)[0]
     found = []
     for one in figure.series:
         x = thinned(one)[axis.key] / size
@@ -110,12 +111,12 @@ def _places(figure: Figure, axis: Axis) -> list[list[float | None]]:
 def _axis(axis: Axis, figure: Figure) -> dict[str, Any]:
     """Scale, title and ticks of an axis."""
     found = {
-        "title": {"text": _unit(figure, axis)[1]},
+        "title": {"text": _plain(unit(figure, axis)[1])},
         "type": "log" if axis.log else "linear",
         "zeroline": axis.signed,
     }
     if axis.kind == "name":
-        found |= {"tickmode": "array", "tickvals": list(range(len(axis.names))), "ticktext": axis.names}
+        found |= {"tickmode": "array", "tickvals": list(range(len(axis.names))), "ticktext": [*map(_plain, axis.names)]}
     return found | {"exponentformat": EXPONENTS.get(axis.kind, "none"), "tickformat": FORMATS.get(axis.kind, "")}
 
 
@@ -124,7 +125,7 @@ def _view(figure: Figure, axis: Axis) -> tuple[list[float] | None, list[float] |
     if axis.key not in figure.views:
         return None, None, {"shapes": [], "annotations": []}
     left, right, low, high = figure.views[axis.key]
-    size = _unit(figure, axis)[0]
+    size = unit(figure, axis)[0]
     grown = {m.x[axis.key] / size for s in figure.series for m in s.marks if m.kind == "growth" and axis.key in m.x}
     line = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
     above = {"yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "left", "showarrow": False, "xshift": -4}
@@ -200,11 +201,6 @@ def _template(theme: Theme, colours: Sequence[int | None]) -> dict[str, Any]:
     return {"layout": layout}
 
 
-def _rows(points: dict[str, np.ndarray]) -> Iterator[dict[str, float]]:
-    for row in zip(*points.values(), strict=True):
-        yield dict(zip(points, map(float, row), strict=True))
-
-
 def _point_text(figure: Figure, row: dict[str, float]) -> str:
     """The value of a point, its error bar and its costs."""
     y = figure.y
@@ -225,11 +221,6 @@ def _mark_text(name: str, figure: Figure, mark: Mark) -> str:
 def _plain(text: str) -> str:
     """Text without what plotly takes for markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _unit(figure: Figure, axis: Axis) -> tuple[float, str]:
-    """The unit of an axis and its label."""
-    return unit(axis, figure.views[axis.key][1]) if axis.key in figure.views else (1, axis.label)
 
 
 def _range(axis: Axis, low: float, high: float) -> list[float]:

@@ -91,7 +91,7 @@ def _record(run: Outcome, budget: float) -> dict[str, Any]:
 def outcome(name: str, run: Run) -> Outcome:
     """A finished run. Raises InputError where its records lack something."""
     if "stages" not in run.config or "seed" not in run.config:
-        raise InputError(f"run {name} has no stages and seed in its config.json")
+        raise InputError(f"run {name} must have stages and a seed in its config.json")
     if run.parameters is None:
         raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
     stages = run.config["stages"]

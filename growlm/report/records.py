@@ -202,7 +202,7 @@ def _read(folder: Path) -> Study:
     if (folder / "sweep.json").exists():
         return _sweep(folder)
     if not (folder / "metrics.jsonl").exists():
-        raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
+        raise InputError(f"{folder} must hold sweep.json or metrics.jsonl, got neither")
     name = folder.resolve().name
     run, made = _run(folder, name), _optional_json(folder / "run.json")
     return Study(name, {name: run}, run.config, **{key: made.get(key) for key in PROVENANCE})
@@ -277,7 +277,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             steps.setdefault((record["stage"], record["step"]), {}).update(record)
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise InputError(f"{path}:{number} is not a record with stage and step: {line[:60]!r}") from error
+                raise InputError(f"{path}:{number} must be a record with stage and step, got {line[:60]!r}") from error
     return [steps[key] for key in sorted(steps)]
 
 
@@ -290,7 +290,7 @@ def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
                 record = {key: json.loads(text) for key, text in row.items() if key != "run" and text}
                 runs.setdefault(row["run"], []).append({"stage": record["stage"], "step": record["step"]} | record)
             except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path}:{number} is not a record with run, stage and step") from error
+                raise InputError(f"{path}:{number} must be a record with run, stage and step") from error
     return runs
 
 
