@@ -70,8 +70,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise InputError(f"variant {variant!r} names no checkpoint: allowed is {name}:DIR")
     size, small = SCALES[name], read_config(folder)
     large = dataclasses.replace(small, layers=small.layers + added(small.layers))
-    rewarm = {"kind": "cosine", "peak": size.rate, "final": LOW, "warmup_tokens": size.tokens // 20}
-    low = {"kind": "constant", "peak": LOW * size.rate}
+    rewarm = {"kind": "cosine", "peak_lr": size.rate, "end_lr_ratio": LOW, "warmup_tokens": size.tokens // 20}
+    low = {"kind": "constant", "peak_lr": LOW * size.rate}
 
     def stage(model: ModelConfig, tokens: int, schedule: dict, **rest) -> dict:
         batches = {"batch": size.batch, "length": size.length, "microbatches": size.batch // size.microbatch}

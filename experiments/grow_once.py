@@ -29,13 +29,13 @@ def get_config(variant: str = "") -> ConfigDict:
         {
             "model": small,
             "tokens": int(1_000_000 * share),
-            "schedule": {"kind": "constant", "peak": 4e-3, "warmup_tokens": int(50_000 * share)},
+            "schedule": {"kind": "constant", "peak_lr": 4e-3, "warmup_tokens": int(50_000 * share)},
             **batches,
         },
         {
             "model": small | {"layers": 8},
             "tokens": int(2_000_000 * share),
-            "schedule": {"kind": "cosine", "peak": 4e-3, "warmup_tokens": int(50_000 * share)},
+            "schedule": {"kind": "cosine", "peak_lr": 4e-3, "warmup_tokens": int(50_000 * share)},
             "growth": {"operator": "direct", "options": {"order": "stack"}, "optimizer_state": "reset"},
             **batches,
         },

@@ -47,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
     equal_cost = int(large_tokens + base_price * base_tokens)
 
     def stage(model, tokens, peak, kind="cosine", **rest):
-        schedule = {"kind": kind, "peak": peak, "warmup_tokens": int(60_000 * share)}
+        schedule = {"kind": kind, "peak_lr": peak, "warmup_tokens": int(60_000 * share)}
         return {"model": model, "tokens": tokens, "batch": 8, "length": 128, "schedule": schedule, **rest}
 
     growth = {"operator": "direct", "options": {"order": "stack"}, "optimizer_state": "reset"}

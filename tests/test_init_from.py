@@ -39,7 +39,7 @@ STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
 SMALL = ModelConfig(**tiny.MODEL | {"layers": 2, "norm_eps": 1e-3})
 LARGE = dataclasses.replace(SMALL, layers=3)
-COSINE = {"kind": "cosine", "peak": 1e-2, "warmup_tokens": 2 * STEP}
+COSINE = {"kind": "cosine", "peak_lr": 1e-2, "warmup_tokens": 2 * STEP}
 PRO = {"operator": "llama_pro"}
 
 
@@ -221,7 +221,8 @@ def test_a_folder_of_grow_and_a_sweeps_run_are_sources_too(home, tmp_path):
         source = find_source(folder)
         config, params = read_model(folder)
         assert source.model == config and config.layers == layers
-        read = source.read(run_module.mesh_of(config_of(home, tiny.stage(1))))
+        run = config_of(home, tiny.stage(1))
+        read = source.read(run_module.mesh_of(run.mesh, run.batches))
         jax.tree.map(np.testing.assert_array_equal, read, params)
     assert find_source(tmp_path / "ours").tokens is None
 

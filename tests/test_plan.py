@@ -162,7 +162,7 @@ def test_the_command_writes_an_experiment_that_is_the_plan(tmp_path, capsys):
     assert grown.model == ModelConfig(**found.after.shape.sizes()) and grown.tokens == round(found.after.tokens)
     assert grown.growth.operator == "direct" and grown.growth.options == {"order": "stack"}
     assert sweep.runs["scratch"].stages[0].tokens == round(found.scratch.tokens)
-    assert grown.schedule.peak == pytest.approx(found.after.rate, rel=1e-2)
+    assert grown.schedule.peak_lr == pytest.approx(found.after.rate, rel=1e-2)
     assert base.schedule.kind == "constant" and base.schedule.warmup_tokens < base.tokens
     assert main(["sweep", f"--config={path}", f"--workdir={tmp_path / 'w'}", "--list"]) == 0
     assert "2 runs" in capsys.readouterr().out

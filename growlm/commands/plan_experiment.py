@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     def stage(model, tokens, peak, kind="cosine", **rest):
         warmup = min({warmup_steps} * plan["batch"] * plan["length"], tokens // {warmup_part})
-        schedule = {{"kind": kind, "peak": peak, "warmup_tokens": warmup}}
+        schedule = {{"kind": kind, "peak_lr": peak, "warmup_tokens": warmup}}
         how = {{name: plan[name] for name in ("batch", "length", "microbatches")}}
         return {{"model": model, "tokens": tokens, "schedule": schedule, **how, **rest}}
 

@@ -55,7 +55,7 @@ class Scale:
 
     def stage(self, model: dict[str, int], tokens: int, rate: float, kind: str = "cosine", **rest: Any) -> Stage:
         """A stage with a warm-up of 2 % of the budget; the schedule may be set by `schedule`."""
-        schedule = {"kind": kind, "peak": rate, "warmup_tokens": self.part(0.02)} | rest.pop("schedule", {})
+        schedule = {"kind": kind, "peak_lr": rate, "warmup_tokens": self.part(0.02)} | rest.pop("schedule", {})
         how = {"batch": self.batch, "length": self.length, "schedule": schedule}
         return {"model": model, "tokens": tokens, **how, **rest}
 

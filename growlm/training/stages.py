@@ -1,4 +1,4 @@
-"""Stages resolved: where each begins and ends, and the address under which runs of a sweep share it."""
+"""Stages resolved: where each begins and ends, and the hash under which runs of a sweep share it."""
 
 import dataclasses
 import hashlib
@@ -87,7 +87,8 @@ class Stage:
             return None
         key = growth_key(run_keys(self.run.seed)[1], self.first_step)
         models = self.parent.config.model, self.config.model
-        return plan_growth(self.config.growth.operator, *models, key, **self.config.growth.options)
+        growth = self.config.growth.resolved
+        return plan_growth(growth.operator, *models, key, **growth.options)
 
     @cached_property
     def first_cost(self) -> Cost:
@@ -163,24 +164,36 @@ class Stage:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines the stage's result but the point at which it stops."""
-        # What is at its default does not count: addresses stay what they are when a setting is added.
-        own = without_defaults(self.config)
-        for name in ("tokens", "evaluation", "init_from"):  # what is there counts, not where it is
+        """What determines the stage's result up to the point at which it stops, as plain JSON: what its hash is of.
+
+        Stage by stage that is its config, a preset as what it stands for, without what is at its default, so that a new
+        setting changes no hash; without tokens, evaluation and init_from, where what was there counts and not its
+        place; with the run's seed, dtype, remat and document_mask, the corpus's fingerprint, the hash of the stage
+        before, where it was left, the end of the schedule where that depends on it, and the source of an operator of
+        the user's own.
+        """
+        config, growth = self.config, self.config.growth and self.config.growth.resolved
+        own = without_defaults(dataclasses.replace(config, growth=growth))
+        for name in ("tokens", "evaluation", "init_from"):
             own.pop(name, None)
-        if self.config.growth and (source := source_of(self.config.growth.operator)):
+        if growth and (source := source_of(growth.operator)):
             own["growth"] = own["growth"] | {"source": source}
-        if self.config.schedule.kind in WITH_HORIZON:
+        if config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
-        of_run = without_defaults(self.run)
-        shared = {name: of_run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in of_run}
-        parent = {"address": self.parent.address, "last_step": self.parent.last_step} if self.parent else None
+        run = without_defaults(self.run)
+        shared = {name: run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in run}
+        parent = {"address": self.parent.stage_hash, "last_step": self.parent.last_step} if self.parent else None
         return own | shared | {"corpus": self.fingerprint, "parent": parent}
 
     @cached_property
-    def address(self) -> str:
-        """The hash of `settings`: stages of equal address are one stage, trained once."""
+    def stage_hash(self) -> str:
+        """12 hex digits of the SHA-256 of `settings`: stages of one hash are one stage, trained once."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def address(self) -> str:
+        """The former name of `stage_hash`."""
+        return self.stage_hash
 
 
 def source_of(operator: str) -> str | None:
