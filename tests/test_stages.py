@@ -261,6 +261,23 @@ def test_a_written_config_with_former_names_is_one_line_on_stderr_each(tmp_path,
     assert not capsys.readouterr().err
 
 
+def test_a_run_of_an_older_growlm_goes_on(corpus, tmp_path):
+    """Its config.json has former names, and presets as what they stand for."""
+    config = tiny.run_config(corpus, tiny.stage(2), tiny.grown(1, 4, growth={"operator": "g_stack"}))
+    train(config, tmp_path / "run", GO_ON)
+    trained, path = tiny.timeless(tmp_path / "run"), tmp_path / "run" / "config.json"
+    held = json.loads(path.read_text())
+    for stage in held["stages"]:
+        stage["schedule"]["peak"], stage["schedule"]["final"] = (
+            stage["schedule"].pop(name) for name in ("peak_lr", "end_lr_ratio")
+        )
+    held["stages"][1]["growth"] = plain(config.stages[1].growth.resolved)
+    path.write_text(json.dumps(held))
+    train(config, tmp_path / "run", GO_ON)
+    assert tiny.timeless(tmp_path / "run") == trained
+    assert json.loads(path.read_text()) == json.loads(json.dumps(plain(config)))
+
+
 def test_the_hashes_of_stages_stay_what_they_were():
     """Of growlm 0.2's first commit: stored runs go on."""
     optimizer = {"kind": "muon", "ema": 0.5, "learning_rates": {"new": 2.0}}
