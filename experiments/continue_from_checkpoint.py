@@ -31,70 +31,65 @@ Result: cpu with the checkpoint above. Growing does not pay so early: small ends
 1.490, no_rewarm at 1.500, llama_pro at 1.502. small_no_rewarm, at 1.497, shows that it is re-warming that helps.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from growlm import ModelConfig, read_config
-from growlm.errors import InputError, unknown
-from growlm.models import parameter_count
+from growlm import read_config
+from growlm.errors import check_name, must_be
+from growlm.models import DecoderConfig, parameter_count, plain, with_depth
 
 LOW = 0.1  # of the full rate: where schedules end, and so where a checkpoint's has ended
 
 
-class Scale(NamedTuple):
+class Budget(NamedTuple):
     """How much is trained: `tokens` of the grown model, in examples of `length`; `held_out` batches of validation."""
 
     tokens: int
     length: int
     batch: int
-    microbatch: int
-    rate: float
+    microbatches: int
+    peak_lr: float
     dtype: str
     held_out: int
 
 
-SCALES = {
-    "cpu": Scale(1_000_000, 128, 8, 8, 4e-3, "float32", 16),
-    "gpu": Scale(50_000_000, 2048, 32, 4, 2e-4, "bfloat16", 4),
-    "tiny": Scale(10_000, 128, 8, 8, 4e-3, "float32", 2),
+BUDGETS = {
+    "cpu": Budget(1_000_000, 128, 8, 1, 4e-3, "float32", 16),
+    "gpu": Budget(50_000_000, 2048, 32, 8, 2e-4, "bfloat16", 4),
+    "tiny": Budget(10_000, 128, 8, 1, 4e-3, "float32", 2),
 }
 
 
 def get_config(variant: str = "") -> ConfigDict:
     name, _, folder = variant.partition(":")
-    if name not in SCALES:
-        raise unknown("variant", name, SCALES)
+    check_name("variant", name, BUDGETS)
     if not folder:
-        raise InputError(f"variant {variant!r} names no checkpoint: allowed is {name}:DIR")
-    size, small = SCALES[name], read_config(folder)
-    large = dataclasses.replace(small, layers=small.layers + added(small.layers))
-    rewarm = {"kind": "cosine", "peak": size.rate, "final": LOW, "warmup_tokens": size.tokens // 20}
-    low = {"kind": "constant", "peak": LOW * size.rate}
+        raise must_be("variant", f"{name}:DIR, DIR being a checkpoint", variant)
+    budget, small = BUDGETS[name], read_config(folder)
+    large = with_depth(small, small.depth + added(small.depth))
+    rewarm = {"kind": "cosine", "peak_lr": budget.peak_lr, "end_lr_ratio": LOW, "warmup_tokens": budget.tokens // 20}
+    low = {"kind": "constant", "peak_lr": LOW * budget.peak_lr}
 
-    def stage(model: ModelConfig, tokens: int, schedule: dict, **rest) -> dict:
-        batches = {"batch": size.batch, "length": size.length, "microbatches": size.batch // size.microbatch}
-        return {"model": dataclasses.asdict(model), "tokens": tokens, "schedule": schedule, **batches, **rest}
+    def stage(model: DecoderConfig, tokens: int, schedule: dict, **rest) -> dict:
+        batches = {"batch": budget.batch, "length": budget.length, "microbatches": budget.microbatches}
+        return {"model": plain(model), "tokens": tokens, "schedule": schedule, **batches, **rest}
 
     def grown(schedule: dict, train: str = "all", **rates: float) -> dict:
-        growth = {"operator": "llama_pro", "train": train}
-        begin = stage(small, 0, low, init_from=folder)
-        return {
-            "stages": (begin, stage(large, size.tokens, schedule, growth=growth, optimizer={"learning_rates": rates}))
-        }
+        more = {"growth": {"operator": "llama_pro", "train": train}, "optimizer": {"learning_rates": rates}}
+        return {"stages": (stage(small, 0, low, init_from=folder), stage(large, budget.tokens, schedule, **more))}
 
     def as_it_is(schedule: dict) -> dict:
-        tokens = size.tokens * parameter_count(large) // parameter_count(small)
+        tokens = budget.tokens * parameter_count(large) // parameter_count(small)
         return {"stages": (stage(small, tokens, schedule, init_from=folder),)}
 
     config = ConfigDict()
-    config.title = f"{folder}, grown by {large.layers - small.layers} layers and trained on"
+    config.title = f"{folder}, grown by {large.depth - small.depth} layers and trained on"
     config.corpus = "stdlib"
     config.seed = 1  # not that of the checkpoint, or the same examples come first
-    config.dtype, config.remat = size.dtype, "full"
-    config.evaluation = {"every_tokens": size.tokens // 20, "batches": size.held_out}
-    config.checkpoint = {"every_tokens": size.tokens // 5, "max_to_keep": 1}
+    config.dtype, config.remat = budget.dtype, "full"
+    config.evaluation = {"every_tokens": budget.tokens // 20, "batches": budget.held_out}
+    config.checkpoint = {"every_tokens": budget.tokens // 5, "max_to_keep": 1}
     config.runs = {
         "small": as_it_is(rewarm),
         "small_no_rewarm": as_it_is(low),

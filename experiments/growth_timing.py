@@ -21,7 +21,7 @@ cpu_narrow a flat one. Of the law b is 76 [30, 209], a cannot be told. The other
 
 from ml_collections import ConfigDict
 
-from growlm.errors import unknown
+from growlm.errors import check_name
 from growlm.training.recipe import scale
 
 SHARES = (0.03, 0.06, 0.12, 0.24, 0.48)
@@ -41,8 +41,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     name, _, other = variant.partition("_")
     size = scale(name)
     if other:
-        if other not in SIZES[name]:
-            raise unknown("variant", variant, [f"{name}_{known}" for known in SIZES[name]])
+        check_name("variant", variant, [f"{name}_{known}" for known in SIZES[name]])
         size = size.resized(*SIZES[name][other])
     # Losses before the end of the run are read off too: wsd keeps the rate constant up to the last fifth.
     runs = {

@@ -25,10 +25,10 @@ AFTER = (0.37, 0.75, 1.5)
 
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
-    unit = size.base_rate
+    unit = size.base_lr
     runs = {}
     for early in BEFORE:
-        base = size.base(0.2, rate=early * unit)
+        base = size.base(0.2, peak_lr=early * unit)
         for late in AFTER:
             runs[_name("before", early) + _name("_after", late)] = size.grown([base], "g_stack", late * unit)
     base = size.base(0.2)

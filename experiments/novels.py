@@ -32,7 +32,7 @@ from growlm.training.recipe import Scale, scale
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = _on_novels(scale(variant, tokens=4_000_000, batch=4, length=256))
     grown = size.grown([size.base(0.2)], "g_stack")
-    low = {"scratch_low": (size.scratch(size.rate / 4), "equal FLOPs and a quarter of the rate")}
+    low = {"scratch_low": (size.scratch(size.peak_lr / 4), "equal FLOPs and a quarter of the rate")}
     config = size.sweep("G_stack on novels: 2 layers to 8", {"grown": grown}, low)
     config.corpus = "runs/novels-tokens"
     config.evaluation.batches = 32
@@ -46,5 +46,5 @@ def _on_novels(size: Scale) -> Scale:
         size,
         widths={**size.widths, "vocab": 2048, "tie_embeddings": True},
         tokens=min(size.tokens, 60_000_000),
-        tuned_rate=size.rate / 2,
+        tuned_lr=size.peak_lr / 2,
     )

@@ -37,8 +37,7 @@ from growlm.models import (
     next_token_loss,
     path_of,
 )
-from growlm.training.groups import GROUPS
-from growlm.training.optimizer import make_optimizer
+from growlm.training.optimizer import GROUPS, make_optimizer
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import Program, init_state, train_step
 

@@ -81,15 +81,15 @@ BAD_SETTINGS = {
     "stages[1].growth.optimizer_state=keep": ("'keep'", "map, map_aged, reset"),
     "stages[1].growth=None": ("stages[1]", "growth"),
     "stages[0].growth={'operator':'direct'}": ("stages[0]", "no growth"),
-    "stages[0].schedule.peak=nan": ("schedule.peak", "'nan'", "float"),
-    "stages[0].schedule.peak=1e999": ("schedule.peak", "inf", "finite"),
-    "stages[0].schedule.peak=-0.5": ("schedule.peak", "-0.5", "> 0"),
-    "stages[0].schedule.final=2": ("schedule.final", "2.0", ">= 0 and <= 1"),
+    "stages[0].schedule.peak_lr=nan": ("schedule.peak_lr", "'nan'", "float"),
+    "stages[0].schedule.peak_lr=1e999": ("schedule.peak_lr", "inf", "finite"),
+    "stages[0].schedule.peak_lr=-0.5": ("schedule.peak_lr", "-0.5", "> 0"),
+    "stages[0].schedule.end_lr_ratio=2": ("schedule.end_lr_ratio", "2.0", ">= 0 and <= 1"),
     "stages[0].schedule.warmup_tokens=-1": ("warmup_tokens", "-1", ">= 0"),
     "stages[0].schedule.kind=cosin": ("'cosin'", "did you mean 'cosine'", "wsd"),
-    "stages[0].schedule.kind=power": ("warmup_tokens is 0", "> 0"),
+    "stages[0].schedule.kind=power": ("warmup_tokens must be > 0", "got 0"),
     "stages[0].schedule.at_growth=go": ("'go'", "continue, restart"),
-    "stages[0].schedule.pek=1": ("'pek'", "stages[0].schedule", "did you mean 'peak'", "horizon_tokens"),
+    "stages[0].schedule.pek=1": ("'pek'", "stages[0].schedule", "did you mean 'peak_lr'", "horizon_tokens"),
     "stages[0].optimizer.beta1=1.0": ("beta1", "1.0", "< 1"),
     "stages[0].optimizer.clip=inf": ("optimizer.clip", "'inf'"),
     "stages[0].batch=0": ("batch", "0", ">= 1"),
@@ -99,7 +99,7 @@ BAD_SETTINGS = {
     "stages[0]=3": ("stages[0]", "3", "StageConfig"),
     "stages[1].growth.options.order[0]=7": ("order",),
     "stages=3": ("stages", "3"),
-    "stages=[]": ("stages", "empty", "at least one"),
+    "stages=[]": ("stages", "at least one"),
     "sede=1": ("'sede'", "did you mean 'seed'", "log_every_steps"),
     "seed=abc": ("seed", "'abc'", "int"),
     "seed=-1": ("seed", "-1", ">= 0"),
@@ -127,12 +127,12 @@ def test_a_bad_setting(capsys, bench, setting):
 
 
 def test_a_number_in_a_config_file_that_is_none(capsys, bench, corpus):
-    tiny.write_config(bench / "nan.py", tiny.run(corpus, tiny.stage(4, schedule={"peak": "NUMBER"})))
+    tiny.write_config(bench / "nan.py", tiny.run(corpus, tiny.stage(4, schedule={"peak_lr": "NUMBER"})))
     text = (bench / "nan.py").read_text()
     for number in ("nan", "inf", "-inf"):
         (bench / "nan.py").write_text(text.replace("'NUMBER'", f"float('{number}')"))
         line = refused(capsys, bench, "train", "--config=nan.py", "--workdir=work")
-        assert f"schedule.peak is {number}: allowed" in line
+        assert "schedule.peak_lr must be " in line and line.strip().endswith(f"got {number}")
 
 
 def test_a_corpus_that_is_no_text(capsys, bench):
@@ -181,7 +181,7 @@ def test_a_config_file_that_gives_no_config(capsys, bench, text, parts):
 def test_a_config_file_that_is_not_there_or_has_no_such_variant(capsys, bench):
     for spec in ("nowhere.py", "nowhere", ".", ""):
         line = refused(capsys, bench, "train", f"--config={spec}", "--workdir=work")
-        assert f"config {spec!r}: no such file" in line and "allowed" in line
+        assert "config must be an experiment file such as" in line and line.strip().endswith(f"got {spec!r}")
     line = refused(capsys, bench, "train", "--config=run.py:large", "--workdir=work")
     assert "run.py:large" in line and "get_config() takes 0 positional arguments" in line
 
@@ -193,11 +193,11 @@ def test_a_run_for_sweep_and_a_sweep_for_train(capsys, bench):
 
 BAD_SWEEPS = {
     "runs=3": ("runs", "3"),
-    "runs={}": ("runs", "empty"),
+    "runs={}": ("runs", "at least one"),
     "runs.grown=3": ("runs.grown", "3"),
     "runs.grwn.seed=3": ("'grwn'", "did you mean 'grown'", "scratch"),
     "runs.grown.sede=3": ("'sede'", "runs.grown", "did you mean 'seed'"),
-    "runs.grown.stages[0].schedule.peak=-1": ("runs.grown", "peak", "-1.0"),
+    "runs.grown.stages[0].schedule.peak_lr=-1": ("runs.grown", "peak_lr", "-1.0"),
     "baselin=grown": ("'baselin'", "did you mean 'baseline'"),
     "baseline=grwn": ("'grwn'", "did you mean 'grown'"),
     "grown=['x']": ("'x'", "scratch"),
@@ -218,7 +218,7 @@ def test_names_of_runs_that_would_be_other_folders(capsys, bench, corpus):
         runs = repr(tiny.sweep(corpus, {name: [tiny.stage(4)]}, baseline=name))
         (bench / "names.py").write_text(f"def get_config():\n    return {runs}\n")
         line = refused(capsys, bench, "sweep", "--config=names.py", "--workdir=work")
-        assert f"run name {name!r}" in line
+        assert "run name must be the name of a folder" in line and line.strip().endswith(repr(name))
 
 
 @pytest.mark.parametrize(
@@ -282,13 +282,13 @@ def test_a_workdir_that_holds_a_different_run(capsys, bench):
 
 def test_an_override_is_for_one_stage_though_the_file_shares_a_dict(capsys, bench):
     text = (bench / "run.py").read_text()
-    constant = "{'kind': 'constant', 'peak': 0.01}"
+    constant = "{'kind': 'constant', 'peak_lr': 0.01}"
     assert text.count(constant) == 2
     (bench / "run.py").write_text("SCHEDULE = " + constant + "\n" + text.replace(constant, "SCHEDULE"))
     small = [f"--config.stages[{number}].tokens=64" for number in (0, 1)]
-    assert main([*TRAIN, *small, "--config.stages[1].schedule.peak=0.5"]) == 0
+    assert main([*TRAIN, *small, "--config.stages[1].schedule.peak_lr=0.5"]) == 0
     first, second = json.loads((bench / "work" / "config.json").read_text())["stages"]
-    assert (first["schedule"]["peak"], second["schedule"]["peak"]) == (0.01, 0.5)
+    assert (first["schedule"]["peak_lr"], second["schedule"]["peak_lr"]) == (0.01, 0.5)
 
 
 def test_list_writes_nothing(capsys, bench):
@@ -317,7 +317,7 @@ print("loaded:", sorted({"jax", "flax", "orbax", "matplotlib", "tensorflow"} & s
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("usage: growlm") == 4 and "--config.stages[0].schedule.peak=3e-4" in done.stdout
+    assert done.stdout.count("usage: growlm") == 4 and "--config.stages[0].schedule.peak_lr=3e-4" in done.stdout
     assert done.stdout.splitlines()[-1] == "loaded: []"
     command = [sys.executable, "-m", "growlm", "trian"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -326,7 +326,7 @@ print("loaded:", sorted({"jax", "flax", "orbax", "matplotlib", "tensorflow"} & s
 
 def test_train_says_how_a_run_was_begun_and_its_report_how_to_do_it_again(bench, corpus, monkeypatch):
     tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(1)))
-    small = [*TRAIN, "--config.stages[0].schedule.peak=1e-3"]
+    small = [*TRAIN, "--config.stages[0].schedule.peak_lr=1e-3"]
     monkeypatch.setattr(sys, "argv", ["growlm", *small])
     assert main(small) == 0
     path = bench / "work" / "run.json"
@@ -387,7 +387,7 @@ def fails(capsys, *arguments):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(capsys, bench, corpus):
-    stages = tiny.stage(6), tiny.grown(6, schedule={"kind": "constant", "peak": 1e18})
+    stages = tiny.stage(6), tiny.grown(6, schedule={"kind": "constant", "peak_lr": 1e18})
     options = {"checkpoint": {"every_tokens": 2 * STEP, "max_to_keep": 1}}
     tiny.write_config(bench / "run.py", tiny.run(corpus, *stages, **options))
     line = fails(capsys, *TRAIN)
@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 def test_a_state_that_is_spoilt_by_the_last_update_is_no_good_end(capsys, bench, corpus):
     """The loss of step 1 is that of the untouched state: only the evaluation meets what the update made of it."""
-    tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(1, schedule={"kind": "constant", "peak": 1e18})))
+    tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(1, schedule={"kind": "constant", "peak_lr": 1e18})))
     line = fails(capsys, *TRAIN)
     assert "validation loss nan between steps 1 and 2: stopped" in line
     assert tiny.checkpoints(bench / "work") == {}
@@ -419,8 +419,8 @@ def test_a_state_that_is_spoilt_by_the_last_update_is_no_good_end(capsys, bench,
 
 def test_no_checkpoint_is_made_of_a_state_whose_loss_is_not_finite(capsys, bench, corpus):
     """At step 3 the update spoils the state and a checkpoint is due: it would take the place of the one of step 2."""
-    schedule = {"kind": "constant", "peak": 1e-2}
-    stages = tiny.stage(2, schedule=schedule), tiny.grown(4, layers=1, schedule=schedule | {"peak": 1e18})
+    schedule = {"kind": "constant", "peak_lr": 1e-2}
+    stages = tiny.stage(2, schedule=schedule), tiny.grown(4, layers=1, schedule=schedule | {"peak_lr": 1e18})
     checkpoint = {"every_tokens": STEP, "max_to_keep": 1}
     tiny.write_config(bench / "run.py", tiny.run(corpus, *stages, checkpoint=checkpoint))
     assert "validation loss nan between steps 3 and 4" in fails(capsys, *TRAIN)
@@ -428,7 +428,7 @@ def test_no_checkpoint_is_made_of_a_state_whose_loss_is_not_finite(capsys, bench
 
 
 def test_a_sweep_goes_on_past_a_run_that_fails_and_says_so(capsys, bench, corpus):
-    bad, good = tiny.stage(2, schedule={"kind": "constant", "peak": 1e18}), tiny.stage(2)
+    bad, good = tiny.stage(2, schedule={"kind": "constant", "peak_lr": 1e18}), tiny.stage(2)
     runs = {"bad": [bad], "good": [good], "worse": [bad, tiny.grown(2)]}
     tiny.write_config(bench / "sweep.py", tiny.sweep(corpus, runs, baseline="good"))
     assert main([*SWEEP]) == 1

@@ -1,4 +1,4 @@
-"""The experiment files on growth: every variant is a sweep whose runs cost the same."""
+"""The experiment files: all say what they cost and found; on a scale, every variant is a sweep of equal cost."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,8 @@ from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-NAMES = ("growth_timing", "growth_factor", "operators", "stacking_order", "gradual", "noise", "learning_rate", "novels")
+DOCSTRINGS = {path.stem: path.read_text().split('"""')[1] for path in sorted(EXPERIMENTS.glob("*.py"))}
+NAMES = [name for name in DOCSTRINGS if "growlm.training.recipe" in (EXPERIMENTS / f"{name}.py").read_text()]
 # Novels and benchmarks that a test does not have.
 ELSEWHERE = ("corpus=stdlib", "evaluation.tasks=()")
 # Quickstart: 2.6e13 FLOPs in 4 min 23 s.
@@ -49,19 +50,29 @@ def test_a_seed_on_two_cores_takes_less_than_40_minutes(name):
         assert planned(name, variant).flops()[0] / CPU_RATE < 40 * 60
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_docstring_says_command_cost_and_result(name):
-    text = (EXPERIMENTS / f"{name}.py").read_text().split('"""')[1]
-    assert f"growlm sweep --config=experiments/{name}.py:cpu" in text
-    assert "ESTIMATED" in text and "Result:" in text and "expected" in text
+@pytest.mark.parametrize("name", DOCSTRINGS)
+def test_the_docstring_says_command_cost_expectation_and_result(name):
+    text = DOCSTRINGS[name]
+    assert f"--config=experiments/{name}.py" in text
+    assert "Cost" in text and "expected" in text and "Result" in text
+
+
+def test_no_experiment_is_written_under_former_names(capsys):
+    for name in DOCSTRINGS.keys() - {"continue_from_checkpoint"}:  # that takes a checkpoint, see test_init_from
+        load_config(f"{EXPERIMENTS / name}.py:tiny", [])
+    assert not capsys.readouterr().err
 
 
 def test_the_seed_is_a_config_key_and_changes_every_stage():
-    addresses = [
-        {stage.address for run in planned("growth_timing", "cpu", f"seed={seed}").runs.values() for stage in run.stages}
+    hashes = [
+        {
+            stage.stage_hash
+            for run in planned("growth_timing", "cpu", f"seed={seed}").runs.values()
+            for stage in run.stages
+        }
         for seed in (0, 1)
     ]
-    assert len(addresses[0]) == len(addresses[1]) == 8 and not addresses[0] & addresses[1]
+    assert len(hashes[0]) == len(hashes[1]) == 8 and not hashes[0] & hashes[1]
 
 
 def test_direct_in_width_splits_unevenly_and_the_even_split_is_a_null_run():
@@ -80,10 +91,10 @@ def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_r
 
 def test_growth_timings_share_one_base():
     sweep = planned("growth_timing", "cpu")
-    assert len({run.stages[0].address for name, run in sweep.runs.items() if name.startswith("after")}) == 1
+    assert len({run.stages[0].stage_hash for name, run in sweep.runs.items() if name.startswith("after")}) == 1
 
 
 def test_an_unknown_variant_is_a_line():
     for variant in ("cpy", "cpu_wider", "gpu_narrow"):
-        with pytest.raises(InputError, match="unknown variant"):
+        with pytest.raises(InputError, match="variant must be one of"):
             load_config(f"{EXPERIMENTS / 'growth_timing'}.py:{variant}", [])

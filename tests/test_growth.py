@@ -19,8 +19,7 @@ from growlm.growth import OPERATORS, ORDERS, PRESETS, claim, grow_state, layer_o
 from growlm.models import check_params, declared, parameter_count, plain
 from growlm.models.layers import rms_norm
 from growlm.state import TrainState
-from growlm.training.adam import ScaleByAgedAdamState
-from growlm.training.optimizer import make_optimizer
+from growlm.training.optimizer import ScaleByAgedAdamState, make_optimizer
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import Program, abstract_state, train_step
 

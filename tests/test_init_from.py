@@ -39,7 +39,7 @@ STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
 SMALL = ModelConfig(**tiny.MODEL | {"layers": 2, "norm_eps": 1e-3})
 LARGE = dataclasses.replace(SMALL, layers=3)
-COSINE = {"kind": "cosine", "peak": 1e-2, "warmup_tokens": 2 * STEP}
+COSINE = {"kind": "cosine", "peak_lr": 1e-2, "warmup_tokens": 2 * STEP}
 PRO = {"operator": "llama_pro"}
 
 
@@ -221,7 +221,8 @@ def test_a_folder_of_grow_and_a_sweeps_run_are_sources_too(home, tmp_path):
         source = find_source(folder)
         config, params = read_model(folder)
         assert source.model == config and config.layers == layers
-        read = source.read(run_module.mesh_of(config_of(home, tiny.stage(1))))
+        run = config_of(home, tiny.stage(1))
+        read = source.read(run_module.mesh_of(run.mesh, run.batches))
         jax.tree.map(np.testing.assert_array_equal, read, params)
     assert find_source(tmp_path / "ours").tokens is None
 
@@ -371,12 +372,18 @@ BAD = {
         r"stages\[0\].model.heads must be the model that is there, got 4 and that of init_from .*theirs is 2",
     ),
     "another variant": ({"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}}, "norm_eps is 1e-05 and .* is 0.001"),
-    "less than a batch": ({"tokens": 7}, "stage.tokens is 7, smaller than one batch"),
-    "no tokens and no stage after it": ({"tokens": 0}, r"stages\[0\].tokens is 0 and there is no second stage"),
-    "no tokens from nothing": ({"tokens": 0, "init_from": None}, "stage.tokens is 0, smaller than one batch"),
-    "a fingerprint of nothing": ({"init_from": None, "init_fingerprint": "a"}, "init_fingerprint is of what init_from"),
+    "less than a batch": ({"tokens": 7}, "stage.tokens must be at least one batch, .*, got 7"),
+    "no tokens and no stage after it": ({"tokens": 0}, r"stages\[0\].tokens must be > 0 where no stage follows, got 0"),
+    "no tokens from nothing": ({"tokens": 0, "init_from": None}, "stage.tokens must be at least one batch, .*, got 0"),
+    "a fingerprint of nothing": (
+        {"init_from": None, "init_fingerprint": "a"},
+        "init_fingerprint must be unset without stage.init_from",
+    ),
     "growth": ({"growth": PRO}, r"stages\[0\] takes no growth: it is what the next one grows"),
-    "new slices without growth": ({"optimizer": {"learning_rates": {"old": 0.1}}}, "'old' in a stage without growth"),
+    "new slices without growth": (
+        {"optimizer": {"learning_rates": {"old": 0.1}}},
+        "in a stage without growth, got 'old'",
+    ),
 }
 
 
@@ -393,7 +400,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(home, tmp_path, monkey
 
 
 def test_a_later_stage_takes_none(home):
-    with pytest.raises(InputError, match=r"stages\[1\] takes no init_from: allowed is one in the first stage"):
+    with pytest.raises(InputError, match=r"stages\[1\].init_from must be unset after the first stage"):
         config_of(home, tiny.stage(1), grown(1, init_from=str(home / "theirs")))
 
 

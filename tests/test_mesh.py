@@ -1,5 +1,6 @@
 """On every mesh of 8 devices a run with growth has the losses of one device."""
 
+import dataclasses
 import threading
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from eight import on_eight_devices
 from meshes import config
 
 from growlm import InputError
-from growlm.training.mesh import make_mesh, mesh_of, share_of_batch
+from growlm.training.mesh import MeshConfig, make_mesh, mesh_of, share_of_batch
 from growlm.training.run import train
-from growlm.training.settings import MeshConfig
+from growlm.training.settings import EvaluationConfig
 
 SHAPES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
 SPECS = ["x".join(map(str, shape)) for shape in SHAPES]
@@ -67,8 +68,8 @@ class Device:
 @pytest.mark.parametrize(
     ("mesh", "says"),
     [
-        ({"data": 3}, "mesh is data 3 x fsdp 1 x tensor 1 = 3 devices: there are 1"),
-        ({"fsdp": 2}, "mesh is data 1 x fsdp 2 x tensor 1 = 2 devices: there are 1"),
+        ({"data": 3}, "mesh must be over all 1 devices, got 'data 3 x fsdp 1 x tensor 1 = 3'"),
+        ({"fsdp": 2}, "mesh must be over all 1 devices, got 'data 1 x fsdp 2 x tensor 1 = 2'"),
     ],
 )
 def test_a_mesh_that_is_not_the_devices_is_refused_before_anything_is_written(corpus, tmp_path, mesh, says):
@@ -80,10 +81,11 @@ def test_a_mesh_that_is_not_the_devices_is_refused_before_anything_is_written(co
 def test_a_batch_that_does_not_divide_is_refused(corpus, monkeypatch):
     devices = [Device(number, 0) for number in range(3)]
     monkeypatch.setattr(jax, "devices", lambda: devices)
-    with pytest.raises(
-        InputError, match=r"stages\[0\].batch is 16 in 1 microbatches: .* mesh.data 3 x mesh.fsdp 1 = 3"
-    ):
-        mesh_of(config(corpus, {}))
+    run, parts = config(corpus, {}), "must be a multiple of mesh.data 3 x mesh.fsdp 1 = 3, got"
+    with pytest.raises(InputError, match=rf"stages\[0\].batch / microbatches {parts} 16"):
+        mesh_of(run.mesh, run.batches)
+    run = dataclasses.replace(run, evaluation=EvaluationConfig(batch=4))
+    assert run.batches["evaluation.batch of stages[0]"] == 4
 
 
 def test_processes_feed_parts_of_the_batch_or_the_same_part():
@@ -100,6 +102,6 @@ def test_processes_feed_parts_of_the_batch_or_the_same_part():
         assert shares({"fsdp": 4}, 2, patch) == [(0, 4), (1, 4), (2, 4), (3, 4)]
         assert shares({"tensor": 4}, 2, patch) == [(0, 2), (0, 2), (1, 2), (1, 2)]
         assert shares({"tensor": 8}, 2, patch) == [(0, 1)] * 4
-        with pytest.raises(InputError, match=r"mesh.tensor is 4: .* 12 over 2 processes"):
+        with pytest.raises(InputError, match=r"mesh.tensor must be .* 12 over 2 processes, got 4"):
             devices = [Device(number, number // 6) for number in range(12)]
             share_of_batch(make_mesh(MeshConfig(tensor=4), devices))

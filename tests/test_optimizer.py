@@ -20,12 +20,15 @@ from growlm.growth.plan import CARRIED, slice_mask
 from growlm.models import LLAMA, declared, losses, map_weights, next_token_loss
 from growlm.state import TrainState
 from growlm.training import step as step_module
-from growlm.training.adam import ScaleByAgedAdamState, scale_by_aged_adam
-from growlm.training.groups import GROUPS
-from growlm.training.mesh import make_mesh
-from growlm.training.optimizer import make_optimizer
+from growlm.training.mesh import MeshConfig, make_mesh
+from growlm.training.optimizer import (
+    GROUPS,
+    OptimizerConfig,
+    ScaleByAgedAdamState,
+    make_optimizer,
+    scale_by_aged_adam,
+)
 from growlm.training.programs import compile_steps
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import Program, train_step
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
@@ -454,8 +457,8 @@ def test_the_averaged_copy_follows_the_parameters():
         ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be >= 0 and < 1, got 1.0"),
         (
             {"optimizer": {"learning_rates": {"gain": 2}}},
-            "unknown group in optimizer.learning_rates 'gain': did you mean 'gains'? "
-            "allowed: biases, embedding, gains, head, matrices, new, old, routers",
+            "group in optimizer.learning_rates must be one of biases, embedding, gains, head, matrices, new, old, "
+            "routers, got 'gain'; did you mean 'gains'?",
         ),
         (
             {"optimizer": {"learning_rates": {"head": -1}}},
@@ -464,7 +467,7 @@ def test_the_averaged_copy_follows_the_parameters():
         ({"growth": {"train": "fresh"}}, "growth.train must be one of all, new, old, got 'fresh'"),
         (
             {"optimizer": {"learning_rates": {"old": 0.1}}},
-            "'old' in a stage without growth: new and old is what a growth makes of weights",
+            "optimizer.learning_rates must be without 'new' and 'old' in a stage without growth, got 'old'",
         ),
         ({"frozen_layers": 2}, "stage.frozen_layers must be >= 0 and <= 1, got 2"),
         (

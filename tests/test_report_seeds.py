@@ -53,7 +53,7 @@ def test_sweeps_that_differ_in_more_than_the_seed_are_not_taken_together(seeds):
 
 def test_a_seed_of_an_older_growlm_that_had_fewer_settings_is_of_the_group(seeds):
     model = {"layers": 2, "embed": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 32, "vocab": 256}
-    stage = {"model": model, "tokens": 512, "batch": 4, "length": 16, "schedule": {"kind": "cosine", "peak": 0.001}}
+    stage = {"model": model, "tokens": 512, "batch": 4, "length": 16, "schedule": {"kind": "cosine", "peak_lr": 0.001}}
     run = {"corpus": "stdlib", "stages": [stage]}
     for number, home in enumerate(sorted(seeds.iterdir())):
         more = {"document_mask": number == 2} if number else {}

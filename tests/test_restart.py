@@ -84,7 +84,7 @@ class Bench:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        schedule = {"kind": "cosine", "peak": 1e-2, "warmup_tokens": 3 * tiny.STEP}
+        schedule = {"kind": "cosine", "peak_lr": 1e-2, "warmup_tokens": 3 * tiny.STEP}
         growth = {"operator": "direct", "optimizer_state": "map"}
         self.settings = tiny.run(
             tiny.write_corpus(folder),

@@ -107,9 +107,9 @@ def test_tasks_may_be_typed_as_one_text():
         ({"tasks": ("lambada_opnai",)}, "unknown task 'lambada_opnai': did you mean 'lambada_openai"),
         ({"tasks": ("piqa",), "data_dir": "."}, "piqa.jsonl"),
         ({"tasks": ("piqa",), "data_dir": "gone"}, "data_dir gone is no folder"),
-        ({"limit": 3}, "evaluation.limit is 3 without evaluation.tasks"),
-        ({"tasks_every_tokens": 64}, "evaluation.tasks_every_tokens is 64 without evaluation.tasks"),
-        ({"tasks": ("piqa",), "limit": -1}, "evaluation.limit is -1"),
+        ({"limit": 3}, "evaluation.limit must be unset without evaluation.tasks, got 3"),
+        ({"tasks_every_tokens": 64}, "evaluation.tasks_every_tokens must be unset without evaluation.tasks, got 64"),
+        ({"tasks": ("piqa",), "limit": -1}, "evaluation.limit must be >= 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(tmp_path, monkeypatch, evaluation, says):

@@ -11,13 +11,15 @@ import tiny
 
 import growlm
 from growlm.data import batches, load_corpus, validation_batches
+from growlm.errors import InputError
 from growlm.growth import OPERATORS, grow_state
+from growlm.growth.presets import PRESETS
 from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
-from growlm.training.config import load_config
+from growlm.training.config import build_run, load_config, plain
 from growlm.training.programs import compile_steps
-from growlm.training.run import train
+from growlm.training.run import effective, train
 from growlm.training.stages import resolve, source_of
 from growlm.training.sweep import plan_sweep
 
@@ -202,23 +204,93 @@ def test_frozen_layers_cost_a_forward_pass_by_the_exact_count():
 # --- Presets ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_preset_is_what_it_stands_for_and_what_is_given_overrides_it():
+def test_a_preset_is_kept_as_written_and_acts_as_what_it_stands_for():
     given = {"operator": "g_stack"}, {"operator": "direct", "options": {"order": "stack"}}
     one, other = (tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)) for growth in given)
-    assert [stage.address for stage in resolve(one, "x")] == [stage.address for stage in resolve(other, "x")]
-    pro = build_growth({"operator": "llama_pro"})
+    assert [stage.stage_hash for stage in resolve(one, "x")] == [stage.stage_hash for stage in resolve(other, "x")]
+    assert effective(plain(one)) == effective(plain(other)) and plain(one) != plain(other)
+    pro = one.stages[1].growth
+    assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("g_stack", {}, None, None)
+    pro = build_growth({"operator": "llama_pro"}).resolved
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("zero", {"order": "expand"}, "reset", "new")
-    loud = build_growth({"operator": "lemon", "options": {"uneven": 0.1}, "optimizer_state": "map", "train": "all"})
-    assert loud.options == {"order": "interleave", "silent": True, "uneven": 0.1}
-    assert (loud.optimizer_state, loud.train) == ("map", "all")
+    assert pro.resolved == pro
+
+
+def test_what_is_given_overrides_a_preset():
+    loud = build_growth(
+        {"operator": "szp", "options": {"keep": 0.1}, "optimizer_state": "map", "train": "all"}
+    ).resolved
+    assert loud.options == PRESETS["szp"].options | {"keep": 0.1}
+    assert (loud.operator, loud.optimizer_state, loud.train) == ("zero", "map", "all")
 
 
 def build_growth(growth):
     return tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)).stages[1].growth
 
 
-def test_a_window_and_a_scaled_rope_are_part_of_an_address_only_where_there_are_any():
-    """What is at its default is in no address: runs from before there was such a setting are found."""
+# --- Names and hashes ------------------------------------------------------------------------------------------------
+
+FORMERLY = {"kind": "cosine", "peak": 0.02, "final": 0.0}
+SCHEDULE = {"kind": "cosine", "peak_lr": 0.02, "end_lr_ratio": 0.0}
+PINNED = ["17425d001607", "ee5f0e6bea3b", "69e53f2d2688"]
+
+
+def test_former_names_are_read_and_are_the_same_stage():
+    old, new = (tiny.run_config("c", tiny.stage(2, schedule=schedule)) for schedule in (FORMERLY, SCHEDULE))
+    assert old == new and plain(old)["stages"][0]["schedule"]["peak_lr"] == 0.02
+    (stage,) = resolve(old, "f")
+    assert stage.settings["schedule"] == {"peak": 0.02, "final": 0.0, "horizon_tokens": 2 * STEP}
+    both = tiny.stage(2, schedule=SCHEDULE | {"peak": 0.02})
+    with pytest.raises(InputError, match=r"schedule\.peak_lr must be given once, got 'peak', its former name, too"):
+        tiny.run_config("c", both)
+
+
+def test_a_written_config_with_former_names_is_one_line_on_stderr_each(tmp_path, capsys):
+    path = tmp_path / "old.py"
+    tiny.write_config(path, tiny.run("c", tiny.stage(2, schedule=FORMERLY), tiny.grown(2, schedule=FORMERLY)))
+    settings = load_config(str(path), ["stages[1].schedule.peak=0.5", "stages[0].schedule.end_lr_ratio=0.25"])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ", 2)[2].split(";")[0] for line in lines] == [
+        "schedule.peak is schedule.peak_lr now",
+        "schedule.final is schedule.end_lr_ratio now",
+    ]
+    first, second = (stage.schedule for stage in build_run(settings).stages)
+    assert (first.peak_lr, first.end_lr_ratio) == (0.02, 0.25) and (second.peak_lr, second.end_lr_ratio) == (0.5, 0.0)
+    tiny.write_config(path, tiny.run("c", tiny.stage(2, schedule=SCHEDULE)))
+    load_config(str(path), ["stages[0].schedule.peak_lr=0.5"])
+    assert not capsys.readouterr().err
+
+
+def test_a_run_of_an_older_growlm_goes_on(corpus, tmp_path):
+    """Its config.json has former names, and presets as what they stand for."""
+    config = tiny.run_config(corpus, tiny.stage(2), tiny.grown(1, 4, growth={"operator": "g_stack"}))
+    train(config, tmp_path / "run", GO_ON)
+    trained, path = tiny.timeless(tmp_path / "run"), tmp_path / "run" / "config.json"
+    held = json.loads(path.read_text())
+    for stage in held["stages"]:
+        stage["schedule"]["peak"], stage["schedule"]["final"] = (
+            stage["schedule"].pop(name) for name in ("peak_lr", "end_lr_ratio")
+        )
+    held["stages"][1]["growth"] = plain(config.stages[1].growth.resolved)
+    path.write_text(json.dumps(held))
+    train(config, tmp_path / "run", GO_ON)
+    assert tiny.timeless(tmp_path / "run") == trained
+    assert json.loads(path.read_text()) == json.loads(json.dumps(plain(config)))
+
+
+def test_the_hashes_of_stages_stay_what_they_were():
+    """Of growlm 0.2's first commit: stored runs go on."""
+    optimizer = {"kind": "muon", "ema": 0.5, "learning_rates": {"new": 2.0}}
+    first = tiny.stage(2, schedule={"kind": "wsd", "peak": 0.02, "final": 0.5, "warmup_tokens": STEP})
+    growth = {"operator": "msg", "options": {"ramp_tokens": STEP}, "train": "new"}
+    second = tiny.grown(5, growth=growth, optimizer=optimizer, frozen_layers=1, **WIDE)
+    third = tiny.grown(2, 4, growth={"operator": "g_stack"}, model=WIDE["model"] | {"layers": 4}, microbatches=2)
+    config = tiny.run_config("c", first, second, third, dtype="bfloat16", document_mask=True, seed=3)
+    assert [stage.stage_hash for stage in resolve(config, "fingerprint")] == PINNED
+
+
+def test_a_window_and_a_scaled_rope_are_part_of_a_hash_only_where_there_are_any():
+    """What is at its default is in no hash: runs from before there was such a setting are found."""
 
     def settings(**own):
         stage = tiny.stage(2)
@@ -234,7 +306,7 @@ def test_a_window_and_a_scaled_rope_are_part_of_an_address_only_where_there_are_
 def test_an_operator_of_ones_own_that_is_edited_is_another_stage(tmp_path, monkeypatch):
     """growlm's own are known by their names, as ever."""
 
-    def address(order):
+    def hashes(order):
         path = tmp_path / f"{order}.py"
         path.write_text(
             "from growlm.growth import OPERATORS\nfrom growlm.growth.operators import direct\n\n\n"
@@ -243,9 +315,9 @@ def test_an_operator_of_ones_own_that_is_edited_is_another_stage(tmp_path, monke
         )
         load_config(str(path), [])
         run = tiny.run_config("c", tiny.stage(2), tiny.grown(2, growth={"operator": "mine"}))
-        return [stage.address for stage in resolve(run, "f")]
+        return [stage.stage_hash for stage in resolve(run, "f")]
 
     monkeypatch.setitem(OPERATORS, "mine", None)
-    stack, again, interleave = address("stack"), address("stack"), address("interleave")
+    stack, again, interleave = hashes("stack"), hashes("stack"), hashes("interleave")
     assert stack == again and stack[0] == interleave[0] and stack[1] != interleave[1]
     assert source_of("direct") is None

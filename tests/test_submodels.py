@@ -287,13 +287,12 @@ def test_the_cost_is_the_sum_over_the_sub_models_of_the_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"submodel_layers": 4}, "stage.submodel_layers must be divisors of model.layers, 6, and 0, got 4"),
+        ({"submodel_layers": 4}, "stage.submodel_layers must be a divisor of 6 layers, or 0, got 4"),
         ({"submodel_layers": 7}, "stage.submodel_layers must be >= 0 and <= 6, got 7"),
         ({"submodel_layers": -2}, "stage.submodel_layers must be >= 0 and <= 6, got -2"),
         (
             {"submodel_layers": 2, "frozen_layers": 1},
-            "stage.submodel_layers must be one of the two, sub-models freeze what , got 2 and stage.frozen_layers 1"
-            "is below them",
+            "stage.frozen_layers must be 0 where sub-models freeze what is below them, got 1",
         ),
     ],
 )

@@ -21,8 +21,8 @@ from growlm.training.sweep import describe, plan_sweep, run_sweep
 STEP = tiny.STEP
 SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))
 GO_ON = threading.Event()  # never set
-CONSTANT = {"kind": "constant", "peak": 1e-2}
-COSINE = {"kind": "cosine", "peak": 1e-2}
+CONSTANT = {"kind": "constant", "peak_lr": 1e-2}
+COSINE = {"kind": "cosine", "peak_lr": 1e-2}
 
 
 @pytest.fixture(scope="module")

@@ -45,11 +45,11 @@ def plan(*stages, **options):
 
 SCHEDULES = {
     "cosine": (
-        {"final": 0.1, "warmup_tokens": 100},
+        {"end_lr_ratio": 0.1, "warmup_tokens": 100},
         {0: 0.0, 50: 1.0, 100: 2.0, 350: 0.2 + 1.8 * (1 + math.sqrt(0.5)) / 2, 600: 1.1, 1100: 0.2, 9999: 0.2},
     ),
     "wsd": (
-        {"final": 0.1, "warmup_tokens": 110, "decay": 0.5},
+        {"end_lr_ratio": 0.1, "warmup_tokens": 110, "decay": 0.5},
         {55: 1.0, 110: 2.0, 111: 2.0, 550: 2.0, 825: 1.1, 1100: 0.2, 9999: 0.2},
     ),
     "constant": ({"warmup_tokens": 100}, {25: 0.5, 100: 2.0, 1100: 2.0, 9999: 2.0}),
@@ -60,18 +60,18 @@ SCHEDULES = {
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_a_schedule_at_warm_up_peak_end_and_after(kind):
     options, expected = SCHEDULES[kind]
-    schedule = ScheduleConfig(kind=kind, peak=2.0, **options)
+    schedule = ScheduleConfig(kind=kind, peak_lr=2.0, **options)
     assert {tokens: learning_rate(schedule, tokens, 1100) for tokens in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
 def test_a_schedule_without_warm_up_starts_at_the_peak(kind):
-    assert learning_rate(ScheduleConfig(kind=kind, peak=2.0, warmup_tokens=0), 0, 1100) == 2.0
+    assert learning_rate(ScheduleConfig(kind=kind, peak_lr=2.0, warmup_tokens=0), 0, 1100) == 2.0
 
 
 def test_the_constants_of_a_schedule_without_decay_or_horizon_do_no_harm():
-    assert learning_rate(ScheduleConfig(kind="wsd", peak=2.0, decay=0.0), 1099, 1100) == 2.0
-    assert learning_rate(ScheduleConfig(kind="cosine", peak=2.0, warmup_tokens=1100), 1100, 1100) == 2.0
+    assert learning_rate(ScheduleConfig(kind="wsd", peak_lr=2.0, decay=0.0), 1099, 1100) == 2.0
+    assert learning_rate(ScheduleConfig(kind="cosine", peak_lr=2.0, warmup_tokens=1100), 1100, 1100) == 2.0
 
 
 def rates(stages):
@@ -80,7 +80,7 @@ def rates(stages):
 
 
 def test_restart_counts_from_the_start_of_the_stage():
-    schedule = {"kind": "cosine", "peak": 1.0, "warmup_tokens": 2 * STEP, "at_growth": "restart"}
+    schedule = {"kind": "cosine", "peak_lr": 1.0, "warmup_tokens": 2 * STEP, "at_growth": "restart"}
     second, third = tiny.grown(8, schedule=schedule), tiny.grown(16, 4, schedule=schedule)
     stages = plan(tiny.stage(4, schedule=schedule), second, third)
     assert rates(stages) == [pytest.approx((0.5, 0.1))] * 3
@@ -88,15 +88,15 @@ def test_restart_counts_from_the_start_of_the_stage():
 
 
 def test_continue_counts_from_where_the_earlier_schedule_began():
-    first = {"kind": "constant", "peak": 1.0, "warmup_tokens": 4 * STEP}
-    power = {"kind": "power", "peak": 1.0, "warmup_tokens": 4 * STEP, "exponent": -0.5, "at_growth": "continue"}
+    first = {"kind": "constant", "peak_lr": 1.0, "warmup_tokens": 4 * STEP}
+    power = {"kind": "power", "peak_lr": 1.0, "warmup_tokens": 4 * STEP, "exponent": -0.5, "at_growth": "continue"}
     stages = plan(tiny.stage(4, schedule=first), tiny.grown(12, schedule=power), tiny.grown(48, 4, schedule=power))
     assert [stage.schedule_start for stage in stages] == [0, 0, 0]
     assert rates(stages) == [pytest.approx(pair) for pair in ((0.25, 1.0), (0.8**0.5, 0.5), (17**-0.5 * 2, 0.25))]
 
 
 def test_continue_after_a_restart_counts_from_that_restart():
-    restart = {"kind": "cosine", "peak": 1.0, "warmup_tokens": 2 * STEP, "final": 0.0}
+    restart = {"kind": "cosine", "peak_lr": 1.0, "warmup_tokens": 2 * STEP, "end_lr_ratio": 0.0}
     further = restart | {"at_growth": "continue"}
     second, third = tiny.grown(6, schedule=restart), tiny.grown(4, 4, schedule=further)
     stages = plan(tiny.stage(4, schedule=restart), second, third)
@@ -106,14 +106,14 @@ def test_continue_after_a_restart_counts_from_that_restart():
 
 
 def test_a_horizon_of_its_own_ends_the_schedule_where_it_says():
-    schedule = {"kind": "wsd", "peak": 1.0, "horizon_tokens": 20 * STEP, "decay": 0.5, "final": 0.0}
+    schedule = {"kind": "wsd", "peak_lr": 1.0, "horizon_tokens": 20 * STEP, "decay": 0.5, "end_lr_ratio": 0.0}
     assert rates(plan(tiny.stage(15, schedule=schedule))) == [pytest.approx((1.0, 0.5))]
 
 
 # --- Addresses -------------------------------------------------------------------------------------------------------
 
-CONSTANT = {"kind": "constant", "peak": 1e-2}
-COSINE = {"kind": "cosine", "peak": 1e-2}
+CONSTANT = {"kind": "constant", "peak_lr": 1e-2}
+COSINE = {"kind": "cosine", "peak_lr": 1e-2}
 
 
 def address(*stages, fingerprint="fingerprint", **options):
@@ -163,7 +163,7 @@ def test_what_changes_the_result_changes_the_address():
         address(base, tiny.grown(4, layers=3)),
         address(base, tiny.grown(4, batch=2)),
         address(base, tiny.grown(4, length=8)),
-        address(base, tiny.grown(4, schedule=CONSTANT | {"peak": 2e-2})),
+        address(base, tiny.grown(4, schedule=CONSTANT | {"peak_lr": 2e-2})),
         address(base, tiny.grown(4, optimizer={"weight_decay": 0.0})),
         address(base, tiny.grown(4, optimizer={"kind": "muon"})),
         address(base, tiny.grown(4, optimizer={"ema": 0.5})),
@@ -192,7 +192,7 @@ def by_path(tree):
 
 
 def test_five_updates_are_those_of_optax_adamw(corpus, tmp_path):
-    schedule = {"kind": "constant", "peak": 1e-2, "warmup_tokens": 3 * STEP}
+    schedule = {"kind": "constant", "peak_lr": 1e-2, "warmup_tokens": 3 * STEP}
     config = tiny.run_config(corpus, tiny.stage(5, schedule=schedule), seed=3)
     train(config, tmp_path / "run", GO_ON)
 

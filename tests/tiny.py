@@ -32,7 +32,7 @@ def write_corpus(folder: Path) -> str:
 def stage(steps: int, layers: int = 1, **options) -> dict:
     """A stage; one with a growth where options say so."""
     settings = {"model": MODEL | {"layers": layers}, "tokens": steps * STEP, "batch": BATCH, "length": LENGTH}
-    return settings | {"schedule": {"kind": "constant", "peak": 1e-2}} | options
+    return settings | {"schedule": {"kind": "constant", "peak_lr": 1e-2}} | options
 
 
 def grown(steps: int, layers: int = 2, **options) -> dict:

@@ -51,7 +51,7 @@ GROWTHS = {
 
 def settings(steps: int, batch: int, length: int, growth: str) -> RunConfig:
     """A run of two stages; the second is as long as it takes to know its step."""
-    shape = {"batch": batch, "length": length, "schedule": {"kind": "constant", "peak": 1e-3}}
+    shape = {"batch": batch, "length": length, "schedule": {"kind": "constant", "peak_lr": 1e-3}}
     first = shape | {"model": SMALL, "tokens": steps * batch * length}
     second = shape | {"model": LARGE, "tokens": 40 * batch * length, "growth": GROWTHS[growth]}
     return build_run({"stages": [first, second], "log_every_steps": 1, "evaluation": {"batches": 4}})

@@ -54,7 +54,11 @@ Records = list[dict[str, Any]]
 def get_config(variant: str = "1x1x1") -> ConfigDict:
     """The run, on a mesh of data x fsdp x tensor; a second colon is followed by its number of steps."""
     mesh, _, steps = variant.partition(":")
-    shape = {"batch": BATCH, "length": LENGTH, "schedule": {"kind": "constant", "peak": 3e-3, "warmup_tokens": 10_000}}
+    shape = {
+        "batch": BATCH,
+        "length": LENGTH,
+        "schedule": {"kind": "constant", "peak_lr": 3e-3, "warmup_tokens": 10_000},
+    }
     tokens = int(steps or STEPS) // 2 * BATCH * LENGTH
     growth = {"operator": "direct", "options": {"order": "stack"}, "optimizer_state": "map"}
     first = shape | {"model": SMALL, "tokens": tokens}

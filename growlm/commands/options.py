@@ -74,7 +74,7 @@ WATCHING = {
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
     "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: WORKDIR/compiled)", Path),
 }
-CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak=3e-4"}
+CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak_lr=3e-4"}
 
 
 def command_line() -> str:

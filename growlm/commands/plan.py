@@ -1,12 +1,12 @@
 """`growlm plan`: when to grow a model, by how much, at which learning rates; what it should save and cost."""
 
 import argparse
+import json
 import textwrap
 from pathlib import Path
 
 from growlm.commands.options import Keys, command_line, one, positive
-from growlm.commands.plan_experiment import experiment_file
-from growlm.errors import InputError
+from growlm.errors import must_be
 from growlm.files import write_whole
 from growlm.laws.guidelines import PAPER_RATES
 from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
@@ -24,13 +24,66 @@ OPTIONS = {
     "--write": one("FILE.py", "write the experiment that runs the plan", Path),
     "--corpus": one("PATH", "corpus of that experiment (default: stdlib)"),
 }
-WIDTH = 110
+WIDTH = 110  # characters of a line
+WARMUP_STEPS, WARMUP_SHARE = 2000, 0.1  # of all stages: so many updates, at most this share of the base's tokens
+HELD_OUT = 64  # examples of a validation batch where the devices are not known; else one on each
 
-_NUMBERS = ("count", "mfu", "factor", "vocab", "length")
 _UNCONTROLLED = (
     "the paper's are of one seed, with rates that are not decayed and a baseline whose rate is not tuned; a "
     "re-implementation in nanochat found the gains small"
 )
+_FILE = '''"""{title}.
+
+Written by: {command}
+
+    growlm sweep --config={path} --workdir=runs/{stem} --list
+    growlm sweep --config={path} --workdir=runs/{stem} --run=grown
+
+Cost: {flops:.3g} FLOPs for each of the two runs{hours}.
+
+A claim of speed-up is measured against `scratch`, which has the learning rate that Step Law gives for it; the schedules
+of both decay to their end. `:tiny` has the same layers, so narrow that a CPU trains them in a minute.
+
+What is expected, and what not to trust, at the time of writing:
+
+{notes}
+
+Result: not run yet.
+"""
+
+from dataclasses import replace
+
+from growlm.errors import check_name
+from growlm.training.recipe import DEMO, Scale
+
+TITLE = "{title}"
+PLANNED = Scale(
+    layers={layers},
+    widths={widths},
+    tokens={tokens},
+    batch={batch},
+    length={length},
+    base_lr={base_lr:.3g},
+    peak_lr={peak_lr:.3g},
+    dtype="{dtype}",
+    microbatches={microbatches},
+    warmup_tokens={warmup},
+)
+TINY = {{"widths": DEMO, "tokens": 40_000, "batch": 8, "length": 64, "microbatches": 1, "warmup_tokens": 1_000}}
+
+
+def get_config(variant: str = ""):
+    check_name("variant", variant, ("", "tiny"))
+    size = replace(PLANNED, dtype="float32", **TINY) if variant else PLANNED
+    base = size.base(0.25 if variant else {base_tokens} / PLANNED.tokens, size.model({base_layers}))
+    config = size.sweep(TITLE, {{"grown": size.grown([base], "g_stack")}})
+    if not variant:
+        config.corpus = "{corpus}"  # stdlib, Python's own library as bytes, is a stand-in for your text or tokens
+        config.mesh = {{"fsdp": {fsdp}}}
+        config.evaluation.update(every_tokens=size.part(0.01), batch={held_out})
+        config.checkpoint.update(every_tokens=size.part(0.05), max_to_keep=2)
+    return config
+'''
 
 
 def describe(plan: Plan) -> str:
@@ -49,15 +102,41 @@ def describe(plan: Plan) -> str:
 
 
 def write_experiment(plan: Plan, path: Path, command: str, corpus: str) -> None:
-    """Writes the experiment file that would run the plan; a new file, in a folder that is there. Raises InputError."""
-    problems = {
-        "its name does not end in .py": path.suffix != ".py",
-        "it exists": path.exists(),
-        "no such folder": not path.parent.is_dir(),
-    }
-    if why := [problem for problem, holds in problems.items() if holds]:
-        raise InputError(f"--write={path}: {why[0]}; allowed is a new file such as experiments/mine.py")
-    write_whole(path, experiment_file(plan, str(path), command, describe(plan), corpus).encode())
+    """Writes the experiment that trains the plan's stages and its baseline, a new file. Raises InputError."""
+    if path.suffix != ".py" or path.exists() or not path.parent.is_dir():
+        raise must_be("--write", "a new .py file in a folder that exists", str(path))
+    before, after, hardware = plan.before, plan.after, plan.hardware
+    small, large, widths = before.shape, after.shape, after.shape.sizes()
+    text = _FILE.format(
+        title=f"{small.layers} layers grown to {large.layers} by stacking, {large.params:,} parameters",
+        command=_quoted(command),
+        path=_quoted(str(path)),
+        stem=_quoted(path.stem),
+        flops=plan.scratch.flops,
+        hours=f", ESTIMATED {hardware.device_hours:,.0f} hours of {hardware.chip}" if hardware else "",
+        notes="\n".join(f"    {_quoted(line)}".rstrip() for line in describe(plan).splitlines()),
+        layers=widths.pop("layers"),
+        widths=json.dumps(widths),
+        tokens=f"{round(plan.scratch.tokens):_}",
+        batch=after.batch,
+        length=plan.length,
+        base_lr=before.rate,
+        peak_lr=after.rate,
+        dtype="bfloat16" if hardware else "float32",
+        microbatches=hardware.microbatches if hardware else 1,
+        warmup=f"{round(min(WARMUP_STEPS * after.batch * plan.length, WARMUP_SHARE * before.tokens)):_}",
+        base_tokens=f"{round(before.tokens):_}",
+        base_layers=small.layers,
+        corpus=_quoted(corpus),
+        fsdp=hardware.fsdp if hardware else 1,
+        held_out=hardware.count if hardware else min(after.batch, HELD_OUT),
+    )
+    write_whole(path, text.encode())
+
+
+def _quoted(text: str) -> str:
+    """Text that may stand in a docstring."""
+    return text.replace("\\", "/").replace('"', "'")
 
 
 def saving(plan: Plan) -> str:
@@ -142,7 +221,8 @@ def _paragraph(name: str, text: str) -> str:
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
-    given = {name: getattr(args, name) for name in _NUMBERS if getattr(args, name) is not None}
+    names = ("count", "mfu", "factor", "vocab", "length")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     planned = plan(args.params, args.tokens, args.chip, **given)
     print(describe(planned))
     if args.write:

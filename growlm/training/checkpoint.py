@@ -10,9 +10,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_range
 from growlm.models import path_of
 from growlm.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a stage is saved.
+
+    Attributes:
+      every_tokens: tokens of training between checkpoints; 0: only where a run leaves the stage.
+      max_to_keep: checkpoints that stay, the last ones, beside those where runs leave the stage.
+    """
+
+    every_tokens: int = 0
+    max_to_keep: int = 2
+
+    def __post_init__(self):
+        check_range("checkpoint.every_tokens", self.every_tokens, low=0)
+        check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
 
 
 class Checkpoints:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import sys
 import traceback
 import typing
 from pathlib import Path
@@ -11,24 +12,35 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
-from growlm.training.settings import RunConfig, SweepConfig
+from growlm.training.settings import RunConfig, StageConfig, SweepConfig
+
+# Section of a config -> former name -> name, from the metadata of its fields. Former names are read for one version.
+FORMER = {
+    section.name: {
+        field.metadata["formerly"]: field.name for field in dataclasses.fields(kind) if "formerly" in field.metadata
+    }
+    for cls in (RunConfig, StageConfig)
+    for section in dataclasses.fields(cls)
+    for kind in (section.type, *typing.get_args(section.type))
+    if dataclasses.is_dataclass(kind)
+}
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     """The plain settings of `FILE.py[:variant]` with `config.key=value` overrides on top.
 
-    The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Raises InputError:
-    a file that is not there, fails or has no get_config, an override that is no key=value.
+    The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Former names are
+    read, with a line on stderr.
+
+    Raises InputError: a file that is not there, fails or has no get_config, an override that is no key=value.
     """
     name, _, variant = spec.partition(":")
-    path = Path(name)
+    path, former = Path(name), []
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(
-            f"config {name!r}: no such file; allowed is an experiment file such as experiments/quickstart.py"
-        )
+        raise must_be("config", "an experiment file such as experiments/quickstart.py", name)
     try:
         config = _run_file(path, variant)
     except InputError:
@@ -40,13 +52,15 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
         message = " ".join(str(error).split())
         raise InputError(f"config {spec!r} fails{at}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict | dict):
-        raise InputError(f"config {spec!r}: get_config() returns {config!r}; allowed is a ConfigDict")
-    settings = _unshared(config)
+        raise must_be(f"config {spec!r}", "a file whose get_config() returns a ConfigDict", config)
+    settings = _renamed(config, former)
     keys = [override.partition("=")[0] for override in overrides]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"--config.{twice[0]} is given twice: allowed is once")
+        raise InputError(f"--config.{twice[0]} must be given once, got {keys.count(twice[0])} values")
     for override in overrides:
-        _override(settings, override)
+        _override(settings, override, former)
+    for line in dict.fromkeys(former):
+        print(f"growlm: config {spec!r}: {line}; the old name will not be read in the next version", file=sys.stderr)
     return settings
 
 
@@ -60,31 +74,49 @@ def _run_file(path: Path, variant: str) -> Any:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def _unshared(value: Any) -> Any:
-    """A plain copy in which nothing is held twice: two stages may share a dict, and an override is for one of them."""
+def _renamed(value: Any, former: list[str], section: str = "") -> Any:
+    """Plain settings under their present names; what had a former one is added to `former`, in words.
+
+    Nothing is held twice in them: two stages of a file may share a dict, and an override is for one of them.
+    """
     if isinstance(value, ConfigDict):
         value = value.to_dict()
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_renamed(item, former, section) for item in value]
+    if not isinstance(value, dict):
+        return value
+    names = {key: _name(section, key, former) for key in value}
+    if twice := [key for key, name in names.items() if key != name and name in value]:
+        raise InputError(f"{section}.{names[twice[0]]} must be given once, got {twice[0]!r}, its former name, too")
+    return {names[key]: _renamed(item, former, key) for key, item in value.items()}
 
 
-def _override(settings: dict[str, Any], text: str) -> None:
-    """Applies `stages[1].schedule.peak=3e-4`. Names are checked later, all in one place, when dataclasses are built."""
+def _name(section: str, key: str, former: list[str]) -> str:
+    """The present name of a key."""
+    name = FORMER.get(section, {}).get(key, key)
+    if name != key:
+        former.append(f"{section}.{key} is {section}.{name} now")
+    return name
+
+
+def _override(settings: dict[str, Any], text: str, former: list[str]) -> None:
+    """Applies `stages[1].schedule.peak_lr=3e-4`. Names are checked later, in one place, when dataclasses are built."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise InputError(f"override '--config.{text}': allowed is --config.key=value")
+        raise must_be("override", "--config.key=value", f"--config.{text}")
     keys = path.replace("[", ".").replace("]", "").split(".")
-    node: Any = settings
+    node, section = settings, ""
     for depth, key in enumerate(keys):
         if isinstance(node, list):
             if not key.isdecimal() or int(key) >= len(node):
-                raise InputError(f"--config.{path}: {key!r} is no index; allowed are 0 to {len(node) - 1}")
+                raise must_be(f"index in --config.{path}", f"0 to {len(node) - 1}", key)
             key = int(key)
         elif not isinstance(node, dict):
             raise InputError(f"--config.{path}: {'.'.join(keys[:depth])} is the value {node!r}, it has no {key!r}")
         elif keys[:depth] == ["runs"] and key not in node:
             raise unknown("run", key, node, where=f"--config.{path}")
+        else:
+            section = key = _name(section, key, former)
         if depth == len(keys) - 1:
             node[key] = literal(value)
         else:
@@ -100,16 +132,37 @@ def literal(text: str) -> Any:
 
 
 def build_run(settings: dict[str, Any]) -> RunConfig:
-    """A validated run. Raises InputError."""
+    """A validated run, under former names too. Raises InputError."""
     if "runs" in settings:
         raise InputError("this --config has 'runs', it is a sweep: use growlm sweep")
-    return _build(RunConfig, settings, "config")
+    return _build(RunConfig, _renamed(settings, []), "config")
+
+
+def build_sweep(settings: dict[str, Any]) -> SweepConfig:
+    """A validated sweep: what every run says for itself lies over what the config says for all. Raises InputError."""
+    if "runs" not in settings:
+        raise InputError("this config is one run: use growlm train, or give it 'runs'")
+    settings = _renamed(settings, [])
+    own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
+    if extra := [key for key in settings if key not in own | of_runs]:
+        raise unknown("config key", extra[0], own | of_runs, where="config")
+    runs = settings["runs"]
+    if not isinstance(runs, dict):
+        raise must_be("config.runs", "runs by name", runs)
+    for name, run in runs.items():
+        if not isinstance(run, dict):
+            raise must_be(f"config.runs.{name}", "the keys of RunConfig", run)
+    common = {key: value for key, value in settings.items() if key not in own}
+    if dead := [key for key in common if runs and all(key in run for run in runs.values())]:
+        raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
+    built = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in runs.items()}
+    return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": built}, "config")
 
 
 def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig:
     """A validated shape, of the architecture that it names; Llama's where it names none. Raises InputError."""
     if not isinstance(settings, dict):
-        raise InputError(f"{where} must be the keys of a model's config, got {settings!r}")
+        raise must_be(where, "the keys of a model's config", settings)
     name = settings.get("architecture", "llama")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES, where=where)
@@ -129,40 +182,25 @@ def plain(config: Any) -> Any:
 
 
 def without_defaults(config: Any) -> Any:
-    """The same without fields that are at their default: what a setting that is not used does not change."""
-    if isinstance(config, DecoderConfig):
-        return {"architecture": config.architecture.name} | _changed(config)
-    return _changed(config) if dataclasses.is_dataclass(config) else plain(config)
+    """A config as plain JSON for a stage's hash, which neither a new setting nor a new name changes.
 
-
-def _changed(config: Any) -> dict[str, Any]:
-    own = {field.name: (getattr(config, field.name), field) for field in dataclasses.fields(config)}
-    return {name: without_defaults(value) for name, (value, field) in own.items() if value != _default(field)}
+    Fields at their default are left out, and those with a former name stand under that.
+    """
+    if not dataclasses.is_dataclass(config):
+        return plain(config)
+    kind = {"architecture": config.architecture.name} if isinstance(config, DecoderConfig) else {}
+    values = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return kind | {
+        field.metadata.get("formerly", field.name): without_defaults(value)
+        for field, value in values
+        if value != _default(field)
+    }
 
 
 def _default(field: dataclasses.Field) -> Any:
+    """The default of a field; dataclasses.MISSING where it has none."""
     made = field.default_factory is not dataclasses.MISSING
     return field.default_factory() if made else field.default
-
-
-def build_sweep(settings: dict[str, Any]) -> SweepConfig:
-    """A validated sweep: what every run says for itself lies over what the config says for all. Raises InputError."""
-    if "runs" not in settings:
-        raise InputError("this config is one run: use growlm train, or give it 'runs'")
-    own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
-    if extra := [key for key in settings if key not in own | of_runs]:
-        raise unknown("config key", extra[0], own | of_runs, where="config")
-    if not isinstance(settings["runs"], dict):
-        raise InputError(f"config.runs must be runs by name, got {settings['runs']!r}")
-    for name, run in settings["runs"].items():
-        if not isinstance(run, dict):
-            raise InputError(f"config.runs.{name} must be the keys of RunConfig, got {run!r}")
-    common = {key: value for key, value in settings.items() if key not in own}
-    own_values = settings["runs"].values()
-    if dead := [key for key in common if own_values and all(key in run for run in own_values)]:
-        raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
-    runs = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in settings["runs"].items()}
-    return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": runs}, "config")
 
 
 def _build(cls: type, settings: Any, where: str) -> Any:
@@ -172,11 +210,11 @@ def _build(cls: type, settings: Any, where: str) -> Any:
     if cls is DecoderConfig:
         return build_model(settings, where)
     if not isinstance(settings, dict):
-        raise InputError(f"{where} must be the keys of {cls.__name__}, got {settings!r}")
+        raise must_be(where, f"the keys of {cls.__name__}", settings)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if extra := [key for key in settings if key not in fields]:
         raise unknown("config key", extra[0], fields, where=where)
-    required = [name for name, field in fields.items() if _required(field)]
+    required = [name for name, field in fields.items() if _default(field) is dataclasses.MISSING]
     if missing := [name for name in required if name not in settings]:
         raise InputError(f"{where} has no {missing[0]!r}: it needs {', '.join(required)}")
     hints = typing.get_type_hints(cls)
@@ -193,10 +231,6 @@ def _parts(field: dataclasses.Field, value: Any) -> Any:
     return [part for part in value.split(separator) if part] if separator and isinstance(value, str) else value
 
 
-def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """The value in its declared type; 1e6 is an integer where one is asked for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -207,13 +241,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):
-        return (
-            value if arguments[1] is Any else {k: _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-        )
+        return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise InputError(f"{where} must be {getattr(origin or hint, '__name__', hint)}, got {value!r}")
+    raise must_be(where, getattr(origin or hint, "__name__", hint), value)

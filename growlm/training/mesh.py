@@ -1,6 +1,7 @@
 """The mesh of a run, and its batches on it: every process feeds the rows that its own devices work on."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,9 +9,28 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from growlm.errors import InputError
+from growlm.errors import check_range, must_be
 from growlm.models.sharding import AXES, BATCH, batch_parts
-from growlm.training.settings import MeshConfig, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices share the work. What a run computes does not depend on it but for rounding.
+
+    Attributes:
+      data: copies of the model, each with a part of the batch; 0: as many as there are devices left.
+      fsdp: parts of every parameter and its optimizer state, which share the batch too.
+      tensor: parts of every matrix product.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        check_range("mesh.data", self.data, low=0)
+        check_range("mesh.fsdp", self.fsdp, low=1)
+        check_range("mesh.tensor", self.tensor, low=1)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -23,7 +43,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = (config.data or max(len(devices) // rest, 1), config.fsdp, config.tensor)
     if np.prod(shape) != len(devices):
         sizes = " x ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
-        raise InputError(f"mesh is {sizes} = {np.prod(shape)} devices: there are {len(devices)}")
+        raise must_be("mesh", f"over all {len(devices)} devices", f"{sizes} = {np.prod(shape)}")
     # Auto: with Explicit, which is the default, a lookup in an embedding is an error.
     return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -32,7 +52,7 @@ def _arranged(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray
     """The devices such that neighbours on the mesh are neighbours on the machine; only `data` goes over TPU slices."""
     if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
         if shape[0] % slices:
-            raise InputError(f"mesh.data must be multiples of the {slices} slices of TPUs, got {shape[0]}")
+            raise must_be("mesh.data", f"a multiple of the {slices} slices of TPUs", shape[0])
         within = (shape[0] // slices, *shape[1:])
         return create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     try:
@@ -51,19 +71,13 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def mesh_of(run: RunConfig) -> Mesh:
-    """The run's mesh, on which every batch of its stages can be laid out. Raises InputError."""
-    mesh = make_mesh(run.mesh)
+def mesh_of(config: MeshConfig, batches: Mapping[str, int]) -> Mesh:
+    """The mesh over all devices, on which batches of these sizes can be laid out. Raises InputError."""
+    mesh = make_mesh(config)
     parts = f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} = {batch_parts(mesh)}"
-    for number, stage in enumerate(run.stages):
-        held_out = (stage.evaluation or run.evaluation).batch
-        if held_out % batch_parts(mesh):
-            raise InputError(f"evaluation.batch must be multiples of {parts}, got {held_out}")
-        if (stage.batch // stage.microbatches) % batch_parts(mesh):
-            raise InputError(
-                f"stages[{number}].batch is {stage.batch} in {stage.microbatches} microbatches: allowed are multiples "
-                f"of {parts} for each"
-            )
+    for name, examples in batches.items():
+        if examples % batch_parts(mesh):
+            raise must_be(name, f"a multiple of {parts}", examples)
     share_of_batch(mesh)
     return mesh
 
@@ -79,10 +93,8 @@ def share_of_batch(mesh: Mesh) -> tuple[int, int]:
             rows.setdefault(device.process_index, set()).add(row)
     shares = sorted({tuple(sorted(of_process)) for of_process in rows.values()})
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) != batch_parts(mesh):
-        raise InputError(
-            f"mesh.tensor must be divisors or multiples of a process's devices, , got {mesh.shape['tensor']}"
-            f"{mesh.devices.size} over {len(rows)} processes"
-        )
+        per_process = f"a process's devices, {mesh.devices.size} over {len(rows)} processes"
+        raise must_be("mesh.tensor", f"a divisor or a multiple of {per_process}", mesh.shape["tensor"])
     return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 

@@ -1,31 +1,53 @@
-"""The optimizer of a stage. The learning rate is not in it: the train step takes that as an argument."""
+"""The optimizer of a stage: Adam with a step count per slice, Muon, and learning rates and freezing by group.
+
+The learning rate is not in it: the train step takes that as an argument.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from growlm.errors import check_name, check_range
-from growlm.models import DecoderConfig, Weight, path_of
-from growlm.training.adam import scale_by_aged_adam
-from growlm.training.groups import GROUPS, SLICES
+from growlm.growth.maps import along
+from growlm.growth.plan import slice_mask
+from growlm.models import DecoderConfig, Kind, Role, Weight, path_of
 
 MUON_MOMENTUM = 0.95
-MUON_RMS = 0.2  # the root mean square of its updates, about Adam's, so that both take one rate (arXiv 2502.16982)
+MUON_RMS = 0.2  # root mean square of its updates, about Adam's, so that both take one learning rate (arXiv 2502.16982)
+
+# By what a weight declares.
+GROUPS: dict[str, Callable[[Weight], bool]] = {
+    "embedding": lambda weight: weight.role is Role.LOOKUP,
+    "head": lambda weight: weight.writes(Kind.VOCAB),
+    "gains": lambda weight: weight.role is Role.GAIN,
+    "biases": lambda weight: weight.role is Role.BIAS,
+    "matrices": lambda weight: weight.role is Role.MATRIX and weight.stacked,
+    "routers": lambda weight: weight.role is Role.ROUTER,
+}
+# By provenance: what the last growth added, copies too, and what was there before it.
+SLICES = ("new", "old")
+TRAIN = ("all", *SLICES)  # what a stage trains
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as the paper uses it: weight decay on every parameter, gradients clipped by their global norm.
+    """AdamW with the paper's settings (arXiv 2405.15319): weight decay on every parameter, clipped gradients.
 
-    kind: "adamw", or "muon", which is Muon on the matrices of the blocks and AdamW on the rest. ema: the decay of an
-    averaged copy of the parameters, 0 for none. learning_rates: factors on the learning rate by group, "embedding",
-    "head", "gains", "biases", "matrices" (those of the layers), "routers", and "new" and "old", what the last growth
-    added and what was there before; where several hold, they multiply.
+    Attributes:
+      kind: a name in `OPTIMIZERS`: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest.
+      beta1, beta2: decay per step of the first and the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: per step, times the learning rate.
+      clip: largest global norm of the gradients.
+      ema: decay per step of an averaged copy of the parameters; 0: no copy.
+      learning_rates: factors on the learning rate by group, a name in `GROUPS` or `SLICES`; those that hold multiply.
     """
 
     kind: str = "adamw"
@@ -39,24 +61,77 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_name("optimizer.kind", self.kind, OPTIMIZERS)
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "ema"):
             check_range(f"optimizer.{name}", getattr(self, name), low=0, high=1, high_allowed=False)
-        check_range("optimizer.eps", self.eps, low=0, low_allowed=False)
+        for name in ("eps", "clip"):
+            check_range(f"optimizer.{name}", getattr(self, name), low=0, low_allowed=False)
         check_range("optimizer.weight_decay", self.weight_decay, low=0)
-        check_range("optimizer.clip", self.clip, low=0, low_allowed=False)
-        check_range("optimizer.ema", self.ema, low=0, high=1, high_allowed=False)
         for name, factor in self.learning_rates.items():
             check_name("group in optimizer.learning_rates", name, (*GROUPS, *SLICES))
             check_range(f"optimizer.learning_rates[{name!r}]", factor, low=0)
 
 
 def make_optimizer(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
-    """The optimizer of a model: clipped gradients, decayed weights. Its updates are to be scaled by minus the rate."""
+    """The optimizer of a model: clipped gradients, decayed weights. Its updates are to be scaled by -learning_rate."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         OPTIMIZERS[config.kind](config, model),
         optax.add_decayed_weights(config.weight_decay),
     )
+
+
+def learning_rate_factor(
+    factors: Mapping[str, float], weight: Weight, provenance: Mapping[str, Any]
+) -> float | jax.Array:
+    """The product of the factors of all groups of a weight; broadcastable to it where its slices differ."""
+    factor = math.prod(factors[name] for name, holds in GROUPS.items() if name in factors and holds(weight))
+    new, old = (factors.get(name, 1.0) for name in SLICES)
+    return factor * new if new == old else jnp.where(slice_mask(weight, provenance), factor * new, factor * old)
+
+
+def trainable(train: str, weight: Weight, provenance: Mapping[str, Any]) -> bool | jax.Array:
+    """Which slices of a weight train, by a name in `TRAIN`: True for all, or a mask broadcastable to the weight."""
+    return True if train == "all" else slice_mask(weight, provenance) == (train == "new")
+
+
+class ScaleByAgedAdamState(NamedTuple):
+    """Adam's moments, and in `ages`, for each array, one int32 vector of step counts for each of its dimensions.
+
+    An element has seen as many updates as the youngest of its coordinates.
+    """
+
+    ages: Any
+    mu: Any
+    nu: Any
+
+
+def scale_by_aged_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (arXiv 1412.6980) whose bias correction counts the steps of every element by itself.
+
+    Where all counts are equal it is optax.scale_by_adam. One count for all, as there, makes the first update of what a
+    growth added (1 - b1) / sqrt(1 - b2) times too large: 3.2 at b2 = 0.999, 0.45 at 0.95.
+    """
+
+    def init(params: Any) -> ScaleByAgedAdamState:
+        ages = jax.tree.map(lambda leaf: tuple(jnp.zeros(size, jnp.int32) for size in leaf.shape), params)
+        return ScaleByAgedAdamState(ages, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def direction(mu: jax.Array, nu: jax.Array, ages: Sequence[jax.Array]) -> jax.Array:
+        return mu / _bias(b1, ages, mu) / (jnp.sqrt(nu / _bias(b2, ages, nu)) + eps)
+
+    def update(gradients: Any, state: ScaleByAgedAdamState, params: Any = None) -> tuple[Any, ScaleByAgedAdamState]:
+        ages = jax.tree.map(lambda age: age + 1, state.ages)
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
+        return jax.tree.map(direction, mu, nu, ages), ScaleByAgedAdamState(ages, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _bias(decay: float, ages: Sequence[jax.Array], moment: jax.Array) -> jax.Array:
+    """1 - decay ^ age, broadcastable to the moment: the powers are of vectors, their minimum is taken by element."""
+    biases = [1 - decay**age for age in ages]
+    return reduce(jnp.minimum, [along(bias.astype(moment.dtype), n, moment.ndim) for n, bias in enumerate(biases)])
 
 
 def _adam(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
@@ -92,6 +167,6 @@ def dimension_numbers(weight: Weight) -> MuonDimensionNumbers:
 
 
 def _scale_by_shape(weight: Weight, update: jax.Array) -> jax.Array:
-    """An orthogonal matrix to one whose root mean square does not depend on its shape."""
+    """Scales an orthogonal matrix to a root mean square that does not depend on its shape."""
     numbers = dimension_numbers(weight)
     return MUON_RMS * math.sqrt(max(math.prod(update.shape[n] for n in axes) for axes in numbers)) * update

@@ -123,7 +123,7 @@ def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
     config, parent, growth = stage.config, stage.parent.config, stage.growth
     source = abstract_state(parent.model, parent.optimizer, mesh)
     optimizer = make_optimizer(config.optimizer, config.model)
-    transform = growth_transform(growth, parent.model, config.model, optimizer, config.growth.optimizer_state)
+    transform = growth_transform(growth, parent.model, config.model, optimizer, config.growth.resolved.optimizer_state)
 
     def grow(arrays: Any, key: jax.Array, matrices: Any) -> Any:
         params, opt_state, ema = transform(arrays, growth_key(key, stage.first_step), matrices)

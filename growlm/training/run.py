@@ -30,7 +30,7 @@ from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import after_first, agreed, is_first, records_folder
 from growlm.training.programs import kept_on_disk, prepared_growth
 from growlm.training.saved import BEGUN, ORIGIN, carry_origin
-from growlm.training.settings import RunConfig
+from growlm.training.settings import GrowthConfig, RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 
@@ -124,7 +124,7 @@ def check_store(store: Path) -> None:
 
 
 def effective(config: Any) -> Any:
-    """A config without what does not matter to its result, where it ran, and with defaults for what it does not say.
+    """A config without where it ran, with defaults for what it does not say, and presets as what they stand for.
 
     So a folder of an older growlm, which had fewer settings, goes on.
     """
@@ -135,6 +135,8 @@ def effective(config: Any) -> Any:
     said = json.loads(json.dumps(plain(built)))
     for run in said["runs"].values() if "runs" in said else [said]:
         del run["mesh"]
+        for stage in run["stages"][1:]:
+            stage["growth"] = plain(GrowthConfig(**stage["growth"]).resolved)
     return said
 
 
@@ -176,7 +178,7 @@ class Runner:
         """
         publish = partial(self._write_folder, plan, folder)
         try:
-            self._reach(plan.stages[-1], Journey(plan, mesh_of(plan.config), name, publish))
+            self._reach(plan.stages[-1], Journey(plan, mesh_of(plan.config.mesh, plan.config.batches), name, publish))
         finally:
             publish()
 
@@ -250,7 +252,7 @@ class Runner:
 
     def _grow(self, stage: Stage, before: TrainState, journey: "Journey") -> TrainState:
         """Grows the parent's last state into this stage's first, frees that, and writes the report."""
-        config, growth = stage.config, stage.config.growth
+        config, growth = stage.config, stage.config.growth.resolved
         prepared = prepared_growth(stage, journey.mesh)
         began = time.perf_counter()  # not before: compiling counts as little as that of steps does
         # What learn learns on: the batches that the stage will begin with.
@@ -340,7 +342,7 @@ def train(
     command, the hardware and the commit. Raises InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
-    mesh_of(config)
+    mesh_of(config.mesh, config.batches)
     with records_folder(workdir) as records:
         check_store(records / "checkpoints")
         claim_folder(records, plain(plan.config))

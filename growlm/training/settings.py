@@ -1,14 +1,15 @@
-"""The settings of runs and sweeps: frozen dataclasses that check themselves, and name what is allowed."""
+"""The settings of stages, runs and sweeps: frozen dataclasses that check themselves and keep what was written."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from growlm.errors import InputError, check_name, check_range, unknown
+from growlm.errors import InputError, check_name, check_range, must_be, unknown
 from growlm.growth import OPTIMIZER_STATES, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
-from growlm.training.groups import SLICES, TRAIN
-from growlm.training.optimizer import OptimizerConfig
+from growlm.training.checkpoint import CheckpointConfig
+from growlm.training.mesh import MeshConfig
+from growlm.training.optimizer import SLICES, TRAIN, OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
 
 
@@ -16,9 +17,11 @@ from growlm.training.schedules import ScheduleConfig
 class GrowthConfig:
     """How a stage starts from the one before it, and what of it is trained.
 
-    operator: an operator or a preset, which stands for an operator with options; those given here override its own, and
-    what is held is what it stands for. optimizer_state: "reset", "map" or "map_aged"; train: "all", or only what the
-    growth added ("new") or did not ("old"); where they are not given, a preset's, or else "reset" and "all".
+    Attributes:
+      operator: a name in growlm.growth's `OPERATORS`, or in `PRESETS`, which stands for an operator with options.
+      options: of the operator; they override a preset's.
+      optimizer_state: "reset", "map" or "map_aged"; None: the preset's, or "reset".
+      train: "all", or only what the growth added ("new") or did not ("old"); None: the preset's, or "all".
     """
 
     operator: str = "direct"
@@ -27,43 +30,37 @@ class GrowthConfig:
     train: str | None = None
 
     def __post_init__(self):
-        resolved = resolve(self.operator, self.options)
-        for name in ("operator", "options"):
-            object.__setattr__(self, name, getattr(resolved, name))
+        resolve(self.operator, self.options)
         for name, allowed in (("optimizer_state", OPTIMIZER_STATES), ("train", TRAIN)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, getattr(resolved, name) if value is None else value)
-            check_name(f"growth.{name}", getattr(self, name), allowed)
+            if getattr(self, name) is not None:
+                check_name(f"growth.{name}", getattr(self, name), allowed)
 
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How the devices share the work: copies of the model (data), its parts (fsdp), parts of its products (tensor).
-
-    data = 0: as many copies as there are devices left. What a run computes does not depend on it but for rounding.
-    """
-
-    data: int = 0
-    fsdp: int = 1
-    tensor: int = 1
-
-    def __post_init__(self):
-        check_range("mesh.data", self.data, low=0)
-        check_range("mesh.fsdp", self.fsdp, low=1)
-        check_range("mesh.tensor", self.tensor, low=1)
+    @property
+    def resolved(self) -> "GrowthConfig":
+        """What the names stand for: an operator with all its options, and no None."""
+        preset = resolve(self.operator, self.options)
+        return GrowthConfig(
+            operator=preset.operator,
+            options=preset.options,
+            optimizer_state=self.optimizer_state or preset.optimizer_state,
+            train=self.train or preset.train,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Validation loss on `batches` fixed batches: at both ends of a stage and, if set, every so many tokens.
+    """Validation loss on fixed batches, at both ends of a stage, and benchmarks, where a run leaves it.
 
-    batch: examples in each; 0: as many as the stage trains on, which may be more than a device can hold without
-    microbatches, or than there is text to validate on.
-    length: tokens in each example; 0: as many as the stage has. With batch and length given, the validation losses of
-    all stages and runs are of the same text, whatever these train on.
-    tasks: benchmarks, as `growlm evaluate` has them: where a run leaves the stage and, if set, every
-    tasks_every_tokens. data_dir: a folder with their data; None: as they fetch it. limit: the first so many documents
-    of each; 0: all.
+    Attributes:
+      every_tokens: tokens of training between validation losses inside of a stage; 0: none there.
+      batches: number of validation batches.
+      batch: examples in each; 0: the stage's batch, which may not fit a device without microbatches.
+      length: tokens of an example; 0: the stage's. With batch and length given, all stages and runs are measured on
+        the same text, whatever they train on.
+      tasks: benchmarks, as `growlm evaluate` takes them.
+      tasks_every_tokens: tokens of training between benchmarks inside of a stage; 0: none there.
+      data_dir: folder with the benchmarks' data; None: it is downloaded.
+      limit: documents of each benchmark; 0: all.
     """
 
     every_tokens: int = 0
@@ -76,31 +73,36 @@ class EvaluationConfig:
     limit: int = 0
 
     def __post_init__(self):
-        check_range("evaluation.tasks_every_tokens", self.tasks_every_tokens, low=0)
-        check_range("evaluation.limit", self.limit, low=0)
+        for name in ("every_tokens", "batch", "length", "tasks_every_tokens", "limit"):
+            check_range(f"evaluation.{name}", getattr(self, name), low=0)
+        check_range("evaluation.batches", self.batches, low=1)
         for name in ("tasks_every_tokens", "data_dir", "limit"):
             if getattr(self, name) and not self.tasks:
-                raise InputError(f"evaluation.{name} is {getattr(self, name)!r} without evaluation.tasks: name some")
-        check_range("evaluation.batch", self.batch, low=0)
-        check_range("evaluation.length", self.length, low=0)
-        check_range("evaluation.every_tokens", self.every_tokens, low=0)
-        check_range("evaluation.batches", self.batches, low=1)
+                raise must_be(f"evaluation.{name}", "unset without evaluation.tasks", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """One stage: a shape trained for `tokens` tokens, in batches of `batch` examples of `length` tokens.
+    """One stage: a model trained on a budget of tokens.
 
-    microbatches: a batch is worked on in so many parts, one after the other, and is updated on once: less memory.
-    frozen_layers: so many of the first layers and the embedding are constants, and cost no backward pass.
-    submodel_layers: every step is of a sub-model, the first so many layers, or twice, thrice as many, drawn at random;
-    of it the last so many train and what is above them, the first with the embedding (bert2BERT's first stage). With 0
-    every step is of the whole model.
-    evaluation: in this stage, instead of the run's.
-    init_from: in the first stage, the folder whose weights it begins with: a Hugging Face checkpoint, or one of growlm
-    train, of a sweep's run or of growlm grow. All else is new: the optimizer's state, the counters, the schedule and
-    the position in the data. With tokens = 0 nothing is trained here: the next stage grows what is there.
-    init_fingerprint: of what the folder holds; filled in when a run begins, and kept in its config.json.
+    Attributes:
+      model: the shape, of any architecture.
+      tokens: budget; a remainder smaller than a batch is not trained on. 0 with init_from: nothing is trained, the
+        next stage grows what is there.
+      batch: examples of an update.
+      length: tokens of an example.
+      schedule, optimizer: of this stage alone.
+      growth: how it starts from the stage before; None in the first stage alone.
+      frozen_layers: number of first layers that, with the embedding, are constants and cost no backward pass.
+      submodel_layers: layers by which sub-models differ (bert2BERT's first stage, arXiv 2110.07143): every step is of
+        the first k, 2k, ... layers, drawn at random, of which it trains the last k and what is above them, the first
+        with the embedding. 0: every step is of the whole model.
+      microbatches: parts in which a batch is worked on, one after the other, for less memory.
+      evaluation: in this stage, instead of the run's.
+      init_from: in the first stage, the checkpoint whose weights it begins with: a Hugging Face folder, or one of
+        growlm train, of a sweep's run or of growlm grow. Optimizer state, counters, schedule and position in the data
+        are new.
+      init_fingerprint: hash of what init_from holds; filled in when a run begins, and kept in its config.json.
     """
 
     model: DecoderConfig
@@ -121,65 +123,50 @@ class StageConfig:
         check_range("stage.batch", self.batch, low=1)
         check_range("stage.microbatches", self.microbatches, low=1)
         if self.batch % self.microbatches:
-            raise InputError(f"stage.microbatches must be divisors of batch, {self.batch}, got {self.microbatches}")
+            raise must_be("stage.microbatches", f"a divisor of stage.batch, {self.batch}", self.microbatches)
         check_range("stage.length", self.length, low=1)
-        only_begins = self.init_from is not None and self.tokens == 0
-        if self.tokens < self.batch * self.length and not only_begins:
-            raise InputError(
-                f"stage.tokens is {self.tokens}, smaller than one batch: "
-                f"{self.batch} x {self.length} = {self.batch * self.length} tokens"
-            )
+        if self.tokens < self.batch * self.length and not (self.init_from is not None and self.tokens == 0):
+            least = f"{self.batch} x {self.length} = {self.batch * self.length}"
+            raise must_be("stage.tokens", f"at least one batch, {least}", self.tokens)
         if self.init_fingerprint is not None and self.init_from is None:
-            raise InputError("stage.init_fingerprint is of what init_from holds: allowed is none without it")
+            raise must_be("stage.init_fingerprint", "unset without stage.init_from", self.init_fingerprint)
         check_range("stage.frozen_layers", self.frozen_layers, low=0, high=self.model.depth)
-        self._check_submodels()
-        by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
-        if by_slices and self.growth is None:
-            raise InputError(
-                f"{by_slices[0]!r} in a stage without growth: new and old is what a growth makes of weights"
-            )
-
-    def _check_submodels(self) -> None:
-        layers = self.model.depth
-        check_range("stage.submodel_layers", self.submodel_layers, low=0, high=layers)
-        if self.submodel_layers and layers % self.submodel_layers:
-            raise InputError(
-                f"stage.submodel_layers must be divisors of model.layers, , got {self.submodel_layers}{layers}, and 0"
+        check_range("stage.submodel_layers", self.submodel_layers, low=0, high=self.model.depth)
+        if self.submodel_layers and self.model.depth % self.submodel_layers:
+            raise must_be(
+                "stage.submodel_layers", f"a divisor of {self.model.depth} layers, or 0", self.submodel_layers
             )
         if self.submodel_layers and self.frozen_layers:
-            raise InputError(
-                f"stage.submodel_layers is {self.submodel_layers} and stage.frozen_layers {self.frozen_layers}: "
-                "allowed is one of the two, sub-models freeze what is below them"
-            )
+            raise must_be("stage.frozen_layers", "0 where sub-models freeze what is below them", self.frozen_layers)
+        by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
+        if by_slices and self.growth is None:
+            raise must_be("optimizer.learning_rates", "without 'new' and 'old' in a stage without growth", by_slices[0])
 
     @property
     def train(self) -> str:
         """What of the model is trained, by provenance."""
-        return self.growth.train if self.growth else "all"
+        return self.growth.resolved.train if self.growth else "all"
 
     @property
     def steps(self) -> int:
-        """Whole batches in the budget; a remainder smaller than a batch is not trained on."""
+        """Whole batches in the budget."""
         return self.tokens // (self.batch * self.length)
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """A checkpoint every so many tokens (0: only where a stage ends), of which the last `max_to_keep` stay."""
-
-    every_tokens: int = 0
-    max_to_keep: int = 2
-
-    def __post_init__(self):
-        check_range("checkpoint.every_tokens", self.every_tokens, low=0)
-        check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run: stages one after the other, on one corpus and seed. dtype is the compute dtype; parameters are float32.
+    """A run: stages one after the other, on one corpus and seed.
 
-    document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
+    Attributes:
+      stages: the first without a growth, all others with one.
+      seed: of initial values, batches and whatever growth draws.
+      corpus: "stdlib" (Python's own library, as bytes), or a path: text, or what `growlm prepare` wrote.
+      dtype: of computing, "float32" or "bfloat16"; parameters are float32.
+      remat: what is computed again in the backward pass, a name in growlm.models' `REMAT_POLICIES`.
+      document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
+      mesh: how devices share the work.
+      log_every_steps: updates between lines of metrics.jsonl.
+      evaluation, checkpoint: what is measured and kept, and how often.
     """
 
     stages: tuple[StageConfig, ...]
@@ -188,10 +175,10 @@ class RunConfig:
     dtype: str = "float32"
     remat: str = "none"
     document_mask: bool = False
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log_every_steps: int = 10
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
     def __post_init__(self):
         check_name("dtype", self.dtype, ("float32", "bfloat16"))
@@ -199,20 +186,37 @@ class RunConfig:
         check_range("seed", self.seed, low=0, high=2**31 - 1)
         check_range("log_every_steps", self.log_every_steps, low=1)
         if not self.stages:
-            raise InputError("stages is empty: a run needs at least one")
+            raise must_be("stages", "at least one", self.stages)
         for number, stage in enumerate(self.stages):
             if (number > 0) != (stage.growth is not None):
                 rule = "needs a growth" if number else "takes no growth: it is what the next one grows"
                 raise InputError(f"stages[{number}] {rule}")
-            if number and (stage.init_from, stage.init_fingerprint) != (None, None):
-                raise InputError(f"stages[{number}] takes no init_from: allowed is one in the first stage")
+            if number and stage.init_from is not None:
+                raise must_be(f"stages[{number}].init_from", "unset after the first stage", stage.init_from)
         if not self.stages[-1].tokens:
-            raise InputError("stages[0].tokens is 0 and there is no second stage: nothing would be trained")
+            raise must_be("stages[0].tokens", "> 0 where no stage follows", 0)
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """Examples that are worked on at once, by setting: what the devices share out. 0: as many as in training."""
+        batches = {}
+        for number, stage in enumerate(self.stages):
+            batches[f"stages[{number}].batch / microbatches"] = stage.batch // stage.microbatches
+            batches[f"evaluation.batch of stages[{number}]"] = (stage.evaluation or self.evaluation).batch
+        return batches
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """Runs by name, and which of them the others are measured against."""
+    """Runs by name, and how a report compares them.
+
+    Attributes:
+      runs: each has a folder of its name; those that share their first stages share the work.
+      baseline: name of the run that speed-ups are measured against.
+      title: of the report.
+      grown: names of the runs that a claim is made for; every other is a control.
+      controls: name -> what the control is for.
+    """
 
     runs: dict[str, RunConfig]
     baseline: str
@@ -222,7 +226,7 @@ class SweepConfig:
 
     def __post_init__(self):
         if not self.runs:
-            raise InputError("runs is empty: a sweep needs at least one")
+            raise must_be("runs", "at least one", self.runs)
         for name in (self.baseline, *self.grown, *self.controls):
             if name not in self.runs:
                 raise unknown("run", name, self.runs, where="baseline, grown or controls")
@@ -231,4 +235,4 @@ class SweepConfig:
                 (".json", ".html", ".png")
             )
             if not isinstance(name, str) or taken or Path(name).name != name:
-                raise InputError(f"run name {name!r}: allowed is a folder's name, none that the sweep uses itself")
+                raise must_be("run name", "the name of a folder that the sweep does not use itself", name)

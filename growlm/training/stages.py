@@ -1,4 +1,4 @@
-"""Stages resolved: where each begins and ends, and the address under which runs of a sweep share it."""
+"""Stages resolved: where each begins and ends, and the hash under which runs of a sweep share it."""
 
 import dataclasses
 import hashlib
@@ -21,13 +21,13 @@ from growlm.training.submodels import draw_depths
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs since the run began: 6 N D as the paper counts, N being what a token meets; and exact with attention."""
+    """FLOPs since the run began: 6 N D as in the paper, N the active parameters; and the exact count with attention."""
 
     flops: float = 0.0
     flops_exact: float = 0.0
 
     def plus(self, model: DecoderConfig, tokens: int, length: int, frozen_layers: int = 0) -> "Cost":
-        """The cost after so many more tokens of this model; frozen layers cost less by the exact count alone."""
+        """The cost after `tokens` more tokens of a model; frozen layers cost less by the exact count alone."""
 
         def exact(layers: int) -> float:
             return flops_per_token(with_depth(model, layers), length)
@@ -42,13 +42,20 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of one run, with all that comes before it. Counters run on through the stages of a run."""
+    """One stage of one run on a corpus, and the stages before it. Counters run on through the stages of a run.
+
+    Attributes:
+      config, run: the settings of the stage and of its run.
+      fingerprint: hash of the corpus.
+      parent: the stage before.
+      eos: the token that ends a document of the corpus, if any.
+    """
 
     config: StageConfig
     run: RunConfig
-    fingerprint: str  # of the corpus
+    fingerprint: str
     parent: "Stage | None"
-    eos: int | None = None  # the token that ends a document of it
+    eos: int | None = None
 
     @cached_property
     def number(self) -> int:
@@ -82,16 +89,17 @@ class Stage:
 
     @cached_property
     def growth(self) -> Growth | None:
-        """What the stage begins with, planned with the key that it will use. Raises InputError."""
+        """The growth that the stage begins with, planned with the key that it will use. Raises InputError."""
         if not self.parent:
             return None
         key = growth_key(run_keys(self.run.seed)[1], self.first_step)
         models = self.parent.config.model, self.config.model
-        return plan_growth(self.config.growth.operator, *models, key, **self.config.growth.options)
+        growth = self.config.growth.resolved
+        return plan_growth(growth.operator, *models, key, **growth.options)
 
     @cached_property
     def first_cost(self) -> Cost:
-        """What was spent where the stage begins, on learning the maps of its growth too."""
+        """The cost where the stage begins, learning the maps of its growth included."""
         if not self.parent:
             return Cost()
         steps = self.growth.learner.steps if self.growth.learner else 0
@@ -99,8 +107,8 @@ class Stage:
         return self.parent.cost_at(self.parent.last_step).plus(self.config.model, learned, self.config.length)
 
     def progress_at(self, step: int) -> np.ndarray | None:
-        """How far the masks of the stage's growth are open at a step; None where it has none, or none any more."""
-        masks, tokens = self.growth and self.growth.masks, self.tokens_at(step) - self.first_tokens
+        """How far the masks of the stage's growth are open at a step, float32[4]; None where there are none left."""
+        masks, tokens = self.growth.masks if self.growth else None, self.tokens_at(step) - self.first_tokens
         return masks.progress(tokens) if masks and tokens < masks.tokens else None
 
     def tokens_at(self, step: int) -> int:
@@ -108,32 +116,27 @@ class Stage:
         return self.first_tokens + (step - self.first_step) * self.config.batch * self.config.length
 
     def cost_at(self, step: int) -> Cost:
-        """What was spent at a step of this stage, by its steps of each sub-model."""
-        config, cost = self.config, self.first_cost
+        """The cost at a step of this stage, by its steps of each sub-model."""
+        config, cost, taken = self.config, self.first_cost, step - self.first_step
         for depth in self.depths:
+            steps = taken if depth is None else int(np.count_nonzero(self._drawn[:taken] == depth))
             model = config.model if depth is None else with_depth(config.model, depth)
-            tokens = self._steps_of(depth, step) * config.batch * config.length
-            cost = cost.plus(model, tokens, config.length, self.frozen_below(depth))
+            cost = cost.plus(model, steps * config.batch * config.length, config.length, self.frozen_below(depth))
         return cost
 
     @property
     def depths(self) -> tuple[int | None, ...]:
-        """How many layers each sub-model has; None is the whole model, where there are no others."""
+        """The number of layers of each sub-model; None for the whole model, where there are no others."""
         block = self.config.submodel_layers
         return tuple(range(block, self.config.model.depth + 1, block)) if block else (None,)
 
     def frozen_below(self, depth: int | None) -> int:
-        """How many layers of the sub-model of this depth are not trained."""
+        """The number of frozen layers of the sub-model of a depth."""
         return self.config.frozen_layers if depth is None else depth - self.config.submodel_layers
 
     def depth_at(self, step: int) -> int | None:
-        """How many layers the sub-model of the update that leads to `step` has; None: it is the whole model."""
+        """The number of layers of the sub-model of the update that leads to `step`; None for the whole model."""
         return int(self._drawn[step - self.first_step - 1]) if self.config.submodel_layers else None
-
-    def _steps_of(self, depth: int | None, step: int) -> int:
-        """How many of the stage's updates that lead to `step` are of this sub-model."""
-        taken = step - self.first_step
-        return taken if depth is None else int(np.searchsorted(self._drawn_at[depth], taken))
 
     @cached_property
     def _drawn(self) -> np.ndarray:
@@ -142,49 +145,58 @@ class Stage:
         return draw_depths(self.run.seed, self.last_step, layers, block)[self.first_step :]
 
     @cached_property
-    def _drawn_at(self) -> dict[int, np.ndarray]:
-        """The updates of every depth, in order, so that counting them takes no pass over all."""
-        return {depth: np.flatnonzero(self._drawn == depth) for depth in self.depths}
-
-    @cached_property
     def schedule_start(self) -> int:
-        """The token at which the schedule began: here, or where the stage that it continues has it."""
-        continues = self.parent and self.config.schedule.at_growth == "continue"
-        return self.parent.schedule_start if continues else self.first_tokens
+        """The token at which the schedule began: the first of this stage, or that of the schedule it continues."""
+        if self.parent and self.config.schedule.at_growth == "continue":
+            return self.parent.schedule_start
+        return self.first_tokens
 
     @cached_property
     def horizon(self) -> int:
-        """Where the schedule ends, counted from its start."""
+        """Tokens from the start of the schedule to its end."""
         return self.config.schedule.horizon_tokens or self.tokens_at(self.last_step) - self.schedule_start
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of the update that leads to `step`."""
+        """The learning rate of the update that leads to `step`."""
         return learning_rate(self.config.schedule, self.tokens_at(step) - self.schedule_start, self.horizon)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines the stage's result but the point at which it stops."""
-        # What is at its default does not count: addresses stay what they are when a setting is added.
-        own = without_defaults(self.config)
-        for name in ("tokens", "evaluation", "init_from"):  # what is there counts, not where it is
+        """All that determines the stage's result, but for the point at which it stops, as plain JSON.
+
+        - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
+          changes no hash; not tokens, evaluation and init_from, of which the fingerprint counts and not the place;
+        - the source of an operator that is not growlm's, and the end of a schedule that depends on its end;
+        - the run's seed, dtype, remat and document_mask, and the corpus's fingerprint;
+        - the hash of the stage before, and the step at which this run left it.
+        """
+        config = self.config
+        growth = config.growth.resolved if config.growth else None
+        own = without_defaults(dataclasses.replace(config, growth=growth))
+        for name in ("tokens", "evaluation", "init_from"):
             own.pop(name, None)
-        if self.config.growth and (source := source_of(self.config.growth.operator)):
+        if growth and (source := source_of(growth.operator)):
             own["growth"] = own["growth"] | {"source": source}
-        if self.config.schedule.kind in WITH_HORIZON:
+        if config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
-        of_run = without_defaults(self.run)
-        shared = {name: of_run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in of_run}
-        parent = {"address": self.parent.address, "last_step": self.parent.last_step} if self.parent else None
+        run = without_defaults(self.run)
+        shared = {name: run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in run}
+        parent = {"address": self.parent.stage_hash, "last_step": self.parent.last_step} if self.parent else None
         return own | shared | {"corpus": self.fingerprint, "parent": parent}
 
     @cached_property
-    def address(self) -> str:
-        """The hash of `settings`: stages of equal address are one stage, trained once."""
+    def stage_hash(self) -> str:
+        """12 hex digits of the SHA-256 of `settings`: stages of one hash are one stage, trained once."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def address(self) -> str:
+        """The former name of `stage_hash`."""
+        return self.stage_hash
 
 
 def source_of(operator: str) -> str | None:
-    """A hash of the code of an operator that is not growlm's own: edited, it makes another stage."""
+    """A hash of the code of an operator that is not growlm's own; None for growlm's."""
     function = OPERATORS[operator]
     if function.__module__.startswith("growlm."):
         return None
@@ -196,7 +208,7 @@ def source_of(operator: str) -> str | None:
 
 
 def resolve(run: RunConfig, fingerprint: str, eos: int | None = None) -> list[Stage]:
-    """The stages of a run on a corpus, each knowing its parent. To train under a document mask takes its EOS."""
+    """The stages of a run on a corpus. `eos` is needed where attention stays within documents."""
     stages: list[Stage] = []
     for config in run.stages:
         stages.append(Stage(config, run, fingerprint, stages[-1] if stages else None, eos))

@@ -16,10 +16,8 @@ from growlm.growth.plan import initial_provenance
 from growlm.models import DecoderConfig, Params, init, losses, map_weights, with_depth
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
-from growlm.training.groups import rate_factor, trainable
 from growlm.training.mesh import replicated
-from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import OptimizerConfig, learning_rate_factor, make_optimizer, trainable
 from growlm.training.submodels import cut, put
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
@@ -194,7 +192,7 @@ def _update(
         return map_weights(lambda weight, _: function(weight, provenance), program.model, params)
 
     trained = by_weight(partial(trainable, program.train))
-    factor = by_weight(partial(rate_factor, optimizer.learning_rates))
+    factor = by_weight(partial(learning_rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
     updates, opt_state = make_optimizer(optimizer, program.model).update(gradients, opt_state, params)
     updates = jax.tree.map(lambda times, leaf: learning_rate * times * leaf, factor, updates)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from growlm.models import Architecture
-from growlm.training.groups import GROUPS
+from growlm.training.optimizer import GROUPS
 
 # The second half of the key of the draws, so that nothing else that a seed starts draws the same.
 _STREAM = 2110_07143

@@ -138,8 +138,8 @@ def run_sweep(
     another process trains a stage of theirs, they wait until it is done. Raises InputError where the folder holds
     something else, StoppedError when asked to stop.
     """
-    for name in chosen:
-        mesh_of(plan.runs[name].config)  # all are possible here, or nothing is begun
+    for config in (plan.runs[name].config for name in chosen):
+        mesh_of(config.mesh, config.batches)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
         check_store(records / STORE)
