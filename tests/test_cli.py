@@ -15,7 +15,7 @@ import tiny
 
 from growlm.__main__ import main
 from growlm.training import programs
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP

@@ -92,9 +92,9 @@ def began(monkeypatch):
     """The states with which stages begin to be trained, in order."""
     states = []
 
-    def train_and_tell(stage, state, around):
+    def train_and_tell(stage, state, **settings):
         states.append(tiny.copy_of(dataclasses.replace(state, key=jax.random.key_data(state.key))))
-        return train_stage(stage, state, around)
+        return train_stage(stage, state, **settings)
 
     train_stage = run_module.train_stage
     monkeypatch.setattr(run_module, "train_stage", train_and_tell)
@@ -262,7 +262,7 @@ def test_killed_before_its_first_checkpoint_it_begins_again(home, whole, tmp_pat
     class Killed(BaseException):
         pass
 
-    def die(*args):
+    def die(*args, **settings):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -282,7 +282,7 @@ def test_without_a_checkpoint_of_its_own_it_needs_the_source(home, tmp_path, mon
     shutil.copytree(home / "theirs", tmp_path / "copy")
     config = config_of(home, first(tmp_path / "copy", 2))
     with monkeypatch.context() as patch, contextlib.suppress(ZeroDivisionError):
-        patch.setattr(run_module, "train_stage", lambda *args: 1 / 0)
+        patch.setattr(run_module, "train_stage", lambda *args, **settings: 1 / 0)
         train(config, tmp_path / "run", GO_ON)
     shutil.rmtree(tmp_path / "copy")
     with pytest.raises(InputError, match=r"init_from '.*copy' is gone, and the run has no checkpoint of its own yet"):

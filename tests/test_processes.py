@@ -144,7 +144,7 @@ def test_a_process_of_its_own_joins_nobody(monkeypatch):
     for name in processes.TASK_COUNTS:
         monkeypatch.setenv(name, "1")
     processes.join_processes()
-    assert processes.is_first() and processes.agreed(7) == 7
+    assert processes.is_first() and processes.broadcast(7) == 7
 
 
 @pytest.mark.parametrize("name", processes.TASK_COUNTS)

@@ -64,7 +64,7 @@ def counted(*args, **kwargs):
 def growing(*args, **kwargs):
     if where == "before":
         now()
-    result = grow_state(*args, **kwargs)
+    result = apply_growth(*args, **kwargs)
     if where == "after":
         now()
     return result
@@ -74,7 +74,7 @@ sys.addaudithook(audit)
 if kind == "batch":
     batches, loop.batches = loop.batches, counted
 if kind == "grow":
-    grow_state, run.grow_state = run.grow_state, growing
+    apply_growth, run.apply_growth = run.apply_growth, growing
 sys.exit(main(sys.argv[2:]))
 """
 

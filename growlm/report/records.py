@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
-from growlm.training.run import BEGUN_BY, effective
+from growlm.training.continuation import result_settings
+from growlm.training.run import RUN_METADATA_FILE
 
 KEPT = "metrics.csv"  # of a folder that `growlm archive` wrote: the records of all its runs
 TO_REPRODUCE = ("command", "hardware", "commit")  # what sweep.json and run.json say of how they were made
@@ -120,10 +121,17 @@ def read_groups(folder: str | Path) -> list[Group]:
         studies[folder] = Study(folder.resolve().name, runs, **_of_all(alone.values()))
     alike: dict[str, dict[Path, Study]] = {}
     for home, study in studies.items():
-        config = _but_seed(effective(study.config))
+        config = _but_seed(_settings(study.config))
         key = json.dumps([study.title, list(study.runs), study.baseline, config], sort_keys=True)
         alike.setdefault(key, {})[home] = study
     return [_group(members) for members in alike.values()]
+
+
+def _settings(config: Any) -> Any:
+    try:
+        return result_settings(config)
+    except InputError:  # no config of this growlm: it is compared as it is
+        return config
 
 
 def _of_all(studies: Collection[Study]) -> dict[str, str | None]:
@@ -176,7 +184,7 @@ def _read(folder: Path) -> Study:
     if not (folder / "metrics.jsonl").exists():
         raise InputError(f"{folder} holds neither sweep.json nor metrics.jsonl: not a run, nor a sweep")
     name = folder.resolve().name
-    run, said = _run(folder, name), _object(folder / BEGUN_BY)
+    run, said = _run(folder, name), _object(folder / RUN_METADATA_FILE)
     return Study(name, {name: run}, run.config, **{key: said.get(key) for key in TO_REPRODUCE})
 
 
