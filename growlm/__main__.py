@@ -63,7 +63,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop."""
+    """Run a command, by default that of the command line. Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     code = _outcome(sys.argv[1:] if arguments is None else arguments)
     if code and "jax" in sys.modules:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from growlm.training.programs import compiling
 
         # One that failed must wait neither for its peers, which wait for it, nor for a program that nobody will run.
-        if jax.process_count() > 1 or compiling():
+        if jax.process_count() > 1 or (arguments is None and compiling()):
             exit_process(code)
     return code
 
