@@ -63,7 +63,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command, by default that of the command line. Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop."""
+    """Run a command, by default that of the command line.
+
+    Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     code = _outcome(sys.argv[1:] if arguments is None else arguments)
     if code and "jax" in sys.modules:

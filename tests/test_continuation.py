@@ -58,7 +58,9 @@ def test_a_run_that_goes_on_longer_and_measured_otherwise_ends_with_the_bits_of_
     ],
 )
 def test_what_does_not_change_the_result_does_not_bar_the_way(tmp_path, options):
-    assert goes_on(tmp_path / "run", tiny.run_config("c", tiny.stage(4)), tiny.run_config("c", tiny.stage(4), **options))
+    assert goes_on(
+        tmp_path / "run", tiny.run_config("c", tiny.stage(4)), tiny.run_config("c", tiny.stage(4), **options)
+    )
 
 
 @pytest.mark.parametrize("schedule", [{"kind": "constant"}, {"kind": "power", "warmup_tokens": 9}])
