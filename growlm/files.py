@@ -80,7 +80,7 @@ def is_locked(folder: Path) -> bool:
 def check_output(output: Path) -> None:
     """Raises InputError unless a folder can be written there without touching anything that is there."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise InputError(f"output must be a new or empty folder, got {output}, which is no folder")
+        raise InputError(f"output must be a new or empty folder, got {output}, which exists and is no folder")
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"output must be a new or empty folder, got {output}, which is not empty")
     above = next(path for path in output.absolute().parents if path.exists())

@@ -188,7 +188,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
     said = json.loads((tmp_path / "next" / "init_from.json").read_text())
     assert said.pop("fingerprint") == find_source(home / "ours").fingerprint
     assert said == {"folder": str(home / "ours"), "kind": "growlm", "step": 4} | spent
-    assert f"next begins from {home / 'ours'} (growlm, step 4); 256 tokens and" in capsys.readouterr().err
+    assert f"next 1/1: begins from {home / 'ours'} (growlm, step 4); 256 tokens and" in capsys.readouterr().err
 
     # Through a chain of runs, and of growths, the sum is kept; where nobody knows it, nobody says it.
     train(config_of(home, first(tmp_path / "next", 2)), tmp_path / "last", GO_ON)

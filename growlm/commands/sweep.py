@@ -3,18 +3,8 @@
 import argparse
 import sys
 
-from growlm.commands.options import (
-    CONFIG,
-    CONFIG_KEYS,
-    PROFILING,
-    WORKDIR,
-    Keys,
-    announce_loading,
-    command_line,
-    flag,
-    one,
-    profiling_config,
-)
+from growlm.commands import options
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys, flag, one
 from growlm.errors import InputError
 
 OPTIONS = {
@@ -29,7 +19,7 @@ KEYS = CONFIG_KEYS
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
-    announce_loading()
+    options.announce_loading()
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.training.config import build_sweep, load_config
     from growlm.training.processes import is_first, join_processes, stop_requests
@@ -47,9 +37,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             plan,
             args.workdir,
             stop,
-            command=command_line(),
+            command=options.command_line(),
             chosen=chosen,
-            profiling=profiling_config(args),
+            profiling=options.profiling_config(args),
             cache=args.compilation_cache,
         )
         if not is_first():

@@ -2,28 +2,16 @@
 
 import argparse
 
-from growlm.commands.options import (
-    CONFIG,
-    CONFIG_KEYS,
-    PROFILING,
-    WORKDIR,
-    Keys,
-    announce_loading,
-    command_line,
-    profiling_config,
-)
+from growlm.commands import options
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys
 
-OPTIONS = {
-    "--workdir": WORKDIR,
-    "--config": CONFIG,
-    **PROFILING,
-}
+OPTIONS = {"--workdir": WORKDIR, "--config": CONFIG, **PROFILING}
 KEYS = CONFIG_KEYS
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
-    announce_loading()
+    options.announce_loading()
     from growlm.report.report import summarise, table
     from growlm.training.config import build_run, load_config
     from growlm.training.metrics import reproduction
@@ -34,14 +22,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     config = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:
-        train(
-            config,
-            args.workdir,
-            stop,
-            profiling=profiling_config(args),
-            cache=args.compilation_cache,
-            metadata=reproduction(command_line()),
-        )
+        metadata = reproduction(options.command_line())
+        profiling = options.profiling_config(args)
+        train(config, args.workdir, stop, profiling=profiling, cache=args.compilation_cache, metadata=metadata)
         if is_first():
             print(table(summarise(args.workdir)))
     return 0

@@ -40,7 +40,7 @@ GROWTH_FILE = "growth.json"
 def train(
     config: RunConfig,
     workdir: Path,
-    stop: StopRequest,
+    stop: StopRequest | None = None,
     profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -50,7 +50,7 @@ def train(
     Args:
       config: what is trained. `train_run` says how a run resumes, and `claim_folder` what of a config may change then.
       workdir: a new or empty folder, or that of this run.
-      stop: where it is set, the run saves and ends.
+      stop: where it is set, the run saves and ends; None: it is not asked to.
       profiling: how training is measured.
       cache: the folder of compiled programs; None: workdir/compiled.
       metadata: written as run.json when the run begins: the command, the hardware and the commit.
@@ -74,7 +74,7 @@ def train(
                 records=records / STORE,
                 branch_steps=branch_steps([plan]),
                 display=display,
-                stop=stop,
+                stop=stop or StopRequest(),
                 profiling=profiling,
             )
             display.end(records.absolute().name, None)
@@ -179,6 +179,7 @@ def train_run(
                 own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                 newest, grown_at = broadcast(max(own, default=-1)), None
                 if newest >= 0:
+                    display.say(f"goes on from step {newest:,}")
                     like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
                     state = checkpoints.restore(newest, like)
                 elif stage.parent is None:
@@ -236,9 +237,9 @@ def _locked(folder: Path) -> Iterator[None]:
 def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """The state at step 0: with fresh weights, or with those of `init_from`."""
     params = None
+    display.say("begins with fresh weights" if stage.config.init_from is None else f"begins from {source}")
     if stage.config.init_from is not None:
         params = read_source(stage.config, source, mesh)
-        display.say(f"begins from {source}")
         write_json(folder / INIT_FROM_FILE, source.record)
         if not (folder / ORIGIN).exists():
             source.keep(folder)
@@ -247,6 +248,8 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
 
 def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """Grow the parent's last state into this stage's first, free that, and write the report."""
+    sizes = (f"{config.model.layers} layers x {config.model.embed}" for config in (stage.parent.config, stage.config))
+    display.say(f"growing {' to '.join(sizes)} ({stage.config.growth.operator})")
     prepared = prepared_growth(stage, mesh)
     began = time.perf_counter()  # not before: compiling counts as little as that of steps does
     # What learn learns on: the batches that the stage will begin with.
