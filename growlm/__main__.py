@@ -11,8 +11,6 @@ from types import ModuleType
 from growlm.commands.options import Parser
 from growlm.errors import BrokenClaimError, DivergedError, InputError, StoppedError, unknown
 
-STOPPED = 75  # EX_TEMPFAIL, to a scheduler: start it again
-
 # Each is growlm/commands/NAME.py, which is imported when it is asked for.
 COMMANDS = {
     "train": "train one run",
@@ -65,48 +63,48 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    code = _outcome(arguments)
-    if code and "jax" in sys.modules:
-        from growlm.training.processes import leave
+    """Run a command, by default that of the command line.
 
-        leave(code)
+    Returns 0 when it is done, 1 when it failed, 2 for bad input, 75 when it was asked to stop.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    code = _outcome(sys.argv[1:] if arguments is None else arguments)
+    if code and "jax" in sys.modules:
+        import jax
+
+        from growlm.training.processes import exit_process
+        from growlm.training.programs import compiling
+
+        # One that failed must wait neither for its peers, which wait for it, nor for a program that nobody will run.
+        if jax.process_count() > 1 or (arguments is None and compiling()):
+            exit_process(code)
     return code
 
 
-def _outcome(arguments: Sequence[str] | None) -> int:
-    """What a command returns, or a line for the way in which it ended."""
+def _outcome(arguments: Sequence[str]) -> int:
+    """The exit code of a command. Where it ends early a line says why; anything else is a bug and keeps its trace."""
     try:
-        return _dispatch(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
-        print(f"growlm: {error}", file=sys.stderr)
-        return 2
+        return _dispatch(arguments)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"growlm: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("growlm: interrupted, and nothing was begun or left half-done", file=sys.stderr)
         return 130
+    except (DivergedError, BrokenClaimError, StoppedError) as error:
+        print(f"growlm: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL if isinstance(error, StoppedError) else 1  # to a scheduler: start it again
     except RuntimeError as error:
-        return _ended(error)
+        from growlm.training.processes import lost_peer
 
-
-def _ended(error: RuntimeError) -> int:
-    """The ways in which a command may end early, each a line; anything else is a bug and keeps its trace."""
-    from growlm.training.processes import lost_peer
-
-    if lost_peer(error):
+        if not lost_peer(error):
+            raise
         print(f"growlm: another process of the job is gone: {str(error).splitlines()[0]}", file=sys.stderr)
         print("growlm: the same command, started for all, goes on from the last checkpoint", file=sys.stderr)
         return 1
-    if not isinstance(error, DivergedError | StoppedError | BrokenClaimError):
-        raise error
-    print(f"growlm: {error}", file=sys.stderr)
-    return STOPPED if isinstance(error, StoppedError) else 1
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from growlm.errors import InputError
 
+LOCK = ".lock"
+
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside its place and moves it there in one step."""
+    """Write a file beside its place and move it there in one step."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
@@ -23,8 +26,18 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The value as indented JSON."""
+    """Write the value as indented JSON."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; `what` says in the InputError what it should have been."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{what} must be a readable file, got {path}: {error.strerror}") from None
+    except ValueError:  # of the text's encoding or of the JSON in it
+        raise InputError(f"{what} must be JSON, got {path}") from None
 
 
 def is_part(path: Path) -> bool:
@@ -32,62 +45,54 @@ def is_part(path: Path) -> bool:
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
-LOCK = ".lock"
-_HELD: set[Path] = set()  # by this process
+class InUseError(InputError):
+    """Another process has the folder locked."""
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Keeps a folder for this process; the kernel lets go of it when the process ends, however that happens.
+def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
+    """Lock a folder for this process; the kernel releases the lock when the process ends, however that happens.
 
-    Where another process has it: calls `wait`, which takes a moment or raises, and tries again; without one, raises
-    InputError.
+    Raises InUseError where another process has it for longer than `timeout` seconds; -1 waits for ever.
     """
-    with (folder / LOCK).open("a") as file:
-        while not _taken(file):
-            if wait is None:
-                raise InputError(f"{folder} is in use by another growlm process: allowed is one at a time")
-            wait()
-        held = folder.resolve()
-        _HELD.add(held)
-        try:
-            yield
-        finally:
-            _HELD.discard(held)
-
-
-def held_elsewhere(folder: Path) -> bool:
-    """Whether another process keeps a folder now."""
-    if folder.resolve() in _HELD or not (folder / LOCK).exists():
-        return False
-    with (folder / LOCK).open("a") as file:
-        return not _taken(file)
-
-
-def _taken(file: IO) -> bool:
+    lock = FileLock(folder / LOCK)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(timeout=timeout, poll_interval=0.05)
+    except Timeout:
+        raise InUseError(f"{folder} must be used by one growlm process at a time, and another is using it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process has the folder locked now."""
+    if not (folder / LOCK).exists():
         return False
-    return True
+    try:
+        with locked(folder):
+            return False
+    except InUseError:
+        return True
 
 
 def check_output(output: Path) -> None:
     """Raises InputError unless a folder can be written there without touching anything that is there."""
     if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise InputError(f"output {output} exists and is no folder: allowed is a new or empty folder")
+        raise InputError(f"output must be a new or empty folder, got {output}, which exists and is no folder")
     if output.is_dir() and any(output.iterdir()):
-        raise InputError(f"output {output} is not empty: allowed is a new or empty folder")
+        raise InputError(f"output must be a new or empty folder, got {output}, which is not empty")
     above = next(path for path in output.absolute().parents if path.exists())
     if not above.is_dir():
-        raise InputError(f"output {output} cannot be written, {above} is no folder: allowed is a new or empty folder")
+        raise InputError(f"output must be a new or empty folder, got {output} below {above}, which is no folder")
 
 
 def check_space(output: Path, nbytes: int) -> None:
     """Raises InputError where the disk of a folder that is to be written has less room than this."""
     above = next(path for path in output.absolute().parents if path.exists())
     if nbytes > (free := shutil.disk_usage(above).free):
-        raise InputError(f"output {output} needs {nbytes:,} bytes, and the disk has {free:,}: allowed is one with room")
+        raise InputError(f"output must be on a disk with {nbytes:,} bytes free, got {output}, where {free:,} are")
 
 
 @contextlib.contextmanager
@@ -95,7 +100,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """A folder beside its place that is moved there once it is whole; what a killed process left is cleared first."""
     part = output.absolute().with_name(f".{output.name}.part")
     if part.is_symlink():
-        raise InputError(f"output {output} needs {part}, which is a link: allowed is no such link")
+        raise InputError(f"output {output} is written at {part} first, which must be no link")
     part.mkdir(parents=True, exist_ok=True)
     with locked(part):  # until it is in its place: another process must not take it for a leftover
         try:

@@ -11,7 +11,7 @@ from growlm.growth.plan import initial_provenance
 from growlm.training.mesh import make_mesh, place_batch
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
-from growlm.training.step import Program, init_state
+from growlm.training.step import StepSpec, init_state
 
 jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling
 MODEL = OwnConfig(layers=2, embed=8, heads=2, head_dim=4, mlp=12, vocab=20, positions=16)
@@ -20,7 +20,7 @@ STEPS = 5
 
 def losses(mesh):
     """Before every step, and after the last; and into how many parts some arrays are split."""
-    program, tokens = Program(MODEL, OptimizerConfig()), np.random.default_rng(0).integers(20, size=(8, 13))
+    program, tokens = StepSpec(MODEL, OptimizerConfig()), np.random.default_rng(0).integers(20, size=(8, 13))
     state = init_state(MODEL, program.optimizer, 0, mesh)
     step, evaluate = compile_steps(program, 8, 12, mesh)
     arrays, found, provenance = state.arrays, [], initial_provenance(MODEL)

@@ -39,7 +39,7 @@ from growlm.models import (
 )
 from growlm.training.optimizer import GROUPS, make_optimizer
 from growlm.training.settings import OptimizerConfig
-from growlm.training.step import Program, init_state, train_step
+from growlm.training.step import StepSpec, init_state, train_step
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "growlm"
@@ -117,7 +117,7 @@ def test_depth_alone_and_width_alone_keep_its_function_and_learned_maps_have_its
 
 
 def trained(config, optimizer, state, steps):
-    step = jax.jit(partial(train_step, Program(config, optimizer)))
+    step = jax.jit(partial(train_step, StepSpec(config, optimizer)))
     for _ in range(steps):
         arrays, _ = step(state.arrays, TOKENS, jnp.float32(1e-2), state.provenance)
         state = state.advanced(arrays, *TOKENS.shape)

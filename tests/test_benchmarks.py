@@ -18,7 +18,7 @@ from growlm import ModelConfig
 from growlm.models import next_token_loss
 from growlm.training.optimizer import make_optimizer
 from growlm.training.settings import OptimizerConfig
-from growlm.training.step import Program, train_step
+from growlm.training.step import StepSpec, train_step
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"
 TINY = ["--layers=1", "--embed=16", "--heads=2", "--kv_heads=1", "--mlp=24", "--vocab=32", "--batch=2", "--length=8"]
@@ -233,7 +233,7 @@ def test_torch_reference_takes_growlms_steps(torch_reference):
     batch = torch.tensor(np.asarray(tokens), dtype=torch.int64)
     arrays = (params, make_optimizer(config, GROUPED).init(params), None)
     with exact_products_and_short_compiles():
-        step = jax.jit(partial(train_step, Program(GROUPED, config)))
+        step = jax.jit(partial(train_step, StepSpec(GROUPED, config)))
         for _ in range(3):
             arrays, _ = step(arrays, tokens, rate, {})
             torch_reference.train_step(loss, decoder, optimizer, config.clip, batch)

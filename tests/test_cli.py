@@ -15,7 +15,7 @@ import tiny
 
 from growlm.__main__ import main
 from growlm.training import programs
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP
@@ -231,7 +231,7 @@ def test_names_of_runs_that_would_be_other_folders(capsys, bench, corpus):
         ((*TRAIN, "more"), ("'more'", "--workdir")),
         ((*TRAIN, "--config.seed", "3"), ("'3'",)),
         ((*TRAIN, "--sede=3"), ("'--sede=3'",)),
-        ((*TRAIN, "--list"), ("'--list'", "allowed: --compilation_cache, --config, ")),
+        ((*TRAIN, "--list"), ("'--list'", "must be one of --compilation_cache, --config, ")),
         ((*TRAIN, "--workdir=other"), ("--workdir",)),
         ((*TRAIN, "--config=sweep.py"), ("--config",)),
         ((*SWEEP, "--run=grwn"), ("'grwn'", "did you mean 'grown'", "scratch")),
@@ -252,9 +252,9 @@ def test_a_workdir_that_holds_something_else(capsys, bench):
             (bench / name / file).write_text(text)
         return refused(capsys, bench, "train", "--config=run.py", f"--workdir={name}")
 
-    assert "notes exists and holds no run" in claimed("notes", ("a.txt", "mine"))
-    assert "half is not JSON" in claimed("half", ("config.json", "{")).replace("/config.json", "")
-    assert "has 'architectures' only there" in claimed("model", ("config.json", '{"architectures": []}'))
+    assert "notes, which holds no run" in claimed("notes", ("a.txt", "mine"))
+    assert "must be JSON, got half" in claimed("half", ("config.json", "{"))
+    assert "'architectures'" in claimed("model", ("config.json", '{"architectures": []}'))
     for workdir in ("run.py", "run.py/below"):
         assert workdir in refused(capsys, bench, "train", "--config=run.py", f"--workdir={workdir}")
 
@@ -264,13 +264,13 @@ def test_a_workdir_that_holds_a_different_run(capsys, bench):
     capsys.readouterr()
     small = [f"--config.stages[{number}].tokens=64" for number in (0, 1)]
     line = refused(capsys, bench, *TRAIN)
-    assert "work holds a different run: stages[0].tokens is 64 there and 256 here; allowed is a new folder" in line
+    assert "got work, which holds a different run: stages[0].tokens is 64 there and 256 here" in line
     assert "seed is 0 there and 1 here" in refused(capsys, bench, *TRAIN, *small, "--config.seed=1")
     assert "options.order is 'stack' there and 'interleave' here" in refused(
         capsys, bench, *TRAIN, *small, "--config.stages[1].growth.options.order=interleave"
     )
     line = refused(capsys, bench, *SWEEP)
-    assert "work holds a different run" in line and len(line) < 200
+    assert "work, which holds a different run" in line and len(line) < 200
     # The same run again, in other words or by a growlm that had fewer settings, is no different one.
     assert main([*TRAIN, *small, "--config.seed=0", "--config.stages[0].batch=4.0"]) == 0
     held = json.loads((bench / "work" / "config.json").read_text())

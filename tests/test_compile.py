@@ -12,7 +12,7 @@ from trees import exact_products_and_short_compiles
 from growlm.growth.depth import ORDERS
 from growlm.models import REMAT_POLICIES
 from growlm.training import loop
-from growlm.training.loop import programs_of
+from growlm.training.loop import step_specs
 from growlm.training.mesh import make_mesh
 from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.run import train
@@ -46,7 +46,7 @@ def operations(lowered):
 def steps_of(stage):
     """The operations of each train step that a stage has, by sub-model."""
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    programs = programs_of(stage, stage.first_step)
+    programs = step_specs(stage, stage.first_step)
     return {which: operations(lower_step(p, tiny.BATCH, tiny.LENGTH, mesh)) for which, p in programs.items()}
 
 

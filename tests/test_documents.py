@@ -8,7 +8,7 @@ import tiny
 
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.models import next_token_loss
-from growlm.training.loop import programs_of
+from growlm.training.loop import step_specs
 from growlm.training.run import plan_run, train
 from growlm.training.step import init_state
 
@@ -49,5 +49,5 @@ def test_the_mask_makes_another_stage_and_its_absence_none(corpus):
     masked, plain = (plan_run(run(corpus, mask), text).stages for mask in (True, False))
     assert [a.address != b.address for a, b in zip(masked, plain, strict=True)] == [True, True]
     assert "document_mask" not in plain[0].settings
-    ends = [{p.document_end for p in programs_of(s, s.first_step).values()} for s in (*masked, *plain)]
+    ends = [{p.document_end for p in step_specs(s, s.first_step).values()} for s in (*masked, *plain)]
     assert ends == [{text.eos}, {text.eos}, {None}, {None}]

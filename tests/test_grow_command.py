@@ -402,7 +402,7 @@ def test_too_little_room_is_found_before_anything_is_read_or_written(here, home,
     monkeypatch.setattr(grow_command, "read_state", lambda saved: pytest.fail("the state was read"))
     assert main(arguments) == 2
     err = capsys.readouterr().err
-    assert err == f"growlm: output big needs {size:,} bytes, and the disk has {size - 1:,}: allowed is one with room\n"
+    assert err == f"growlm: output must be on a disk with {size:,} bytes free, got big, where {size - 1:,} are\n"
     assert tiny.snapshot(here) == {}
 
 

@@ -21,7 +21,7 @@ from growlm.models.layers import rms_norm
 from growlm.state import TrainState
 from growlm.training.optimizer import ScaleByAgedAdamState, make_optimizer
 from growlm.training.settings import OptimizerConfig
-from growlm.training.step import Program, abstract_state, train_step
+from growlm.training.step import StepSpec, abstract_state, train_step
 
 SOURCE = ModelConfig(layers=3, embed=16, heads=4, kv_heads=2, head_dim=6, mlp=20, vocab=40, qkv_bias=True, qk_norm=True)
 OPTIMIZER = make_optimizer(OptimizerConfig(), SOURCE)
@@ -290,7 +290,7 @@ def test_reset_may_change_the_optimizer():
     chex.assert_trees_all_equal(grown.opt_state, other.init(grown.params))
 
 
-step_of_five = jax.jit(partial(train_step, Program(deep(5), OptimizerConfig())))
+step_of_five = jax.jit(partial(train_step, StepSpec(deep(5), OptimizerConfig())))
 
 
 @pytest.mark.parametrize("how", ["reset", "map"])

@@ -92,9 +92,9 @@ def began(monkeypatch):
     """The states with which stages begin to be trained, in order."""
     states = []
 
-    def train_and_tell(stage, state, around):
+    def train_and_tell(stage, state, **settings):
         states.append(tiny.copy_of(dataclasses.replace(state, key=jax.random.key_data(state.key))))
-        return train_stage(stage, state, around)
+        return train_stage(stage, state, **settings)
 
     train_stage = run_module.train_stage
     monkeypatch.setattr(run_module, "train_stage", train_and_tell)
@@ -188,7 +188,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
     said = json.loads((tmp_path / "next" / "init_from.json").read_text())
     assert said.pop("fingerprint") == find_source(home / "ours").fingerprint
     assert said == {"folder": str(home / "ours"), "kind": "growlm", "step": 4} | spent
-    assert f"next begins from {home / 'ours'} (growlm, step 4); 256 tokens and" in capsys.readouterr().err
+    assert f"next 1/1: begins from {home / 'ours'} (growlm, step 4); 256 tokens and" in capsys.readouterr().err
 
     # Through a chain of runs, and of growths, the sum is kept; where nobody knows it, nobody says it.
     train(config_of(home, first(tmp_path / "next", 2)), tmp_path / "last", GO_ON)
@@ -263,7 +263,7 @@ def test_killed_before_its_first_checkpoint_it_begins_again(home, whole, tmp_pat
     class Killed(BaseException):
         pass
 
-    def die(*args):
+    def die(*args, **settings):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -283,7 +283,7 @@ def test_without_a_checkpoint_of_its_own_it_needs_the_source(home, tmp_path, mon
     shutil.copytree(home / "theirs", tmp_path / "copy")
     config = config_of(home, first(tmp_path / "copy", 2))
     with monkeypatch.context() as patch, contextlib.suppress(ZeroDivisionError):
-        patch.setattr(run_module, "train_stage", lambda *args: 1 / 0)
+        patch.setattr(run_module, "train_stage", lambda *args, **settings: 1 / 0)
         train(config, tmp_path / "run", GO_ON)
     shutil.rmtree(tmp_path / "copy")
     with pytest.raises(InputError, match=r"init_from '.*copy' is gone, and the run has no checkpoint of its own yet"):

@@ -29,7 +29,7 @@ from growlm.training.optimizer import (
     scale_by_aged_adam,
 )
 from growlm.training.programs import compile_steps
-from growlm.training.step import Program, train_step
+from growlm.training.step import StepSpec, train_step
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
@@ -217,11 +217,11 @@ def doubled_and_trained(learning_rates):
         config = OptimizerConfig(**PLAIN)
         optimizer = make_optimizer(config, SMALL)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
-        small = Program(SMALL, config, dtype="float64")
+        small = StepSpec(SMALL, config, dtype="float64")
         arrays, _ = run_steps(small, (params, optimizer.init(params), None), {}, range(3))
         state = dataclasses.replace(state_of(SMALL, arrays[1]), params=arrays[0])
         grown, _ = grow_state(state, SMALL, DOUBLE, optimizer, "direct", "map")
-        large = Program(DOUBLE, dataclasses.replace(config, learning_rates=learning_rates), dtype="float64")
+        large = StepSpec(DOUBLE, dataclasses.replace(config, learning_rates=learning_rates), dtype="float64")
         after, _ = run_steps(large, grown.arrays, grown.provenance, range(3, 28))
         arrays, _ = run_steps(small, arrays, {}, range(3, 28))
         logits = partial(growlm.apply, tokens=tokens_of(99), dtype=jnp.float64)
@@ -246,7 +246,7 @@ def test_even_copies_stay_copies_and_uneven_ones_do_not(uneven, stay):
             state, params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
         )
         grown, _ = grow_state(state, SMALL, DOUBLE, optimizer, "direct", "reset", uneven=uneven)
-        program = Program(DOUBLE, OptimizerConfig(), dtype="float64")
+        program = StepSpec(DOUBLE, OptimizerConfig(), dtype="float64")
         (params, *_), _ = run_steps(program, grown.arrays, grown.provenance, range(20))
     for path, axis in (("mlp/gate", 2), ("mlp/up", 2), ("attn/query", 2), ("attn/value", 2), ("attn/out", 3)):
         one, other = np.split(leaf_at(params["blocks"], path), 2, axis)
@@ -286,7 +286,7 @@ def test_rates_are_multiplied_by_those_of_all_groups():
     state, rates = grown_full(), {"gains": 0.5, "matrices": 0.25, "head": 0.0, "new": 3.0, "old": 0.125}
 
     def moved(learning_rates):
-        program = Program(TALL, OptimizerConfig(learning_rates=learning_rates))
+        program = StepSpec(TALL, OptimizerConfig(learning_rates=learning_rates))
         (params, _, _), _ = run_steps(program, state.arrays, state.provenance, [0])
         return jax.tree.map(lambda after, before: np.asarray(after - before), params, state.params)
 
@@ -306,7 +306,7 @@ def test_rates_are_multiplied_by_those_of_all_groups():
 def settle(train, frozen_layers):
     """Which values three steps leave as they are to the bit, by weight, and the gradient norms."""
     state = grown_full()
-    program = Program(TALL, OptimizerConfig(), train=train, frozen_layers=frozen_layers)
+    program = StepSpec(TALL, OptimizerConfig(), train=train, frozen_layers=frozen_layers)
     step, arrays, norms = jax.jit(partial(train_step, program)), state.arrays, []
     for seed in range(3):
         arrays, metrics = step(arrays, tokens_of(seed), 1e-2, state.provenance)
@@ -346,7 +346,7 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_is_trained(train, frozen_la
 def test_frozen_layers_keep_their_moments_and_ages_too():
     """A later stage may train them: moments that decayed meanwhile would make its first updates wrong."""
     state = grown_full()
-    program = Program(TALL, OptimizerConfig(), frozen_layers=2)
+    program = StepSpec(TALL, OptimizerConfig(), frozen_layers=2)
     arrays, _ = run_steps(program, state.arrays, state.provenance, [0, 1])
     before, after = (
         next(part for part in opt if isinstance(part, ScaleByAgedAdamState)) for opt in (state.arrays[1], arrays[1])
@@ -367,7 +367,7 @@ def test_gradients_of_what_is_frozen_do_not_count_where_they_are_clipped():
     assert most > 1.3 * least
     trained = []
     for clip in (1.1 * least, 1e9):
-        program = Program(TALL, OptimizerConfig(clip=clip, eps=1.0), train="new")
+        program = StepSpec(TALL, OptimizerConfig(clip=clip, eps=1.0), train="new")
         arrays, _ = run_steps(program, state.arrays, state.provenance, [0])
         trained.append(np.asarray(arrays[0]["blocks"]["mlp"]["up"]))
     np.testing.assert_array_equal(*trained)
@@ -381,7 +381,7 @@ def test_frozen_layers_are_given_to_the_model_for_training_and_not_for_evaluatio
         return losses(*args, **kwargs)
 
     monkeypatch.setattr(step_module, "losses", loss)
-    compile_steps(Program(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))
+    compile_steps(StepSpec(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))
     assert given == [1, 0]
 
 
@@ -414,7 +414,7 @@ def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_
 @pytest.mark.parametrize("how", ["map", "map_aged"])
 def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
     optimizer, params = make_optimizer(MUON, SMALL), noisy(SMALL)
-    arrays, _ = run_steps(Program(SMALL, MUON), (params, optimizer.init(params), None), {}, range(3))
+    arrays, _ = run_steps(StepSpec(SMALL, MUON), (params, optimizer.init(params), None), {}, range(3))
     state = dataclasses.replace(state_of(SMALL, arrays[1]), params=arrays[0])
     grown, _ = grow_state(state, SMALL, BOTH, optimizer, "zero", how)
 
@@ -425,7 +425,7 @@ def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
     expected = expand(dual, growth, LLAMA.weights["blocks/attn/out"], momentum(arrays[1]))
     assert np.abs(expected[:2]).max() > 0 and np.abs(expected[2:]).max() == 0
     np.testing.assert_array_equal(momentum(grown.opt_state), expected)
-    _, losses = run_steps(Program(BOTH, MUON), grown.arrays, grown.provenance, [3] * 6, rate=2e-2)
+    _, losses = run_steps(StepSpec(BOTH, MUON), grown.arrays, grown.provenance, [3] * 6, rate=2e-2)
     assert losses[-1] < losses[0] - 0.1
 
 
@@ -438,7 +438,7 @@ def test_the_averaged_copy_follows_the_parameters():
     arrays = (params, make_optimizer(config, SMALL).init(params), jax.tree.map(jnp.copy, params))
     mean = params
     for seed in range(3):
-        arrays, _ = run_steps(Program(SMALL, config), arrays, {}, [seed])
+        arrays, _ = run_steps(StepSpec(SMALL, config), arrays, {}, [seed])
         mean = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, mean, arrays[0])
     for have, want in zip(jax.tree.leaves(arrays[2]), jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(have, want, atol=1e-6)

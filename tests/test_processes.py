@@ -124,10 +124,10 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
 @pytest.mark.parametrize(
     ("count", "number", "says"),
     [
-        ("", "0", "JAX_NUM_PROCESSES is ''"),
-        ("0", "0", "JAX_NUM_PROCESSES is '0'"),
-        ("2", "one", "JAX_PROCESS_ID is 'one'"),
-        ("2", "2", "JAX_PROCESS_ID must be 0 to 1, got 2 and JAX_NUM_PROCESSES 2"),
+        ("", "0", "JAX_NUM_PROCESSES must be an integer >= 1, got ''"),
+        ("0", "0", "JAX_NUM_PROCESSES must be an integer >= 1, got '0'"),
+        ("2", "one", "JAX_PROCESS_ID must be an integer >= 0, got 'one'"),
+        ("2", "2", "JAX_PROCESS_ID must be 0 to JAX_NUM_PROCESSES - 1 = 1, got 2"),
     ],
 )
 def test_variables_that_do_not_fit_are_refused(monkeypatch, count, number, says):
@@ -144,7 +144,54 @@ def test_a_process_of_its_own_joins_nobody(monkeypatch):
     for name in processes.TASK_COUNTS:
         monkeypatch.setenv(name, "1")
     processes.join_processes()
-    assert processes.is_first() and processes.agreed(7) == 7
+    assert processes.is_first() and processes.broadcast(7) == 7
+
+
+@pytest.mark.parametrize(("seconds", "allowed"), [("5", True), ("0", False), ("soon", False)])
+def test_the_peer_timeout_is_read_from_the_environment(monkeypatch, seconds, allowed):
+    joined = []
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.append(options))
+    monkeypatch.setenv(processes.TASK_COUNTS[0], "4")
+    monkeypatch.setenv("GROWLM_PEER_TIMEOUT", seconds)
+    if allowed:
+        processes.join_processes()
+        assert [set(options.values()) for options in joined] == [{5}]
+    else:
+        with pytest.raises(InputError, match="GROWLM_PEER_TIMEOUT must be an integer >= 1"):
+            processes.join_processes()
+
+
+ASKED = """
+import os, signal, sys, time
+from growlm.training.processes import stop_requests
+
+with stop_requests() as stop:
+    stop.unsaved = sys.argv[1] == "unsaved"
+    for _ in range(2):
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        time.sleep(1)
+        print("set" if stop.is_set() else "not set", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "code", "out", "says"),
+    [
+        ("saved", "SIGINT", 75, "", ["stopped; all that was trained is saved, the same command goes on"]),
+        ("saved", "SIGTERM", 75, "", ["stopped; all that was trained is saved, the same command goes on"]),
+        ("unsaved", "SIGINT", 130, "set\n", ["stopping: saving after the step under way", "ended; the same command"]),
+        ("unsaved", "SIGTERM", 0, "set\nset\n", ["stopping: saving after the step under way"]),
+    ],
+)
+def test_a_request_to_stop_is_acknowledged_and_obeyed_at_once(what, name, code, out, says):
+    command = [sys.executable, "-c", ASKED, what, name]
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, out), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(says) and all(part in line for part, line in zip(says, lines, strict=True)), lines
 
 
 @pytest.mark.parametrize("name", processes.TASK_COUNTS)

@@ -59,7 +59,7 @@ def test_records_say_how_long_a_step_waits_for_data(corpus, tmp_path, monkeypatc
 def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkeypatch, in_parts):
     clock = Clock()
     monkeypatch.setattr(run_module, "time", clock)
-    monkeypatch.setattr(run_module, "grow_state", clock.during(1000.0, run_module.grow_state))
+    monkeypatch.setattr(run_module, "apply_growth", clock.during(1000.0, run_module.apply_growth))
     monkeypatch.setattr(run_module, "prepared_growth", clock.during(50_000.0, run_module.prepared_growth))
     config, folder = tiny.run_config(corpus, tiny.stage(2), tiny.grown(2, 1), tiny.grown(2, 1)), tmp_path / "run"
     if in_parts:

@@ -12,8 +12,9 @@ import tiny
 import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
-from growlm.growth import OPERATORS, grow_state
+from growlm.growth import OPERATORS
 from growlm.growth.presets import PRESETS
+from growlm.growth.state import apply_growth
 from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
@@ -56,7 +57,7 @@ def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_pat
 
     def compile_and_watch(program, *args):
         step, evaluate = compile_steps(program, *args)
-        ramp = program.ramp
+        ramp = program.masks
 
         def watched(arrays, tokens, rate, provenance, progress):
             stepped.append((ramp and ramp.tokens, None if progress is None else progress.tolist()))
@@ -144,13 +145,13 @@ def test_the_averaged_copy_starts_at_the_parameters_grows_and_is_dropped(corpus,
 def test_learning_the_maps_is_on_the_stages_own_batches_and_is_paid_for(corpus, tmp_path, monkeypatch):
     given = []
 
-    def watched(state, *args, **options):
+    def watched(*args, **options):
         ahead, copy = itertools.tee(options.pop("batches"))
-        result = grow_state(state, *args, batches=ahead, **options)
+        result = apply_growth(*args, batches=ahead, **options)
         given.extend(itertools.islice(copy, 3))
         return result
 
-    monkeypatch.setattr(run_module, "grow_state", watched)
+    monkeypatch.setattr(run_module, "apply_growth", watched)
     growth = {"operator": "learn", "options": {"steps": 3, "peak": 1e-2, "warmup": 0}}
     stages = tiny.stage(2), tiny.grown(2, batch=2, tokens=4 * 32, growth=growth)
     train(tiny.run_config(corpus, *stages), tmp_path / "run", GO_ON)

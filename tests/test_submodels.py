@@ -22,8 +22,7 @@ from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.settings import OptimizerConfig
 from growlm.training.stages import resolve
-from growlm.training.step import Program, train_step
-from growlm.training.submodels import draw_depths
+from growlm.training.step import StepSpec, draw_depths, train_step
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
@@ -42,7 +41,7 @@ def corpus(tmp_path_factory):
 def program(depth, model=MODEL, **options):
     """Of a sub-model's step."""
     optimizer = OptimizerConfig(**{"clip": 1e9} | options)
-    return Program(model, optimizer, depth=depth, frozen_layers=depth - BLOCK)
+    return StepSpec(model, optimizer, depth=depth, frozen_layers=depth - BLOCK)
 
 
 def begin(config, model=MODEL, ema=False):
@@ -119,7 +118,7 @@ def test_what_is_not_trained_keeps_every_bit_and_its_moments_and_ages(depth, kin
 
 def test_a_step_of_the_lowest_sub_model_is_that_of_a_model_that_has_no_other_layers():
     plan = program(BLOCK, clip=0.1, weight_decay=0.3, learning_rates={"matrices": 0.5, "embedding": 2.0})
-    small = Program(dataclasses.replace(MODEL, layers=BLOCK), plan.optimizer)
+    small = StepSpec(dataclasses.replace(MODEL, layers=BLOCK), plan.optimizer)
     params = noisy(MODEL)
     arrays, own = (
         (tree, make_optimizer(plan.optimizer, MODEL).init(tree), None) for tree in (params, first_layers(params, BLOCK))
@@ -133,7 +132,7 @@ def test_a_step_of_the_lowest_sub_model_is_that_of_a_model_that_has_no_other_lay
 
 
 def test_one_sub_model_is_the_whole_model():
-    whole = Program(MODEL, OptimizerConfig())
+    whole = StepSpec(MODEL, OptimizerConfig())
     arrays = begin(whole.optimizer)
     one, _ = take(dataclasses.replace(whole, depth=MODEL.layers), arrays)
     other, _ = take(whole, arrays)
@@ -285,18 +284,15 @@ def test_the_cost_is_the_sum_over_the_sub_models_of_the_steps():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "parts"),
     [
-        ({"submodel_layers": 4}, "stage.submodel_layers must be a divisor of 6 layers, or 0, got 4"),
-        ({"submodel_layers": 7}, "stage.submodel_layers must be >= 0 and <= 6, got 7"),
-        ({"submodel_layers": -2}, "stage.submodel_layers must be >= 0 and <= 6, got -2"),
-        (
-            {"submodel_layers": 2, "frozen_layers": 1},
-            "stage.frozen_layers must be 0 where sub-models freeze what is below them, got 1",
-        ),
+        ({"submodel_layers": 4}, ("stage.submodel_layers must be", "6", "4")),
+        ({"submodel_layers": 7}, ("stage.submodel_layers must be >= 0 and <= 6, got 7",)),
+        ({"submodel_layers": -2}, ("stage.submodel_layers must be >= 0 and <= 6, got -2",)),
+        ({"submodel_layers": 2, "frozen_layers": 1}, ("frozen_layers", "sub-models freeze what is below them", "1")),
     ],
 )
-def test_settings_that_are_not_allowed_are_named_with_what_is(options, message):
+def test_settings_that_are_not_allowed_are_named_with_what_is(options, parts):
     with pytest.raises(InputError) as error:
         tiny.run_config("none", tiny.stage(3, 6, **options))
-    assert str(error.value).endswith(message)
+    assert all(part in str(error.value) for part in parts)

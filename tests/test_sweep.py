@@ -152,12 +152,12 @@ def test_runs_that_share_a_stage_must_agree_on_what_is_measured(tmp_path):
     settings = tiny.sweep(corpus, runs, baseline="a")
     del settings["evaluation"]
     settings["runs"]["a"]["evaluation"] = {"batches": 1}
-    with pytest.raises(InputError, match=r"runs a and b share stage \w+: allowed is one evaluation"):
+    with pytest.raises(InputError, match=r"evaluation of runs a and b must be one, for they share stage \w+"):
         plan_sweep(build_sweep(settings))
 
 
 def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="in use by another growlm process"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="one growlm process at a time"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass
@@ -171,7 +171,7 @@ def test_a_run_waits_for_a_stage_that_another_process_trains(corpus, tmp_path, c
         threading.Timer(0.3, done.set).start()
         with pytest.raises(StoppedError, match="stopped while another process"):
             run_sweep(sweep, tmp_path / "sweep", done, "", ["at20"])
-    assert capsys.readouterr().err.count(f"waiting for another process that trains stage {shared.name}\n") == 1
+    assert capsys.readouterr().err.count("waiting for another process that trains at20\n") == 1
     other = contextlib.ExitStack()
     other.enter_context(locked(shared))
     threading.Timer(0.3, other.close).start()

@@ -1,102 +1,26 @@
 """A sweep while it is trained: a table on a terminal, lines elsewhere; and a run that fails is one run."""
 
-import dataclasses
-import fcntl
+import io
 import json
-import os
-import pty
-import select
-import struct
+import re
 import subprocess
 import sys
-import termios
 import threading
 
 import pytest
 import tiny
+from rich.console import Console
 
 from growlm.__main__ import main
 from growlm.errors import InputError, StoppedError
-from growlm.files import held_elsewhere, locked, write_json
-from growlm.training.progress import Board, Screen, Standing, standing, table
-from growlm.training.run import Runner
+from growlm.files import is_locked, write_json
+from growlm.training import sweep as sweep_module
+from growlm.training.config import plain
+from growlm.training.progress import Display, RunStatus, run_status, table
+from growlm.training.run import train, train_run
 from growlm.training.sweep import STORE, plan_sweep, run_sweep
 
 GO_ON = threading.Event()  # never set
-
-
-def terminal(text, width=80):
-    """What a terminal shows after all this, line by line."""
-    lines, row, column = [""], 0, 0
-    parts = iter(text)
-    for char in parts:
-        if char == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row + 1 - len(lines))
-        elif char == "\r":
-            column = 0
-        elif char == "\x1b":
-            next(parts)
-            if next(parts) == "A":
-                row = max(0, row - 1)
-            else:  # J: all from here on
-                lines = [*lines[:row], lines[row][:column]]
-        else:
-            assert column < width, "a line is wrapped, and the count of lines is wrong"
-            lines[row] = lines[row][:column].ljust(column) + char + lines[row][column + 1 :]
-            column += 1
-    return [line.rstrip() for line in lines]
-
-
-@pytest.fixture
-def tty():
-    """A terminal of 60 columns and 8 lines: a stream to write to, and what was written."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 8, 60, 0, 0))
-    settings = termios.tcgetattr(theirs)
-    settings[1] &= ~termios.OPOST  # newlines as they are written
-    termios.tcsetattr(theirs, termios.TCSANOW, settings)
-    stream = os.fdopen(theirs, "w")
-
-    def shown():
-        stream.flush()
-        written = b""
-        while select.select([ours], [], [], 0.2)[0]:
-            written += os.read(ours, 1 << 16)
-        return terminal(written.decode(), 60)
-
-    yield stream, shown
-    stream.close()
-    os.close(ours)
-
-
-def test_the_block_stays_below_what_is_written_and_a_bar_is_one_line(tty):
-    stream, shown = tty
-    block = ["run  state", "a    training"]
-    screen = Screen(stream, lambda: block)
-    screen.refresh()
-    screen.write("a note\n")
-    for percent in range(0, 101, 10):
-        screen.write(f"\rbar {percent}%")
-    block = ["run  state", "a    done"]
-    screen.refresh()
-    screen.write("\n")
-    screen.write("half a ")
-    screen.write("line\nand the next\n")
-    screen.close()
-    lines = ["a note", "bar 100%", "half a line", "and the next", "run  state", "a    done", ""]
-    assert shown() == lines
-
-
-def test_a_block_too_large_for_the_terminal_is_cut(tty):
-    stream, shown = tty
-    screen = Screen(stream, lambda: [f"{number} {'x' * 80}" for number in range(20)])
-    screen.refresh()
-    screen.write("above\n")
-    screen.refresh()
-    lines = shown()
-    assert lines[0] == "above" and lines[-1] == "..." and len(lines) == 1 + 7
-    assert all(len(line) <= 59 for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -115,32 +39,46 @@ def plan(corpus):
     return plan_sweep(tiny.build_sweep(tiny.sweep(corpus, stages, baseline="a")))
 
 
-def test_a_standing_says_how_far_a_run_is(plan, tmp_path):
+def write_records(folder, *records):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_a_status_says_how_far_a_run_is(plan, tmp_path):
     store = tmp_path / STORE
     base, grown = plan.runs["a"].stages
 
-    def of(name="a", status="pending", current=False):
-        return standing(name, plan.runs[name].stages, tmp_path, store, status, current)
+    def of(outcome="pending", current=None):
+        return run_status(tmp_path / "a", plan.runs["a"].stages, store, outcome, current)
 
-    def record(stage, step, **values):
-        (store / stage.address).mkdir(parents=True, exist_ok=True)
-        with (store / stage.address / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-
-    assert of() == Standing("a", "waiting", 0.0, None)
-    record(base, 2, loss=5.0)
-    whole = grown.cost_at(grown.last_step).flops
-    assert of(current=True) == Standing("a", "training", base.cost_at(2).flops / whole, 5.0)
-    record(base, 8, loss=4.0)  # for the other run: it leaves the base later
-    assert of() == Standing("a", "waiting", base.cost_at(4).flops / whole, None)
-    record(grown, 5, loss=3.0)
+    assert of() == RunStatus("a", "waiting")
+    write_records(store / base.address, {"step": 0, "loss": None, "val_loss": 6.0})
+    assert of(current=base) == RunStatus("a", "training")
+    write_records(store / base.address, {"step": 2, "loss": 5.0, "tokens_per_second": 100.0})
+    whole, done = grown.cost_at(grown.last_step).flops, base.cost_at(2).flops
+    left = (whole - done) / (done / base.tokens_at(2) * 100)
+    assert of(current=base) == RunStatus("a", "training", done / whole, 5.0, 6.0, 100.0, pytest.approx(left))
+    write_records(store / base.address, {"step": 8, "loss": 4.0})  # for the other run: it leaves the base later
+    assert of() == RunStatus(
+        "a", "waiting", base.cost_at(4).flops / whole, 5.0, 6.0, 100.0, pytest.approx(left / 2, rel=1)
+    )
+    write_records(store / grown.address, {"step": 5, "loss": 3.0})
     with (store / grown.address / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # half a line
-    assert of(status="failed") == Standing("a", "failed", grown.cost_at(5).flops / whole, 3.0)
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 6, "val_loss": 2.5}\n')
-    assert of(status="done") == Standing("a", "done", 1.0, 2.5)
-    assert table([of(status="done")])[1].split() == ["a", "done", "100%", "2.5000"]
+    assert of("failed") == RunStatus("a", "failed", grown.cost_at(5).flops / whole, 3.0)
+    write_records(tmp_path / "a", {"step": 6, "loss": 2.6, "val_loss": 2.5})
+    assert of("done") == RunStatus("a", "done", 1.0, 2.6, 2.5)
+
+
+def test_the_table_has_a_row_for_every_run():
+    statuses = [RunStatus("a", "training", 0.42, 3.0, 2.5, 12_345.6, 3723.0), RunStatus("b", "waiting")]
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table(statuses))
+    head, first, second = (line.split() for line in console.file.getvalue().splitlines())
+    assert head == ["run", "state", "done", "loss", "val", "loss", "tokens/s", "left"]
+    assert first[:3] == ["a", "training", "42%"] and first[-4:] == ["3.0000", "2.5000", "12,346", "1:02:03"]
+    assert second[:3] == ["b", "waiting", "0%"] and second[-4:] == ["-"] * 4
 
 
 HOLD = "import sys; from pathlib import Path; from growlm.files import locked\n"
@@ -148,22 +86,22 @@ HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.re
 
 
 def test_a_stage_that_another_process_trains_is_told_from_ones_own(plan, tmp_path):
-    store = tmp_path / STORE
-    folder = store / plan.runs["b"].stages[0].address
-    folder.mkdir(parents=True)
-    with locked(folder):
-        assert not held_elsewhere(folder)
+    store, stage = tmp_path / STORE, plan.runs["b"].stages[0]
+    folder = store / stage.address
+    write_records(folder, {"step": 1, "loss": 5.0})
+    assert not is_locked(folder)
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert other.stdout.readline() == "held\n"
-        assert held_elsewhere(folder)
-        found = standing("b", plan.runs["b"].stages, tmp_path, store, "pending", current=True)
-        assert found.state == "trained by another process"
+        assert is_locked(folder)
+        states = [run_status(tmp_path / "b", plan.runs["b"].stages, store, current=at).state for at in (None, stage)]
+        assert states == ["trained by another process", "training"]
     finally:
-        other.communicate("")
-    assert not held_elsewhere(folder)
+        other.kill()  # the lock goes with the process
+        other.wait()
+    assert not is_locked(folder)
 
 
 def run_all(corpus, folder):
@@ -174,14 +112,14 @@ def run_all(corpus, folder):
 @pytest.fixture
 def breaking(monkeypatch):
     """Makes the second run end with an error."""
-    train, raised = Runner.train, []
+    raised = []
 
-    def broken(self, plan, folder, name):
-        if name == "second" and raised:
+    def broken(plan, *, folder, **settings):
+        if folder.name == "second" and raised:
             raise raised[0]
-        train(self, plan, folder, name)
+        train_run(plan, folder=folder, **settings)
 
-    monkeypatch.setattr(Runner, "train", broken)
+    monkeypatch.setattr(sweep_module, "train_run", broken)
     return raised
 
 
@@ -230,7 +168,7 @@ def test_a_folder_of_another_run_is_found_before_anything_is_trained(corpus, tmp
     (tmp_path / "t" / "third").mkdir(parents=True)
     (tmp_path / "t" / "third" / "config.json").write_text(json.dumps({"not": "this"}))
     plan = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, three(corpus), baseline="first")))
-    write_json(tmp_path / "t" / "config.json", dataclasses.asdict(plan.config))
+    write_json(tmp_path / "t" / "config.json", plain(plan.config))
     assert main(["sweep", f"--config={config}", f"--workdir={tmp_path / 't'}"]) == 2
     assert not (tmp_path / "t" / "first" / "metrics.jsonl").exists()
 
@@ -241,25 +179,69 @@ def test_the_exit_code_is_1_when_a_run_failed_or_all_did(corpus, tmp_path, capsy
     assert main(["sweep", f"--config={config}", f"--workdir={tmp_path / 's'}"]) == 1
     said = capsys.readouterr()
     assert "growlm: run 'second' failed: RuntimeError: no\n" in said.err and "failed: RuntimeError: no" in said.out
-    monkeypatch.setattr(Runner, "train", lambda *_: 1 / 0)
+    monkeypatch.setattr(sweep_module, "train_run", lambda *_, **settings: 1 / 0)
     assert main(["sweep", f"--config={config}", f"--workdir={tmp_path / 't'}"]) == 1
     assert capsys.readouterr().err.count("failed: ZeroDivisionError: division by zero\n") == 3
 
 
-def test_a_terminal_shows_the_table_and_gives_stderr_back(plan, tmp_path, tty, monkeypatch):
-    stream, shown = tty
-    write_json(tmp_path / "sweep.json", {"runs": {name: {"status": "pending"} for name in plan.runs}})
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_shows_the_table_and_gives_stderr_back(plan, tmp_path, monkeypatch):
+    stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    with Board({name: run.stages for name, run in plan.runs.items()}, tmp_path, tmp_path / STORE) as board:
-        board.begin("a")
-        print("a note", file=sys.stderr)
-        write_json(tmp_path / "sweep.json", {"runs": {"a": {"status": "done"}, "b": {"status": "failed"}}})
-        board.end("a", None)
+    for name, value in {"COLUMNS": "100", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    runs = {tmp_path / name: run.stages for name, run in plan.runs.items()}
+    with Display(runs, tmp_path / STORE) as display:
+        display.begin("a", plan.runs["a"].stages[0])
+        display.say("a note")
+        display.end("a", None)
+        display.end("b", "no")
     assert sys.stderr is stream
-    assert [line.split() for line in shown()] == [
-        ["a", "note"],
-        ["run", "state", "done", "loss"],
-        ["a", "done", "100%", "-"],
-        ["b", "failed", "0%", "-"],
-        [],
-    ]
+    lines = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", stream.getvalue()).split("\n")
+    head, first, second = [line.split() for line in lines if line.strip()][-3:]
+    assert head[-5:] == ["loss", "val", "loss", "tokens/s", "left"]
+    assert first[:3] == ["a", "done", "100%"] and second[:3] == ["b", "failed", "0%"]
+    assert "growlm: a 1/2: a note" in stream.getvalue()
+
+
+def test_without_a_terminal_a_line_says_so_when_a_validation_loss_is_measured(corpus, tmp_path, capsys):
+    config = tiny.run_config(corpus, tiny.stage(4), evaluation={"every_tokens": 2 * tiny.STEP, "batches": 1})
+    train(config, tmp_path / "run", GO_ON)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("growlm: ")]
+    recorded = {record["step"]: record for record in tiny.records(tmp_path / "run")}
+    for step in (2, 4):
+        loss, val_loss = recorded[step]["loss"], recorded[step]["val_loss"]
+        start = f"growlm: run 1/1: step {step} of 4: loss {loss:.4f}, validation loss {val_loss:.4f}, "
+        assert sum(line.startswith(start) and line.endswith(" tokens/s") for line in lines) == 1
+    assert lines[-1] == f"growlm: run is done, validation loss {recorded[4]['val_loss']:.4f} (1 of 1 runs)"
+
+
+def test_a_process_takes_the_next_free_run_and_comes_back(corpus, tmp_path, capsys, monkeypatch):
+    runs = {"first": [tiny.stage(2)], "second": [tiny.stage(3)], "other": [tiny.stage(2, layers=2)]}
+    plan = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, runs, baseline="first")))
+    (shared,) = {plan.runs[name].stages[0].address for name in ("first", "second")}
+    folder = tmp_path / "s" / STORE / shared
+    folder.mkdir(parents=True)
+    (tmp_path / "s" / "config.json").write_text(json.dumps(plain(plan.config)))
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+
+    def end_other_when_nothing_is_free(pending, *args, **options):
+        waited.append(list(pending))
+        other.kill()
+        other.wait()
+
+    waited = []
+    monkeypatch.setattr(sweep_module, "_wait", end_other_when_nothing_is_free)
+    assert run_sweep(plan, tmp_path / "s", GO_ON, "", plan.select(None)) == {}
+    assert waited == [["first", "second"]]
+    done = [line.split()[1] for line in capsys.readouterr().err.splitlines() if " is done, " in line]
+    assert done[0] == "other" and sorted(done) == ["first", "other", "second"]

@@ -32,12 +32,12 @@ from jax.stages import Lowered
 
 from growlm.errors import InputError
 from growlm.training.config import build_run
-from growlm.training.loop import programs_of
+from growlm.training.loop import step_specs
 from growlm.training.mesh import make_mesh
+from growlm.training.metrics import commit, hardware
 from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.settings import MeshConfig
 from growlm.training.stages import Stage, resolve
-from growlm.training.sweep import commit, hardware
 
 SIZES = {"embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 8, "length": 128}
 DEPTHS = (4, 12, 24, 48)
@@ -93,7 +93,7 @@ def lowering(name: str, stage: Stage, mesh: Mesh) -> Callable[[], Lowered]:
         return lambda: lower_growth(stage, mesh)
     if kind == LEARNING:
         return lambda: lower_learning(stage, mesh)[1]
-    program = programs_of(stage, stage.first_step)[stage.growth.masks is not None, None]
+    program = step_specs(stage, stage.first_step)[stage.growth.masks is not None, None]
     return lambda: lower_step(program, stage.config.batch, stage.config.length, mesh)
 
 

@@ -31,7 +31,7 @@ from cores import busy_cores
 from growlm.data import batches, load_corpus
 from growlm.data.shards import ShardedTokens
 from growlm.errors import InputError
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 SHARDS, SHARD = 8, 2**23  # tokens
 

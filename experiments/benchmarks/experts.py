@@ -21,7 +21,7 @@ import numpy as np
 from arguments import Parser, exit_code, positive
 
 from growlm.models import moe
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 CASES = ((4, 2), (8, 2), (16, 2), (32, 4))  # experts, and how many of them a row gets
 WAYS = {"dense": moe.all_experts, "ragged": moe.chosen_experts}

@@ -36,7 +36,7 @@ from growlm.models import REMAT_POLICIES, ModelConfig, parameter_count
 from growlm.training.mesh import make_mesh
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
-from growlm.training.step import Program, init_state
+from growlm.training.step import StepSpec, init_state
 
 SIZES = {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128}
 LEARNING_RATE = 1e-5  # so small that hundreds of steps on one batch leave the model an ordinary one
@@ -91,7 +91,7 @@ def repeated_step(setting: Setting, frozen: int) -> Repeat:
     """The compiled step of a stage on one batch, from the initial parameters on."""
     tokens_shape = (setting.batch, setting.length + 1)
     tokens_BS = jax.random.randint(jax.random.key(1), tokens_shape, 0, setting.model.vocab, jnp.int32)
-    program = Program(setting.model, OPTIMIZER, setting.dtype, setting.remat, frozen_layers=frozen)
+    program = StepSpec(setting.model, OPTIMIZER, dtype=setting.dtype, remat=setting.remat, frozen_layers=frozen)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     step, _ = compile_steps(program, setting.batch, setting.length, mesh)
     state = init_state(setting.model, OPTIMIZER, seed=0)

@@ -28,7 +28,7 @@ from arguments import Parser, exit_code, positive
 from growlm.errors import InputError
 from growlm.growth import grow
 from growlm.models import ModelConfig, Params, declared
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 HALF_WIDTH = {"embed": 2, "heads": 2, "kv_heads": 2, "mlp": 2}
 # name: (operator and options, what the source has less of, as divisors of the target's sizes).

@@ -32,11 +32,10 @@ from arguments import Parser, exit_code, positive
 from cores import about_load, busy_cores
 
 from growlm.training.config import build_run
-from growlm.training.metrics import read_records
+from growlm.training.metrics import commit, hardware, read_records
 from growlm.training.programs import forget_programs
 from growlm.training.run import train
 from growlm.training.settings import RunConfig
-from growlm.training.sweep import commit, hardware
 
 SMALL = {"layers": 3, "embed": 64, "heads": 4, "kv_heads": 4, "head_dim": 16, "mlp": 176, "vocab": 256}
 LARGE = SMALL | {"layers": 6, "embed": 96, "heads": 6, "kv_heads": 6, "mlp": 264}

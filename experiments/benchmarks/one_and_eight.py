@@ -32,8 +32,7 @@ from growlm.errors import InputError
 from growlm.files import write_whole
 from growlm.report.charts import LOSSES
 from growlm.report.style import LIGHT
-from growlm.training.metrics import read_records
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware, read_records
 
 STEPS = 200
 BATCH, LENGTH = 16, 64

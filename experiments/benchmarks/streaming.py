@@ -37,7 +37,7 @@ from growlm.formats.families import family_for, settings_of
 from growlm.formats.layout import places, stored_shape
 from growlm.formats.writer import NewTensor
 from growlm.models import ModelConfig
-from growlm.training.sweep import commit, hardware
+from growlm.training.metrics import commit, hardware
 
 SIZES = {"layers": 10, "embed": 2048, "heads": 32, "kv_heads": 4, "head_dim": 64, "mlp": 5632, "vocab": 32000}
 HALF_WIDTH = ("embed", "heads", "kv_heads", "mlp")

@@ -42,11 +42,11 @@ from growlm.laws.chips import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
 from growlm.training.mesh import make_mesh, replicated
+from growlm.training.metrics import commit, hardware
 from growlm.training.programs import bytes_needed, lower_growth, lower_step
 from growlm.training.settings import GrowthConfig, MeshConfig, RunConfig, StageConfig
 from growlm.training.stages import Stage, resolve
-from growlm.training.step import Program, abstract_state
-from growlm.training.sweep import commit, hardware
+from growlm.training.step import StepSpec, abstract_state
 
 # Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
 LINKS = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
@@ -77,10 +77,10 @@ class Setup:
         return resolve(RunConfig((base, grown), dtype="bfloat16", remat=self.remat, mesh=self.mesh), fingerprint="none")
 
     @property
-    def program(self) -> Program:
+    def program(self) -> StepSpec:
         """What the train step of the grown model is compiled for."""
         optimizer = self.stages[1].config.optimizer
-        return Program(self.model, optimizer, "bfloat16", self.remat, microbatches=self.microbatches)
+        return StepSpec(self.model, optimizer, dtype="bfloat16", remat=self.remat, microbatches=self.microbatches)
 
 
 def _model(layers: int, embed: int, heads: int, kv_heads: int, mlp: int, head_dim: int = 128, vocab: int = 32000):

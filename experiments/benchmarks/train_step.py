@@ -82,11 +82,11 @@ from growlm.models import (
 )
 from growlm.report.style import UNKNOWN, count
 from growlm.training.mesh import make_mesh
+from growlm.training.metrics import commit, hardware
 from growlm.training.optimizer import make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
-from growlm.training.step import Program
-from growlm.training.sweep import commit, hardware
+from growlm.training.step import StepSpec
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {
@@ -222,7 +222,7 @@ def exact_losses(
 def repeated_step(setting: Setting, params: Params, tokens_BS: jax.Array) -> Repeat:
     """growlm's compiled train step on one batch, from these parameters on; they are donated."""
     c = setting
-    program = Program(c.model, OPTIMIZER, c.dtype, c.remat)
+    program = StepSpec(c.model, OPTIMIZER, dtype=c.dtype, remat=c.remat)
     step, _ = compile_steps(program, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
     arrays = (params, jax.jit(make_optimizer(OPTIMIZER, c.model).init)(params), None)
     learning_rate, provenance = jnp.float32(LEARNING_RATE), jax.device_put(initial_provenance(c.model))

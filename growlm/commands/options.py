@@ -12,18 +12,18 @@ from growlm.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but for an error that is one line."""
+    """An argparse parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-class Once(argparse.Action):
+class SingleUseAction(argparse.Action):
     """An option that is an error when it is given twice: the second would silently win."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        """Keeps the value."""
+        """Store the value."""
         if getattr(namespace, self.dest) is not None:
             parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {value}")
         setattr(namespace, self.dest, value)
@@ -58,7 +58,7 @@ Keys = dict[str, list[str]]
 
 def one(metavar: str, says: str, kind: Callable[[str], Any] = str, **more: Any) -> dict[str, Any]:
     """An option that takes one value and may be given once, as argparse has it."""
-    return {"action": Once, "metavar": metavar, "help": says, "type": kind, **more}
+    return {"action": SingleUseAction, "metavar": metavar, "help": says, "type": kind, **more}
 
 
 def flag(says: str) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def flag(says: str) -> dict[str, Any]:
 CONFIG = one("FILE.py[:variant]", "experiment file", required=True)
 WORKDIR = one("DIR", "folder of the run or the sweep", Path, required=True)
 STEP = one("N", "checkpoint of this step of a run (default: the last)", int)
-WATCHING = {
-    "--peak_flops": one("N", "peak FLOP/s of a device, for the MFU", positive),
+PROFILING = {
+    "--peak_flops": one("N", "peak FLOP/s of a device, for the model FLOPs utilization", positive),
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
     "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: WORKDIR/compiled)", Path),
 }
@@ -82,8 +82,18 @@ def command_line() -> str:
     return shlex.join(["growlm", *sys.argv[1:]])
 
 
-def instruments(args: argparse.Namespace) -> Any:
-    """What the options of `WATCHING` ask for."""
-    from growlm.training.metrics import Instruments
+def profiling_config(args: argparse.Namespace) -> Any:
+    """The ProfilingConfig that the options of `PROFILING` ask for."""
+    from growlm.training.metrics import ProfilingConfig
 
-    return Instruments(args.peak_flops, args.profile_steps or range(0), args.workdir / "profile")
+    return ProfilingConfig(
+        peak_flops=args.peak_flops,
+        profile_steps=args.profile_steps or range(0),
+        profile_folder=args.workdir / "profile",
+    )
+
+
+def announce_loading() -> None:
+    """Say on a terminal, before the seconds in which nothing else is said, what they go into."""
+    if sys.stderr.isatty():
+        print("growlm: loading JAX and the corpus", file=sys.stderr, flush=True)

@@ -3,17 +3,8 @@
 import argparse
 import sys
 
-from growlm.commands.options import (
-    CONFIG,
-    CONFIG_KEYS,
-    WATCHING,
-    WORKDIR,
-    Keys,
-    command_line,
-    flag,
-    instruments,
-    one,
-)
+from growlm.commands import options
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys, flag, one
 from growlm.errors import InputError
 
 OPTIONS = {
@@ -21,17 +12,17 @@ OPTIONS = {
     "--config": CONFIG,
     "--list": flag("print the runs and their stages, and train nothing"),
     "--run": one("NAME", "train this run only"),
-    **WATCHING,
+    **PROFILING,
 }
 KEYS = CONFIG_KEYS
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command; returns the exit code."""
+    options.announce_loading()
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.training.config import build_sweep, load_config
-    from growlm.training.loop import stop_requests
-    from growlm.training.processes import is_first, join_processes
+    from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
 
     join_processes()
@@ -42,8 +33,15 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.list:
         return 0
     with stop_requests() as stop:
-        how = instruments(args), args.compilation_cache
-        errors = run_sweep(plan, args.workdir, stop, command_line(), chosen, *how)
+        errors = run_sweep(
+            plan,
+            args.workdir,
+            stop,
+            command=options.command_line(),
+            chosen=chosen,
+            profiling=options.profiling_config(args),
+            cache=args.compilation_cache,
+        )
         if not is_first():
             return 1 if errors else 0
         for name, error in errors.items():

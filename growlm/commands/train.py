@@ -2,31 +2,29 @@
 
 import argparse
 
-from growlm.commands.options import CONFIG, CONFIG_KEYS, WATCHING, WORKDIR, Keys, command_line, instruments
+from growlm.commands import options
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys
 
-OPTIONS = {
-    "--workdir": WORKDIR,
-    "--config": CONFIG,
-    **WATCHING,
-}
+OPTIONS = {"--workdir": WORKDIR, "--config": CONFIG, **PROFILING}
 KEYS = CONFIG_KEYS
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command; returns the exit code."""
+    options.announce_loading()
     from growlm.report.report import summarise, table
     from growlm.training.config import build_run, load_config
-    from growlm.training.loop import stop_requests
-    from growlm.training.processes import is_first, join_processes
+    from growlm.training.metrics import reproduction
+    from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.run import train
-    from growlm.training.sweep import reproduction
 
     join_processes()
-    run = build_run(load_config(args.config, keys["--config"]))
+    config = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:
-        how = instruments(args), args.compilation_cache
-        train(run, args.workdir, stop, *how, reproduction(command_line()))
+        metadata = reproduction(options.command_line())
+        profiling = options.profiling_config(args)
+        train(config, args.workdir, stop, profiling=profiling, cache=args.compilation_cache, metadata=metadata)
         if is_first():
             print(table(summarise(args.workdir)))
     return 0

@@ -90,11 +90,13 @@ class Prepared:
     """A growth that was planned and compiled before its time, for the step and the key that the state has then.
 
     transform: what `growth_transform` gives, and learning: the `programs` of what the growth learns, if it does, both
-    compiled. They are given the run's key, and make the growth's own of it.
+    compiled. They are given the run's key, and make the growth's own of it. request: for the report, the operator, its
+    options and optimizer_state.
     """
 
     growth: Growth
     transform: Callable
+    request: dict[str, Any]
     learning: tuple[Callable, Callable] | None = None
 
 
@@ -106,7 +108,6 @@ def grow_state(
     operator: str = "direct",
     optimizer_state: str = "reset",
     batches: Iterable[Any] = (),
-    prepared: Prepared | None = None,
     **options: Any,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The whole training state, grown, and a report of what every leaf came from.
@@ -120,7 +121,6 @@ def grow_state(
       optimizer_state: "reset" starts the optimizer afresh, as the paper does; "map" grows the moments by the dual map
         (a gradient is read where its weight is written) and keeps the step count, for fresh slices too; "map_aged" is
         the same, but fresh slices are of age 0, for an optimizer that has ages.
-      prepared: this growth, planned and compiled already; by default that is done here.
 
     Returns:
       (state, report). The report is plain JSON.
@@ -131,19 +131,31 @@ def grow_state(
     if optimizer_state not in OPTIMIZER_STATES:
         raise unknown("optimizer_state", optimizer_state, OPTIMIZER_STATES)
     check_params(source, state.params)
-    key = state.key
-    if prepared is None:
-        key = growth_key(key, int(state.step))
-        resolved = resolve(operator, options)
-        growth = plan_growth(resolved.operator, source, target, key, **resolved.options)
-        prepared = Prepared(growth, jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state)))
+    key = growth_key(state.key, int(state.step))
+    resolved = resolve(operator, options)
+    growth = plan_growth(resolved.operator, source, target, key, **resolved.options)
+    transform = jax.jit(growth_transform(growth, source, target, optimizer, optimizer_state))
+    request = {"operator": operator, "options": options, "optimizer_state": optimizer_state}
+    prepared = Prepared(growth, transform, request)
+    return apply_growth(prepared, state, source, target, key=key, batches=batches)
+
+
+def apply_growth(
+    prepared: Prepared,
+    state: TrainState,
+    source: DecoderConfig,
+    target: DecoderConfig,
+    *,
+    key: jax.Array,
+    batches: Iterable[Any] = (),
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state grown by a prepared growth, and the report of `grow_state`. `key` is what its programs are given."""
     growth, matrices, took = prepared.growth, None, {}
     if learner := growth.learner:
         matrices, took = learner.fit(growth, state.params, batches, key, prepared.learning)
     params, opt_state, ema = prepared.transform(state.arrays, key, matrices)
-    report = describe(growth, source, target) | {"operator": operator, "options": options, "learning": took}
-    arrays = {"params": params, "ema": ema, "opt_state": opt_state, "provenance": provenance_of(growth)}
-    return dataclasses.replace(state, **arrays), report | {"optimizer_state": optimizer_state}
+    grown = dataclasses.replace(state, params=params, opt_state=opt_state, ema=ema, provenance=provenance_of(growth))
+    return grown, describe(growth, source, target) | prepared.request | {"learning": took}
 
 
 def growth_transform(

@@ -25,13 +25,13 @@ def check_benchmarks(evaluation: EvaluationConfig) -> None:
 
 
 class Benchmarks:
-    """The tasks of a stage. What they compile and read is kept from one time to the next."""
+    """The tasks of a stage. What they compile and read is cached between evaluations."""
 
     def __init__(self, stage: Stage, mesh: Mesh):
         self._stage, self._mesh = stage, mesh
 
     def scores(self, state: TrainState) -> dict[str, float]:
-        """ "benchmark/TASK/METRIC" -> score of the model as its masks let it act; nothing for a stage without tasks."""
+        """Scores under masks, by "benchmark/TASK/METRIC"; none for a stage without tasks."""
         evaluation = self._stage.evaluation
         if not evaluation.tasks:
             return {}
@@ -40,7 +40,7 @@ class Benchmarks:
             return named_scores(evaluate(self._model(state), *settings))
 
     def _model(self, state: TrainState) -> LanguageModel:
-        """The state as an evaluation sees it: EOS stands before a text, as before every document in training."""
+        """The state as a language model; EOS stands before a text, as before every document in training."""
         stage, tokenizer = self._stage, self._tokenizer
         config, progress = stage.config.model, stage.progress_at(int(state.step))
         params, scale = state.params, None
@@ -78,7 +78,7 @@ def named_scores(results: dict[str, Any]) -> dict[str, float]:
 
 
 def in_words(scores: dict[str, float]) -> str:
-    """One metric of each task: the accuracy, or else what comes first."""
+    """One metric of each task, in words: the accuracy, or else the first."""
     first: dict[str, str] = {}
     for name in scores:
         task, metric = name.removeprefix(PREFIX).split("/", 1)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
+from orbax.checkpoint.utils import checkpoint_steps
 
-from growlm.errors import InputError, check_range
+from growlm.errors import check_range, must_be
 from growlm.models import path_of
 from growlm.state import TrainState
 
@@ -32,6 +33,11 @@ class CheckpointConfig:
         check_range("checkpoint.max_to_keep", self.max_to_keep, low=1)
 
 
+def stored_steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder, which another process may be writing to; none without one."""
+    return sorted(checkpoint_steps(folder))
+
+
 class Checkpoints:
     """The checkpoints of one stage, by step. `keep_steps`, where runs leave the stage, are kept for ever."""
 
@@ -42,11 +48,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
 
     def steps(self) -> list[int]:
-        """The steps that are there, whole."""
+        """The steps of the whole checkpoints."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState) -> None:
-        """Starts to write a checkpoint; nothing is written where the step is there already."""
+        """Start to write a checkpoint; nothing is written where the step is there already."""
         step = int(state.step)
         if step not in self.steps():
             # force: a stage of a sweep may be trained again from an earlier step than its last
@@ -63,7 +69,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and frees the writer's threads."""
+        """Wait, and free the writer's threads."""
         self._manager.close()
 
     def _check_stored(self, step: int, expected: dict[str, Any]) -> None:
@@ -73,8 +79,8 @@ class Checkpoints:
         want = {path_of(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(expected)}
         for path in sorted(want.keys() | have.keys(), key=lambda path: (not path.startswith("params/"), path)):
             if have.get(path) != want.get(path):
-                raise InputError(
-                    f"checkpoint {self._manager.directory}/{step}: {path} is {have.get(path)}, not {want.get(path)}"
+                raise must_be(
+                    f"{path} of checkpoint {self._manager.directory}/{step}", str(want.get(path)), have.get(path)
                 )
 
 

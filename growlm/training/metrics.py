@@ -1,9 +1,11 @@
-"""The records of a stage: JSON lines that survive a kill, and the progress bar that shows them."""
+"""The records of a stage: JSON lines that survive a kill, times, profiler traces, and where a run was made."""
 
 import contextlib
 import dataclasses
 import json
-import sys
+import os
+import platform
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,32 +13,34 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from growlm.files import write_whole
-from growlm.training.processes import is_first
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruments:
-    """How training is watched: FLOP/s of one device, where the table does not know it; steps to profile, and where."""
+class ProfilingConfig:
+    """How training is measured.
+
+    peak_flops: FLOP/s of one device, for the MFU; None: as `growlm.laws.chips` has it. profile_steps: steps to write a
+    profiler trace of, into profile_folder.
+    """
 
     peak_flops: float | None = None
     profile_steps: range = range(0)
     profile_folder: Path = Path("profile")
 
 
-UNWATCHED = Instruments()
+NO_PROFILING = ProfilingConfig()
 
 
 class Profile:
     """A profiler trace of the steps asked for, for TensorBoard or Perfetto."""
 
-    def __init__(self, instruments: Instruments):
-        self._steps, self._folder, self._on = instruments.profile_steps, instruments.profile_folder, False
+    def __init__(self, config: ProfilingConfig):
+        self._steps, self._folder, self._on = config.profile_steps, config.profile_folder, False
 
     def before(self, step: int, pending: Any) -> None:
-        """Begins or ends where it is due; what is `pending` belongs to the steps before."""
+        """Starts or stops the trace where it is due; the arrays `pending` belong to the steps before."""
         if (step in self._steps) != self._on:
             jax.block_until_ready(pending)
             jax.profiler.stop_trace() if self._on else self._start()
@@ -64,12 +68,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:
-    """Writes all records, whole or not at all."""
+    """Write all records, whole or not at all."""
     write_whole(path, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl. It begins after `known_step`: what is later there is from a killed process."""
+    """Appends records to metrics.jsonl. Records after `known_step` are a killed process's, and are dropped first."""
 
     def __init__(self, path: Path, known_step: int):
         self._known = known_step
@@ -79,18 +83,18 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line, handed to the system at once; steps that are known already are not written twice."""
+        """Write one line, handed to the system at once; a step that is on record already is not written again."""
         if record["step"] > self._known:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
 class Stopwatch:
-    """Seconds spent on something."""
+    """Seconds that were counted, in as many pieces as there were."""
 
     def __init__(self, seconds: float = 0.0):
         self._before, self._began = seconds, None
@@ -101,16 +105,16 @@ class Stopwatch:
         return self._before + (time.perf_counter() - self._began if self._began is not None else 0.0)
 
     def start(self) -> None:
-        """Goes on counting."""
+        """Start to count, or go on."""
         self._began = time.perf_counter()
 
     def pause(self) -> None:
-        """Stops counting."""
+        """Stop counting."""
         self._before, self._began = self.seconds, None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Counts what is done within."""
+        """Count the time within."""
         self.start()
         try:
             yield
@@ -118,37 +122,26 @@ class Stopwatch:
             self.pause()
 
 
-class Progress:
-    """A bar for one stage: which, step, tokens per second, loss and time left. On a terminal only now and then."""
+def reproduction(command: str) -> dict[str, str | None]:
+    """What it takes to reproduce a run: the command, the hardware and the commit."""
+    return {"command": command, "hardware": hardware(), "commit": commit()}
 
-    def __init__(self, title: str, first_step: int, step: int, last_step: int):
-        interval = 0.2 if sys.stderr.isatty() else 20.0
-        self._bar = tqdm(
-            total=last_step - first_step,
-            initial=step - first_step,
-            desc=title,
-            unit="step",
-            mininterval=interval,
-            maxinterval=interval,
-            dynamic_ncols=True,
-            disable=not is_first() or last_step == first_step,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| step {n_fmt}/{total_fmt}{postfix}, {remaining} left",
-        )
 
-    def step(self, loss: float, tokens_per_second: float) -> None:
-        """One step further."""
-        self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
-        self._bar.update()
+def hardware() -> str:
+    """The devices and the machine, in words."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    return f"{len(devices)} x {kind}, {os.cpu_count()} CPU cores ({platform.machine()}), jax {jax.__version__}"
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        if not self._bar.disable:
-            self._bar.write(line, file=sys.stderr)
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, with a + where it was changed; None outside of one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=10"]
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

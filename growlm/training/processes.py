@@ -1,9 +1,15 @@
-"""The processes of a job. All run the same code; the first alone writes records, and one is the trivial case."""
+"""The processes of a job, and how they are asked to stop.
+
+All processes run the same code; the first alone writes records. A process of its own is the trivial case.
+"""
 
 import contextlib
 import os
+import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +18,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from growlm.errors import InputError
+from growlm.errors import must_be
 
-# A peer that is silent for so long is dead, and the job with it.
+# Seconds after which a silent peer is taken for dead, and the job with it.
+PEER_TIMEOUT = "GROWLM_PEER_TIMEOUT"
 PEER_TIMEOUT_SECONDS = 60
 
 # How launchers say how many tasks a job step has.
@@ -22,16 +29,18 @@ TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def join_processes() -> None:
-    """Joins the other processes of the job; must come before anything else of JAX. A process on its own has none.
+    """Join the other processes of the job; must come before anything else of JAX. A process on its own has none.
 
     JAX_COORDINATOR_ADDRESS=HOST:PORT with JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; under SLURM, Open MPI and on
-    TPU VMs JAX finds out. Raises InputError where the variables do not fit together.
+    TPU VMs JAX finds out. GROWLM_PEER_TIMEOUT: seconds after which a silent process is taken for dead (default: 60).
+    Raises InputError where the variables do not fit together.
     """
-    timeouts = {"heartbeat_timeout_seconds": PEER_TIMEOUT_SECONDS, "shutdown_timeout_seconds": PEER_TIMEOUT_SECONDS}
+    seconds = _whole(PEER_TIMEOUT, low=1) if PEER_TIMEOUT in os.environ else PEER_TIMEOUT_SECONDS
+    timeouts = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        count, number = _whole("JAX_NUM_PROCESSES", 1), _whole("JAX_PROCESS_ID", 0)
+        count, number = _whole("JAX_NUM_PROCESSES", low=1), _whole("JAX_PROCESS_ID", low=0)
         if number >= count:
-            raise InputError(f"JAX_PROCESS_ID is {number} and JAX_NUM_PROCESSES {count}: allowed are 0 to {count - 1}")
+            raise must_be("JAX_PROCESS_ID", f"0 to JAX_NUM_PROCESSES - 1 = {count - 1}", number)
         jax.distributed.initialize(
             num_processes=count, process_id=number, cluster_detection_method="deactivate", **timeouts
         )
@@ -39,10 +48,10 @@ def join_processes() -> None:
         jax.distributed.initialize(**timeouts)
 
 
-def _whole(name: str, least: int) -> int:
+def _whole(name: str, low: int) -> int:
     text = os.environ.get(name, "")
-    if not text.isdecimal() or int(text) < least:
-        raise InputError(f"JAX_COORDINATOR_ADDRESS is set and {name} must be integers >= {least}, got {text!r}")
+    if not text.isdecimal() or int(text) < low:
+        raise must_be(name, f"an integer >= {low}", text)
     return int(text)
 
 
@@ -66,14 +75,14 @@ def records_folder(folder: Path) -> Iterator[Path]:
         yield Path(scratch) / folder.name
 
 
-def agreed(number: int) -> int:
-    """The first process's number: what was seen in a folder may differ while another process writes."""
+def broadcast(number: int) -> int:
+    """Broadcasts the first process's number: what each saw in a folder may differ while another process writes."""
     return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if jax.process_count() > 1 else number
 
 
-def after_first() -> None:
-    """Waits until the first process is here too: what it has made or refused until here, it has."""
-    agreed(0)
+def barrier() -> None:
+    """Returns once the first process has reached this point."""
+    broadcast(0)
 
 
 def all_stop(asked: bool, step: int) -> bool:
@@ -86,9 +95,64 @@ def lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
 
 
-def leave(code: int) -> None:
-    """Ends a process of several at once: one that failed must not wait for the others, who wait for it."""
-    if jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def exit_process(code: int, line: str = "") -> None:
+    """Ends this process at once, without waiting for its threads or its peers; `line` is said on stderr first."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.__stderr__.isatty():
+        line = f"\x1b[?25h{line}"  # the cursor, which a live table hides
+    os.write(2, f"{line}\n".encode() if line else b"")
+    os._exit(code)
+
+
+class StopRequest(threading.Event):
+    """Set when the process is asked to stop. `unsaved`: steps have been taken that are in no checkpoint yet."""
+
+    unsaved = False
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """SIGTERM and Ctrl-C as an event, acknowledged at once even while XLA compiles.
+
+    With unsaved steps the event is set, and the training loop saves after the step under way. Without any, the process
+    ends there and then with exit code 75: what is on disk is whole. A second Ctrl-C ends it at once with 130.
+    Of several processes JAX tells all of a SIGTERM to one, see `all_stop`.
+    """
+    request = StopRequest()
+    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers
+        return
+    # A handler in Python would wait for XLA to return; the number of the signal is in the socket at once.
+    received, sent = socket.socketpair()
+    sent.setblocking(False)
+    handlers = {number: signal.signal(number, lambda *_: request.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
+    listener = threading.Thread(target=_listen, args=(received, request), daemon=True)
+    listener.start()
+    try:
+        yield request
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        sent.close()
+        listener.join()
+        received.close()
+
+
+def _listen(received: socket.socket, request: StopRequest) -> None:
+    """Acts on each signal whose number is received, until the other end is closed."""
+    asked = 0
+    while data := received.recv(1):
+        if data[0] not in (signal.SIGTERM, signal.SIGINT):
+            continue
+        asked += 1
+        if not request.unsaved:
+            exit_process(os.EX_TEMPFAIL, "growlm: stopped; all that was trained is saved, the same command goes on")
+        if asked == 1:
+            request.set()
+            how = "stopping: saving after the step under way; Ctrl-C again ends at once"
+            print(f"growlm: {how}", file=sys.stderr, flush=True)
+        elif data[0] == signal.SIGINT:
+            exit_process(130, "growlm: ended; the same command goes on from the last checkpoint")

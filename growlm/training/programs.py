@@ -1,4 +1,4 @@
-"""Compiled programs: made once, ahead of need where there is time, and kept on disk for the next process."""
+"""Compiled programs: made once, ahead of need where there is time, and cached on disk for the next process."""
 
 import contextlib
 from collections import OrderedDict
@@ -21,9 +21,9 @@ from growlm.models.sharding import shardings_of
 from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.stages import Stage
-from growlm.training.step import Program, abstract_state, averaged, train_loss, train_step
+from growlm.training.step import StepSpec, abstract_state, averaged, train_loss, train_step
 
-MOST = 64  # programs that are kept: each holds memory maps, and a process may have 65,530
+MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
 
 _programs: OrderedDict[Hashable, Future] = OrderedDict()
 _background = ThreadPoolExecutor(1, thread_name_prefix="compile")
@@ -34,70 +34,95 @@ def compiled(key: Hashable, build: Callable[[], Any]) -> Any:
     if key not in _programs:
         future: Future = Future()
         future.set_result(build())
-        _keep(key, future)
+        _store(key, future)
     return _programs[key].result()
 
 
 def compile_ahead(key: Hashable, build: Callable[[], Any]) -> None:
-    """Begins to build the program of that key in the background, unless it is there."""
+    """Begin to build the program of that key in the background, unless it is there."""
     if key not in _programs:
-        _keep(key, _background.submit(build))
+        _store(key, _background.submit(build))
+
+
+def compiling() -> bool:
+    """Whether a program is being built in the background: an ordinary exit would wait for it."""
+    return not all(future.done() for future in _programs.values())
 
 
 def forget_programs() -> None:
-    """Drops all programs."""
+    """Drop all programs."""
     _programs.clear()
 
 
-def _keep(key: Hashable, future: Future) -> None:
+def _store(key: Hashable, future: Future) -> None:
     _programs[key] = future
-    while len(_programs) > MOST:
+    while len(_programs) > MAX_PROGRAMS:
         _programs.popitem(last=False)
 
 
-def compile_steps(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
+def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
     """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
 
     step(arrays, tokens, learning rate, provenance, progress) -> (arrays, metrics); the arrays are donated.
-    evaluate(params, tokens, provenance, progress) -> loss, of the whole model. The progress is None but for a ramp.
+    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks.
     """
-    (step_key, step), (evaluation_key, evaluation) = _builders(program, batch, length, mesh)
+    (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
     return compiled(step_key, step), compiled(evaluation_key, evaluation)
 
 
-def compile_steps_ahead(program: Program, batch: int, length: int, mesh: Mesh) -> None:
-    """Begins to compile the two in the background."""
-    for key, build in _builders(program, batch, length, mesh):
+def compile_steps_ahead(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> None:
+    """Begin to compile the two in the background."""
+    for key, build in _builders(spec, batch, length, mesh):
         compile_ahead(key, build)
 
 
-def _builders(program: Program, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
+def must_compile(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> bool:
+    """Whether `compile_steps` would have to compile, or to wait until that is done."""
+    futures = [_programs.get(key) for key, _ in _builders(spec, batch, length, mesh)]
+    return not all(future and future.done() for future in futures)
+
+
+def _builders(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
     # The sub-models of a stage share the evaluation.
-    whole, trained = program.for_evaluation(), (batch, length)
-    kinds = (_build_step, program, trained), (_build_evaluation, whole, program.held_out or trained)
+    whole, trained = spec.for_evaluation(), (batch, length)
+    kinds = (_build_step, spec, trained), (_build_evaluation, whole, spec.held_out or trained)
     return tuple(((build.__name__, of, *shape, mesh), partial(build, of, *shape, mesh)) for build, of, shape in kinds)
 
 
-def _build_step(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
-    return lower_step(program, batch, length, mesh).compile()
+def _build_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
+    return lower_step(spec, batch, length, mesh).compile()
 
 
-def lower_step(program: Program, batch: int, length: int, mesh: Mesh) -> Lowered:
-    """The train step as it is compiled for the devices of the mesh, which need not be here."""
-    state = abstract_state(program.model, program.optimizer, mesh)
+def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
+    """The train step lowered for the devices of the mesh, which need not be here."""
+    state = abstract_state(spec.model, spec.optimizer, mesh)
     out = jax.tree.map(lambda leaf: leaf.sharding, state.arrays), replicated(mesh)
-    step = jax.jit(partial(train_step, program), donate_argnums=0, out_shardings=out)
+    step = jax.jit(partial(train_step, spec), donate_argnums=0, out_shardings=out)
+    tokens, learning_rate, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
-        inputs = _abstract_inputs(program, batch, length, mesh)
-        return step.lower(state.arrays, *(inputs[name] for name in ("tokens", "rate", "provenance", "progress")))
+        return step.lower(state.arrays, tokens, learning_rate, provenance, progress)
 
 
-def _build_evaluation(program: Program, batch: int, length: int, mesh: Mesh) -> Callable:
-    state = abstract_state(program.model, program.optimizer, mesh)
-    evaluate = jax.jit(partial(train_loss, program), out_shardings=replicated(mesh))
+def _build_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
+    state = abstract_state(spec.model, spec.optimizer, mesh)
+    evaluate = jax.jit(partial(train_loss, spec), out_shardings=replicated(mesh))
+    tokens, _, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
-        inputs = _abstract_inputs(program, batch, length, mesh)
-        return evaluate.lower(state.params, *(inputs[name] for name in ("tokens", "provenance", "progress"))).compile()
+        return evaluate.lower(state.params, tokens, provenance, progress).compile()
+
+
+def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Any, ...]:
+    """Tokens, learning rate, provenance and progress; all but the tokens are replicated."""
+
+    def abstract(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return (
+        abstract((batch, length + 1), "int32", by_rows(mesh)),
+        abstract((), "float32", replicated(mesh)),
+        jax.tree.map(partial(_replicated, mesh), initial_provenance(spec.model)),
+        abstract((len(MASKED),), "float32", replicated(mesh)) if spec.masks else None,
+    )
 
 
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
@@ -106,20 +131,22 @@ def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
 
 
 def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
-    """Begins to compile it in the background."""
+    """Begin to compile it in the background."""
     compile_ahead(("growth", stage.address, mesh), partial(_prepare_growth, stage, mesh))
 
 
 def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
-    transform = lower_growth(stage, mesh).compile()
+    config, transform = stage.config.growth, lower_growth(stage, mesh).compile()
+    request = {"operator": config.operator, "options": config.options, "optimizer_state": config.optimizer_state}
     if not stage.growth.learner:
-        return Prepared(stage.growth, transform)
+        return Prepared(stage.growth, transform, request)
     begin, step = (lowered.compile() for lowered in lower_learning(stage, mesh))
-    return Prepared(stage.growth, transform, (lambda matrices: begin(jax.device_put(matrices, replicated(mesh))), step))
+    learning = (lambda matrices: begin(jax.device_put(matrices, replicated(mesh))), step)
+    return Prepared(stage.growth, transform, request, learning)
 
 
 def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
-    """The growth with which a stage begins, as `lower_step` gives a step: of (arrays, the run's key, matrices)."""
+    """The growth with which a stage begins, lowered as by `lower_step`: of (arrays, the run's key, matrices)."""
     config, parent, growth = stage.config, stage.parent.config, stage.growth
     source = abstract_state(parent.model, parent.optimizer, mesh)
     optimizer = make_optimizer(config.optimizer, config.model)
@@ -136,11 +163,11 @@ def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
 
 
 def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
-    """The two functions of a growth that learns, before they are compiled; given the run's key."""
-    config, parent, whole = stage.config, stage.parent.config, replicated(mesh)
+    """The two functions of a growth that learns its maps, lowered; they take the run's key."""
+    config, parent = stage.config, stage.parent.config
     begin, step = stage.growth.learner.programs(stage.growth)
     matrices = _abstract_matrices(stage.growth, mesh)
-    learner = jax.tree.map(partial(_whole, mesh), jax.eval_shape(begin, matrices))
+    learner = jax.tree.map(partial(_replicated, mesh), jax.eval_shape(begin, matrices))
     source = abstract_state(parent.model, parent.optimizer, mesh)
     tokens = jax.ShapeDtypeStruct((config.batch, config.length + 1), "int32", sharding=by_rows(mesh))
 
@@ -148,29 +175,29 @@ def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
         return step(learner, params, tokens, growth_key(key, stage.first_step))
 
     with jax.set_mesh(mesh):
-        first = jax.jit(begin, out_shardings=whole).lower(matrices)
-        return first, jax.jit(learn, out_shardings=whole).lower(learner, source.params, tokens, source.key)
+        first = jax.jit(begin, out_shardings=replicated(mesh)).lower(matrices)
+        return first, jax.jit(learn, out_shardings=replicated(mesh)).lower(learner, source.params, tokens, source.key)
 
 
 def _abstract_matrices(growth: Growth, mesh: Mesh) -> Any:
-    """What learn learns, which every device has whole; None for other operators."""
-    return jax.tree.map(partial(_whole, mesh), growth.learner.matrices(growth)) if growth.learner else None
+    """Abstract, replicated LiGO matrices; None for operators without learned maps."""
+    return jax.tree.map(partial(_replicated, mesh), growth.learner.matrices(growth)) if growth.learner else None
 
 
-def _whole(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
+def _replicated(mesh: Mesh, leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh))
 
 
 def bytes_needed(program: Any) -> int:
-    """Of a compiled program on each device: what goes in, what comes out in other places, and what lies between."""
+    """Bytes of a compiled program on each device: inputs, outputs that alias none of them, and temporaries."""
     memory = program.memory_analysis()
     parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
     return sum(parts) - memory.alias_size_in_bytes
 
 
-def describe_memory(programs: Iterable[Program], batch: int, length: int, mesh: Mesh) -> str:
-    """The same in words, of that train step of them which needs the most."""
-    steps = (compile_steps(program, batch, length, mesh)[0] for program in programs)
+def describe_memory(specs: Iterable[StepSpec], batch: int, length: int, mesh: Mesh) -> str:
+    """The memory of the train step that needs the most, in words."""
+    steps = (compile_steps(spec, batch, length, mesh)[0] for spec in specs)
     program = max(steps, key=bytes_needed)
     memory = program.memory_analysis()
     needed, given = _size(bytes_needed(program)), _size(memory.argument_size_in_bytes)
@@ -183,23 +210,9 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _abstract_inputs(program: Program, batch: int, length: int, mesh: Mesh) -> dict[str, Any]:
-    """The tokens, the rate, the provenance, whole on every device, and the progress, which is None but for a ramp."""
-
-    def abstract(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    return {
-        "tokens": abstract((batch, length + 1), "int32", by_rows(mesh)),
-        "rate": abstract((), "float32", replicated(mesh)),
-        "provenance": jax.tree.map(partial(_whole, mesh), initial_provenance(program.model)),
-        "progress": abstract((len(MASKED),), "float32", replicated(mesh)) if program.ramp else None,
-    }
-
-
 @contextlib.contextmanager
-def kept_on_disk(folder: Path) -> Iterator[None]:
-    """Within it, programs are read from and written to a folder; JAX_COMPILATION_CACHE_DIR names another one."""
+def cached_on_disk(folder: Path) -> Iterator[None]:
+    """Within it, compiled programs are cached in a folder; JAX_COMPILATION_CACHE_DIR names another one."""
     if jax.config.jax_compilation_cache_dir:
         yield
         return

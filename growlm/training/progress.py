@@ -1,182 +1,210 @@
-"""How far a sweep is: on a terminal a table of its runs below all else, elsewhere a line for every run that ends."""
+"""How far runs are while they are trained: a live table on a terminal, elsewhere a line at each event."""
 
 import json
-import os
 import sys
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
-from growlm.files import held_elsewhere
-from growlm.report import style as numbers
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from growlm.files import is_locked
 from growlm.training.processes import is_first
 from growlm.training.stages import Stage
 
-REFRESH = 2.0  # seconds
-HEADER = ("run", "state", "done", "loss")
-_END = 1 << 14  # bytes of a file of records in which its last line is looked for
+REFRESH = 1.0  # seconds between two pictures of the table
+SILENCE = 30.0  # seconds after which a line says how far a run is, where there is no table
+TAIL = 1 << 14  # bytes of a file of records in which the last ones are looked for
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """How far one run is.
 
     Attributes:
         run: its name.
         state: "waiting", "training", "trained by another process", "done" or "failed".
-        share: of its FLOPs.
-        loss: the last validation loss of a run that is done, of another the last training loss; None without one.
+        share: of its FLOPs, from 0 to 1.
+        loss, val_loss: the last on record, in nats a token; None without one.
+        tokens_per_second: while it is trained.
+        seconds_left: at that speed; None where it is not known.
     """
 
     run: str
     state: str
-    share: float
-    loss: float | None
+    share: float = 0.0
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
 
 
-def standing(name: str, stages: Sequence[Stage], workdir: Path, store: Path, status: str, current: bool) -> Standing:
-    """How far a run is, by what lies in the sweep's folder: other processes may be at work there too.
+def run_status(
+    folder: Path, stages: Sequence[Stage], store: Path, outcome: str = "pending", current: Stage | None = None
+) -> RunStatus:
+    """How far a run is by what lies in its folders, where other processes may be at work too.
 
     Args:
-        name: of the run.
-        stages: of the run.
-        workdir: the sweep's folder.
-        store: where its stages are.
-        status: what sweep.json says of the run.
-        current: whether this process is at it.
+        folder, stages: of the run.
+        store: the folder of the stages.
+        outcome: "done", "failed" or "pending".
+        current: the stage that this process trains now.
     """
-    if status == "done":
-        return Standing(name, status, 1.0, _last(workdir / name / "metrics.jsonl").get("val_loss"))
-    whole = stages[-1].cost_at(stages[-1].last_step).flops
-    share, loss, state = 0.0, None, "training" if current else "waiting"
+    name = folder.absolute().name
+    if outcome == "done":
+        records = _last_records(folder / "metrics.jsonl")
+        return RunStatus(name, "done", 1.0, _last(records, "loss"), _last(records, "val_loss"))
+    numbers, state = {}, "training" if any(stage is current for stage in stages) else "waiting"
     for stage in stages:
-        record = _last(store / stage.address / "metrics.jsonl")
-        if record and record["step"] > stage.first_step:
-            step = min(record["step"], stage.last_step)
-            share = stage.cost_at(step).flops / whole
-            loss = record["loss"] if step == record["step"] else None
-        unfinished = record.get("step", -1) < stage.last_step
-        if unfinished and held_elsewhere(store / stage.address):
+        records = _last_records(store / stage.address / "metrics.jsonl")
+        if not records:
+            continue
+        ours = current is not None and current.address == stage.address
+        if records[-1]["step"] < stage.last_step and not ours and is_locked(store / stage.address):
             state = "trained by another process"
-    return Standing(name, status if status == "failed" else state, share, loss)
+        if records[-1]["step"] > stage.first_step:
+            numbers = _numbers(stages, stage, records)
+    return RunStatus(name, "failed" if outcome == "failed" else state, **numbers)
 
 
-def _last(path: Path) -> dict[str, Any]:
-    """The last whole record in a file; empty without one."""
+def _numbers(stages: Sequence[Stage], stage: Stage, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The numbers of a run that has reached a stage. Records after it left the stage are another run's."""
+    whole, step = stages[-1].cost_at(stages[-1].last_step).flops, min(records[-1]["step"], stage.last_step)
+    cost = stage.cost_at(step).flops
+    own = [record for record in records if record["step"] <= stage.last_step]
+    speed, seconds_left = _last(own, "tokens_per_second"), None
+    if speed:
+        flops_per_token = (cost - stage.first_cost.flops) / (stage.tokens_at(step) - stage.first_tokens)
+        seconds_left = (whole - cost) / (flops_per_token * speed)
+    return {
+        "share": cost / whole,
+        "loss": _last(own, "loss"),
+        "val_loss": _last(own, "val_loss"),
+        "tokens_per_second": speed,
+        "seconds_left": seconds_left,
+    }
+
+
+def _last_records(path: Path) -> list[dict[str, Any]]:
+    """The last whole records in a file; none without it."""
     if not path.exists():
-        return {}
+        return []
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _END))
-        lines = file.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines else {}
+        file.seek(max(0, path.stat().st_size - TAIL))
+        _, *lines = (b"\n" * (file.tell() == 0) + file.read()).split(b"\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
-def table(standings: Sequence[Standing]) -> list[str]:
-    """The lines of the table."""
-    rows = [(one.run, one.state, f"{one.share:.0%}", numbers.loss(one.loss)) for one in standings]
-    return numbers.table(HEADER, rows).splitlines()
+def _last(records: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
 
 
-class Screen:
-    """A terminal that keeps a block of lines below whatever is written to it, a progress bar among it."""
-
-    def __init__(self, stream: IO[str], block: Callable[[], list[str]]):
-        self._stream, self._block = stream, block
-        self._lines: list[str] = []  # of the block, as last asked for
-        self._tail, self._drawn = "", 0  # what was written of the line that is not at its end yet; lines on the screen
-        self._lock = threading.RLock()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Writes above the block. What follows a carriage return overwrites the line, as on a terminal."""
-        with self._lock:
-            *lines, self._tail = (self._tail + text).split("\n")
-            self._tail = _seen(self._tail)
-            self._draw([_seen(line) for line in lines])
-        return len(text)
-
-    def refresh(self) -> None:
-        """Asks for the block anew."""
-        lines = self._block()
-        with self._lock:
-            self._lines = lines
-            self._draw([])
-
-    def close(self) -> None:
-        """Draws for the last time; what comes then is below."""
-        self.refresh()
-        self._stream.write("\n")
-        self._stream.flush()
-
-    def _draw(self, above: list[str]) -> None:
-        width, height = os.get_terminal_size(self._stream.fileno())
-        block = self._lines if len(self._lines) < height else [*self._lines[: height - 2], "..."]
-        below = [line[: width - 1] for line in ([self._tail, *block] if self._tail else block)]
-        erase = "\r" + "\x1b[A" * (self._drawn - 1) + "\x1b[J"
-        self._stream.write(erase + "".join(f"{line}\n" for line in above) + "\n".join(below))
-        self._stream.flush()
-        self._drawn = max(len(below), 1)
+def table(statuses: Sequence[RunStatus]) -> Table:
+    """The live table: a row for every run."""
+    shown = Table(box=None, pad_edge=False)
+    for header in ("run", "state", "done", "", "loss", "val loss", "tokens/s", "left"):
+        shown.add_column(header, justify="left" if header in ("run", "state", "") else "right", no_wrap=True)
+    for run in statuses:
+        bar = ProgressBar(total=1.0, completed=run.share, width=16)
+        speed = "-" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
+        numbers = _loss(run.loss), _loss(run.val_loss), speed, _duration(run.seconds_left)
+        shown.add_row(run.run, run.state, f"{run.share:.0%}", bar, *numbers)
+    return shown
 
 
-def _seen(line: str) -> str:
-    return next((part for part in reversed(line.split("\r")) if part), "")
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
 
 
-class Board:
-    """Shows how far a sweep is while it is trained. Of several processes that train one run, the first does."""
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
-    def __init__(self, runs: Mapping[str, Sequence[Stage]], workdir: Path, store: Path):
-        self._runs, self._workdir, self._store = runs, workdir, store
-        self._current: str | None = None
-        self._screen: Screen | None = None
-        self._over = threading.Event()
 
-    def __enter__(self) -> "Board":
-        if is_first() and sys.stderr.isatty():
-            self._screen = Screen(sys.stderr, lambda: table(self.standings()))
-            self._stderr, sys.stderr = sys.stderr, self._screen
-            self._thread = threading.Thread(target=self._keep_fresh, daemon=True)
-            self._thread.start()
+class Display:
+    """Shows how far runs are. Of several processes that train one run, the first does.
+
+    Args:
+        runs: the stages of each run, by the run's folder, whose name is the run's.
+        store: the folder of the stages.
+        outcomes: reads "done", "failed" or "pending" of runs, by name; runs that it does not name are pending.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[Path, Sequence[Stage]],
+        store: Path,
+        outcomes: Callable[[], Mapping[str, str]] = dict,
+    ):
+        self._runs = {folder.absolute().name: (folder, stages) for folder, stages in runs.items()}
+        self._store, self._outcomes, self._ended = store, outcomes, {}
+        self._run, self._stage, self._spoken = "", None, 0.0
+        console = Console(file=sys.stderr)  # this stream: others may put another in the place of sys.stderr
+        self._live: Live | None = None
+        if is_first() and console.is_terminal:
+            self._live = Live(
+                get_renderable=lambda: table(self.statuses()),
+                console=console,
+                refresh_per_second=1 / REFRESH,
+                redirect_stdout=False,
+            )
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._screen:
-            self._over.set()
-            self._thread.join()
-            sys.stderr = self._stderr
-            self._current = None
-            self._screen.close()
+        self._stage = None
+        if self._live:
+            self._live.stop()
 
-    def begin(self, name: str) -> None:
-        """This process goes on with that run."""
-        self._current = name
-
-    def end(self, name: str, error: str | None) -> None:
-        """The run of that name is done, or failed."""
-        if not is_first() or self._screen:
-            return
-        standings = self.standings()
-        ended = sum(one.state in ("done", "failed") for one in standings)
-        loss = next(one.loss for one in standings if one.run == name)
-        how = f"failed: {error}" if error else f"is done, validation loss {numbers.loss(loss)}"
-        print(f"growlm: {name} {how} ({ended} of {len(standings)} runs)", file=sys.stderr, flush=True)
-
-    def standings(self) -> list[Standing]:
+    def statuses(self) -> list[RunStatus]:
         """How far every run is."""
-        summary = json.loads((self._workdir / "sweep.json").read_text(encoding="utf-8"))["runs"]
+        outcomes = {**self._outcomes(), **self._ended}
         return [
-            standing(name, stages, self._workdir, self._store, summary[name]["status"], name == self._current)
-            for name, stages in self._runs.items()
+            run_status(folder, stages, self._store, outcomes.get(name, "pending"), self._stage)
+            for name, (folder, stages) in self._runs.items()
         ]
 
-    def _keep_fresh(self) -> None:
-        while not self._over.is_set():
-            self._screen.refresh()
-            self._over.wait(REFRESH)
+    def begin(self, run: str, stage: Stage) -> None:
+        """This process trains that stage of that run from now on."""
+        self._run, self._stage, self._spoken = run, stage, time.monotonic()
+
+    def say(self, text: str) -> None:
+        """A line about the stage that is trained, above the table."""
+        if is_first():
+            number, count = self._stage.number + 1, len(self._runs[self._run][1])
+            print(f"growlm: {self._run} {number}/{count}: {text}", file=sys.stderr, flush=True)
+
+    def step(self, step: int, loss: float | None, tokens_per_second: float, val_loss: float | None = None) -> None:
+        """One step further. Without a table a line says so where there is a validation loss, or it is time."""
+        now = time.monotonic()
+        if self._live or (val_loss is None and now < self._spoken + SILENCE):
+            return
+        self._spoken = now
+        losses = [] if loss is None else [f"loss {loss:.4f}"]
+        losses += [] if val_loss is None else [f"validation loss {val_loss:.4f}"]
+        speed = [f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second else []
+        self.say(f"step {step:,} of {self._stage.last_step:,}: {', '.join([*losses, *speed])}")
+
+    def end(self, run: str, error: str | None) -> None:
+        """The run of that name is done, or failed."""
+        self._stage, self._ended[run] = None, "failed" if error else "done"
+        if not is_first() or self._live:
+            return
+        statuses = self.statuses()
+        ended = sum(status.state in ("done", "failed") for status in statuses)
+        loss = next(status.val_loss for status in statuses if status.run == run)
+        how = f"failed: {error}" if error else f"is done, validation loss {_loss(loss)}"
+        print(f"growlm: {run} {how} ({ended} of {len(statuses)} runs)", file=sys.stderr, flush=True)

@@ -35,7 +35,7 @@ MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
 )
 ORIGIN = "huggingface"  # what a checkpoint that was imported came with
 STORED_AS = "dtypes.json"
-BEGUN = "init_from.json"  # what a run began from, if not from nothing
+INIT_FROM_FILE = "init_from.json"  # what a run began from, if not from nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
     own = {"tokens": stage.tokens_at(step), "flops": stage.cost_at(step).flops}
     if stage.run.stages[0].init_from is None:
         return own
-    before = _read_json(folder / BEGUN) if (folder / BEGUN).exists() else {}
+    before = _read_json(folder / INIT_FROM_FILE) if (folder / INIT_FROM_FILE).exists() else {}
     return {name: None if before.get(name) is None else before[name] + value for name, value in own.items()}
 
 

@@ -15,8 +15,7 @@ from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_
 from growlm.training.config import without_defaults
 from growlm.training.schedules import WITH_HORIZON, learning_rate
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
-from growlm.training.step import run_keys
-from growlm.training.submodels import draw_depths
+from growlm.training.step import draw_depths, run_keys
 
 
 @dataclasses.dataclass(frozen=True)

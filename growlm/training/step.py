@@ -1,4 +1,10 @@
-"""The train step: a pure function of arrays, for a program that says all else; and the state that it begins with."""
+"""The train step as a pure function of arrays and a StepSpec, the state that it begins with, and sub-models.
+
+A sub-model of bert2BERT (arXiv 2110.07143) is the first layers of a model, of which a step trains the top ones alone.
+
+    x_BS     examples of a batch, tokens of each (length + 1)
+    x_RMS    rows of a microbatch, microbatches, tokens
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,40 +19,44 @@ from jax.sharding import Mesh
 
 from growlm.growth.masks import Masks
 from growlm.growth.plan import initial_provenance
-from growlm.models import DecoderConfig, Params, init, losses, map_weights, with_depth
+from growlm.models import Architecture, DecoderConfig, Params, init, losses, map_weights, with_depth
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.mesh import replicated
-from growlm.training.optimizer import OptimizerConfig, learning_rate_factor, make_optimizer, trainable
-from growlm.training.submodels import cut, put
+from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
 
+# The second half of the key of the sub-models' draws, so that nothing else that a seed starts draws the same.
+SUBMODEL_STREAM = 2110_07143
+
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """What a step is compiled for: all that is not an array. `ramp` where the model is under masks.
+class StepSpec:
+    """Static arguments of the train step: all that is not an array.
 
-    depth: the step is of the sub-model of so many of the first layers; None for the whole model. Frozen layers, and
-    those above a sub-model, keep their moments and ages too. microbatches: the batch is worked on in so many parts.
-    held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token that ends
-    a document, where attention stays within documents.
+    train: "all", or what a growth made "new" or "old". frozen_layers: the first layers, which are constants: their
+    moments and ages stay too. masks: the mask schedule of a growth, or None once all masks are 1. depth: layers of the
+    sub-model that is trained, from the first on; None for the whole model. microbatches: parts in which the batch is
+    worked on. held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token
+    that ends a document, where attention stays within documents.
     """
 
     model: DecoderConfig
     optimizer: OptimizerConfig
+    _: dataclasses.KW_ONLY
     dtype: str = "float32"
     remat: str = "none"
     train: str = "all"
     frozen_layers: int = 0
-    ramp: Masks | None = None
+    masks: Masks | None = None
     depth: int | None = None
     microbatches: int = 1
     held_out: tuple[int, int] | None = None
     document_end: int | None = None
 
-    def for_evaluation(self) -> "Program":
-        """The same of a loss alone, of the whole model."""
+    def for_evaluation(self) -> "StepSpec":
+        """The static arguments of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
         return dataclasses.replace(self, **forward, held_out=None)
 
@@ -59,9 +69,9 @@ def run_keys(seed: int) -> jax.Array:
 def _initial(
     model: DecoderConfig, optimizer: OptimizerConfig, seed: int, params: Params | None = None
 ) -> tuple[Arrays, jax.Array]:
-    """What a run begins with: its arrays and its key."""
+    """The arrays and the key with which a run begins."""
     init_key, run_key = run_keys(seed)
-    params = params or init(model, init_key)
+    params = init(model, init_key) if params is None else params
     return (params, make_optimizer(optimizer, model).init(params), averaged(optimizer, params, None)), run_key
 
 
@@ -70,7 +80,7 @@ def init_state(
 ) -> TrainState:
     """The state at step 0 of a run; every device of a mesh makes the parts that it will hold.
 
-    params: those to begin with, which lie on the mesh and are used up; by default they are drawn.
+    params: those to begin with, which lie on the mesh and are donated; None: they are drawn.
     """
     abstract = abstract_state(model, optimizer, mesh)
     out = jax.tree.map(lambda leaf: leaf.sharding, (abstract.arrays, abstract.key)) if mesh else None
@@ -80,56 +90,58 @@ def init_state(
 
 
 def averaged(optimizer: OptimizerConfig, params: Params, ema: Params | None) -> Params | None:
-    """The averaged copy with which training goes on where the optimizer keeps one: what there is, or else a copy."""
-    return (ema or jax.tree.map(jnp.copy, params)) if optimizer.ema else None
+    """The averaged copy of the parameters, where the optimizer keeps one: `ema`, or a copy where there is none yet."""
+    if not optimizer.ema:
+        return None
+    return jax.tree.map(jnp.copy, params) if ema is None else ema
 
 
 def abstract_state(model: DecoderConfig, optimizer: OptimizerConfig, mesh: Mesh | None = None) -> TrainState:
-    """The shapes and dtypes of such a state, and where its arrays lie on a mesh; the counters are 0.
+    """The shapes, dtypes and shardings of a train state; its counters are 0.
 
-    Counters are outside JAX, which would make 32 bits of them.
+    Counters are NumPy's: JAX would make 32 bits of them.
     """
     arrays, key = jax.eval_shape(partial(_initial, model, optimizer, 0))
     if mesh is not None:
-        arrays = jax.tree.map(_lying, arrays, shardings_of(arrays, model, mesh))
-        key = _lying(key, replicated(mesh))
+        arrays = jax.tree.map(_on_mesh, arrays, shardings_of(arrays, model, mesh))
+        key = _on_mesh(key, replicated(mesh))
     params, opt_state, ema = arrays
     zero = np.int64(0)
     return TrainState(params, opt_state, zero, zero, zero, key, initial_provenance(model), ema)
 
 
-def _lying(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+def _on_mesh(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def train_loss(program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
-    """The cross-entropy of the model or of its sub-model, under its masks where it has some."""
-    return _losses(program, params, tokens_BS, provenance, progress)[0]
+def train_loss(spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
+    """The cross-entropy of the model or of its sub-model, under the masks of its growth."""
+    return _losses(spec, params, tokens_BS, provenance, progress)[0]
 
 
 def _losses(
-    program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    model, scale = program.model, None
-    if program.ramp:
-        params, scale = program.ramp.reparametrise(model, params, provenance, progress)
-    if program.depth is not None:
-        params = cut(model.architecture, params, slice(program.depth))
-        model = with_depth(model, program.depth)
-        scale = jax.tree.map(lambda factors: factors[: program.depth], scale)
-    options = {"dtype": jnp.dtype(program.dtype), "remat": program.remat, "frozen_layers": program.frozen_layers}
-    options["document_end"] = program.document_end
+    model, scale = spec.model, None
+    if spec.masks:
+        params, scale = spec.masks.reparametrise(model, params, provenance, progress)
+    if spec.depth is not None:
+        params = cut(model.architecture, params, slice(spec.depth))
+        model = with_depth(model, spec.depth)
+        scale = jax.tree.map(lambda factors: factors[: spec.depth], scale)
+    options = {"dtype": jnp.dtype(spec.dtype), "remat": spec.remat, "frozen_layers": spec.frozen_layers}
+    options["document_end"] = spec.document_end
     return losses(model, params, tokens_BS, block_scale=scale, **options)
 
 
-def _trained_loss(program: Program, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What is trained on, the cross-entropy and what branches add, such as the balance of experts; and its parts."""
-    loss, added = _losses(program, *arguments)
+def _trained_loss(spec: StepSpec, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The sum of the cross-entropy and of what branches add, such as the balance of experts; and these parts."""
+    loss, added = _losses(spec, *arguments)
     return sum(added.values(), loss), {"loss": loss, **added}
 
 
 def train_step(
-    program: Program,
+    spec: StepSpec,
     arrays: Arrays,
     tokens_BS: jax.Array,
     learning_rate: jax.Array,
@@ -139,41 +151,41 @@ def train_step(
     """One update on int[batch, length + 1] tokens; the metrics are those before it.
 
     Args:
-      program: what the step is for.
+      spec: the static arguments.
       arrays: the parameters, the optimizer's state and the averaged copy, which may be None.
       tokens_BS: the batch.
       learning_rate: of this step; groups of weights may have a multiple of it.
-      provenance: as `TrainState` has it: what is new, for rates, freezing and masks.
-      progress: float32[4], how far the masks of a ramp are open, as `growlm.growth.masks.Masks.progress` gives it.
+      provenance: as `TrainState` has it: what is new, for learning rates, freezing and masks.
+      progress: float32[4], how far the masks are open, from `growlm.growth.masks.Masks.progress`; None without masks.
     """
     params, opt_state, ema = arrays
-    parts, gradients = _gradients(program, params, tokens_BS, provenance, progress)
-    part = program.frozen_layers or program.depth is not None
+    parts, gradients = _gradients(spec, params, tokens_BS, provenance, progress)
+    part = spec.frozen_layers or spec.depth is not None
     updated = _update_part if part else _update
-    params, opt_state, norm = updated(program, (params, opt_state, gradients), learning_rate, provenance)
+    params, opt_state, norm = updated(spec, (params, opt_state, gradients), learning_rate, provenance)
     if ema is not None:
-        ema = jax.tree.map(lambda mean, leaf: mean + (1 - program.optimizer.ema) * (leaf - mean), ema, params)
+        ema = jax.tree.map(lambda mean, leaf: mean + (1 - spec.optimizer.ema) * (leaf - mean), ema, params)
     return (params, opt_state, ema), {**parts, "grad_norm": norm}
 
 
 def _gradients(
-    program: Program, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
 ) -> tuple[dict[str, jax.Array], Params]:
     """The parts of the loss and its gradients, as means over the microbatches, of which one is held at a time."""
-    value_and_grad = jax.value_and_grad(partial(_trained_loss, program), has_aux=True)
+    value_and_grad = jax.value_and_grad(partial(_trained_loss, spec), has_aux=True)
 
     def of_part(*arguments: Any) -> tuple[dict[str, jax.Array], Params]:
         (_, parts), gradients = value_and_grad(*arguments)
         return parts, gradients
 
-    if program.microbatches == 1:
+    if spec.microbatches == 1:
         return of_part(params, tokens_BS, provenance, progress)
     # Row r goes to part r mod parts: every device, which has neighbouring rows, has some of each part.
-    tokens_RMS = tokens_BS.reshape(-1, program.microbatches, tokens_BS.shape[1])
+    tokens_RMS = tokens_BS.reshape(-1, spec.microbatches, tokens_BS.shape[1])
 
     def add(total: Any, tokens_RS: jax.Array) -> tuple[Any, None]:
         part = of_part(params, by_batch(tokens_RS), provenance, progress)
-        return jax.tree.map(lambda sum_, leaf: sum_ + leaf / program.microbatches, total, part), None
+        return jax.tree.map(lambda sum_, leaf: sum_ + leaf / spec.microbatches, total, part), None
 
     zeros = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
@@ -183,35 +195,71 @@ def _gradients(
 
 
 def _update(
-    program: Program, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
+    spec: StepSpec, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
 ) -> tuple[Params, Any, jax.Array]:
-    """The parameters and the optimizer's state after these gradients, and the norm of what of them is trained on."""
-    (params, opt_state, gradients), optimizer = trees, program.optimizer
+    """The parameters and the optimizer's state after an update, and the norm of the gradients that are trained on."""
+    (params, opt_state, gradients), optimizer = trees, spec.optimizer
 
     def by_weight(function: Callable) -> Any:
-        return map_weights(lambda weight, _: function(weight, provenance), program.model, params)
+        return map_weights(lambda weight, _: function(weight, provenance), spec.model, params)
 
-    trained = by_weight(partial(trainable, program.train))
+    trained = by_weight(partial(trainable, spec.train))
     factor = by_weight(partial(learning_rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
-    updates, opt_state = make_optimizer(optimizer, program.model).update(gradients, opt_state, params)
+    updates, opt_state = make_optimizer(optimizer, spec.model).update(gradients, opt_state, params)
     updates = jax.tree.map(lambda times, leaf: learning_rate * times * leaf, factor, updates)
     params = jax.tree.map(lambda mask, leaf, by: _where(mask, leaf - by, leaf), trained, params, updates)
     return params, opt_state, optax.tree.norm(gradients)
 
 
 def _update_part(
-    program: Program, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
+    spec: StepSpec, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
 ) -> tuple[Params, Any, jax.Array]:
-    """As `_update`, as if there were no layers but those that train: of the others moments and ages stay too."""
-    depth = program.model.depth if program.depth is None else program.depth
-    layers, architecture = slice(program.frozen_layers, depth), program.model.architecture
-    model, stack = with_depth(program.model, depth - program.frozen_layers), architecture.stack.name
+    """`_update` of the layers that train alone: the moments and ages of the others stay as they are."""
+    depth = spec.model.depth if spec.depth is None else spec.depth
+    layers, architecture = slice(spec.frozen_layers, depth), spec.model.architecture
+    model, stack = with_depth(spec.model, depth - spec.frozen_layers), architecture.stack.name
     provenance = provenance | {stack: provenance[stack][:, layers]}
-    block = dataclasses.replace(program, model=model, frozen_layers=0)
+    block = dataclasses.replace(spec, model=model, frozen_layers=0)
     *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance)
     return *put(architecture, trees[:2], tuple(after), layers), norm
 
 
 def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Array:
     return value if mask is True else jnp.where(mask, value, otherwise)
+
+
+def draw_depths(seed: int, steps: int, layers: int, block: int) -> np.ndarray:
+    """int64[steps]: layers of the sub-model of each of a run's steps: block, 2 block, ... or layers, evenly.
+
+    A function of step and seed alone, whatever NumPy's version: words of a counter-based generator.
+    """
+    words = np.random.Philox(key=[seed, SUBMODEL_STREAM]).random_raw(steps)
+    return block * (1 + (words % np.uint64(layers // block)).astype(np.int64))
+
+
+def cut(architecture: Architecture, tree: Any, layers: slice) -> Any:
+    """A parameter tree, or a tree of such trees, with only these of the layers."""
+
+    def leaf_of(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf[layers] if _by_layer(architecture, path) else leaf
+
+    return jax.tree_util.tree_map_with_path(leaf_of, tree)
+
+
+def put(architecture: Architecture, whole: Any, part: Any, layers: slice) -> Any:
+    """Write a sub-model's trees back into the full ones; the embedding only from a sub-model that starts at layer 0."""
+
+    def leaf_of(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
+        if _by_layer(architecture, path):
+            return old.at[layers].set(new)
+        _, weight, _ = architecture.match(path)
+        return old if layers.start and weight and GROUPS["embedding"](weight) else new
+
+    return jax.tree_util.tree_map_with_path(leaf_of, whole, part)
+
+
+def _by_layer(architecture: Architecture, path: tuple) -> bool:
+    """Whether the first dimension of a leaf is the layers: of a block's weight, its moments, the first of its ages."""
+    _, weight, rest = architecture.match(path)
+    return weight is not None and weight.stacked and rest in ("", "0")

@@ -1,15 +1,9 @@
 """A sweep: runs that share what they have in common, trained one after the other into one folder."""
 
 import dataclasses
-import json
-import os
-import platform
-import subprocess
-import threading
-import time
+import sys
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +11,21 @@ import jax
 
 from growlm.data import load_corpus
 from growlm.errors import DivergedError, InputError, StoppedError, unknown
-from growlm.files import locked, write_json
+from growlm.files import InUseError, locked, read_json, write_json
 from growlm.training.config import plain
+from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.mesh import mesh_of
-from growlm.training.metrics import UNWATCHED, Instruments
-from growlm.training.processes import after_first, records_folder
-from growlm.training.programs import kept_on_disk
-from growlm.training.progress import Board
-from growlm.training.run import (
-    COMPILED,
-    Runner,
-    RunPlan,
-    check_store,
-    claim_folder,
-    held_config,
-    leave_points,
-    plan_run,
-)
+from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
+from growlm.training.processes import StopRequest, barrier, is_first, records_folder
+from growlm.training.programs import cached_on_disk
+from growlm.training.progress import Display
+from growlm.training.run import CACHE, RunPlan, branch_steps, plan_run, train_run
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
 STORE = "stages"
-LINE = 200  # characters of an error
+SUMMARY = "sweep.json"
+MAX_LINE = 200  # characters of an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +72,10 @@ def _flops(stage: Stage) -> float:
 
 
 def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
-    """Checks every run. `workdir`: where the sweep may have been begun. Raises InputError."""
+    """Check every run. `workdir`: where the sweep may have been begun. Raises InputError."""
     corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
-    former = held_config(workdir).get("runs", {}) if workdir else {}
-    runs = {name: plan_run(run, corpora[run.corpus], former.get(name)) for name, run in config.runs.items()}
+    previous = previous_config(workdir).get("runs", {}) if workdir else {}
+    runs = {name: plan_run(run, corpora[run.corpus], previous.get(name)) for name, run in config.runs.items()}
     plan = SweepPlan(dataclasses.replace(config, runs={name: run.config for name, run in runs.items()}), runs)
     _check_records(plan)
     return plan
@@ -102,8 +89,8 @@ def _check_records(plan: SweepPlan) -> None:
             first, settings = measured.setdefault(stage.address, (name, stage.evaluation))
             if settings != stage.evaluation:
                 raise InputError(
-                    f"runs {first} and {name} share stage {stage.address}: allowed is one evaluation for both, "
-                    f"not {settings} and {stage.evaluation}"
+                    f"evaluation of runs {first} and {name} must be one, for they share stage {stage.address}, got "
+                    f"{settings} and {stage.evaluation}"
                 )
 
 
@@ -126,17 +113,20 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
 def run_sweep(
     plan: SweepPlan,
     workdir: Path,
-    stop: threading.Event,
+    stop: StopRequest,
     command: str,
     chosen: Sequence[str],
-    instruments: Instruments = UNWATCHED,
+    profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
 ) -> dict[str, str]:
-    """Trains the chosen runs of a sweep into workdir/NAME, the stages into workdir/stages.
+    """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages.
 
-    Returns the errors of runs that failed, by name; the others go on. Started again, it goes on where it was. Where
-    another process trains a stage of theirs, they wait until it is done. Raises InputError where the folder holds
-    something else, StoppedError when asked to stop.
+    Several processes may train one sweep: a run of which another trains a stage is put off until no other run is left.
+    Started again, the sweep goes on where it was. Returns the errors of runs that failed, by name; the others go on.
+
+    Raises:
+      InputError: the folder holds something else.
+      StoppedError: `stop` was set.
     """
     for config in (plan.runs[name].config for name in chosen):
         mesh_of(config.mesh, config.batches)  # all are possible here, or nothing is begun
@@ -144,34 +134,62 @@ def run_sweep(
     with records_folder(workdir) as records:
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
-        after_first()
-        ends = leave_points(list(plan.runs.values()))
-        runner = Runner(workdir / STORE, records / STORE, ends, stop, instruments, patient=True)
+        barrier()
         _write_summary(plan, records, command)
         for name in chosen:
             claim_folder(records / name, plain(plan.runs[name].config))
-        with Board({name: run.stages for name, run in plan.runs.items()}, records, records / STORE) as board:
-            for name in chosen:
-                board.begin(name)
-                error = _train(plan.runs[name], runner, records / name, cache or workdir / COMPILED)
+        folders = {records / name: run.stages for name, run in plan.runs.items()}
+        leaving = branch_steps(list(plan.runs.values()))
+        pending, refused = list(chosen), 0  # how many in a row another process had locked
+        with (
+            cached_on_disk(cache or workdir / CACHE),
+            Display(folders, records / STORE, outcomes=lambda: _statuses(records)) as display,
+        ):
+            while pending:
+                name = pending.pop(0)
+                try:
+                    error = _outcome(
+                        plan.runs[name],
+                        folder=records / name,
+                        store=workdir / STORE,
+                        records=records / STORE,
+                        branch_steps=leaving,
+                        display=display,
+                        stop=stop,
+                        profiling=profiling,
+                    )
+                except InUseError:
+                    pending.append(name)
+                    refused += 1
+                    if refused >= len(pending):
+                        _wait(pending, stop, speak=refused == len(pending))
+                    continue
+                refused = 0
                 if error is not None:
                     errors[name] = error
                 outcome = {"status": "failed" if error is not None else "done", "error": error}
                 _write_summary(plan, records, command, {name: outcome})
-                board.end(name, error)
+                display.end(name, error)
     return errors
 
 
-def _train(plan: RunPlan, runner: Runner, folder: Path, cache: Path) -> str | None:
-    """Trains one run; returns what went wrong in one line, or nothing. Raises what concerns all: StoppedError.
+def _wait(pending: Sequence[str], stop: StopRequest, speak: bool) -> None:
+    """Wait a second for the processes that train what is left."""
+    if speak and is_first():
+        print(f"growlm: waiting for another process that trains {', '.join(pending)}", file=sys.stderr, flush=True)
+    if stop.wait(1.0):
+        raise StoppedError("stopped while another process trained what is needed: the same command goes on")
+
+
+def _outcome(plan: RunPlan, **settings: Any) -> str | None:
+    """Train one run; returns what went wrong in one line, or nothing. Raises what concerns all runs.
 
     Where several processes train a run, only a divergence is met by all of them: anything else would leave the others
     waiting for this one, so it is raised.
     """
     try:
-        with kept_on_disk(cache):
-            runner.train(plan, folder, folder.name)
-    except StoppedError:
+        train_run(plan, **settings)
+    except (StoppedError, InUseError):
         raise
     except DivergedError as error:
         return str(error)
@@ -187,32 +205,26 @@ def _train(plan: RunPlan, runner: Runner, folder: Path, cache: Path) -> str | No
 def _one_line(error: Exception) -> str:
     """The first line of an error, XLA's have pages, and its kind where the line was not written for readers."""
     first = next(iter(str(error).strip().splitlines()), "")
-    first = first if len(first) <= LINE else f"{first[: LINE - 3]}..."
+    first = first if len(first) <= MAX_LINE else f"{first[: MAX_LINE - 3]}..."
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
-
-
-def _former_outcome(workdir: Path, name: str) -> dict[str, Any]:
-    """How far an earlier call, or another worker, brought a run."""
-    path = workdir / "sweep.json"
-    former = json.loads(path.read_text())["runs"][name] if path.exists() else {"status": "pending", "error": None}
-    return {key: former[key] for key in ("status", "error")}
 
 
 def _write_summary(
     plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]] | None = None
 ) -> None:
-    """sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
-    with locked(workdir, wait=partial(time.sleep, 0.05)):  # another worker may write its own run's outcome
-        write_json(workdir / "sweep.json", _summary(plan, workdir, command, outcomes or {}))
+    """Write sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
+    with locked(workdir, timeout=-1):  # another process may write its own run's outcome
+        write_json(workdir / SUMMARY, _summary(plan, workdir, command, outcomes or {}))
 
 
 def _summary(plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     config, (trained, saved) = plan.config, plan.flops()
-    outcomes = {name: _former_outcome(workdir, name) for name in plan.runs} | outcomes
-    runs = {
-        name: {"stages": [_entry(*share) for share in shares]} | outcomes[name]
-        for name, shares in plan.shares().items()
-    }
+    previous = read_json(workdir / SUMMARY, "summary")["runs"] if (workdir / SUMMARY).exists() else {}
+    runs = {}
+    for name, shares in plan.shares().items():
+        stages = [_entry(*share) for share in shares]
+        outcome = outcomes.get(name) or _previous_outcome(previous.get(name), stages)
+        runs[name] = {"stages": stages} | outcome
     return {
         "title": config.title,
         **reproduction(command),
@@ -225,6 +237,21 @@ def _summary(plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, d
     }
 
 
+def _previous_outcome(entry: dict[str, Any] | None, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far an earlier call, or another process, brought a run; it is pending where it is longer now."""
+
+    def tokens(of: list[dict[str, Any]]) -> list[tuple]:
+        return [(stage["address"], stage["tokens"]) for stage in of]
+
+    if entry is None or tokens(entry["stages"]) != tokens(stages):
+        return {"status": "pending", "error": None}
+    return {key: entry[key] for key in ("status", "error")}
+
+
+def _statuses(workdir: Path) -> dict[str, str]:
+    return {name: entry["status"] for name, entry in read_json(workdir / SUMMARY, "summary")["runs"].items()}
+
+
 def _entry(stage: Stage, shared: int) -> dict[str, Any]:
     tokens = stage.tokens_at(stage.last_step) - stage.first_tokens
     return {
@@ -234,30 +261,3 @@ def _entry(stage: Stage, shared: int) -> dict[str, Any]:
         "reused": shared > 0,
         "reused_steps": shared,
     }
-
-
-def reproduction(command: str) -> dict[str, str | None]:
-    """What a reader needs to run the same again: the command, the hardware and the commit."""
-    return {"command": command, "hardware": hardware(), "commit": commit()}
-
-
-def hardware() -> str:
-    """The devices and the machine, in words."""
-    devices = jax.devices()
-    kind = devices[0].device_kind
-    return f"{len(devices)} x {kind}, {os.cpu_count()} CPU cores ({platform.machine()}), jax {jax.__version__}"
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this package runs from, with a + where it was changed; None outside of one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=10"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() or None

@@ -1,0 +1,137 @@
+"""Whose folder it is: whether a run or a sweep may go on in a folder, and what of its config may change then."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from growlm.errors import InputError, must_be
+from growlm.files import is_part, read_json, write_json
+from growlm.training.config import build_run, build_sweep, plain
+from growlm.training.schedules import WITH_HORIZON
+from growlm.training.settings import RunConfig
+from growlm.training.stages import resolve
+
+NEW = "the folder must be a new or empty one, or that of this run, got"
+
+# Settings of a run that say where it runs, and what is measured and kept of it.
+WITHOUT_EFFECT = ("mesh", "log_every_steps", "checkpoint", "evaluation")
+
+
+def previous_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder, or {}: what is wrong with it is told when the folder is claimed."""
+    with contextlib.suppress(InputError, TypeError, ValueError):
+        return dict(read_json(folder / "config.json", "config"))
+    return {}
+
+
+def claim_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make a folder that of a run or a sweep, or check that it is, and keep its config there.
+
+    A run may go on with another mesh, other checkpoints, records and evaluations, with more tokens in its last stage
+    where the schedule of that does not end with the stage, and with further stages; a sweep with further runs.
+
+    Raises:
+      InputError: the folder holds something else.
+    """
+    path, config = folder / "config.json", json.loads(json.dumps(config))
+    try:
+        if path.exists():
+            previous = read_json(path, f"{NEW} {folder}: its config")
+            if previous != config:
+                _check_continues(folder, _read_settings(folder, previous), result_settings(config))
+                write_json(path, config)
+        elif folder.exists() and (not folder.is_dir() or not all(map(is_part, folder.iterdir()))):
+            raise InputError(f"{NEW} {folder}, which holds no run")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, config)
+    except OSError as error:
+        raise InputError(f"{NEW} {folder}, which cannot be used: {error.strerror}") from error
+
+
+def _read_settings(folder: Path, previous: Any) -> dict[str, Any]:
+    try:
+        return result_settings(previous)
+    except InputError as error:
+        raise InputError(f"{NEW} {folder}, whose config.json is no config of this growlm: {error}") from None
+
+
+def check_store(store: Path) -> None:
+    """Raises InputError for stages of growlm 0.1.0, which had other hashes: they would be trained anew."""
+    for path in sorted(store.glob("*/stage.json")):
+        model: dict[str, Any] = {"architecture": None}  # of a damaged file, which is nobody's
+        with contextlib.suppress(InputError, KeyError, TypeError):
+            model = read_json(path, "stage")["model"]
+        if "architecture" not in model:
+            raise InputError(f"the folder must be a new one, got {path.parent}, a stage of growlm 0.1.0")
+
+
+def result_settings(config: Any) -> dict[str, Any]:
+    """The settings that determine the results of a run or a sweep, with defaults for what the config does not say.
+
+    So a folder of an older growlm, which had fewer settings, goes on. Raises InputError where it is no config.
+    """
+    if not isinstance(config, dict):
+        raise must_be("config", "the keys of a run or a sweep", config)
+    if "runs" in config:
+        return {"runs": {name: _of_run(run) for name, run in build_sweep(config).runs.items()}}
+    return _of_run(build_run(config))
+
+
+def _of_run(run: RunConfig) -> dict[str, Any]:
+    settings = json.loads(json.dumps(plain(run)))
+    for stage, own in zip(resolve(run, fingerprint=""), settings["stages"], strict=True):
+        with_horizon = stage.config.schedule.kind in WITH_HORIZON
+        own["schedule"]["horizon_tokens"] = stage.horizon if with_horizon else 0
+        del own["evaluation"]
+        if stage.config.growth:
+            own["growth"] = plain(stage.config.growth.resolved)
+    return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
+
+
+def _check_continues(folder: Path, previous: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raises InputError unless what was trained with the previous `result_settings` is a beginning of these."""
+    if "runs" not in previous or "runs" not in config:
+        _check_run(folder, previous, config, path="")
+        return
+    for name, run in previous["runs"].items():
+        if name not in config["runs"]:
+            raise InputError(f"{NEW} {folder}, whose sweep has a run {name!r} that this one has not")
+        _check_run(folder, run, config["runs"][name], path=f"runs.{name}.")
+
+
+def _check_run(folder: Path, previous: dict[str, Any], config: dict[str, Any], path: str) -> None:
+    if "stages" in previous and "stages" in config:
+        count = len(previous["stages"])
+        config = config | {"stages": config["stages"][:count]}  # those beyond are further ones
+        *before, last = previous["stages"]
+        now = config["stages"][-1]
+        if len(config["stages"]) == count and now["tokens"] > last["tokens"]:
+            last = last | {"tokens": now["tokens"]}
+            ends, horizon = (stage["schedule"]["horizon_tokens"] for stage in (last, now))
+            if last != now and last | {"schedule": last["schedule"] | {"horizon_tokens": horizon}} == now:
+                key, kind = f"{path}stages[{count - 1}].schedule.horizon_tokens", last["schedule"]["kind"]
+                raise InputError(
+                    f"{key} must be {ends}, where the {kind} schedule of {folder} ends, to train that for more tokens, "
+                    f"got {horizon}; a schedule that needs no end, constant or power, needs a new folder"
+                )
+            previous = previous | {"stages": [*before, last]}
+    if previous != config:
+        raise InputError(f"{NEW} {folder}, which holds a different run: {_difference(previous, config, path)}")
+
+
+def _difference(there: Any, here: Any, path: str = "") -> str:
+    """Where two JSON values differ first, in words."""
+    where = path.removesuffix(".") or "its config"
+    if isinstance(there, dict) and isinstance(here, dict):
+        if extra := sorted(there.keys() ^ here.keys()):
+            return f"{where} has {extra[0]!r} only {'there' if extra[0] in there else 'here'}"
+        pairs = [(f"{path}{key}.", there[key], here[key]) for key in there]
+    elif isinstance(there, list) and isinstance(here, list):
+        if len(there) != len(here):
+            return f"{where} has {len(there)} entries there and {len(here)} here"
+        pairs = [(f"{where}[{i}].", *pair) for i, pair in enumerate(zip(there, here, strict=True))]
+    else:
+        return f"{where} is {there!r} there and {here!r} here"
+    return next(_difference(a, b, where) for where, a, b in pairs if a != b)

@@ -1,0 +1,100 @@
+"""A run that goes on in its folder: longer, with further stages, measured and kept in another way, or not at all."""
+
+import dataclasses
+import threading
+
+import pytest
+import tiny
+
+from growlm.errors import InputError
+from growlm.training.config import plain
+from growlm.training.continuation import claim_folder
+from growlm.training.run import train
+
+STEP = tiny.STEP
+GO_ON = threading.Event()  # never set
+COSINE = {"kind": "cosine"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def goes_on(folder, before, after):
+    """Claims a folder for the one config, then for the other."""
+    claim_folder(folder, plain(before))
+    claim_folder(folder, plain(after))
+    return True
+
+
+def test_a_run_that_goes_on_longer_and_measured_otherwise_ends_with_the_bits_of_one_that_was_so_long(corpus, tmp_path):
+    train(tiny.run_config(corpus, tiny.stage(3)), tmp_path / "run", GO_ON)
+    longer = tiny.stage(6), tiny.grown(2)
+    config = tiny.run_config(
+        corpus,
+        *longer,
+        log_every_steps=2,
+        evaluation={"batches": 1},
+        checkpoint={"every_tokens": STEP, "max_to_keep": 9},
+    )
+    train(config, tmp_path / "run", GO_ON)
+    train(tiny.run_config(corpus, *longer), tmp_path / "whole", GO_ON)
+    have, want = (tiny.checkpoints(tmp_path / name) for name in ("run", "whole"))
+    assert {(0, 3), (0, 4), (0, 6), (6, 8)} <= have.keys()
+    for end in ((0, 6), (6, 8)):
+        tiny.assert_same_arrays(tiny.read_checkpoint(have[end]), tiny.read_checkpoint(want[end]))
+    recorded = [(r["stage"], r["step"]) for r in tiny.records(tmp_path / "run")]
+    assert recorded == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 6), (1, 6), (1, 8)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mesh": {"fsdp": 2}},
+        {"log_every_steps": 7},
+        {"checkpoint": {"every_tokens": 100, "max_to_keep": 9}},
+        {"evaluation": {"every_tokens": 100, "batches": 1}},
+    ],
+)
+def test_what_does_not_change_the_result_does_not_bar_the_way(tmp_path, options):
+    assert goes_on(
+        tmp_path / "run", tiny.run_config("c", tiny.stage(4)), tiny.run_config("c", tiny.stage(4), **options)
+    )
+
+
+@pytest.mark.parametrize("schedule", [{"kind": "constant"}, {"kind": "power", "warmup_tokens": 9}])
+def test_more_tokens_and_further_stages_are_a_continuation(tmp_path, schedule):
+    first = tiny.stage(4, schedule=schedule)
+    config = tiny.run_config("c", first)
+    assert goes_on(tmp_path / "a", config, tiny.run_config("c", tiny.stage(9, schedule=schedule)))
+    assert goes_on(tmp_path / "b", config, tiny.run_config("c", first, tiny.grown(3)))
+    with pytest.raises(InputError, match=r"stages\[0\].tokens is 256 there and 192 here"):
+        goes_on(tmp_path / "c", config, tiny.run_config("c", tiny.stage(3, schedule=schedule)))
+    grown = tiny.run_config("c", first, tiny.grown(3))
+    with pytest.raises(InputError, match=r"stages\[0\].tokens is 256 there and 320 here"):
+        goes_on(tmp_path / "d", grown, tiny.run_config("c", tiny.stage(5, schedule=schedule), tiny.grown(3)))
+    with pytest.raises(InputError, match="stages has 2 entries there and 1 here"):
+        goes_on(tmp_path / "e", grown, config)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_a_schedule_that_ends_with_the_stage_says_what_to_set(tmp_path, kind):
+    short, long = (tiny.stage(steps, schedule={"kind": kind}) for steps in (4, 9))
+    says = rf"stages\[0\].schedule.horizon_tokens must be 256, where the {kind} schedule of .*run ends.*, got 576"
+    with pytest.raises(InputError, match=says):
+        goes_on(tmp_path / "run", tiny.run_config("c", short), tiny.run_config("c", long))
+    ends = long | {"schedule": {"kind": kind, "horizon_tokens": 4 * STEP}}
+    assert goes_on(tmp_path / "run", tiny.run_config("c", short), tiny.run_config("c", ends))
+
+
+def test_a_sweep_takes_further_runs_and_other_words(tmp_path):
+    runs = {"a": [tiny.stage(4)]}
+    before = tiny.sweep_config("c", runs, baseline="a")
+    after = tiny.sweep_config("c", runs | {"b": [tiny.stage(6)]}, baseline="b", title="Another")
+    assert goes_on(tmp_path / "s", before, after)
+    with pytest.raises(InputError, match="a run 'b' that this one has not"):
+        goes_on(tmp_path / "t", after, before)
+    other = dataclasses.replace(before, runs={"a": dataclasses.replace(before.runs["a"], seed=1)})
+    with pytest.raises(InputError, match=r"runs\.a\.seed is 0 there and 1 here"):
+        goes_on(tmp_path / "u", before, other)
