@@ -55,7 +55,7 @@ MODELS = {
 DEEP = dataclasses.replace(MODEL, layers=4)
 WIDE = dataclasses.replace(MODEL, embed=16, heads=4, mlp=24)
 TARGETS = {"depth": DEEP, "width": WIDE, "both": dataclasses.replace(WIDE, layers=4, embed=19, vocab=22)}
-OPTIONS = {"direct": {"silent": True}, "zero": {}, "random": {"ramp_tokens": 100}, "learn": {"steps": 2, "warmup": 1}}
+OPTIONS = {"direct": {"zero_residual": True}, "zero": {}, "random": {"mask_tokens": 100}, "learn": {"steps": 2, "warmup": 1}}
 TOKENS = random_tokens(MODEL, 3, 13)
 
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
@@ -279,7 +279,7 @@ def test_every_weight_has_a_role_and_every_leaf_is_a_weights(name):
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(optimizer.init, params))
     found = {}
     for path, leaf in leaves:
-        field, weight, rest = architecture.match(path)
+        field, weight, rest = architecture.match_weight(path)
         if leaf.ndim == 0:
             continue
         assert weight is not None and field in ("mu", "nu", "ages"), path_of(path)

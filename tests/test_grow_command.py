@@ -231,7 +231,7 @@ def test_dry_run_says_what_would_be_done(here, home, capsys):
         assert main([*arguments, *output]) == 0
         out, err = capsys.readouterr()
         assert not err and tiny.snapshot(here) == {}
-        for text in ("step 6", "lemon direct order=interleave silent=True uneven=0.5", "function   kept", "12,112"):
+        for text in ("step 6", "lemon direct order=interleave zero_residual=True split_imbalance=0.5", "function   kept", "12,112"):
             assert text in out
     assert tiny.snapshot(home) == before
     # The bytes are those of the arrays.

@@ -396,7 +396,7 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
             {"select": "rndom"},
             "selection must be one of cycle, random, repeat, got 'rndom'; did you mean 'random'?",
         ),
-        (deep(6), {"uneven": 1.0}, "uneven must be 0 <= uneven < 1, got 1.0"),
+        (deep(6), {"split_imbalance": 1.0}, "uneven must be 0 <= uneven < 1, got 1.0"),
         (
             dataclasses.replace(SOURCE, head_dim=4),
             {},

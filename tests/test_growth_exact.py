@@ -44,7 +44,7 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 OPERATORS = st.one_of(
     st.builds(
         lambda parts, rest: ("direct", parts | rest),
-        st.sampled_from([{}, {"uneven": 0.6}, {"diagonal": True}]),
+        st.sampled_from([{}, {"split_imbalance": 0.6}, {"block_diagonal": True}]),
         st.fixed_dictionaries({"select": st.sampled_from(["cycle", "repeat", "random"]), "norm": NORMS}),
     ),
     st.builds(
@@ -54,7 +54,7 @@ OPERATORS = st.one_of(
     st.builds(
         lambda rest: ("random", rest),
         st.fixed_dictionaries(
-            {"norm": NORMS, "ramp_tokens": st.sampled_from([0, 100, 100]), "whole_blocks": st.booleans()}
+            {"norm": NORMS, "mask_tokens": st.sampled_from([0, 100, 100]), "whole_blocks": st.booleans()}
         ),
     ),
 )
@@ -211,11 +211,11 @@ def test_gradients_of_experts_are_claimed_where_their_copies_are_chosen_together
     ("operator", "options"),
     [
         ("direct", {}),
-        ("direct", {"uneven": 0.6, "noise": 0.3, "cancel": True}),
-        ("direct", {"diagonal": True}),
+        ("direct", {"split_imbalance": 0.6, "noise": 0.3, "cancel": True}),
+        ("direct", {"block_diagonal": True}),
         ("zero", {}),
-        ("random", {"ramp_tokens": 10}),
-        ("random", {"ramp_tokens": 10, "whole_blocks": True, "order": "interleave"}),
+        ("random", {"mask_tokens": 10}),
+        ("random", {"mask_tokens": 10, "whole_blocks": True, "order": "interleave"}),
     ],
     ids=str,
 )
@@ -270,7 +270,7 @@ def test_a_composition_of_growths_keeps_the_function():
     wide = dataclasses.replace(deep, embed=31, heads=8, kv_heads=4)
     with jax.enable_x64(True):
         params = noisy(SMALL)
-        after = growlm.grow(params, SMALL, middle, "direct", uneven=0.5, key=KEY)
+        after = growlm.grow(params, SMALL, middle, "direct", split_imbalance=0.5, key=KEY)
         after = growlm.grow(after, middle, deep, "zero", order="interleave", key=KEY)
         after = growlm.grow(after, deep, wide, "zero", key=KEY)
         tokens = jnp.asarray(TOKENS, jnp.int32)
@@ -280,7 +280,7 @@ def test_a_composition_of_growths_keeps_the_function():
 
 def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
     source, target = SMALL, dataclasses.replace(SMALL, layers=3, embed=19, heads=8, mlp=17)
-    options = {"ramp_tokens": 10}
+    options = {"mask_tokens": 10}
     growth = plan_growth("random", source, target, KEY, **options)
     provenance, tokens = provenance_of(growth), jnp.asarray(TOKENS, jnp.int32)
     with jax.enable_x64(True):

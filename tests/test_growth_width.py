@@ -138,10 +138,10 @@ def test_gradients_in_float32(diagonal, tied):
 @pytest.mark.parametrize(
     ("operator", "options", "change"),
     [
-        ("direct", {"uneven": 0.5}, {"embed": 24}),
-        ("direct", {"diagonal": True}, {"embed": 19, "mlp": 17}),
+        ("direct", {"split_imbalance": 0.5}, {"embed": 24}),
+        ("direct", {"block_diagonal": True}, {"embed": 19, "mlp": 17}),
         ("direct", {"noise": 0.3, "cancel": True}, {"mlp": 20}),
-        ("direct", {"silent": True}, {"layers": 4}),
+        ("direct", {"zero_residual": True}, {"layers": 4}),
         ("zero", {}, {"embed": 24}),
     ],
     ids=str,

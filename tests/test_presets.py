@@ -432,8 +432,8 @@ def test_msg_keeps_the_old_block_and_gives_new_structure_zero_moments():
 
 
 def test_msg_takes_a_ramp_of_ones_own():
-    assert resolve("msg", {"ramp_tokens": 5}).options == PRESETS["msg"].options | {"ramp_tokens": 5}
-    assert resolve("msg").options["ramp_tokens"] == 5000 * 2_097_152
+    assert resolve("msg", {"mask_tokens": 5}).options == PRESETS["msg"].options | {"mask_tokens": 5}
+    assert resolve("msg").options["mask_tokens"] == 5000 * 2_097_152
 
 
 def test_shrink_zero_pad_perturb_is_just_that():
@@ -458,8 +458,8 @@ def test_an_operator_resolves_to_itself():
 
 def test_options_given_override_the_presets_and_leave_the_table_alone():
     before = dict(PRESETS["lemon"].options)
-    plan = resolve("lemon", {"uneven": 0.1, "noise": 0.2})
-    assert plan.options == {"order": "interleave", "silent": True, "uneven": 0.1, "noise": 0.2}
+    plan = resolve("lemon", {"split_imbalance": 0.1, "noise": 0.2})
+    assert plan.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1, "noise": 0.2}
     plan.options["order"] = "stack"
     assert PRESETS["lemon"].options == before
 
@@ -479,4 +479,4 @@ def test_unknown_names_are_refused_with_the_nearest_one():
 
 def test_silent_copies_and_next_layer_exclude_each_other():
     with pytest.raises(InputError, match="next_layer and silent exclude each other"):
-        plan_growth("direct", TINY, TINY, next_layer=True, silent=True)
+        plan_growth("direct", TINY, TINY, aki=True, zero_residual=True)

@@ -63,7 +63,7 @@ def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_pat
         return watched, evaluate
 
     monkeypatch.setattr(loop, "compile_steps", compile_and_watch)
-    growth = {"operator": "random", "options": {"ramp_tokens": 3 * STEP} | options}
+    growth = {"operator": "random", "options": {"mask_tokens": 3 * STEP} | options}
     second = tiny.grown(5, growth=growth, **WIDE)
     watching = {"evaluation": {"every_tokens": STEP, "batches": 1}}
     watching |= {"checkpoint": {"every_tokens": STEP, "max_to_keep": 9}}
@@ -94,7 +94,7 @@ def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_pat
 
 
 def test_after_a_ramp_the_step_is_that_of_a_run_without_one():
-    ramped = tiny.grown(4, growth={"operator": "random", "options": {"ramp_tokens": 2 * STEP}}, **WIDE)
+    ramped = tiny.grown(4, growth={"operator": "random", "options": {"mask_tokens": 2 * STEP}}, **WIDE)
     stage = resolve(tiny.run_config("none", tiny.stage(2), ramped), "fingerprint")[1]
     assert [stage.progress_at(step) is None for step in (2, 3, 4, 5, 6)] == [False, False, True, True, True]
     plain = tiny.grown(4, growth={"operator": "random"}, **WIDE)
@@ -108,7 +108,7 @@ def test_after_a_ramp_the_step_is_that_of_a_run_without_one():
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(corpus, tmp_path, monkeypatch):
     """In the middle of a ramp, with an averaged copy, ages, rates and freezing by provenance, and Muon."""
     optimizer = {"ema": 0.5, "kind": "muon", "learning_rates": {"new": 2.0, "gains": 0.5}}
-    growth = {"operator": "random", "options": {"ramp_tokens": 3 * STEP}, "optimizer_state": "map_aged", "train": "new"}
+    growth = {"operator": "random", "options": {"mask_tokens": 3 * STEP}, "optimizer_state": "map_aged", "train": "new"}
     first = tiny.stage(2, optimizer={"kind": "muon"})
     second = tiny.grown(5, growth=growth, optimizer=optimizer, frozen_layers=1, **WIDE)
     config = tiny.run_config(corpus, first, second)
@@ -208,8 +208,8 @@ def test_a_preset_is_what_it_stands_for_and_what_is_given_overrides_it():
     assert [stage.address for stage in resolve(one, "x")] == [stage.address for stage in resolve(other, "x")]
     pro = build_growth({"operator": "llama_pro"})
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("zero", {"order": "expand"}, "reset", "new")
-    loud = build_growth({"operator": "lemon", "options": {"uneven": 0.1}, "optimizer_state": "map", "train": "all"})
-    assert loud.options == {"order": "interleave", "silent": True, "uneven": 0.1}
+    loud = build_growth({"operator": "lemon", "options": {"split_imbalance": 0.1}, "optimizer_state": "map", "train": "all"})
+    assert loud.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1}
     assert (loud.optimizer_state, loud.train) == ("map", "all")
 
 

@@ -407,7 +407,7 @@ class Architecture:
         """Whether the embedding is the head too."""
         return not self.weights["head"].present(config)
 
-    def match(self, path: tuple) -> tuple[str, Weight | None, str]:
+    def match_weight(self, path: tuple) -> tuple[str, Weight | None, str]:
         """Splits a key path of a tree with trees like the parameters in it, such as an optimizer state.
 
         Returns the name of the field that such a tree is, the weight that the leaf belongs to (None: to none), and the

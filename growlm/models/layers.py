@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.models.axes import DecoderConfig, Norm, NormKind
-from growlm.models.sharding import gathered
+from growlm.models.sharding import all_gather
 
 
 class Context(NamedTuple):
@@ -41,7 +41,7 @@ def weight(module: nn.Module, name: str) -> jax.Array:
     """The module's declared weight of that name, in the compute dtype."""
     declared = module.config.architecture.weights["/".join((*module.path, name))]
     value = module.param(name, declared.initial, module.config)
-    return gathered(declared, module.config, value.astype(module.dtype))
+    return all_gather(declared, module.config, value.astype(module.dtype))
 
 
 def dense(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ def _spec(dims: tuple[Dim, ...], config: DecoderConfig, mesh: Mesh | AbstractMes
     return PartitionSpec(*spec)
 
 
-def at_rest(weight: Weight, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+def fsdp_spec(weight: Weight, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How a weight lies in the parameter tree."""
     return _spec(weight.all_dims, config, mesh, AXES)
 
@@ -55,14 +55,14 @@ def shardings_of(tree: Any, config: DecoderConfig, mesh: Mesh) -> Any:
     """
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        _, weight, rest = config.architecture.match(path)
+        _, weight, rest = config.architecture.match_weight(path)
         shaped = weight is not None and not rest and leaf.shape == weight.shape(config)
-        return NamedSharding(mesh, at_rest(weight, config, mesh) if shaped else PartitionSpec())
+        return NamedSharding(mesh, fsdp_spec(weight, config, mesh) if shaped else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def gathered(weight: Weight, config: DecoderConfig, value: jax.Array) -> jax.Array:
+def all_gather(weight: Weight, config: DecoderConfig, value: jax.Array) -> jax.Array:
     """A weight (without the layer axis) whole along fsdp; its gradient is summed into the parts in which it rests."""
     if (mesh := current_mesh()) is None or mesh.shape["fsdp"] == 1:
         return value

@@ -77,7 +77,7 @@ def _check_unmasked(stage: Stage) -> None:
         trained, ramp = before.tokens_at(before.last_step) - before.first_tokens, before.growth.masks
         raise InputError(
             f"stages[{before.number}] ends after {trained:,} tokens, before its masks are open: allowed are at least "
-            f"its ramp_tokens, {ramp.tokens:,}, where another stage comes after it"
+            f"its mask_tokens, {ramp.tokens:,}, where another stage comes after it"
         )
 
 
