@@ -112,7 +112,7 @@ def test_the_report_says_which_coordinates_are_copies_of_what_and_which_are_new(
     params = growlm.init(SMALL, KEY)
     state = TrainState(params, optimizer.init(params), zero, zero, zero, KEY)
     _, report = grow_state(state, SMALL, target, optimizer, "zero")
-    assert report["preserves_function"] and report["silent_layers"] == [2]
+    assert report["preserves_function"] and report["zero_residual_layers"] == [2]
     assert report["axes"]["mlp"] == {"from": [*range(10), -1, -1, -1], "fresh": [10, 11, 12]}
     assert report["axes"]["heads"] == {"from": [0, 1, -1, 2, 3, -1], "fresh": [2, 5]}
     assert report["leaves"]["blocks/attn/out"] == ["layers", "heads"]
