@@ -25,8 +25,8 @@ ARITHMETIC = {"float64": {"function": 1e-10, "gradients": 1e-9}, "float32": {"fu
 # what products in another order leave.
 WEIGHTS = {"float64": 1e-13, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2**-6}
 
-# Growth rounds a weight once for each of the two dimensions that it scales, by at most half a unit. So the tolerance for
-# rounding is this factor times the effect of one unit in every weight of the source.
+# Growth rounds a weight once for each of the two dimensions that it scales, by at most half a unit. So the tolerance
+# for rounding is this factor times the effect of one unit in every weight of the source.
 NUDGES = 1.0
 
 # Gradients of leaves below this share of the whole gradient are mostly rounding, so they are measured against it.
@@ -47,7 +47,7 @@ def verify(
     """Measures on one batch whether a grown model is what its growth claims.
 
     16-bit weights are measured in float32, with a tolerance for their rounding: the change of the source's logits and
-    gradients when every weight moves by one unit in its last place. float32 and float64 have a tolerance for arithmetic.
+    gradients when every weight moves by one unit in its last place. Wider types have a tolerance for arithmetic.
 
     Args:
       source, params: the small model.

@@ -116,8 +116,8 @@ class Attention(nn.Module):
 def attention_flops(heads: int, head_dim: int, length: int, window: int | None = None) -> float:
     """Forward FLOPs a token, averaged over a sequence, of scores and weighted sums; without softmax.
 
-    Position t (from 0) attends to t + 1 keys, at most `window`; each costs 2 x heads x head_dim for the score, and again
-    for the weighted sum.
+    Position t (from 0) attends to t + 1 keys, at most `window`; each costs 2 x heads x head_dim for the score, and as
+    much for the weighted sum.
     """
     seen = min(window or length, length)
     keys = (seen * (seen + 1) / 2 + (length - seen) * seen) / length

@@ -30,8 +30,8 @@ def attention(
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
     TPUs run splash attention, in bfloat16 and float32, if the length is a multiple of 128 and head_dim at most 256.
-    GPUs run cuDNN's flash attention, in 16 bits, from Ampere on, if head_dim is a multiple of 8 and at most 128. Neither
-    holds the scores [B, H, T, S]; with documents, cuDNN holds the mask [B, 1, T, S]. Otherwise plain XLA is used.
+    GPUs run cuDNN's flash attention, in 16 bits, from Ampere on, if head_dim is a multiple of 8 and at most 128. The
+    scores [B, H, T, S] are never in memory, but with documents cuDNN's mask [B, 1, T, S] is. Otherwise plain XLA runs.
 
     Args:
       q_BTHh, k_BTKh, v_BTKh: queries, keys and values; K divides H.

@@ -1,7 +1,7 @@
 """Building blocks of branches: declared weights, products, norms.
 
-Shape suffixes: B batch, T positions, N = B x T rows, D embed. Dense layers work on rows [N, D]: products on three axes run
-at half the speed on XLA's CPU backend, and elsewhere the reshape is free.
+Shape suffixes: B batch, T positions, N = B x T rows, D embed. Dense layers work on rows [N, D]: on XLA's CPU backend,
+products on three axes run at half the speed, and elsewhere the reshape is free.
 """
 
 from typing import Any, NamedTuple

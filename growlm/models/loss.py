@@ -1,8 +1,8 @@
 """Cross-entropy over the vocabulary in chunks of rows, so that not all logits are in memory.
 
 The gradient by logits is softmax minus targets, known as soon as the loss of a chunk is. So the forward pass of
-differentiation computes the gradients, and the backward pass only scales them. On a mesh, every device loops over chunks
-of its own rows and its own part of the vocabulary, and row sums are reduced over devices once, at the end.
+differentiation computes the gradients, and the backward pass only scales them. On a mesh, every device loops over
+chunks of its own rows and its own part of the vocabulary, and row sums are reduced over devices once, at the end.
 
 Shape suffixes: B batch, T positions, N = B x T rows, n rows of one device, C rows of a chunk, D embed, V vocab, W its
 part on one device.

@@ -90,8 +90,10 @@ class Moe(nn.Module):
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
-        """[B x T, D] -> ([B x T, D], {"load": [E], "probability": [E]}): the mean number of choices of every expert by a
-        token, and its mean probability."""
+        """[B x T, D] -> ([B x T, D], {"load": [E], "probability": [E]}).
+
+        Over tokens, load is the mean number of choices of an expert, and probability its mean probability.
+        """
         axis = experts_of(self.config)
         chosen = getattr(self.config, axis.chosen)
         logits_NE = dense(x_ND, weight(self, "router"))
