@@ -75,7 +75,9 @@ def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_r
     options = {name: run.stages[-1].growth.options for name, run in runs.items() if name[:5] in ("depth", "width")}
     assert not options.pop("width_even_0")
     assert {choice["noise_scale"] for choice in options.values()} == {"paper"}
-    assert {name for name, choice in options.items() if "split_imbalance" in choice} == {n for n in options if "width" in n}
+    assert {name for name, choice in options.items() if "split_imbalance" in choice} == {
+        n for n in options if "width" in n
+    }
 
 
 def test_growth_timings_share_one_base():

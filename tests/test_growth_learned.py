@@ -113,15 +113,21 @@ def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
 def test_the_defaults_are_the_authors_recipe():
     """github.com/tongxuluo/prts, issue 2: 100 steps, 7e-5 to 7e-6, 50 of warm-up, weight decay 0.1."""
     recipe = plan_growth("learn", SOURCE, DEEP, KEY).learner
-    assert (recipe.steps, recipe.peak_lr, recipe.end_lr, recipe.warmup, recipe.weight_decay) == (100, 7e-5, 7e-6, 50, 0.1)
+    assert (recipe.steps, recipe.peak_lr, recipe.end_lr, recipe.warmup, recipe.weight_decay) == (
+        100,
+        7e-5,
+        7e-6,
+        50,
+        0.1,
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps must be integers >= 0, got -1"),
+        ({"steps": -1}, "steps must be an integer >= 0, got -1"),
         ({"peak_lr": float("nan")}, "peak_lr must be >= 0, got nan"),
-        ({"steps": 3}, "learn takes 3 batches and was given 2"),
+        ({"steps": 3}, "the batches of learn must be one for each of its 3 steps, got 2"),
     ],
 )
 def test_bad_recipes_are_refused(options, message):

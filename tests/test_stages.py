@@ -208,7 +208,9 @@ def test_a_preset_is_what_it_stands_for_and_what_is_given_overrides_it():
     assert [stage.address for stage in resolve(one, "x")] == [stage.address for stage in resolve(other, "x")]
     pro = build_growth({"operator": "llama_pro"})
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("zero", {"order": "expand"}, "reset", "new")
-    loud = build_growth({"operator": "lemon", "options": {"split_imbalance": 0.1}, "optimizer_state": "map", "train": "all"})
+    loud = build_growth(
+        {"operator": "lemon", "options": {"split_imbalance": 0.1}, "optimizer_state": "map", "train": "all"}
+    )
     assert loud.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1}
     assert (loud.optimizer_state, loud.train) == ("map", "all")
 

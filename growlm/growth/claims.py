@@ -90,6 +90,6 @@ def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         if axis.fresh.any() or np.any(axis.origin < 0):
             return False, f"{name} has coordinates that are no copies: mapped moments are a start"
         count = np.bincount(axis.origin)[axis.origin]
-        if name not in even_by_norm and not np.allclose(axis.write.scale * axis.read.scale * count, 1):
+        if name not in even_by_norm and not np.allclose(axis.gathers[0].scale * axis.gathers[1].scale * count, 1):
             return False, f"copies on {name} are read unevenly: mapped moments are a start"
     return True, "copies are read evenly, so each has the source's gradient under the dual map"

@@ -146,10 +146,10 @@ def _cancelling(growth: Growth, weight: Weight, drawn: Array) -> Array:
     reads_copies, xp = False, numpy_or_jax(drawn)
     for dimension, read, write in growth.width_maps(weight):
         if read is not None and write is None and read.copied:
-            reads_copies, drawn = True, read.write.remainder(drawn, dimension)
+            reads_copies, drawn = True, read.gathers[0].remainder(drawn, dimension)
             drawn = xp.where(along(read.origin >= 0, dimension, drawn.ndim), drawn, 0)  # fresh ones have no copies
         elif write is not None:
-            written = write.fresh_write | (np.asarray(write.write.scale) != 0)
+            written = write.fresh_write | (np.asarray(write.gathers[0].scale) != 0)
             drawn = xp.where(along(written, dimension, drawn.ndim), drawn, 0)
     if weight.residual:
         drawn = drawn * along(xp.asarray(growth.residual, drawn.dtype), 0, drawn.ndim)

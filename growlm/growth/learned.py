@@ -20,7 +20,7 @@ from growlm.models.counts import parameter_count
 from growlm.models.decoder import next_token_loss
 
 Matrices = dict[str, Any]
-Learner = tuple[Matrices, Any]  # the matrices and their optimizer's state
+Learner = tuple[Any, Any]  # the matrices and their optimizer's state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Learned(Effect):
 
     def matrices(self, growth: Growth) -> Matrices:
         """The matrices of a growth by axis, and those of the stack by weight."""
-        found = {axis.name: growth.maps[axis.name].write.matrix for axis in _learned_axes(self.target)}
+        found = {axis.name: _matrix(growth.maps[axis.name]) for axis in _learned_axes(self.target)}
         of_layers = {path: axis for (name, path), axis in growth.per_weight.items() if name == growth.stack}
-        return found | {growth.stack: {path: axis.write.matrix for path, axis in of_layers.items()}}
+        return found | {growth.stack: {path: _matrix(axis) for path, axis in of_layers.items()}}
 
     def report(self) -> dict[str, Any]:
         """The settings, without the shapes, which growth reports have already."""
@@ -89,7 +89,7 @@ class Learned(Effect):
         growth: Growth,
         params: Params,
         batches: Iterable[Any],
-        key: jax.Array,
+        key: jax.Array | None,
         programs: tuple[Callable, Callable] | None = None,
     ) -> tuple[Matrices, dict]:
         """Trains the matrices of a growth, and counts the cost.
@@ -167,6 +167,11 @@ def learn(
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
     return learned.with_matrices(empty, _initial_matrices(source, target, key))
+
+
+def _matrix(axis: AxisMap) -> jax.Array:
+    assert isinstance(axis.write, Dense)
+    return axis.write.matrix
 
 
 def _learned_axes(config: DecoderConfig) -> list[Axis]:

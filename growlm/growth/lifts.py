@@ -128,9 +128,11 @@ def lift(source: DecoderConfig, target: DecoderConfig) -> Lifted | None:
     """
     steps: list[Lift] = []
     config = source
-    while step := next((one for one in LIFTS.values() if one not in steps and one.config(config, target)), None):
-        config = step.config(config, target)
-        steps.append(step)
+    for _ in LIFTS:
+        for one in LIFTS.values():
+            if one not in steps and (lifted := one.config(config, target)) is not None:
+                config = lifted
+                steps.append(one)
     if config.architecture is not target.architecture:
         lifts = ", ".join(f"{one.name} ({one.says})" for one in LIFTS.values())
         raise InputError(

@@ -32,7 +32,7 @@ class Gather:
     spread: tuple[Any, Any] | None = None
 
     @classmethod
-    def copies(cls, index, scale=1.0, spread=None) -> "Gather":
+    def copies(cls, index: Any, scale: Any = 1.0, spread: tuple[Any, Any] | None = None) -> "Gather":
         """Row i copies column index[i], times scale."""
         index = np.asarray(index, np.int64)
         scale = np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape))
@@ -58,7 +58,9 @@ class Gather:
         """These rows of the matrix, and the `needed` (sorted) columns alone."""
         index = self.index[rows]
         local = np.where(index < 0, -1, np.searchsorted(needed, index))
-        spread = (self.spread[0][rows], self.spread[1][needed]) if self.spreads[rows].any() else None
+        spread = None
+        if self.spread is not None and self.spreads[rows].any():
+            spread = self.spread[0][rows], self.spread[1][needed]
         return Gather(local, self.scale[rows], self.occurrence[rows], spread)
 
     def scale_of_old(self, old: int) -> np.ndarray | None:
@@ -69,7 +71,7 @@ class Gather:
         scale[self.index[copies]] = self.scale[copies]
         return scale if np.array_equal(scale[self.index[copies]], self.scale[copies]) else None
 
-    def over(self, other: "Gather", factor: float = 1.0) -> "Gather":
+    def over(self, other: Any, factor: float = 1.0) -> "Gather":
         """The map of an elementwise weight that reads `other` and writes this axis: the ratio of their scales."""
         if isinstance(self.scale, np.ndarray):
             scale = np.divide(self.scale, other.scale, out=np.zeros_like(self.scale), where=other.scale != 0)
@@ -77,7 +79,7 @@ class Gather:
             scale = self.scale / jnp.where(other.scale == 0, 1.0, other.scale)
         return Gather(self.index, scale * factor)
 
-    def times(self, other: "Gather", factor: float = 1.0) -> "Gather":
+    def times(self, other: Any, factor: float = 1.0) -> "Gather":
         """The map of that weight's gradient: the product of their scales."""
         return Gather(self.index, self.scale * other.scale * factor)
 
@@ -105,7 +107,8 @@ class Gather:
         old = int(self.index.max()) + 1
         xp, groups = numpy_or_jax(x), np.maximum(self.index, 0)
         scale = along(xp.asarray(self.scale, x.dtype), axis, x.ndim)
-        sums, place = xp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype), (slice(None),) * axis + (groups,)
+        sums = xp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype)
+        place: Any = (slice(None),) * axis + (groups,)
         if xp is np:
             np.add.at(sums, place, x * scale)
         else:
@@ -143,11 +146,11 @@ class Dense:
         y = jnp.tensordot(self.matrix.astype(x.dtype), x, axes=(tuple(range(many, 2 * many)), axes))
         return jnp.moveaxis(y, tuple(range(many)), axes)
 
-    def over(self, other: "Dense", factor: float = 1.0) -> "Dense":
+    def over(self, other: Any, factor: float = 1.0) -> "Dense":
         """The map of an elementwise weight: in LiGO, that of any vector on the axis."""
         return self
 
-    def times(self, other: "Dense", factor: float = 1.0) -> "Dense":
+    def times(self, other: Any, factor: float = 1.0) -> "Dense":
         """The map of its gradient."""
         return self
 
@@ -177,11 +180,25 @@ class AxisMap:
     whole: "tuple[AxisMap, slice] | None" = None
 
     @classmethod
-    def make(cls, old: int, write, read, fresh_write=None, fresh_read=None, rms=1.0) -> "AxisMap":
+    def make(
+        cls,
+        old: int,
+        write: Gather | Dense,
+        read: Gather | Dense,
+        fresh_write: np.ndarray | None = None,
+        fresh_read: np.ndarray | None = None,
+        rms: Any = 1.0,
+    ) -> "AxisMap":
         """A map in which nothing is fresh by default."""
         none = np.zeros(len(write.index), bool)
-        fresh = [none if mask is None else np.asarray(mask, bool) for mask in (fresh_write, fresh_read)]
-        return cls(old, write, read, *fresh, rms)
+        return cls(
+            old,
+            write,
+            read,
+            fresh_write=none if fresh_write is None else np.asarray(fresh_write, bool),
+            fresh_read=none if fresh_read is None else np.asarray(fresh_read, bool),
+            rms=rms,
+        )
 
     @property
     def new(self) -> int:
@@ -189,14 +206,19 @@ class AxisMap:
         return len(self.write.index)
 
     @property
+    def gathers(self) -> tuple[Gather, Gather]:
+        """The write and the read map of an operator that learns none."""
+        assert isinstance(self.write, Gather) and isinstance(self.read, Gather), "learned maps are dense"
+        return self.write, self.read
+
+    @property
     def identity(self) -> bool:
         """Whether the axis does not change."""
         if isinstance(self.write, Dense) or self.new != self.old or self.fresh.any() or self.rms != 1:
             return False
-        if self.write.spread is not None or self.read.spread is not None:
-            return False
         return all(
-            np.array_equal(m.index, np.arange(self.new)) and np.all(m.scale == 1) for m in (self.write, self.read)
+            one.spread is None and np.array_equal(one.index, np.arange(self.new)) and np.all(one.scale == 1)
+            for one in self.gathers
         )
 
     @property
@@ -212,7 +234,7 @@ class AxisMap:
     @property
     def added(self) -> np.ndarray:
         """bool [new]: second copies and fresh coordinates."""
-        if self.whole:
+        if self.whole is not None:
             whole, rows = self.whole
             return whole.added[rows]
         added = np.ones(self.new, bool)
@@ -222,22 +244,22 @@ class AxisMap:
     @property
     def copied(self) -> bool:
         """Whether an old coordinate has a second copy."""
-        if self.whole:
+        if self.whole is not None:
             return self.whole[0].copied
         return bool(np.any(self.added & (self.origin >= 0)))
 
     def needed(self, rows: slice) -> np.ndarray:
         """The old coordinates that these new ones come from, sorted."""
-        if any(one.spreads[rows].any() for one in (self.write, self.read)):
+        if any(one.spreads[rows].any() for one in self.gathers):
             return np.arange(self.old)
         index = np.concatenate([self.write.index[rows], self.read.index[rows]])
         return np.unique(index[index >= 0])
 
     def part(self, rows: slice, needed: np.ndarray) -> "AxisMap":
         """The map of these new coordinates alone, from the needed (sorted) old ones alone."""
-        maps = (gather.part(rows, needed) for gather in (self.write, self.read))
-        fresh = self.fresh_write[rows], self.fresh_read[rows]
-        return AxisMap(len(needed), *maps, *fresh, self.rms, (self, rows))
+        write, read = (gather.part(rows, needed) for gather in self.gathers)
+        fresh_write, fresh_read = self.fresh_write[rows], self.fresh_read[rows]
+        return AxisMap(len(needed), write, read, fresh_write, fresh_read, rms=self.rms, whole=(self, rows))
 
     def without_fresh(self) -> "AxisMap":
         """The maps with zeros where coordinates would be freshly initialised."""
@@ -316,13 +338,14 @@ def compose(second: AxisMap, first: AxisMap) -> AxisMap:
     def fresh(own: np.ndarray, before: np.ndarray, through: Gather) -> np.ndarray:
         return own | ((through.index >= 0) & before[through.index] & (through.scale != 0))
 
+    (write, read), (first_write, first_read) = second.gathers, first.gathers
     return AxisMap(
         first.old,
-        second.write.after(first.write),
-        second.read.after(first.read),
-        fresh(second.fresh_write, first.fresh_write, second.write),
-        fresh(second.fresh_read, first.fresh_read, second.read),
-        first.rms * second.rms,
+        write.after(first_write),
+        read.after(first_read),
+        fresh(second.fresh_write, first.fresh_write, write),
+        fresh(second.fresh_read, first.fresh_read, read),
+        rms=first.rms * second.rms,
     )
 
 
@@ -331,16 +354,18 @@ Rule = Callable[[AxisMap | None, AxisMap | None], Any]
 
 def primal(read: AxisMap | None, write: AxisMap | None) -> Any:
     """The map of a weight along a dimension: R if it reads, P if it writes, their quotient if it is elementwise."""
-    if read is not None and write is not None:
-        return write.write.over(read.write, read.rms)
-    return read.read if read is not None else write.write
+    if read is None:
+        assert write is not None
+        return write.write
+    return read.read if write is None else write.write.over(read.write, read.rms)
 
 
 def dual(read: AxisMap | None, write: AxisMap | None) -> Any:
     """The map of its gradient: P if the weight reads, R if it writes, their product if it is elementwise."""
-    if read is not None and write is not None:
-        return write.read.times(read.write, 1 / read.rms)
-    return read.write if read is not None else write.read
+    if read is None:
+        assert write is not None
+        return write.read
+    return read.write if write is None else write.read.times(read.write, 1 / read.rms)
 
 
 def dual_squared(read: AxisMap | None, write: AxisMap | None) -> Any:

@@ -5,6 +5,7 @@ model has no masks in it, and the masked parameters are a pure function of (para
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from growlm.growth.effects import Effect
 from growlm.growth.expand import expand_params
-from growlm.growth.maps import AxisMap, Gather, identity, numpy_or_jax
+from growlm.growth.maps import Array, AxisMap, Gather, identity, numpy_or_jax
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import FRESH, Growth, after
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
@@ -57,8 +58,8 @@ class Masks(Effect):
         return np.asarray([*turns, done], np.float32)
 
     def reparametrise(
-        self, config: DecoderConfig, params: Params, provenance: dict[str, jax.Array], progress: jax.Array
-    ) -> tuple[Params, jax.Array | None]:
+        self, config: DecoderConfig, params: Params, provenance: Mapping[str, Array], progress: Array
+    ) -> tuple[Params, Array | None]:
         """Applies the masks: returns masked parameters and, for whole blocks, the residual scale [layers], else None.
 
         Args:
@@ -106,7 +107,7 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
         if axis.kind is Kind.STREAM:
             maps[axis.name] = stream
         elif axis is architecture.final and architecture.tied(config):
-            write = Gather(index, stream.write.scale * share / stream.rms**2)
+            write = Gather(index, stream.gathers[0].scale * share / stream.rms**2)
             maps[axis.name] = AxisMap.make(len(index), write, stream.write)
         elif axis.kind is Kind.READ:
             maps[axis.name] = AxisMap.make(len(index), Gather(index, open_stream), Gather(index, one))

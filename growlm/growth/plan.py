@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -11,6 +11,10 @@ from growlm.growth.effects import Effect
 from growlm.growth.lifts import Lifted
 from growlm.growth.maps import AxisMap, along, compose
 from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
+
+if TYPE_CHECKING:
+    from growlm.growth.learned import Learned
+    from growlm.growth.masks import Masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,14 +48,14 @@ class Growth:
         return np.flatnonzero(np.asarray(self.residual) == 0).tolist()
 
     @property
-    def masks(self) -> Effect | None:
+    def masks(self) -> "Masks | None":
         """The effect that reparametrises the model throughout training, or None."""
-        return next((effect for effect in self.effects if effect.reparametrises), None)
+        return cast("Masks | None", next((effect for effect in self.effects if effect.reparametrises), None))
 
     @property
-    def learner(self) -> Effect | None:
+    def learner(self) -> "Learned | None":
         """The effect whose maps are learned from batches, or None."""
-        return next((effect for effect in self.effects if effect.learns), None)
+        return cast("Learned | None", next((effect for effect in self.effects if effect.learns), None))
 
     @property
     def static(self) -> "StaticGrowth":
@@ -172,7 +176,7 @@ def slice_mask(weight: Weight, provenance: dict[str, jax.Array]) -> jax.Array:
 
     Provenance may be traced, so that one compiled step serves all growths.
     """
-    mask = np.zeros((1,) * len(weight.all_dims), bool)
+    mask: Any = np.zeros((1,) * len(weight.all_dims), bool)
     for number, dim in enumerate(weight.all_dims):
         for axis in dim.both:
             mask = mask | along(provenance[axis.name][1] >= COPY, number, mask.ndim)

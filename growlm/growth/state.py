@@ -14,7 +14,7 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
-from growlm.growth.maps import AxisMap, Rule, dual, dual_squared
+from growlm.growth.maps import Array, AxisMap, Rule, dual, dual_squared
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
@@ -211,7 +211,7 @@ def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, a
     return jax.tree_util.tree_map_with_path(partial(_map_entry, growth, source, new), opt_state)
 
 
-def _map_entry(growth: Growth, source: DecoderConfig, new_age: Any, path: tuple, leaf: jax.Array) -> jax.Array:
+def _map_entry(growth: Growth, source: DecoderConfig, new_age: Any, path: tuple, leaf: jax.Array) -> Array:
     if jnp.ndim(leaf) == 0 or path_of(path).endswith(CONSTANTS):
         return leaf
     name, weight, rest = source.architecture.match_weight(path)

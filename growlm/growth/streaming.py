@@ -103,7 +103,7 @@ def _pasted(
     rng = rng_of(key, "growth", number_of(DRAW_FRESH), weight.number, *place)
     for number, chosen in enumerate(slices):
         if np.any(chosen):
-            shape = (*grown.shape[:number], np.count_nonzero(chosen), *grown.shape[number + 1 :])
+            shape = (*grown.shape[:number], int(np.count_nonzero(chosen)), *grown.shape[number + 1 :])
             grown[(slice(None),) * number + (_run(chosen),)] = _normal(rng, weight.std(target), shape, dtype)
     return grown
 
@@ -122,7 +122,7 @@ def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np
     bits = value.astype(dtype).view(np.dtype(f"u{np.dtype(dtype).itemsize}"))  # NumPy moves plain types faster
     for number, gather in reversed(list(enumerate(maps))):  # rows last: they are copied whole
         bits = select(bits, gather.index, number)
-    return bits.view(dtype)
+    return np.asarray(bits).view(dtype)
 
 
 def _run(chosen: np.ndarray) -> np.ndarray | slice:
@@ -168,7 +168,7 @@ def unchanged(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> bool:
     held = [dim.axis for dim in weight.all_dims if dim.many]
     for axis, number in zip(held, unit, strict=True):
         one = growth.axis(axis, weight)
-        if one.fresh[number] or one.write.scale[number] != 1:
+        if one.fresh[number] or one.gathers[0].scale[number] != 1:
             return False
     if weight.residual and growth.residual[unit[0]] != 1:
         return False

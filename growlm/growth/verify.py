@@ -78,14 +78,14 @@ def verify(
     start, lifted = (growth.start(source), growth.lift) if growth else (source, None)
     begun = params if lifted is None else lifted.params(params)
     masks = None if growth is None else growth.masks
-    provenance = provenance_of(growth) if masks else None
+    provenance = None if growth is None or masks is None else provenance_of(growth)
     exact, exact_grown = (_in(dtype, tree) for tree in (params, grown))
     with jax.default_matmul_precision("highest"):  # accelerators multiply float32 in fewer bits by default
         loss_and_gradient = partial(_loss_and_gradient, target, masks, dtype, provenance=provenance, tokens=tokens)
         after, grown_gradient = loss_and_gradient(params=exact_grown)
         before, gradient = _loss_and_gradient(start, None, dtype, _in(dtype, begun), None, tokens)
         items = {"finite": _finite(grown)}
-        if known := growth is not None and not growth.learner:
+        if growth is not None and growth.learner is None:
             drawn = any(effect.draws() for effect in growth.effects)
             items |= {} if drawn else {"weights": _weights(growth, source, params, target, grown, WEIGHTS[stored])}
         old = apply(source, exact, tokens[:, :-1], dtype=dtype)
@@ -99,7 +99,7 @@ def verify(
             rounding = {"function": moved, "gradients": worst}
             tolerance = {name: allowance(tolerance[name], effect) for name, effect in rounding.items()}
         items["function"] = _function(growth, source, target, old, new, tolerance["function"])
-        if known:
+        if growth is not None and growth.learner is None:
             items["gradients"] = _gradients(growth, source, gradient, target, grown_gradient, tolerance["gradients"])
         losses = _train(loss_and_gradient, exact_grown, after, grown_gradient, steps, learning_rate)
         items["training"] = _training(losses)
@@ -268,8 +268,9 @@ def _update(params: Params, state: Any, gradient: Params, rate: jax.Array) -> tu
 
 def _training(losses: list[float | None]) -> dict[str, Any]:
     """Checks that the loss falls on one batch, repeated."""
-    finite = None not in losses
-    change = min(losses[1:]) - losses[0] if finite else math.nan
+    known = [loss for loss in losses if loss is not None]
+    finite = len(known) == len(losses)
+    change = min(known[1:]) - known[0] if finite else math.nan
     note = "the loss falls" if change < 0 else "the loss does not fall" if finite else "the loss is not finite"
     return _item(True, change, 0, note) | {"holds": change < 0}
 

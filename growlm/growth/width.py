@@ -10,20 +10,21 @@ from growlm.growth.maps import AxisMap, Gather
 from growlm.models.axes import Axis, DecoderConfig, Kind
 
 
-def _cycle(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _cycle(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
     return np.arange(new) % old
 
 
-def _repeat(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _repeat(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
     return np.arange(new) * old // new
 
 
-def _random(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _random(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
+    assert rng is not None
     return np.concatenate([np.arange(old), rng.integers(old, size=new - old)])
 
 
 # Which old coordinate each new one copies.
-SELECTIONS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
+SELECTIONS: dict[str, Callable[[int, int, np.random.Generator | None], np.ndarray]] = {
     "cycle": _cycle,  # the whole axis again and again (bert2BERT and the paper's code with from_left)
     "repeat": _repeat,  # every coordinate in place (muP upscaling)
     "random": _random,  # Net2Net: extra coordinates drawn with replacement
@@ -37,7 +38,7 @@ def rng_of(key: jax.Array | None, operator: str, *place: int) -> np.random.Gener
     """
     if key is None:
         raise InputError(f"{operator} draws fresh values: it needs a key, such as jax.random.key(0)")
-    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel(), *place])
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel().tolist(), *place])
 
 
 def query_heads(
@@ -119,7 +120,9 @@ def padded(index: np.ndarray, old: int, fresh_write: bool = False) -> AxisMap:
     fresh_write: the writer is fresh and the reader zero; otherwise the other way round.
     """
     copy, new = Gather.copies(index), index < 0
-    return AxisMap.make(old, copy, copy, **{"fresh_write" if fresh_write else "fresh_read": new})
+    return AxisMap.make(
+        old, copy, copy, fresh_write=new if fresh_write else None, fresh_read=None if fresh_write else new
+    )
 
 
 def fresh(index: np.ndarray, old: int) -> AxisMap:

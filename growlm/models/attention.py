@@ -109,7 +109,7 @@ class Attention(nn.Module):
         if has(self, f"{name}_bias"):
             y = y + weight(self, f"{name}_bias")
         if has(self, f"{name}_norm"):
-            y = rms_norm(y, self.config.norm_eps) * weight(self, f"{name}_norm")
+            y = rms_norm(y, getattr(self.config, self.config.architecture.norm.eps)) * weight(self, f"{name}_norm")
         return y
 
 

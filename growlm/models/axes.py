@@ -63,9 +63,9 @@ class Axis:
     kind: Kind
     size: str = ""
     mesh: str | None = None
-    of: str | None = None
-    values: str | None = None
-    chosen: str | None = None
+    of: str = ""
+    values: str = ""
+    chosen: str = ""
     normalised: bool = True
 
     @property
@@ -422,6 +422,7 @@ class Architecture:
         return "", None, ""
 
 
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The base of the config classes of architectures: frozen, validated dataclasses."""
 

@@ -91,7 +91,12 @@ def apply_branch(config: DecoderConfig, name: str, params: Params, x_ND: jax.Arr
     `params` are the branch's part of `blocks` without the layer axis: {"attn_norm": ..., "attn": ...} for "attn".
     """
     context = Context(tokens_BT, None, tables_of(config, tokens_BT.shape[1])[name])
-    return _Named(config, x_ND.dtype, name).apply({"params": {"blocks": params}}, x_ND, context)
+    return _apply_module(_Named(config, x_ND.dtype, name), {"params": {"blocks": params}}, x_ND, context)
+
+
+def _apply_module(module: nn.Module, variables: dict[str, Any], *arguments: Any, method: str | None = None) -> Any:
+    """Linen's `apply`, whose declared type allows for mutable variables, which no module here has."""
+    return module.apply(variables, *arguments, method=method)
 
 
 def tables_of(config: DecoderConfig, length: int) -> Tables:
@@ -164,7 +169,7 @@ class Decoder(nn.Module):
             period,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]: declared as int alone
             length=self.config.depth,
         )
         return scanned(self.config, self.dtype)
@@ -218,17 +223,17 @@ def _hidden(
     _check_options(config, how.remat, scale_L, frozen)
     check_params(config, params)
     if not frozen:
-        return Decoder(config, dtype, how.remat, end).apply({"params": params}, tokens_BT, scale_L)
+        return _apply_module(Decoder(config, dtype, how.remat, end), {"params": params}, tokens_BT, scale_L)
     # A scan differentiates through all of its layers or none, so frozen layers need a scan of their own.
     lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in config.architecture.lookups}
     params = {**params, **lookups}  # as a tied head too
-    bottom, *constants = _cut(config, params, scale_L, slice(frozen))
-    variables, bottom_scale_L = jax.lax.stop_gradient(constants)
+    bottom, variables, bottom_scale_L = _cut(config, params, scale_L, slice(frozen))
+    variables, bottom_scale_L = jax.lax.stop_gradient((variables, bottom_scale_L))
     below = Decoder(bottom, dtype, document_end=end)
-    x_ND, lower = below.apply(variables, tokens_BT, bottom_scale_L, method="bottom")
+    x_ND, lower = _apply_module(below, variables, tokens_BT, bottom_scale_L, method="bottom")
     top, variables, top_scale_L = _cut(config, params, scale_L, slice(frozen, None))
     above = Decoder(top, dtype, how.remat, end)
-    x_ND, head_DV, upper = above.apply(variables, x_ND, tokens_BT, top_scale_L, method="top")
+    x_ND, head_DV, upper = _apply_module(above, variables, x_ND, tokens_BT, top_scale_L, method="top")
     return x_ND, head_DV, jax.tree.map(lambda *both: jnp.concatenate(both), lower, upper)
 
 

@@ -142,7 +142,7 @@ def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
         rule = f"heads x head_dim = {model.heads} x {model.head_dim} for gpt_neox in transformers"
         raise must_be("model.embed", rule, model.embed)
     if "model_type" not in settings:
-        settings = _new(model) | settings
+        settings = {**_new(model), **settings}
     return with_sizes(
         settings,
         {key: (getattr(model, field), None) for field, key in _SIZES.items()}

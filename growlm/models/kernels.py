@@ -5,6 +5,7 @@ Shape suffixes: B batch, T query positions, S key positions, H heads, K kv_heads
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,8 @@ def attention(
 def platform() -> str:
     """The platform of the current mesh, whose devices need not be attached, or else of the process."""
     mesh = current_mesh()
-    device = mesh.abstract_device if mesh else jax.config.jax_default_device  # a device, a platform's name or None
+    # A device, the name of a platform, or None.
+    device = mesh.abstract_device if mesh else getattr(jax.config, "jax_default_device", None)
     return getattr(device, "platform", device) or jax.default_backend()
 
 
@@ -103,7 +105,8 @@ def _splash_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, int
     kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, **options)
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh * head_dim**-0.5, k_BTKh, v_BTKh))
     document = None if document_BT is None else splash.SegmentIds(document_BT, document_BT)
-    return jax.vmap(kernel)(q, k, v, document).swapaxes(1, 2)
+    o: Any = jax.vmap(kernel)(q, k, v, document)
+    return o.swapaxes(1, 2)
 
 
 def _largest_block(length: int, most: int) -> int:

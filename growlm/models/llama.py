@@ -237,7 +237,7 @@ def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScali
         raise must_be(f"config.json: rope_type of {name}", "default, linear or llama3 with a factor", kind)
     if kind == "linear":
         return theta, RopeScaling("linear", said["factor"])
-    original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings"))
+    original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings", 0))
     if missing := [key for key in ("low_freq_factor", "high_freq_factor") if key not in said]:
         raise must_be(f"config.json: {missing[0]} of rope_type llama3", "a number", None)
     return theta, RopeScaling("llama3", said["factor"], said["low_freq_factor"], said["high_freq_factor"], original)
@@ -245,12 +245,12 @@ def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScali
 
 def _read(name: str, settings: Settings) -> ModelConfig:
     check_fixed(name, settings, FIXED)
-    variant = {"qkv_bias": name == "qwen2", "qk_norm": name == "qwen3"}
-    return ModelConfig(**read_fields(name, DEFAULTS[name], settings), **variant)
+    fields = read_fields(name, DEFAULTS[name], settings)
+    return ModelConfig(**fields, qkv_bias=name == "qwen2", qk_norm=name == "qwen3")
 
 
 def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
-    settings = dict(settings) if "model_type" in settings else _new(name, model) | settings
+    settings = dict(settings) if "model_type" in settings else {**_new(name, model), **settings}
     settings = write_fields(model, DEFAULTS[name], settings)
     if "layer_types" in settings:
         settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers

@@ -94,7 +94,8 @@ def _token_losses(
     """Loss and rank of every row, chunk by chunk."""
 
     def step(_, rows):
-        loss_C, top_C, _ = _chunk(axes, *rows, head_DW)
+        x_CD, target_C = rows
+        loss_C, top_C, _ = _chunk(axes, x_CD, target_C, head_DW)
         return (), (loss_C, top_C)
 
     return _fold(step, (), (x_nD, target_n), most // head_DW.shape[1])[1]
@@ -104,7 +105,8 @@ def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n:
     """The loss summed over all rows."""
 
     def step(total, rows):
-        loss_C, *_ = _chunk(axes, *rows, head_DW)
+        x_CD, target_C = rows
+        loss_C, *_ = _chunk(axes, x_CD, target_C, head_DW)
         return total + loss_C.sum(), ()
 
     zero = jnp.zeros((), jnp.promote_types(x_nD.dtype, jnp.float32))

@@ -67,14 +67,17 @@ def _read(settings: Settings) -> MixtralConfig:
     check_fixed("mixtral", settings, FIXED | {"router_jitter_noise": 0.0})
     experts = {field: integer(key, settings.get(key, default)) for field, (key, default) in _EXPERTS.items()}
     fields = read_fields("mixtral", _DEFAULTS, settings)
-    return MixtralConfig(**fields, **experts, router_aux_loss=settings.get(*_AUX))
+    fields |= experts | {"router_aux_loss": settings.get(*_AUX)}
+    return MixtralConfig(**fields)
 
 
 def _write(model: MixtralConfig, settings: Settings) -> dict[str, Any]:
     new = new_settings("mixtral", FAMILY.architecture, model) | {"sliding_window": model.sliding_window}
     new |= dict(_EXPERTS.values())  # written out even at their defaults
-    settings = settings if "model_type" in settings else new | settings
-    said = {key: (getattr(model, field), default) for field, (key, default) in _EXPERTS.items()}
+    settings = settings if "model_type" in settings else {**new, **settings}
+    said: dict[str, tuple[Any, Any]] = {
+        key: (getattr(model, field), default) for field, (key, default) in _EXPERTS.items()
+    }
     said[_AUX[0]] = model.router_aux_loss, _AUX[1]
     return with_sizes(write_fields(model, _DEFAULTS, settings), said)
 
@@ -105,8 +108,9 @@ MIXTRAL = Architecture(
 def _to_experts(source: DecoderConfig, target: DecoderConfig) -> MixtralConfig | None:
     if source.architecture is not LLAMA or target.architecture is not MIXTRAL:
         return None
+    assert isinstance(source, ModelConfig) and isinstance(target, MixtralConfig)
     return MixtralConfig(
-        **dataclasses.asdict(source) | {"rope_scaling": source.rope_scaling},
+        **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
         experts=1,
         experts_per_token=1,
         router_aux_loss=target.router_aux_loss,

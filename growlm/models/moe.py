@@ -98,7 +98,7 @@ class Moe(nn.Module):
         chosen = getattr(self.config, axis.chosen)
         logits_NE = dense(x_ND, weight(self, "router"))
         probability_NE, weight_NK, expert_NK = route(logits_NE, chosen, axis.normalised)
-        experts = tuple(weight(self, name) for name in ("gate", "up", "down"))
+        experts = weight(self, "gate"), weight(self, "up"), weight(self, "down")
         y_ND = apply_experts(x_ND, weight_NK, expert_NK, experts)
         load_E = jnp.bincount(expert_NK.reshape(-1), length=logits_NE.shape[1]) / len(x_ND)
         said = {"load": load_E.astype(probability_NE.dtype), "probability": probability_NE.mean(axis=0)}

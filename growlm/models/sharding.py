@@ -51,8 +51,9 @@ def shardings_of(tree: Any, config: DecoderConfig, mesh: Mesh) -> Any:
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         _, weight, rest = config.architecture.match_weight(path)
-        shaped = weight is not None and not rest and leaf.shape == weight.shape(config)
-        return NamedSharding(mesh, fsdp_spec(weight, config, mesh) if shaped else PartitionSpec())
+        if weight is None or rest or leaf.shape != weight.shape(config):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, fsdp_spec(weight, config, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
