@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 from functools import partial
+from typing import ClassVar
 
 import chex
 import jax
@@ -15,7 +16,20 @@ from trees import block_by_block, build, exact_products_and_short_compiles, larg
 
 import growlm
 from growlm import InputError, ModelConfig
-from growlm.growth import OPERATORS, ORDERS, PRESETS, claim, grow_state, layer_order, options_of, plan_growth
+from growlm.growth import (
+    OPERATORS,
+    ORDERS,
+    PRESETS,
+    RENAMED_OPTIONS,
+    claim,
+    grow_state,
+    hashed_options,
+    layer_order,
+    options_of,
+    plan_growth,
+    resolve,
+)
+from growlm.growth.effects import Effect
 from growlm.models import check_params, declared, parameter_count, plain
 from growlm.models.layers import rms_norm
 from growlm.state import TrainState
@@ -487,3 +501,68 @@ def test_map_refuses_moments_of_another_depth_or_precision():
     low = optax.tree_utils.tree_set(state.opt_state, mu=jax.tree.map(jnp.bfloat16, coded(SOURCE)))
     with pytest.raises(InputError, match="optimizer state '1/mu/"):
         grow_state(dataclasses.replace(state, opt_state=low), SOURCE, deep(6), OPTIMIZER, optimizer_state="map")
+
+
+# --- Compiled once, and options by their old names -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counted(Effect):
+    """Counts how often a growth is traced."""
+
+    name = "counted"
+    traces: ClassVar[list] = []
+
+    def change(self, growth, target, weight, value, grown, draw):
+        self.traces.append(weight.path)
+        return grown
+
+
+def test_equal_growths_are_compiled_once(monkeypatch):
+    def counted(source, target, key=None, *, order="stack"):
+        return dataclasses.replace(plan_growth("direct", source, target, key, order=order), effects=(Counted(),))
+
+    monkeypatch.setitem(OPERATORS, "counted", counted)
+    monkeypatch.setattr(Counted, "traces", [])
+
+    def traced(grow):
+        Counted.traces.clear()
+        grow()
+        return len(Counted.traces)
+
+    weights, state = len(list(declared(SOURCE))), trained(SOURCE)
+    for grow in (
+        lambda **options: growlm.grow(coded(SOURCE), SOURCE, deep(6), "counted", **options),
+        lambda **options: grow_state(state, SOURCE, deep(6), OPTIMIZER, "counted", **options),
+    ):
+        first = traced(grow)
+        assert first >= weights and traced(grow) == 0
+        assert traced(partial(grow, order="interleave")) == first
+    seeds = [growlm.grow(coded(SOURCE), SOURCE, deep(6), "random", key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(*seeds[:2])
+    assert not np.array_equal(leaf_at(seeds[0], "blocks/mlp/gate")[-1], leaf_at(seeds[2], "blocks/mlp/gate")[-1])
+
+
+def test_options_are_read_by_their_names_until_0_3():
+    for operator, old in {
+        "direct": {"silent": True, "uneven": 0.5, "keep": 0.9},
+        "lemon": {"silent": False, "uneven": 0.1},
+        "random": {"ramp_tokens": 10},
+        "learn": {"peak": 1e-3, "final": 1e-4},
+    }.items():
+        new = {RENAMED_OPTIONS[name]: value for name, value in old.items()}
+        assert resolve(operator, old) == resolve(operator, new)
+        assert hashed_options(new) == old and hashed_options(old) == old
+    before, after = (
+        growlm.grow(coded(SOURCE), SOURCE, deep(6), **{name: True}) for name in ("silent", "zero_residual")
+    )
+    chex.assert_trees_all_equal(before, after)
+    with pytest.raises(InputError, match="option zero_residual must be given once"):
+        growlm.grow(coded(SOURCE), SOURCE, deep(6), silent=True, zero_residual=True)
+
+
+def test_an_operator_of_ones_own_may_have_an_option_by_an_old_name(monkeypatch):
+    monkeypatch.setitem(OPERATORS, "own", lambda source, target, key=None, *, silent=False: plan_growth(
+        "direct", source, target, key, zero_residual=silent
+    ))  # fmt: skip
+    assert plan_growth("own", SOURCE, deep(6), silent=True).zero_residual_layers == [3, 4, 5]

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
 from own_architecture import OwnConfig
+from registered import choices
 from trees import exact_products_and_short_compiles
 
 import growlm
@@ -39,25 +40,7 @@ def cheap_values():
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
 sizes = st.integers
-NORMS = st.sampled_from(["isometry", "isometry", "isometry", "gain", "none"])
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
-OPERATORS = st.one_of(
-    st.builds(
-        lambda parts, rest: ("direct", parts | rest),
-        st.sampled_from([{}, {"split_imbalance": 0.6}, {"block_diagonal": True}]),
-        st.fixed_dictionaries({"select": st.sampled_from(["cycle", "repeat", "random"]), "norm": NORMS}),
-    ),
-    st.builds(
-        lambda rest: ("zero", rest),
-        st.fixed_dictionaries({"norm": NORMS, "fill": st.sampled_from(["initial", "zeros"])}),
-    ),
-    st.builds(
-        lambda rest: ("random", rest),
-        st.fixed_dictionaries(
-            {"norm": NORMS, "mask_tokens": st.sampled_from([0, 100, 100]), "whole_blocks": st.booleans()}
-        ),
-    ),
-)
 
 
 @st.composite
@@ -93,7 +76,7 @@ def choose_experts(draw, source, operator):
 def cases(draw):
     """(source, target, operator, options): depth, width, experts, another architecture, by any factor."""
     source = draw(sources())
-    operator, options = draw(OPERATORS)
+    operator, options = draw(choices())
     wider = {
         "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
@@ -111,18 +94,17 @@ def cases(draw):
     if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
         config = MixtralConfig
-    options = options | draw(NOISE) | {"order": draw(st.sampled_from(["stack", "interleave"]))}
-    return source, config(**fields), operator, options
+    return source, config(**fields), operator, options | draw(NOISE)
 
 
 def fits(source, target, operator, options):
-    """False where query heads find no place, which is an error of its own."""
+    """False where query heads find no place or options exclude each other, which are errors of their own."""
     if target.heads < source.heads:
         return False
     try:
         plan_growth(operator, source, target, KEY, **options)
     except growlm.InputError as error:
-        assert "query heads" in str(error)
+        assert "query heads" in str(error) or "exclude each other" in str(error)
         return False
     return True
 

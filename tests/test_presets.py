@@ -213,10 +213,10 @@ def test_widths_of_the_stages():
 def test_a_target_that_the_schedule_does_not_divide_is_refused():
     with pytest.raises(InputError) as error:
         PRESETS["stackbert"].stages(sized(layers=6))
-    assert str(error.value) == "preset 'stackbert' grows model.layers by 1.5, 3, 6: allowed are whole numbers"
+    assert str(error.value) == "model.layers must be an integer in every stage of preset 'stackbert', got 1.5, 3, 6"
     with pytest.raises(InputError) as error:
         PRESETS["bert2bert_aki"].stages(sized(layers=8, embed=6, heads=3, kv_heads=3, mlp=6))
-    assert str(error.value) == "preset 'bert2bert_aki' cuts model.layers in 3: allowed are multiples, not 8"
+    assert str(error.value) == "model.layers must be a multiple of 3 for preset 'bert2bert_aki', got 8"
     with pytest.raises(
         InputError, match=r"model\.heads must be an integer in every stage of preset 'hypercloning', got 0\.5, 1"
     ):

@@ -215,6 +215,15 @@ def test_a_preset_is_what_it_stands_for_and_what_is_given_overrides_it():
     assert (loud.optimizer_state, loud.train) == ("map", "all")
 
 
+def test_an_option_by_its_old_name_is_the_same_stage():
+    """Its hash knows the old name, so that stages from before are found."""
+    old, new = ({"operator": "direct", "options": {name: True}} for name in ("silent", "zero_residual"))
+    one, other = (tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)) for growth in (old, new))
+    stages = [resolve(run, "x")[1] for run in (one, other)]
+    assert stages[0].address == stages[1].address
+    assert stages[0].settings["growth"]["options"] == {"silent": True}
+
+
 def build_growth(growth):
     return tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)).stages[1].growth
 

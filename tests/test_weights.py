@@ -318,7 +318,7 @@ def test_size_that_is_no_positive_integer_is_refused(name, value):
 def test_constant_that_is_not_positive_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
-    assert str(error.value) == f"model.{name} must be positive numbers, got {value!r}"
+    assert str(error.value) == f"model.{name} must be a positive number, got {value!r}"
 
 
 ROPES = {

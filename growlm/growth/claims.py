@@ -16,7 +16,7 @@ def claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple
     """
     source = growth.start(source)
     for effect in growth.effects:
-        if reason := effect.breaks(growth):
+        if reason := effect.breaks(growth, target):
             return False, reason
     note = ""
     for effect in growth.effects:

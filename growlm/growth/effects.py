@@ -42,7 +42,7 @@ class Effect:
         """The growth as it acts when training begins, on which claims are made."""
         return growth
 
-    def breaks(self, growth: Growth) -> str:
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Why the function is not kept; empty if this effect keeps it."""
         return ""
 
@@ -105,7 +105,7 @@ class Noise(Effect):
     only_new: bool
     scale: str = "initial"
 
-    def breaks(self, growth: Growth) -> str:
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Noise that cancels keeps the function."""
         return "" if self.cancel else f"initialisation noise is mixed in, share {self.share:g}"
 
@@ -166,11 +166,11 @@ class Aki(Effect):
     name = "aki"
     layers: np.ndarray
 
-    def breaks(self, growth: Growth) -> str:
-        """Wherever width adds coordinates, unless the next layer is the layer itself."""
-        grows = any(axis.added.any() for name, axis in growth.maps.items() if name != growth.stack)
-        same = np.array_equal(self.layers, growth.order)
-        return "new coordinates come from the next layer" if grows and not same else ""
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
+        """If width adds coordinates to a layer, and the next layer is another one."""
+        grows = any(self.changes(growth, weight) for weight in target.weights)
+        another = not np.array_equal(self.layers, growth.order)
+        return "new coordinates come from the next layer" if grows and another else ""
 
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices of layers that write coordinates which width adds."""

@@ -37,7 +37,7 @@ class Learned(Effect):
     source: DecoderConfig
     target: DecoderConfig
 
-    def breaks(self, growth: Growth) -> str:
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Learned read maps do not invert learned write maps."""
         return "learned maps do not undo each other"
 
