@@ -100,7 +100,7 @@ def _draw_depth(axes: Axes, growth: Growth) -> None:
     axes.annotate("", (3.4, 3), (2.4, 3), arrowprops={"arrowstyle": "->", "color": LIGHT.ink})
     for layer, origin in enumerate(growth.order):
         colour = FRESH if origin < 0 else LIGHT.runs[origin]
-        if layer in growth.silent:
+        if layer in growth.zero_residual_layers:
             _box(axes, 3.6, layer + 0.1, 1.8, 0.8, facecolor=EMPTY, edgecolor=colour, hatch="....")
         else:
             _box(axes, 3.6, layer + 0.1, 1.8, 0.8, facecolor=colour, hatch="////" if origin < 0 else "")

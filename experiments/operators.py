@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from growlm.training.recipe import Scale, scale
 
-LEARN = {"steps": 50, "peak": 1e-3, "final": 1e-4, "warmup": 10}
+LEARN = {"steps": 50, "peak_lr": 1e-3, "end_lr": 1e-4, "warmup": 10}
 SHARE = 0.2
 UNEVEN = 0.5  # ours, as in the preset lemon: of two copies one is read by 1/4 to 3/4, drawn for each pair
 
@@ -33,9 +33,14 @@ UNEVEN = 0.5  # ours, as in the preset lemon: of two copies one is read by 1/4 t
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
     depth, width = size.base(SHARE), size.base(SHARE, half_width(size))
-    ramp = {"ramp_tokens": size.part(0.1)}
+    ramp = {"mask_tokens": size.part(0.1)}
     zero = {"order": "interleave"}
-    options = {"direct": ({}, {"uneven": UNEVEN}), "zero": (zero, {}), "random": (ramp, ramp), "learn": (LEARN, LEARN)}
+    options = {
+        "direct": ({}, {"split_imbalance": UNEVEN}),
+        "zero": (zero, {}),
+        "random": (ramp, ramp),
+        "learn": (LEARN, LEARN),
+    }
     runs = {}
     for operator, (in_depth, in_width) in options.items():
         spent = LEARN["steps"] * size.batch * size.length if operator == "learn" else 0

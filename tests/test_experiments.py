@@ -78,7 +78,7 @@ def test_the_seed_is_a_config_key_and_changes_every_stage():
 def test_direct_in_width_splits_unevenly_and_the_even_split_is_a_null_run():
     runs = planned("operators", "cpu").config.runs
     options = {name: runs[name].stages[-1].growth.options for name in ("direct_width", "direct_width_even")}
-    assert options["direct_width"]["uneven"] > 0 and not options["direct_width_even"]
+    assert options["direct_width"]["split_imbalance"] > 0 and not options["direct_width_even"]
 
 
 def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_run():
@@ -86,7 +86,9 @@ def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_r
     options = {name: run.stages[-1].growth.options for name, run in runs.items() if name[:5] in ("depth", "width")}
     assert not options.pop("width_even_0")
     assert {choice["noise_scale"] for choice in options.values()} == {"paper"}
-    assert {name for name, choice in options.items() if "uneven" in choice} == {n for n in options if "width" in n}
+    assert {name for name, choice in options.items() if "split_imbalance" in choice} == {
+        n for n in options if "width" in n
+    }
 
 
 def test_growth_timings_share_one_base():

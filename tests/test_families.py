@@ -96,20 +96,24 @@ def ours(tmp_path_factory):
 
 
 REFUSED = {
-    "in series": ("gpt_neox", {"use_parallel_residual": False}, ("use_parallel_residual False", "True")),
-    "relu": ("gpt_neox", {"hidden_act": "relu"}, ("hidden_act 'relu'", "'gelu'")),
-    "no biases": ("gpt_neox", {"attention_bias": False}, ("attention_bias False",)),
-    "an odd share": ("gpt_neox", {"rotary_pct": 0.5}, ("rotary_dim is 3", "even")),
+    "in series": (
+        "gpt_neox",
+        {"use_parallel_residual": False},
+        ("use_parallel_residual of gpt_neox must be True", "got False"),
+    ),
+    "relu": ("gpt_neox", {"hidden_act": "relu"}, ("hidden_act of gpt_neox must be 'gelu'", "got 'relu'")),
+    "no biases": ("gpt_neox", {"attention_bias": False}, ("attention_bias of gpt_neox must be True, got False",)),
+    "an odd share": ("gpt_neox", {"rotary_pct": 0.5}, ("rotary_dim must be even", "got 3")),
     "yarn": ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, ("'yarn'", "default")),
     "no share": ("gpt_neox", {"rotary_pct": "half"}, ("rotary_pct", "'half'")),
-    "a share of two": ("gpt_neox", {"rotary_pct": 2.0}, ("rotary_dim is 12", "head_dim, 6")),
+    "a share of two": ("gpt_neox", {"rotary_pct": 2.0}, ("head_dim, 6", "got 12")),
     "other heads": ("gpt_neox", {"num_attention_heads": 5}, ("query_key_value", "[72, 24]", "[60, 24]")),
-    "jitter": ("mixtral", {"router_jitter_noise": 0.1}, ("router_jitter_noise 0.1",)),
-    "too many": ("mixtral", {"num_experts_per_tok": 4}, ("experts_per_token is 4", "experts, 3")),
+    "jitter": ("mixtral", {"router_jitter_noise": 0.1}, ("router_jitter_noise of mixtral must be 0.0, got 0.1",)),
+    "too many": ("mixtral", {"num_experts_per_tok": 4}, ("experts_per_token must be <= model.experts, 3, got 4",)),
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
     "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
     "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
-    "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act 'relu'", "'silu'")),
+    "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act of mixtral must be 'silu'", "got 'relu'")),
 }
 
 
@@ -372,14 +376,18 @@ BAD = {
         ["--target.architecture=mixtral", "--target.experts=2", "--target.experts_per_token=3"],
         ("experts_per_token is 3", "experts, 2"),
     ),
-    "more chosen": ("mixtral", ["--target.experts_per_token=4"], ("experts_per_token is 4", "experts, 3")),
-    "fewer experts": ("mixtral", ["--target.experts=2"], ("experts 2 is smaller than the source's 3",)),
+    "more chosen": (
+        "mixtral",
+        ["--target.experts_per_token=4"],
+        ("experts_per_token must be <= model.experts, 3, got 4",),
+    ),
+    "fewer experts": ("mixtral", ["--target.experts=2"], ("experts must be >= the source's, 3, got 2",)),
     "experts of a llama": ("llama", ["--target.experts=4"], ("'experts'", "--target")),
-    "an odd rotation": ("gpt_neox", ["--target.rotary_dim=3"], ("rotary_dim is 3", "even")),
+    "an odd rotation": ("gpt_neox", ["--target.rotary_dim=3"], ("rotary_dim must be even", "got 3")),
     "another rotation": ("gpt_neox", ["--target.rotary_dim=6"], ("rotary_dim is 4", "6", "cannot change")),
     "another head": ("gpt_neox", ["--target.head_dim=8"], ("head_dim is 6", "8", "cannot change")),
     "kv heads": ("gpt_neox", ["--target.kv_heads=2"], ("'kv_heads'", "--target")),
-    "half a lift": ("llama", [*EXPERTS, "--target.layers=1"], ("layers 1 is smaller than the source's 2",)),
+    "half a lift": ("llama", [*EXPERTS, "--target.layers=1"], ("layers must be >= the source's, 2, got 1",)),
 }
 
 

@@ -231,7 +231,12 @@ def test_dry_run_says_what_would_be_done(here, home, capsys):
         assert main([*arguments, *output]) == 0
         out, err = capsys.readouterr()
         assert not err and tiny.snapshot(here) == {}
-        for text in ("step 6", "lemon direct order=interleave silent=True uneven=0.5", "function   kept", "12,112"):
+        for text in (
+            "step 6",
+            "lemon direct order=interleave zero_residual=True split_imbalance=0.5",
+            "function   kept",
+            "12,112",
+        ):
             assert text in out
     assert tiny.snapshot(home) == before
     # The bytes are those of the arrays.
@@ -258,8 +263,8 @@ BAD = {
     "no such size": ([SOURCE, OUTPUT, "--target.layrs=4"], ("'layrs'", "did you mean 'layers'", "--target")),
     "no value": ([SOURCE, OUTPUT, "--target.layers"], ("--target.layers", "--target.key=value")),
     "no integer": ([SOURCE, OUTPUT, "--target.layers=many"], ("model.layers is 'many'",)),
-    "smaller": ([SOURCE, OUTPUT, "--target.layers=1"], ("layers 1 is smaller than the source's 2",)),
-    "another family": ([SOURCE, OUTPUT, "--target.qk_norm=True"], ("qk_norm", "growth cannot change it")),
+    "smaller": ([SOURCE, OUTPUT, "--target.layers=1"], ("layers must be >= the source's, 2, got 1",)),
+    "another family": ([SOURCE, OUTPUT, "--target.qk_norm=True"], ("qk_norm", "which no growth changes")),
     "no operator": ([SOURCE, OUTPUT, FACTOR, "--operator=drect"], ("'drect'", "did you mean 'direct'", "lemon")),
     "no option": ([SOURCE, OUTPUT, FACTOR, "--option.ordr=stack"], ("'ordr'", "did you mean 'order'")),
     "no order": ([SOURCE, OUTPUT, FACTOR, "--option.order=stck"], ("'stck'", "did you mean 'stack'")),

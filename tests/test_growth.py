@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import json
 from functools import partial
+from typing import ClassVar
 
 import chex
 import jax
@@ -15,7 +16,20 @@ from trees import block_by_block, build, exact_products_and_short_compiles, larg
 
 import growlm
 from growlm import InputError, ModelConfig
-from growlm.growth import OPERATORS, ORDERS, PRESETS, claim, grow_state, layer_order, plan_growth
+from growlm.growth import (
+    OPERATORS,
+    ORDERS,
+    PRESETS,
+    RENAMED_OPTIONS,
+    claim,
+    grow_state,
+    hashed_options,
+    layer_order,
+    options_of,
+    plan_growth,
+    resolve,
+)
+from growlm.growth.effects import Effect
 from growlm.models import check_params, declared, parameter_count, plain
 from growlm.models.layers import rms_norm
 from growlm.state import TrainState
@@ -344,6 +358,7 @@ def test_report_of_growth_by_nothing_claims_the_function():
 
 # What is refused, by grow and by grow_state alike
 
+NOISE = ("noise", "old_weight_scale", "cancel", "noise_on", "noise_scale")
 NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap", "expand")
 
 
@@ -353,17 +368,16 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"operator": "dirct"},
-            "growth operator or preset must be one of , got 'dirct'; did you mean 'direct'?"
-            + ", ".join(sorted([*OPERATORS, *PRESETS])),
+            f"growth operator or preset must be one of {', '.join(sorted([*OPERATORS, *PRESETS]))}, got 'dirct'; "
+            "did you mean 'direct'?",
         ),
         (
             deep(6),
             {"ordr": "stack"},
-            "unknown option of direct 'ordr': did you mean 'order'? "
-            "allowed: cancel, diagonal, keep, next_layer, noise, noise_on, noise_scale, norm, order, "
-            "select, silent, uneven",
+            f"option of direct must be one of {', '.join(sorted([*options_of('direct'), *NOISE]))}, got 'ordr'; "
+            "did you mean 'order'?",
         ),
-        (deep(6), {"noise": 1.2}, "noise must be 0 <= noise <= 1, got 1.2"),
+        (deep(6), {"noise": 1.2}, "noise must be >= 0 and <= 1, got 1.2"),
         (
             deep(6),
             {"order": "stak"},
@@ -371,40 +385,40 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         ),
         (deep(6), {"order": 3}, f"order must be {', '.join(NAMES)} or a list of the source's layers, got 3"),
         (deep(6), {"order": None}, f"order must be {', '.join(NAMES)} or a list of the source's layers, got None"),
-        (deep(6), {"order": [0, 1, 2]}, "order lists 3 layers and the target has 6"),
-        (deep(6), {"order": []}, "order lists 0 layers and the target has 6"),
-        (deep(7), {"order": "top"}, "order 'top' adds 4 layers to 3: allowed are at most 3"),
-        (deep(7), {"order": "centre"}, "order 'centre' adds 4 layers to 3: allowed are at most 3"),
-        (deep(7), {"order": "overlap"}, "order 'overlap' adds 4 layers to 3: allowed are at most 3"),
-        (deep(5), {"order": "middle"}, "order 'middle' adds 2 layers to 3: allowed are the divisors of 3"),
-        (deep(9), {"order": "expand"}, "order 'expand' adds 6 layers to 3: allowed are the divisors of 3"),
-        (deep(4), {"order": [0, 1, 2, 3]}, "order holds layer 3: allowed are the source's layers 0 to 2"),
-        (deep(4), {"order": [0, 1, 2, -1]}, "order holds layer -1: allowed are the source's layers 0 to 2"),
-        (deep(4), {"order": [0, True, 2, 0]}, "order holds True: allowed are the source's layers 0 to 2"),
-        (deep(4), {"order": [0, 1.0, 2, 0]}, "order holds 1.0: allowed are the source's layers 0 to 2"),
-        (deep(4), {"order": ["0", 1, 2, 0]}, "order holds '0': allowed are the source's layers 0 to 2"),
-        (deep(2), {}, "the target's model.layers 2 is smaller than the source's 3"),
+        (deep(6), {"order": [0, 1, 2]}, "order must be a list of 6 layers, as many as the target has, got 3"),
+        (deep(6), {"order": []}, "order must be a list of 6 layers, as many as the target has, got 0"),
+        (deep(7), {"order": "top"}, "the layers that order 'top' adds to 3 must be at most 3, got 4"),
+        (deep(7), {"order": "centre"}, "the layers that order 'centre' adds to 3 must be at most 3, got 4"),
+        (deep(7), {"order": "overlap"}, "the layers that order 'overlap' adds to 3 must be at most 3, got 4"),
+        (deep(5), {"order": "middle"}, "the layers that order 'middle' adds to 3 must be a divisor of 3, got 2"),
+        (deep(9), {"order": "expand"}, "the layers that order 'expand' adds to 3 must be a divisor of 3, got 6"),
+        (deep(4), {"order": [0, 1, 2, 3]}, "order must be a list of the source's layers, 0 to 2, got 3"),
+        (deep(4), {"order": [0, 1, 2, -1]}, "order must be a list of the source's layers, 0 to 2, got -1"),
+        (deep(4), {"order": [0, True, 2, 0]}, "order must be a list of the source's layers, 0 to 2, got True"),
+        (deep(4), {"order": [0, 1.0, 2, 0]}, "order must be a list of the source's layers, 0 to 2, got 1.0"),
+        (deep(4), {"order": ["0", 1, 2, 0]}, "order must be a list of the source's layers, 0 to 2, got '0'"),
+        (deep(2), {}, "the target's model.layers must be >= the source's, 3, got 2"),
         (
             dataclasses.replace(SOURCE, layers=6, embed=8),
             {},
-            "the target's model.embed 8 is smaller than the source's 16",
+            "the target's model.embed must be >= the source's, 16, got 8",
         ),
-        (dataclasses.replace(SOURCE, vocab=39), {}, "the target's model.vocab 39 is smaller than the source's 40"),
+        (dataclasses.replace(SOURCE, vocab=39), {}, "the target's model.vocab must be >= the source's, 40, got 39"),
         (
             deep(6),
             {"select": "rndom"},
-            "selection must be one of cycle, random, repeat, got 'rndom'; did you mean 'random'?",
+            "select must be one of cycle, random, repeat, got 'rndom'; did you mean 'random'?",
         ),
-        (deep(6), {"uneven": 1.0}, "uneven must be 0 <= uneven < 1, got 1.0"),
+        (deep(6), {"split_imbalance": 1.0}, "split_imbalance must be >= 0 and < 1, got 1.0"),
         (
             dataclasses.replace(SOURCE, head_dim=4),
             {},
-            "model.head_dim is 6 in the source and 4 in the target: growth cannot change it",
+            "the target's model.head_dim must be the source's, 6, which no growth changes, got 4",
         ),
         (
             dataclasses.replace(SOURCE, layers=6, tie_embeddings=True),
             {},
-            "model.tie_embeddings is False in the source and True in the target: growth cannot change it",
+            "the target's model.tie_embeddings must be the source's, False, which no growth changes, got True",
         ),
     ],
 )
@@ -419,10 +433,16 @@ def test_growth_that_does_not_fit_is_refused(target, options, message):
 
 def test_parameters_that_are_not_the_sources_are_refused():
     cases = [
-        (coded(deep(2)), "parameter 'blocks/attn_norm/scale' has shape (2, 16); this model's shape is (3, 16)"),
-        (coded(SOURCE) | {"lm_head": jnp.zeros(3)}, "parameter 'lm_head' is not declared for this model"),
-        ({k: v for k, v in coded(SOURCE).items() if k != "head"}, "parameter 'head' is declared for this model and"),
-        (coded(SOURCE) | {"embedding": jnp.zeros((41, 16))}, "parameter 'embedding' has shape (41, 16)"),
+        (coded(deep(2)), "the shape of parameter 'blocks/attn_norm/scale' must be (3, 16) for this model, got (2, 16)"),
+        (coded(SOURCE) | {"lm_head": jnp.zeros(3)}, "a parameter of this model must be one of embedding, "),
+        (
+            {k: v for k, v in coded(SOURCE).items() if k != "head"},
+            "parameter 'head' must be in the tree of this model, got none",
+        ),
+        (
+            coded(SOURCE) | {"embedding": jnp.zeros((41, 16))},
+            "the shape of parameter 'embedding' must be (40, 16) for this model, got (41, 16)",
+        ),
     ]
     for params, message in cases:
         with pytest.raises(InputError) as error:
@@ -436,17 +456,17 @@ def test_parameters_that_are_not_the_sources_are_refused():
 
 
 def test_unknown_treatment_of_the_optimizer_state_is_refused():
-    with pytest.raises(InputError, match="unknown optimizer_state 'rest': did you mean 'reset'"):
+    with pytest.raises(InputError, match="optimizer_state must be one of map, map_aged, reset, got 'rest'"):
         grow_state(trained(SOURCE), SOURCE, deep(6), OPTIMIZER, optimizer_state="rest")
 
 
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [
-        (optax.adafactor(1e-3), "unknown optimizer moment 'v_row'"),
-        (optax.amsgrad(1e-3), "unknown optimizer moment 'nu_max'"),
-        (optax.MultiSteps(optax.adam(1e-3), 2), "unknown optimizer moment 'acc_grads'"),
-        (optax.sm3(1e-3), "no rule grows it; use reset"),
+        (optax.adafactor(1e-3), "optimizer moment must be one of .* got 'v_row'"),
+        (optax.amsgrad(1e-3), "optimizer moment must be one of .* got 'nu_max'"),
+        (optax.MultiSteps(optax.adam(1e-3), 2), "optimizer moment must be one of .* got 'acc_grads'"),
+        (optax.sm3(1e-3), "optimizer_state must be reset: no rule grows"),
     ],
     ids=["adafactor", "amsgrad", "accumulation", "sm3"],
 )
@@ -460,21 +480,88 @@ def test_map_refuses_a_state_that_it_has_no_rule_for(optimizer, message):
     "optimizer", [optax.adam(1e-3), optax.lion(1e-3), optax.sgd(1e-3)], ids=["adam", "lion", "sgd"]
 )
 def test_map_refuses_the_state_of_another_optimizer(optimizer):
-    with pytest.raises(InputError, match=r"the optimizer changed at growth: .*use 'reset'"):
+    with pytest.raises(InputError, match="optimizer_state must be reset where the optimizer changes at growth"):
         grow_state(trained(SOURCE), SOURCE, deep(6), optimizer, optimizer_state="map")
 
 
 def test_ages_are_asked_only_of_an_optimizer_that_has_them():
     state = dataclasses.replace(trained(SOURCE), opt_state=optax.adam(1e-3).init(coded(SOURCE)))
-    with pytest.raises(InputError, match="'map_aged': this optimizer has no ages; allowed are reset, map"):
+    with pytest.raises(
+        InputError, match="optimizer_state must be reset or map for an optimizer without ages, got 'map_aged'"
+    ):
         grow_state(state, SOURCE, deep(6), optax.adam(1e-3), optimizer_state="map_aged")
 
 
 def test_map_refuses_moments_of_another_depth_or_precision():
     state = trained(SOURCE)
     shallow = dataclasses.replace(state, opt_state=OPTIMIZER.init(coded(deep(2))))
-    with pytest.raises(InputError, match=r"has shape \(2, 16, 2, 6\); this model's shape is \(3, 16, 2, 6\)"):
+    with pytest.raises(InputError, match=r"must be \(3, 16, 2, 6\), got \(2, 16, 2, 6\)"):
         grow_state(shallow, SOURCE, deep(6), OPTIMIZER, optimizer_state="map")
     low = optax.tree_utils.tree_set(state.opt_state, mu=jax.tree.map(jnp.bfloat16, coded(SOURCE)))
     with pytest.raises(InputError, match="optimizer state '1/mu/"):
         grow_state(dataclasses.replace(state, opt_state=low), SOURCE, deep(6), OPTIMIZER, optimizer_state="map")
+
+
+# --- Compiled once, and options by their old names -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counted(Effect):
+    """Counts how often a growth is traced."""
+
+    name = "counted"
+    traces: ClassVar[list] = []
+
+    def change(self, growth, target, weight, value, grown, draw):
+        self.traces.append(weight.path)
+        return grown
+
+
+def test_equal_growths_are_compiled_once(monkeypatch):
+    def counted(source, target, key=None, *, order="stack"):
+        return dataclasses.replace(plan_growth("direct", source, target, key, order=order), effects=(Counted(),))
+
+    monkeypatch.setitem(OPERATORS, "counted", counted)
+    monkeypatch.setattr(Counted, "traces", [])
+
+    def traced(grow):
+        Counted.traces.clear()
+        grow()
+        return len(Counted.traces)
+
+    weights, state = len(list(declared(SOURCE))), trained(SOURCE)
+    for grow in (
+        lambda **options: growlm.grow(coded(SOURCE), SOURCE, deep(6), "counted", **options),
+        lambda **options: grow_state(state, SOURCE, deep(6), OPTIMIZER, "counted", **options),
+    ):
+        first = traced(grow)
+        assert first >= weights and traced(grow) == 0
+        assert traced(partial(grow, order="interleave")) == first
+    seeds = [growlm.grow(coded(SOURCE), SOURCE, deep(6), "random", key=jax.random.key(seed)) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(*seeds[:2])
+    assert not np.array_equal(leaf_at(seeds[0], "blocks/mlp/gate")[-1], leaf_at(seeds[2], "blocks/mlp/gate")[-1])
+
+
+def test_options_are_read_by_their_names_until_0_3():
+    for operator, old in {
+        "direct": {"silent": True, "uneven": 0.5, "keep": 0.9},
+        "lemon": {"silent": False, "uneven": 0.1},
+        "random": {"ramp_tokens": 10},
+        "learn": {"peak": 1e-3, "final": 1e-4},
+    }.items():
+        new = {RENAMED_OPTIONS[name]: value for name, value in old.items()}
+        assert resolve(operator, old) == resolve(operator, new)
+        assert hashed_options(new) == old and hashed_options(old) == old
+    before, after = (
+        growlm.grow(coded(SOURCE), SOURCE, deep(6), **{name: True}) for name in ("silent", "zero_residual")
+    )
+    chex.assert_trees_all_equal(before, after)
+    with pytest.raises(InputError, match="option zero_residual must be given once"):
+        growlm.grow(coded(SOURCE), SOURCE, deep(6), silent=True, zero_residual=True)
+
+
+def test_an_operator_of_ones_own_may_have_an_option_by_an_old_name(monkeypatch):
+    monkeypatch.setitem(OPERATORS, "own", lambda source, target, key=None, *, silent=False: plan_growth(
+        "direct", source, target, key, zero_residual=silent
+    ))  # fmt: skip
+    assert plan_growth("own", SOURCE, deep(6), silent=True).zero_residual_layers == [3, 4, 5]

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
 from own_architecture import OwnConfig
+from registered import choices
 from trees import exact_products_and_short_compiles
 
 import growlm
@@ -39,25 +40,7 @@ def cheap_values():
 short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
 
 sizes = st.integers
-NORMS = st.sampled_from(["isometry", "isometry", "isometry", "gain", "none"])
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
-OPERATORS = st.one_of(
-    st.builds(
-        lambda parts, rest: ("direct", parts | rest),
-        st.sampled_from([{}, {"uneven": 0.6}, {"diagonal": True}]),
-        st.fixed_dictionaries({"select": st.sampled_from(["cycle", "repeat", "random"]), "norm": NORMS}),
-    ),
-    st.builds(
-        lambda rest: ("zero", rest),
-        st.fixed_dictionaries({"norm": NORMS, "fill": st.sampled_from(["initial", "zeros"])}),
-    ),
-    st.builds(
-        lambda rest: ("random", rest),
-        st.fixed_dictionaries(
-            {"norm": NORMS, "ramp_tokens": st.sampled_from([0, 100, 100]), "whole_blocks": st.booleans()}
-        ),
-    ),
-)
 
 
 @st.composite
@@ -93,7 +76,7 @@ def choose_experts(draw, source, operator):
 def cases(draw):
     """(source, target, operator, options): depth, width, experts, another architecture, by any factor."""
     source = draw(sources())
-    operator, options = draw(OPERATORS)
+    operator, options = draw(choices())
     wider = {
         "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
@@ -111,18 +94,17 @@ def cases(draw):
     if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
         config = MixtralConfig
-    options = options | draw(NOISE) | {"order": draw(st.sampled_from(["stack", "interleave"]))}
-    return source, config(**fields), operator, options
+    return source, config(**fields), operator, options | draw(NOISE)
 
 
 def fits(source, target, operator, options):
-    """False where query heads find no place, which is an error of its own."""
+    """False where query heads find no place or options exclude each other, which are errors of their own."""
     if target.heads < source.heads:
         return False
     try:
         plan_growth(operator, source, target, KEY, **options)
     except growlm.InputError as error:
-        assert "query heads" in str(error)
+        assert "query heads" in str(error) or "exclude each other" in str(error)
         return False
     return True
 
@@ -211,11 +193,11 @@ def test_gradients_of_experts_are_claimed_where_their_copies_are_chosen_together
     ("operator", "options"),
     [
         ("direct", {}),
-        ("direct", {"uneven": 0.6, "noise": 0.3, "cancel": True}),
-        ("direct", {"diagonal": True}),
+        ("direct", {"split_imbalance": 0.6, "noise": 0.3, "cancel": True}),
+        ("direct", {"block_diagonal": True}),
         ("zero", {}),
-        ("random", {"ramp_tokens": 10}),
-        ("random", {"ramp_tokens": 10, "whole_blocks": True, "order": "interleave"}),
+        ("random", {"mask_tokens": 10}),
+        ("random", {"mask_tokens": 10, "whole_blocks": True, "order": "interleave"}),
     ],
     ids=str,
 )
@@ -270,7 +252,7 @@ def test_a_composition_of_growths_keeps_the_function():
     wide = dataclasses.replace(deep, embed=31, heads=8, kv_heads=4)
     with jax.enable_x64(True):
         params = noisy(SMALL)
-        after = growlm.grow(params, SMALL, middle, "direct", uneven=0.5, key=KEY)
+        after = growlm.grow(params, SMALL, middle, "direct", split_imbalance=0.5, key=KEY)
         after = growlm.grow(after, middle, deep, "zero", order="interleave", key=KEY)
         after = growlm.grow(after, deep, wide, "zero", key=KEY)
         tokens = jnp.asarray(TOKENS, jnp.int32)
@@ -280,7 +262,7 @@ def test_a_composition_of_growths_keeps_the_function():
 
 def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
     source, target = SMALL, dataclasses.replace(SMALL, layers=3, embed=19, heads=8, mlp=17)
-    options = {"ramp_tokens": 10}
+    options = {"mask_tokens": 10}
     growth = plan_growth("random", source, target, KEY, **options)
     provenance, tokens = provenance_of(growth), jnp.asarray(TOKENS, jnp.int32)
     with jax.enable_x64(True):

@@ -99,7 +99,7 @@ def test_the_defect_is_zero_where_the_norm_of_random_vectors_does_not_change(kin
 @pytest.mark.parametrize("norm", ["isometry", "gain"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mask_is_the_source_at_0_and_the_plain_model_at_1_and_neither_at_half(name, norm):
-    source, options = MODELS[name], {"ramp_tokens": 10, "norm": norm}
+    source, options = MODELS[name], {"mask_tokens": 10, "norm": norm}
     target = dataclasses.replace(source, layers=3, embed=11, heads=3, mlp=8)
     if norm == "gain":  # the paper's form, made exact
         target = dataclasses.replace(target, norm_eps=source.norm_eps * 6 / 11)
@@ -124,7 +124,7 @@ def test_a_mask_is_the_source_at_0_and_the_plain_model_at_1_and_neither_at_half(
 def test_masks_on_whole_blocks_are_the_source_at_0():
     for source in MODELS.values():
         target = dataclasses.replace(source, layers=4, embed=11)
-        options = {"ramp_tokens": 10, "whole_blocks": True, "order": "interleave"}
+        options = {"mask_tokens": 10, "whole_blocks": True, "order": "interleave"}
         logits, claims, _ = difference_in_numpy(source, target, "random", **options)
         assert claims and logits < 1e-12
 
@@ -132,7 +132,7 @@ def test_masks_on_whole_blocks_are_the_source_at_0():
 def test_a_mask_in_a_compiled_step_is_the_one_of_numpy():
     source = MODELS["own"]
     target = dataclasses.replace(source, layers=3, embed=11, heads=3, mlp=8)
-    growth = plan_growth("random", source, target, KEY, ramp_tokens=10)
+    growth = plan_growth("random", source, target, KEY, mask_tokens=10)
     after = growlm.growth.expand.grow_params(growth, source, target, noisy(source), KEY)
     with jax.enable_x64(True):
         progress = jnp.asarray([0.2, 0.5, 0.7, 0.9])

@@ -10,7 +10,7 @@ from trees import exact_products_and_short_compiles, leaf_at, noisy, random_toke
 
 import growlm
 from growlm.growth import plan_growth
-from growlm.growth.effects import NOISE
+from growlm.growth.effects import DRAW_NOISE
 from growlm.growth.expand import expand_params, grow_params, number_of
 from growlm.growth.plan import provenance_of, slice_mask
 from growlm.growth.streaming import grow_part
@@ -98,7 +98,7 @@ def test_every_weight_is_ligos_formula():
 def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
     params, data = noisy(SOURCE), batches(1) * 30
     before = jax.tree.map(np.asarray, params)
-    growth = plan_growth("learn", SOURCE, BOTH, KEY, steps=30, peak=3e-3, final=3e-4, warmup=3)
+    growth = plan_growth("learn", SOURCE, BOTH, KEY, steps=30, peak_lr=3e-3, end_lr=3e-4, warmup=3)
     learner = growth.learner
     learned, took = learner.fit(growth, params, data, KEY)
     assert took["loss_after"] < took["loss_before"] - 0.2
@@ -113,15 +113,21 @@ def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
 def test_the_defaults_are_the_authors_recipe():
     """github.com/tongxuluo/prts, issue 2: 100 steps, 7e-5 to 7e-6, 50 of warm-up, weight decay 0.1."""
     recipe = plan_growth("learn", SOURCE, DEEP, KEY).learner
-    assert (recipe.steps, recipe.peak, recipe.final, recipe.warmup, recipe.weight_decay) == (100, 7e-5, 7e-6, 50, 0.1)
+    assert (recipe.steps, recipe.peak_lr, recipe.end_lr, recipe.warmup, recipe.weight_decay) == (
+        100,
+        7e-5,
+        7e-6,
+        50,
+        0.1,
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, "steps must be integers >= 0, got -1"),
-        ({"peak": float("nan")}, "peak must be numbers >= 0, got nan"),
-        ({"steps": 3}, "learn takes 3 batches and was given 2"),
+        ({"steps": -1}, "steps must be an integer >= 0, got -1"),
+        ({"peak_lr": float("nan")}, "peak_lr must be >= 0, got nan"),
+        ({"steps": 3}, "the batches of learn must be one for each of its 3 steps, got 2"),
     ],
 )
 def test_bad_recipes_are_refused(options, message):
@@ -190,7 +196,7 @@ def test_noise_without_a_scale_is_the_initial_one_to_the_bit():
         growlm.grow(noisy(SOURCE), SOURCE, DEEP, key=KEY, noise=0.2, **o) for o in ({}, {"noise_scale": "initial"})
     ]
     jax.tree.map(np.testing.assert_array_equal, *grown)
-    own = jax.random.fold_in(jax.random.fold_in(KEY, number_of(NOISE)), number_of("head"))
+    own = jax.random.fold_in(jax.random.fold_in(KEY, number_of(DRAW_NOISE)), number_of("head"))
     drawn = LLAMA.weights["head"].initial(own, DEEP)
     np.testing.assert_allclose(
         leaf_at(grown[0], "head"), 0.8 * leaf_at(noisy(SOURCE), "head") + 0.2 * drawn, rtol=1e-6, atol=1e-7

@@ -53,7 +53,7 @@ def test_new_query_heads_join_the_group_of_their_key():
 def test_heads_that_fit_no_group_are_refused():
     wide = dataclasses.replace(SMALL, heads=6)
     for operator in ("direct", "zero", "random"):
-        with pytest.raises(growlm.InputError, match=r"model\.heads 6 over model\.kv_heads 3 leaves 2 query heads"):
+        with pytest.raises(growlm.InputError, match=r"got 2 \(model\.heads 6 over model\.kv_heads 3\)"):
             plan_growth(operator, wide, dataclasses.replace(wide, kv_heads=3), KEY)
 
 
@@ -77,7 +77,7 @@ UNCHANGED = {"head_dim": 6, "rope_theta": 5.0, "rope_scaling": RopeScaling("line
 @pytest.mark.parametrize("name", [*UNCHANGED, "tie_embeddings", "qkv_bias", "qk_norm"])
 def test_what_growth_cannot_change(name):
     value = UNCHANGED.get(name, True)
-    with pytest.raises(growlm.InputError, match=f"model.{name} is .* growth cannot change it"):
+    with pytest.raises(growlm.InputError, match=f"model.{name} must be the source's, .* which no growth changes"):
         plan_growth("direct", SMALL, dataclasses.replace(SMALL, **{name: value}), KEY)
 
 
@@ -112,7 +112,7 @@ def test_the_report_says_which_coordinates_are_copies_of_what_and_which_are_new(
     params = growlm.init(SMALL, KEY)
     state = TrainState(params, optimizer.init(params), zero, zero, zero, KEY)
     _, report = grow_state(state, SMALL, target, optimizer, "zero")
-    assert report["preserves_function"] and report["silent_layers"] == [2]
+    assert report["preserves_function"] and report["zero_residual_layers"] == [2]
     assert report["axes"]["mlp"] == {"from": [*range(10), -1, -1, -1], "fresh": [10, 11, 12]}
     assert report["axes"]["heads"] == {"from": [0, 1, -1, 2, 3, -1], "fresh": [2, 5]}
     assert report["leaves"]["blocks/attn/out"] == ["layers", "heads"]
@@ -126,9 +126,9 @@ def test_gradients_in_float32(diagonal, tied):
     config = dataclasses.replace(SMALL, tie_embeddings=tied)
     target = dataclasses.replace(config, embed=24, mlp=20, heads=8, kv_heads=4)
     params, tokens = noisy(config, np.float32), jnp.asarray(TOKENS, jnp.int32)
-    growth = plan_growth("direct", config, target, diagonal=diagonal)
+    growth = plan_growth("direct", config, target, block_diagonal=diagonal)
     assert gradient_claim(growth, config, target)[0]
-    grown = growlm.grow(params, config, target, diagonal=diagonal)
+    grown = growlm.grow(params, config, target, block_diagonal=diagonal)
     small, own = (jax.grad(next_token_loss, argnums=1)(c, p, tokens) for c, p in ((config, params), (target, grown)))
     mapped = expand_params(growth, config, small, rule=dual)
     for have, want in zip(jax.tree.leaves(mapped), jax.tree.leaves(own), strict=True):
@@ -138,10 +138,10 @@ def test_gradients_in_float32(diagonal, tied):
 @pytest.mark.parametrize(
     ("operator", "options", "change"),
     [
-        ("direct", {"uneven": 0.5}, {"embed": 24}),
-        ("direct", {"diagonal": True}, {"embed": 19, "mlp": 17}),
+        ("direct", {"split_imbalance": 0.5}, {"embed": 24}),
+        ("direct", {"block_diagonal": True}, {"embed": 19, "mlp": 17}),
         ("direct", {"noise": 0.3, "cancel": True}, {"mlp": 20}),
-        ("direct", {"silent": True}, {"layers": 4}),
+        ("direct", {"zero_residual": True}, {"layers": 4}),
         ("zero", {}, {"embed": 24}),
     ],
     ids=str,

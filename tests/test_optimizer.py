@@ -150,7 +150,7 @@ def test_after_growth_in_depth_and_then_in_width_every_slice_is_adam_since_it_is
         _, state = step(state, gradients_of(SMALL, seed))
         _, oldest = update_stock(gradients_of(SMALL, seed), oldest)
     state, report = grow_state(state, SMALL, DEEP, ours, "zero", "map_aged")
-    assert report["silent_layers"] == [2, 3]
+    assert report["zero_residual_layers"] == [2, 3]
     silent = theirs.init(gradients_of(DEEP, 0))
 
     for seed in range(4, 7):

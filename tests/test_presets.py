@@ -213,11 +213,13 @@ def test_widths_of_the_stages():
 def test_a_target_that_the_schedule_does_not_divide_is_refused():
     with pytest.raises(InputError) as error:
         PRESETS["stackbert"].stages(sized(layers=6))
-    assert str(error.value) == "preset 'stackbert' grows model.layers by 1.5, 3, 6: allowed are whole numbers"
+    assert str(error.value) == "model.layers must be an integer in every stage of preset 'stackbert', got 1.5, 3, 6"
     with pytest.raises(InputError) as error:
         PRESETS["bert2bert_aki"].stages(sized(layers=8, embed=6, heads=3, kv_heads=3, mlp=6))
-    assert str(error.value) == "preset 'bert2bert_aki' cuts model.layers in 3: allowed are multiples, not 8"
-    with pytest.raises(InputError, match=r"'hypercloning' grows model\.heads by 0\.5, 1: allowed are whole numbers"):
+    assert str(error.value) == "model.layers must be a multiple of 3 for preset 'bert2bert_aki', got 8"
+    with pytest.raises(
+        InputError, match=r"model\.heads must be an integer in every stage of preset 'hypercloning', got 0\.5, 1"
+    ):
         PRESETS["hypercloning"].stages(TINY)
 
 
@@ -428,12 +430,12 @@ def test_msg_keeps_the_old_block_and_gives_new_structure_zero_moments():
     assert np.abs(gate[0, 2:]).min() > 0 and np.abs(gate[0, :, 2]).min() > 0 and np.abs(gate[1]).min() > 0
     np.testing.assert_array_equal(mu, [[[1, 2, 0], [3, 4, 0], [0, 0, 0], [0, 0, 0]], np.zeros((4, 3))])
     assert after.opt_state.count == 7
-    assert report["ramp"] == {"tokens": 10_485_760_000, "in_turn": True, "whole_blocks": True, "norm": "isometry"}
+    assert report["masks"] == {"tokens": 10_485_760_000, "in_turn": True, "whole_blocks": True, "norm": "isometry"}
 
 
 def test_msg_takes_a_ramp_of_ones_own():
-    assert resolve("msg", {"ramp_tokens": 5}).options == PRESETS["msg"].options | {"ramp_tokens": 5}
-    assert resolve("msg").options["ramp_tokens"] == 5000 * 2_097_152
+    assert resolve("msg", {"mask_tokens": 5}).options == PRESETS["msg"].options | {"mask_tokens": 5}
+    assert resolve("msg").options["mask_tokens"] == 5000 * 2_097_152
 
 
 def test_shrink_zero_pad_perturb_is_just_that():
@@ -458,8 +460,8 @@ def test_an_operator_resolves_to_itself():
 
 def test_options_given_override_the_presets_and_leave_the_table_alone():
     before = dict(PRESETS["lemon"].options)
-    plan = resolve("lemon", {"uneven": 0.1, "noise": 0.2})
-    assert plan.options == {"order": "interleave", "silent": True, "uneven": 0.1, "noise": 0.2}
+    plan = resolve("lemon", {"split_imbalance": 0.1, "noise": 0.2})
+    assert plan.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1, "noise": 0.2}
     plan.options["order"] = "stack"
     assert PRESETS["lemon"].options == before
 
@@ -471,12 +473,16 @@ def test_optimizer_states_of_the_presets():
 
 
 def test_unknown_names_are_refused_with_the_nearest_one():
-    with pytest.raises(InputError, match="got 'hypercloning_noise'; did you mean 'hypercloning_noisy'"):
+    with pytest.raises(
+        InputError, match=r"growth operator or preset must be one of .* got 'hypercloning_noise'; did you mean 'hyper"
+    ):
         resolve("hypercloning_noise")
-    with pytest.raises(InputError, match=r"growth operator or preset must be .* got 'dirct'; did you mean 'direct'"):
+    with pytest.raises(
+        InputError, match=r"growth operator or preset must be one of .* got 'dirct'; did you mean 'direct'"
+    ):
         resolve("dirct")
 
 
-def test_silent_copies_and_next_layer_exclude_each_other():
-    with pytest.raises(InputError, match="next_layer and silent exclude each other"):
-        plan_growth("direct", TINY, TINY, next_layer=True, silent=True)
+def test_zero_residual_copies_and_aki_exclude_each_other():
+    with pytest.raises(InputError, match="aki and zero_residual exclude each other"):
+        plan_growth("direct", TINY, TINY, aki=True, zero_residual=True)

@@ -108,4 +108,4 @@ def test_table_has_every_preset_with_what_it_keeps():
     for name, row in KEEPS.items():
         answers = [{True: "yes", False: "no", None: "-"}[keeps] for keeps in row]
         assert any(first[name][at : at + 2] == answers for at in range(len(first[name]))), name
-    assert "ramp_tokens=10485760000" in table() and "3-6-9-12-12" in table()
+    assert "mask_tokens=10485760000" in table() and "3-6-9-12-12" in table()

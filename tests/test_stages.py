@@ -13,14 +13,13 @@ import growlm
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.growth import OPERATORS
-from growlm.growth.presets import PRESETS
 from growlm.growth.state import apply_growth
 from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.config import build_run, load_config, plain
 from growlm.training.programs import compile_steps
-from growlm.training.run import effective, train
+from growlm.training.continuation import result_settings
 from growlm.training.stages import resolve, source_of
 from growlm.training.sweep import plan_sweep
 
@@ -66,7 +65,7 @@ def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_pat
         return watched, evaluate
 
     monkeypatch.setattr(loop, "compile_steps", compile_and_watch)
-    growth = {"operator": "random", "options": {"ramp_tokens": 3 * STEP} | options}
+    growth = {"operator": "random", "options": {"mask_tokens": 3 * STEP} | options}
     second = tiny.grown(5, growth=growth, **WIDE)
     watching = {"evaluation": {"every_tokens": STEP, "batches": 1}}
     watching |= {"checkpoint": {"every_tokens": STEP, "max_to_keep": 9}}
@@ -97,7 +96,7 @@ def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_pat
 
 
 def test_after_a_ramp_the_step_is_that_of_a_run_without_one():
-    ramped = tiny.grown(4, growth={"operator": "random", "options": {"ramp_tokens": 2 * STEP}}, **WIDE)
+    ramped = tiny.grown(4, growth={"operator": "random", "options": {"mask_tokens": 2 * STEP}}, **WIDE)
     stage = resolve(tiny.run_config("none", tiny.stage(2), ramped), "fingerprint")[1]
     assert [stage.progress_at(step) is None for step in (2, 3, 4, 5, 6)] == [False, False, True, True, True]
     plain = tiny.grown(4, growth={"operator": "random"}, **WIDE)
@@ -111,7 +110,7 @@ def test_after_a_ramp_the_step_is_that_of_a_run_without_one():
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(corpus, tmp_path, monkeypatch):
     """In the middle of a ramp, with an averaged copy, ages, rates and freezing by provenance, and Muon."""
     optimizer = {"ema": 0.5, "kind": "muon", "learning_rates": {"new": 2.0, "gains": 0.5}}
-    growth = {"operator": "random", "options": {"ramp_tokens": 3 * STEP}, "optimizer_state": "map_aged", "train": "new"}
+    growth = {"operator": "random", "options": {"mask_tokens": 3 * STEP}, "optimizer_state": "map_aged", "train": "new"}
     first = tiny.stage(2, optimizer={"kind": "muon"})
     second = tiny.grown(5, growth=growth, optimizer=optimizer, frozen_layers=1, **WIDE)
     config = tiny.run_config(corpus, first, second)
@@ -209,20 +208,25 @@ def test_a_preset_is_kept_as_written_and_acts_as_what_it_stands_for():
     given = {"operator": "g_stack"}, {"operator": "direct", "options": {"order": "stack"}}
     one, other = (tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)) for growth in given)
     assert [stage.stage_hash for stage in resolve(one, "x")] == [stage.stage_hash for stage in resolve(other, "x")]
-    assert effective(plain(one)) == effective(plain(other)) and plain(one) != plain(other)
+    assert result_settings(plain(one)) == result_settings(plain(other)) and plain(one) != plain(other)
     pro = one.stages[1].growth
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("g_stack", {}, None, None)
     pro = build_growth({"operator": "llama_pro"}).resolved
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("zero", {"order": "expand"}, "reset", "new")
-    assert pro.resolved == pro
-
-
-def test_what_is_given_overrides_a_preset():
     loud = build_growth(
-        {"operator": "szp", "options": {"keep": 0.1}, "optimizer_state": "map", "train": "all"}
-    ).resolved
-    assert loud.options == PRESETS["szp"].options | {"keep": 0.1}
-    assert (loud.operator, loud.optimizer_state, loud.train) == ("zero", "map", "all")
+        {"operator": "lemon", "options": {"split_imbalance": 0.1}, "optimizer_state": "map", "train": "all"}
+    )
+    assert loud.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1}
+    assert (loud.optimizer_state, loud.train) == ("map", "all")
+
+
+def test_an_option_by_its_old_name_is_the_same_stage():
+    """Its hash knows the old name, so that stages from before are found."""
+    old, new = ({"operator": "direct", "options": {name: True}} for name in ("silent", "zero_residual"))
+    one, other = (tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)) for growth in (old, new))
+    stages = [resolve(run, "x")[1] for run in (one, other)]
+    assert stages[0].address == stages[1].address
+    assert stages[0].settings["growth"]["options"] == {"silent": True}
 
 
 def build_growth(growth):

@@ -272,7 +272,7 @@ def test_check_params_takes_the_declared_tree_in_any_order():
 @pytest.mark.parametrize("path", SHAPES)
 def test_missing_leaf_is_refused(path):
     tree = tree_of({other: shape for other, shape in SHAPES.items() if other != path})
-    with pytest.raises(InputError, match=f"parameter '{path}' is declared for this model and missing"):
+    with pytest.raises(InputError, match=f"parameter '{path}' must be in the tree of this model, got none"):
         map_weights(lambda weight, leaf: leaf, CONFIG, tree)
 
 
@@ -281,12 +281,12 @@ def test_leaf_of_another_shape_is_refused(path):
     shape = (*SHAPES[path][:-1], SHAPES[path][-1] + 1)
     with pytest.raises(InputError) as error:
         check_params(CONFIG, tree_of(SHAPES | {path: shape}))
-    assert f"parameter '{path}' has shape {shape}; this model's shape is {SHAPES[path]}" in str(error.value)
+    assert f"the shape of parameter '{path}' must be {SHAPES[path]} for this model, got {shape}" in str(error.value)
 
 
 @pytest.mark.parametrize("extra", ["blocks/mlp/gate_bias", "lm_head", "blocks/attn/scale"])
 def test_leaf_that_is_not_declared_is_refused(extra):
-    with pytest.raises(InputError, match=f"parameter '{extra}' is not declared for this model; allowed: embedding, "):
+    with pytest.raises(InputError, match=f"a parameter of this model must be one of embedding, .* got '{extra}'"):
         check_params(CONFIG, tree_of(SHAPES | {extra: (3, 6)}))
 
 
@@ -295,7 +295,7 @@ def test_leaf_that_is_not_declared_is_refused(extra):
     [("tie_embeddings", True, "head"), ("qkv_bias", False, BIASES[1]), ("qk_norm", False, QK_NORMS[1])],
 )
 def test_leaf_of_another_variant_is_refused(option, value, extra):
-    with pytest.raises(InputError, match=f"parameter '{extra}' is not declared"):
+    with pytest.raises(InputError, match=f"a parameter of this model must be one of .* got '{extra}'"):
         check_params(dataclasses.replace(CONFIG, **{option: value}), tree_of(SHAPES))
 
 
@@ -309,7 +309,7 @@ SIZES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
 def test_size_that_is_no_positive_integer_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
-    allowed = "integers >= 0" if name == "layers" else "positive integers"
+    allowed = "an integer >= 0" if name == "layers" else "a positive integer"
     assert str(error.value) == f"model.{name} must be {allowed}, got {value!r}"
 
 
@@ -318,14 +318,14 @@ def test_size_that_is_no_positive_integer_is_refused(name, value):
 def test_constant_that_is_not_positive_is_refused(name, value):
     with pytest.raises(InputError) as error:
         dataclasses.replace(CONFIG, **{name: value})
-    assert str(error.value) == f"model.{name} must be positive numbers, got {value!r}"
+    assert str(error.value) == f"model.{name} must be a positive number, got {value!r}"
 
 
 ROPES = {
     "kind": ({"kind": "yarn"}, ("'yarn'", "linear, llama3")),
-    "factor": ({"factor": 0.0}, ("factor is 0.0", "positive")),
+    "factor": ({"factor": 0.0}, ("factor must be a positive number", "got 0.0")),
     "text": ({"original_length": "8192"}, ("original_length", "'8192'")),
-    "order": ({"low_freq_factor": 4.0}, ("low_freq_factor 4", "below high_freq_factor 4")),
+    "order": ({"low_freq_factor": 4.0}, ("low_freq_factor must be below high_freq_factor, 4", "got 4")),
 }
 
 
@@ -341,19 +341,19 @@ def test_rope_scaling_out_of_range_is_refused(name):
     ("name", "value"), [("rope_scaling", {"kind": "linear"}), *(("sliding_window", x) for x in (0, -1, True, 4.0))]
 )
 def test_scaling_or_window_that_is_none_is_refused(name, value):
-    with pytest.raises(InputError, match=rf"^model\.{name} must be None and, got .*"):
+    with pytest.raises(InputError, match=rf"^model\.{name} must be None or a .*, got .*"):
         dataclasses.replace(CONFIG, **{name: value})
 
 
 def test_heads_that_do_not_share_evenly_are_refused():
-    with pytest.raises(InputError, match=r"^model\.heads 4 is not divisible by model\.kv_heads 3$"):
+    with pytest.raises(InputError, match=r"^model\.heads must be a multiple of model\.kv_heads, 3, got 4$"):
         dataclasses.replace(CONFIG, kv_heads=3)
-    with pytest.raises(InputError, match=r"^model\.heads 4 is not divisible by model\.kv_heads 8$"):
+    with pytest.raises(InputError, match=r"^model\.heads must be a multiple of model\.kv_heads, 8, got 4$"):
         dataclasses.replace(CONFIG, kv_heads=8)
 
 
 def test_odd_head_dim_is_refused():
-    with pytest.raises(InputError, match=r"^model\.head_dim is 7: RoPE rotates pairs, so it must be even$"):
+    with pytest.raises(InputError, match=r"^model\.head_dim must be even, as RoPE rotates pairs, got 7$"):
         dataclasses.replace(CONFIG, head_dim=7)
 
 

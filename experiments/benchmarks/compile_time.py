@@ -42,7 +42,7 @@ from growlm.training.stages import Stage, resolve
 SIZES = {"embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 8, "length": 128}
 DEPTHS = (4, 12, 24, 48)
 
-RAMP = {"operator": "random", "options": {"ramp_tokens": 10**9}}
+RAMP = {"operator": "random", "options": {"mask_tokens": 10**9}}
 STEP, GROWTH, LEARNING = "step", "growth", "learning"
 # name: (what is compiled, settings of the run, settings of the grown stage).
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

@@ -43,7 +43,7 @@ BOUND = 3.0
 GROWTHS = {
     "direct": {"operator": "direct"},
     "zero": {"operator": "zero", "optimizer_state": "map_aged"},
-    "random": {"operator": "random", "options": {"ramp_tokens": 10**9}},
+    "random": {"operator": "random", "options": {"mask_tokens": 10**9}},
     "learn": {"operator": "learn", "options": {"steps": 20}},
 }
 

@@ -3,19 +3,21 @@
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import ORDERS, PARTIAL, connection_rate, layer_order
 from growlm.growth.lifts import LIFTS
-from growlm.growth.operators import OPERATORS, options_of, plan_growth
+from growlm.growth.operators import CHOICES, OPERATORS, RENAMED_OPTIONS, hashed_options, options_of, plan_growth
 from growlm.growth.plan import Growth
 from growlm.growth.presets import PRESETS, Preset, resolve
 from growlm.growth.state import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
 from growlm.growth.verify import describe_verdict, verify
 
 __all__ = [
+    "CHOICES",
     "LIFTS",
     "OPERATORS",
     "OPTIMIZER_STATES",
     "ORDERS",
     "PARTIAL",
     "PRESETS",
+    "RENAMED_OPTIONS",
     "Growth",
     "Preset",
     "claim",
@@ -26,6 +28,7 @@ __all__ = [
     "grow",
     "grow_state",
     "growth_key",
+    "hashed_options",
     "layer_order",
     "options_of",
     "plan_growth",

@@ -1,4 +1,4 @@
-"""Which growths compute the source's function, read off their maps and the declaration."""
+"""Claims of function preservation, read off the maps of a growth and the declaration of the architecture."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ TOLERANCE = 1e-12
 
 
 def claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
-    """Whether the grown model computes the source's function, read off the maps, and why.
+    """Whether the grown model computes the source's function, and why.
 
-    Nothing is claimed that the declaration does not justify: kinds of axes and of the norm, and roles of weights.
+    It follows from the maps, the kinds of axes, the kind of norm and the roles of weights; nothing else is claimed.
     """
     source = growth.start(source)
     for effect in growth.effects:
-        if reason := effect.breaks():
+        if reason := effect.breaks(growth, target):
             return False, reason
     note = ""
     for effect in growth.effects:
@@ -51,14 +51,14 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
 
 
 def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:
-    """Why the combined weights of an expert's copies are not those of the expert; empty where they are."""
+    """Why the router weights of an expert's copies do not sum to the expert's; empty if they do."""
     experts = growth.maps[axis.name]
     before, after = (getattr(config, axis.chosen) for config in (source, target))
     if experts.fresh.any():
         return f"fresh {axis.name} take a share of the router's weight"
     counts = np.bincount(experts.origin, minlength=experts.old)
     if axis.normalised and before == 1 and after <= counts.min():
-        return ""  # whichever of its copies are chosen, they are of one expert, and their weights add up to 1
+        return ""  # all chosen experts are copies of one, and their weights sum to 1
     if len(set(counts)) > 1:
         return f"{axis.name} have unequal numbers of copies, and the router shares its weight among them"
     if after != before * counts[0]:
@@ -68,7 +68,7 @@ def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderC
 
 
 def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
-    """Whether gradients of the grown model are the source's under the dual map, and why."""
+    """Whether the gradients of the grown model are the source's, grown by the dual map, and why."""
     holds, reason = claim(growth, source, target)
     if not holds:
         return False, f"the function changes: {reason}"
@@ -77,9 +77,9 @@ def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     for effect in growth.effects:
         if reason := effect.breaks_gradients(growth, target):
             return False, reason
-    if growth.silent:
-        return False, "silent layers have gradients of their own: mapped moments are a start"
-    if growth.own:
+    if growth.zero_residual_layers:
+        return False, "layers with zero residual writers have gradients of their own: mapped moments are a start"
+    if growth.per_weight:
         return False, "a router's rows are fresh: mapped moments are a start"
     even_by_norm = (growth.stack, target.architecture.stream.name)
     for axis in target.architecture.of_kind(Kind.EXPERTS):
@@ -90,6 +90,6 @@ def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         if axis.fresh.any() or np.any(axis.origin < 0):
             return False, f"{name} has coordinates that are no copies: mapped moments are a start"
         count = np.bincount(axis.origin)[axis.origin]
-        if name not in even_by_norm and not np.allclose(axis.write.scale * axis.read.scale * count, 1):
+        if name not in even_by_norm and not np.allclose(axis.gathers[0].scale * axis.gathers[1].scale * count, 1):
             return False, f"copies on {name} are read unevenly: mapped moments are a start"
     return True, "copies are read evenly, so each has the source's gradient under the dual map"

@@ -3,21 +3,21 @@
 import itertools
 from collections.abc import Callable, Sequence
 
-from growlm.errors import InputError, unknown
+from growlm.errors import must_be, unknown
 
 
 def _added(order: str, source: int, target: int, whole_blocks: bool = False) -> int:
-    """How many layers are added. Raises InputError for more than there are, or (whole_blocks) no divisor of them."""
+    """The number of added layers. Raises InputError if above `source` or, for whole_blocks, no divisor of it."""
     added = target - source
     if whole_blocks and added and source % added:
-        raise InputError(f"order {order!r} adds {added} layers to {source}: allowed are the divisors of {source}")
+        raise must_be(f"the layers that order {order!r} adds to {source}", f"a divisor of {source}", added)
     if added > source:
-        raise InputError(f"order {order!r} adds {added} layers to {source}: allowed are at most {source}")
+        raise must_be(f"the layers that order {order!r} adds to {source}", f"at most {source}", added)
     return added
 
 
 def _again(source: int, added: int, end: int) -> list[int]:
-    """All layers, and after layer `end` (counted from 1) the last `added` layers up to it once more."""
+    """All layers, with the last `added` layers up to layer `end` (counted from 1) repeated after it."""
     return [*range(end), *range(end - added, source)]
 
 
@@ -63,9 +63,8 @@ ORDERS: dict[str, Callable[[int, int], list[int]]] = {
     # MIDAS (arXiv 2409.19044; block ceil(n/2) - 1 of n by the review in 2512.08819): n blocks of as many layers as are
     # added, the middle one twice, the lower one of two middles: 0 1 2 3 2 3 4 5.
     "middle": _middle,
-    # LIDAS (arXiv 2512.08819): a block of as many layers as are added, around layer ceil(L/2), twice. Which rounding
-    # the paper takes is not known here; this is: the block's own middle layer, ceil(b/2) of b, is layer ceil(L/2) of L,
-    # both counted from 1. It is central to the layer where L - b is even: 0 1 2 1 2 3.
+    # LIDAS (arXiv 2512.08819): a block of as many layers as are added, around layer ceil(L/2), twice: 0 1 2 1 2 3. The
+    # paper's rounding is not known; here the block's middle layer, ceil(b/2) of b, is layer ceil(L/2) of L, from 1.
     "centre": _centre,
     # SOLAR (arXiv 2312.15166): the first half of the target and the last, 0..23 8..31 for 32 to 48.
     "overlap": _overlap,
@@ -75,8 +74,7 @@ ORDERS: dict[str, Callable[[int, int], list[int]]] = {
 
 
 # The paper's partial stackings of 6 layers to 24 (arXiv 2405.15319, ablations), the best group first: layers counted
-# from 1, x the times a part is repeated; and the connection rate in percent as printed there. Exact are 86.96, 78.26,
-# 73.91 and 60.87.
+# from 1, x for repetitions; with the connection rate in percent as printed there (exact: 86.96, 78.26, 73.91, 60.87).
 PARTIAL: dict[str, float] = {
     "123456x4": 87.0,
     "12-3456x5-56": 78.3,
@@ -90,7 +88,7 @@ PARTIAL: dict[str, float] = {
 
 
 def partial_order(pattern: str) -> list[int]:
-    """The order that a name in PARTIAL spells: `12-345x7-6` is 0 1, seven times 2 3 4, and 5."""
+    """The order of a name in PARTIAL: `12-345x7-6` is 0 1, seven times 2 3 4, and 5."""
     parts = [part.partition("x") for part in pattern.split("-")]
     return [int(layer) - 1 for layers, _, times in parts for layer in layers * int(times or 1)]
 
@@ -103,22 +101,21 @@ def layer_order(order: str | Sequence[int], source: int, target: int) -> tuple[i
       source, target: the numbers of layers.
 
     Raises:
-      InputError: an unknown name, a source without layers, or an order that does not fit the two depths.
+      InputError: an unknown name, a source without layers, an order that does not fit the two depths.
     """
     if isinstance(order, str):
         if order not in ORDERS:
             raise unknown("layer order", order, ORDERS)
         if not source and target:
-            raise InputError("the source's model.layers is 0, there is no layer to copy: allowed is random")
+            raise must_be("the source's model.layers", ">= 1, as there must be a layer to copy (random needs none)", 0)
         return tuple(ORDERS[order](source, target)) if source else ()
     if not isinstance(order, list | tuple):
-        raise InputError(f"order must be {', '.join(ORDERS)} or a list of the source's layers, got {order!r}")
-    if bad := [layer for layer in order if isinstance(layer, bool) or not isinstance(layer, int)]:
-        raise InputError(f"order holds {bad[0]!r}: allowed are the source's layers 0 to {source - 1}")
+        raise must_be("order", f"{', '.join(ORDERS)} or a list of the source's layers", order)
     if len(order) != target:
-        raise InputError(f"order lists {len(order)} layers and the target has {target}")
-    if bad := [layer for layer in order if not 0 <= layer < source]:
-        raise InputError(f"order holds layer {bad[0]}: allowed are the source's layers 0 to {source - 1}")
+        raise must_be("order", f"a list of {target} layers, as many as the target has", len(order))
+    for layer in order:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < source:
+            raise must_be("order", f"a list of the source's layers, 0 to {source - 1}", layer)
     return tuple(order)
 
 

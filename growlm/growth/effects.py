@@ -1,53 +1,63 @@
-"""What a growth does that is no map of an axis: noise, coordinates of the next layer, copies that read their own.
+"""Effects: what a growth does beside its axis maps, such as noise or copies taken from the next layer.
 
-Callers loop over a growth's effects and ask them through the hooks of `Effect`; none is known by its name. Masks and
-learned maps, which need more of the model, are in files of their own.
+Callers loop over a growth's effects and know them by the hooks of `Effect` alone. Masks (masks.py) and learned maps
+(learned.py) are effects too.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
 import numpy as np
 
-from growlm.growth.maps import along, numpy_or_jax, primal
+from growlm.growth.maps import Array, along, numpy_or_jax, primal
 from growlm.models.axes import DecoderConfig, Weight
 
-Draw = Callable[[str], Any]  # (what for) -> the target's initial values, from a key of their own
+if TYPE_CHECKING:
+    from growlm.growth.plan import Growth
+
+Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
+
+DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Effect:
-    """The hooks; each does nothing unless an effect says otherwise.
+    """The hooks of an effect; each does nothing by default.
 
-    name: as the report has it. reparametrises: it acts on the parameters while the model trains, see masks.py. learns:
-    its maps are learned from batches, see learned.py.
+    Attributes:
+      name: its key in growth reports.
+      reparametrises: it acts on the parameters throughout training, see masks.py.
+      learns: its maps are learned from batches, see learned.py.
     """
 
     name: ClassVar[str]
     reparametrises: ClassVar[bool] = False
     learns: ClassVar[bool] = False
 
-    def acting(self, growth: Any, target: DecoderConfig) -> Any:
-        """The growth as it acts when training begins, of which claims are made."""
+    def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
+        """The growth as it acts when training begins, on which claims are made."""
         return growth
 
-    def breaks(self) -> str:
-        """Why the function is not kept, if this alone is enough."""
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
+        """Why the function is not kept; empty if this effect keeps it."""
         return ""
 
-    def breaks_gradients(self, growth: Any, target: DecoderConfig) -> str:
-        """Why gradients are not the source's under the dual map, if this alone is enough."""
+    def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
+        """Why gradients do not follow the dual map; empty if this effect leaves them so."""
         return ""
 
-    def changes(self, growth: Any, weight: Weight) -> bool:
-        """Whether it changes the values of a weight beside what the maps do."""
+    def changes(self, growth: Growth, weight: Weight) -> bool:
+        """Whether it changes a weight after the maps."""
         return False
 
-    def change(self, growth: Any, target: DecoderConfig, weight: Weight, value: Any, grown: Any, draw: Draw) -> Any:
-        """The grown values changed; `value` are the source's."""
+    def change(
+        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
+    ) -> Array:
+        """The grown weight, changed; `value` is the source's."""
         return grown
 
     def draws(self) -> bool:
@@ -55,137 +65,141 @@ class Effect:
         return False
 
     def source_layers(self, rows: slice) -> np.ndarray:
-        """The source layers that it takes anything from for these layers of the target."""
+        """The source layers that it reads for these layers of the target."""
         return np.zeros(0, np.int64)
 
-    def at_layers(self, rows: slice, needed: np.ndarray) -> "Effect":
-        """The effect on these layers alone, where only the `needed` (sorted) source layers are there."""
+    def at_layers(self, rows: slice, needed: np.ndarray) -> Effect:
+        """The effect on these layers of the target, given the `needed` (sorted) source layers alone."""
         return self
 
     def report(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Its settings, as plain JSON."""
         return dataclasses.asdict(self)
 
 
-NOISE = "noise"  # what values are drawn for
-
-
 def _paper_std(weight: Weight, target: DecoderConfig) -> float:
-    """arXiv 2405.15319, eq. 53 and 54: variance 1 / (d l^2) for what writes the stream in a layer, 2 / (5 d) elsewhere.
-
-    d is the width and l the number of layers, both of the target, into whose weights it is mixed.
-    """
+    """arXiv 2405.15319, eq. 53 and 54: variance 1 / (d l^2) for residual writers, 2 / (5 d) elsewhere."""
     width = target.size(target.architecture.stream)
     return 1 / (math.sqrt(width) * max(target.depth, 1)) if weight.residual else math.sqrt(2 / (5 * width))
 
 
-# (matrix, target) -> the standard deviation of the noise.
+# (weight, target) -> the standard deviation of the noise.
 NOISE_SCALES: dict[str, Callable[[Weight, DecoderConfig], float]] = {
-    "initial": lambda weight, target: weight.std(target),  # ours: what the target would start from
+    "initial": lambda weight, target: weight.std(target),
     "paper": _paper_std,
 }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Noise(Effect):
-    """Initialisation noise mixed into what was grown: W <- keep W + share e, on what is no gain and no bias.
+    """Initialisation noise e on every weight but gains and biases: W <- old_weight_scale W + share e.
 
-    cancel: only the part of e that the copies of a coordinate do not notice together. only_new: on new slices only.
-    scale: a name in NOISE_SCALES, which says how large e is.
+    cancel: only the part of e that cancels among the copies of a coordinate. only_new: on new slices only. scale: a
+    name in NOISE_SCALES.
     """
 
     name = "noise"
     share: float
-    keep: float
+    old_weight_scale: float
     cancel: bool
     only_new: bool
     scale: str = "initial"
 
-    def breaks(self) -> str:
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Noise that cancels keeps the function."""
         return "" if self.cancel else f"initialisation noise is mixed in, share {self.share:g}"
 
-    def breaks_gradients(self, growth: Any, target: DecoderConfig) -> str:
-        """Copies with different weights have different gradients."""
+    def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
+        """Unequal copies have unequal gradients."""
         return "copies are not read alike"
 
-    def changes(self, growth: Any, weight: Weight) -> bool:
-        """Every matrix and lookup."""
+    def changes(self, growth: Growth, weight: Weight) -> bool:
+        """Matrices, lookups and routers."""
         return not weight.elementwise
 
     def draws(self) -> bool:
         """Always."""
         return True
 
-    def change(self, growth: Any, target: DecoderConfig, weight: Weight, value: Any, grown: Any, draw: Draw) -> Any:
-        """Mixed; layers that start silent stay silent where the noise is to cancel."""
+    def change(
+        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
+    ) -> Array:
+        """Adds the noise. With cancel, layers with zero residual writers keep them zero."""
         if weight.elementwise:
             return grown
-        # What is drawn has the size of the target's initial values.
-        drawn = (draw(NOISE) * (NOISE_SCALES[self.scale](weight, target) / weight.std(target))).astype(grown.dtype)
+        # Draws have the standard deviation of the target's initial values.
+        drawn = (draw(DRAW_NOISE) * (NOISE_SCALES[self.scale](weight, target) / weight.std(target))).astype(grown.dtype)
         if self.cancel:
-            drawn = _unseen(growth, weight, drawn)
-        mixed = self.keep * grown + self.share * drawn
+            drawn = _cancelling(growth, weight, drawn)
+        mixed = self.old_weight_scale * grown + self.share * drawn
         if not self.only_new:
             return mixed
         added = growth.added(weight)
         return grown if added is None else numpy_or_jax(mixed, grown).where(added, mixed, grown)
 
 
-def _unseen(growth: Any, weight: Weight, drawn: jax.Array) -> jax.Array:
-    """The part of the noise that changes no activation: it reads the copies of a coordinate against each other."""
-    against, xp = False, numpy_or_jax(drawn)
-    for number, read, write in growth.width_axes(weight):
-        if read and not write and read.copied:
-            against, drawn = True, read.write.remainder(drawn, number)
-            drawn = xp.where(along(read.origin >= 0, number, drawn.ndim), drawn, 0)  # only copies read each other
-        elif write:
-            written = write.fresh_write | (np.asarray(write.write.scale) != 0)
-            drawn = xp.where(along(written, number, drawn.ndim), drawn, 0)
+def _cancelling(growth: Growth, weight: Weight, drawn: Array) -> Array:
+    """Projects noise so that the function is kept: along read dimensions it sums to zero over a coordinate's copies.
+
+    A weight without a read dimension that has copies gets no noise.
+    """
+    reads_copies, xp = False, numpy_or_jax(drawn)
+    for dimension, read, write in growth.width_maps(weight):
+        if read is not None and write is None and read.copied:
+            reads_copies, drawn = True, read.gathers[0].remainder(drawn, dimension)
+            drawn = xp.where(along(read.origin >= 0, dimension, drawn.ndim), drawn, 0)  # fresh ones have no copies
+        elif write is not None:
+            written = write.fresh_write | (np.asarray(write.gathers[0].scale) != 0)
+            drawn = xp.where(along(written, dimension, drawn.ndim), drawn, 0)
     if weight.residual:
         drawn = drawn * along(xp.asarray(growth.residual, drawn.dtype), 0, drawn.ndim)
-    return drawn if against else xp.zeros_like(drawn)
+    return drawn if reads_copies else xp.zeros_like(drawn)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class NextLayer(Effect):
-    """AKI (bert2BERT, arXiv 2110.07143): the coordinates that width adds are copied from the next layer.
+class Aki(Effect):
+    """AKI (bert2BERT, arXiv 2110.07143): written coordinates that width adds are copied from the next layer.
 
-    layers: int [new layers], the source layer from which every layer takes them.
+    layers: int [new layers], the source layer that each layer takes them from.
     """
 
-    name = "next_layer"
+    name = "aki"
     layers: np.ndarray
 
-    def breaks(self) -> str:
-        """They are other neurons."""
-        return "new coordinates come from the next layer"
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
+        """If width adds coordinates to a layer, and the next layer is another one."""
+        grows = any(self.changes(growth, weight) for weight in target.weights)
+        another = not np.array_equal(self.layers, growth.order)
+        return "new coordinates come from the next layer" if grows and another else ""
 
-    def changes(self, growth: Any, weight: Weight) -> bool:
-        """A matrix of a layer that writes coordinates which width adds."""
+    def changes(self, growth: Growth, weight: Weight) -> bool:
+        """Matrices of layers that write coordinates which width adds."""
         return weight.stacked and not weight.elementwise and bool(self._added(growth, weight))
 
-    def _added(self, growth: Any, weight: Weight) -> list[np.ndarray]:
-        number_of = len(weight.all_dims)
-        axes = growth.width_axes(weight)
-        return [along(write.added, number, number_of) for number, _, write in axes if write and write.added.any()]
+    def _added(self, growth: Growth, weight: Weight) -> list[np.ndarray]:
+        maps, ndim = growth.width_maps(weight), len(weight.all_dims)
+        return [
+            along(write.added, number, ndim) for number, _, write in maps if write is not None and write.added.any()
+        ]
 
-    def change(self, growth: Any, target: DecoderConfig, weight: Weight, value: Any, grown: Any, draw: Draw) -> Any:
-        """What a matrix of the next layer has, where width adds a written coordinate."""
+    def change(
+        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
+    ) -> Array:
+        """Takes added coordinates of matrices from the next layer."""
         if not self.changes(growth, weight):
             return grown
         later = numpy_or_jax(value).take(value, self.layers, axis=0, mode="clip")
-        for number, read, write in growth.width_axes(weight):
-            later = primal(read, write).take(later, number)
+        for dimension, read, write in growth.width_maps(weight):
+            later = primal(read, write).take(later, dimension)
         return numpy_or_jax(later, grown).where(sum(self._added(growth, weight)) > 0, later, grown)
 
     def source_layers(self, rows: slice) -> np.ndarray:
         """The next layers."""
         return self.layers[rows]
 
-    def at_layers(self, rows: slice, needed: np.ndarray) -> "NextLayer":
-        """The next layers, by their place among the needed."""
-        return NextLayer(np.searchsorted(needed, self.layers[rows]))
+    def at_layers(self, rows: slice, needed: np.ndarray) -> Aki:
+        """With the next layers by their position among the needed ones."""
+        return Aki(np.searchsorted(needed, self.layers[rows]))
 
     def report(self) -> dict[str, Any]:
         """The layers as a list."""
@@ -194,32 +208,38 @@ class NextLayer(Effect):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockDiagonal(Effect):
-    """A copy of a neuron reads only its own copies (HyperCloning's diagonal form, arXiv 2409.12903)."""
+    """A copy of a neuron reads only copies of its own number (HyperCloning's diagonal form, arXiv 2409.12903)."""
 
-    name = "diagonal"
+    name = "block_diagonal"
 
-    def breaks_gradients(self, growth: Any, target: DecoderConfig) -> str:
-        """Copies of a coordinate that has more of them see more of the gradient."""
+    def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
+        """Where coordinates of an axis have unequal numbers of copies."""
         for name, axis in growth.maps.items():
             origin = axis.origin
             if np.all(origin >= 0) and len(set(np.bincount(origin)[origin])) > 1:
                 return f"coordinates of {name} have unequal numbers of copies, and each reads its own"
         return ""
 
-    def _sides(self, growth: Any, weight: Weight) -> tuple[list, list]:
-        axes = growth.width_axes(weight)
-        reads = [(number, read) for number, read, write in axes if read and not write and read.copied]
-        return reads, [(number, write) for number, read, write in axes if write and not read and write.copied]
+    def _copied_dims(self, growth: Growth, weight: Weight) -> tuple[list, list]:
+        """(dimension, map) of the dimensions that read copies, and of those that write copies."""
+        maps = growth.width_maps(weight)
+        reads = [(number, read) for number, read, write in maps if write is None and read is not None and read.copied]
+        writes = [
+            (number, write) for number, read, write in maps if read is None and write is not None and write.copied
+        ]
+        return reads, writes
 
-    def changes(self, growth: Any, weight: Weight) -> bool:
-        """A matrix that reads copies and writes copies."""
-        return not weight.elementwise and all(self._sides(growth, weight))
+    def changes(self, growth: Growth, weight: Weight) -> bool:
+        """Matrices that read copies and write copies."""
+        return not weight.elementwise and all(self._copied_dims(growth, weight))
 
-    def change(self, growth: Any, target: DecoderConfig, weight: Weight, value: Any, grown: Any, draw: Draw) -> Any:
-        """A copy reads the copies of its own number alone, as often as there are copies."""
+    def change(
+        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
+    ) -> Array:
+        """Zeroes reads between copies of different numbers, and scales the rest by the number of copies."""
         if not self.changes(growth, weight):
             return grown
-        ((row, read), *_), ((column, write), *_) = self._sides(growth, weight)
+        ((row, read), *_), ((column, write), *_) = self._copied_dims(growth, weight)
         count = along(np.bincount(read.read.index)[read.read.index], row, grown.ndim)
         of_row = along(read.read.occurrence, row, grown.ndim)
         of_column = along(write.write.occurrence, column, grown.ndim)

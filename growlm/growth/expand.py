@@ -1,22 +1,21 @@
-"""What a growth does to a tree that is shaped like the parameters: one rule for every dimension of every weight."""
+"""Applies a growth to parameters, or to a tree of their shapes: one rule for every dimension of every weight."""
 
 import zlib
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 
-from growlm.growth.effects import Draw
-from growlm.growth.maps import Rule, along, numpy_or_jax, primal
+from growlm.growth.effects import DRAW_FRESH, Draw
+from growlm.growth.maps import Array, Rule, along, numpy_or_jax, primal
 from growlm.growth.plan import Growth
 from growlm.models.axes import DecoderConfig, Params, Weight, map_weights
 
 
-def expand(rule: Rule, growth: Growth, weight: Weight, value: jax.Array) -> jax.Array:
-    """The value along all its dimensions, the layers first; silent layers are silent."""
-    for number, _, read, write in growth.axes(weight):
-        value = rule(read, write).take(value, number)
+def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
+    """Applies the maps of a weight along all its dimensions, and the residual factors to residual writers."""
+    for dimension, _, read, write in growth.dim_maps(weight):
+        value = rule(read, write).take(value, dimension)
     if weight.residual and not (isinstance(growth.residual, np.ndarray) and np.all(growth.residual == 1)):
         residual = numpy_or_jax(value, growth.residual).asarray(growth.residual, value.dtype)
         value = value * along(residual, 0, value.ndim)
@@ -24,13 +23,15 @@ def expand(rule: Rule, growth: Growth, weight: Weight, value: jax.Array) -> jax.
 
 
 def expand_params(growth: Growth, source: DecoderConfig, params: Params, rule: Rule = primal) -> Params:
-    """The maps of a growth on a whole tree that is lifted where the growth lifts, and nothing beside."""
+    """Applies the maps of a growth to a lifted tree, without fresh values and effects."""
     return map_weights(partial(expand, rule, growth), growth.start(source), params)
 
 
-def grow_params(growth: Growth, source: DecoderConfig, target: DecoderConfig, params: Params, key: Any) -> Params:
-    """The parameters grown: the lift, maps, fresh values, and then effects."""
-    params = growth.lift.params(params) if growth.lift else params
+def grow_params(
+    growth: Growth, source: DecoderConfig, target: DecoderConfig, params: Params, key: jax.Array | None
+) -> Params:
+    """Grows parameters: the lift, the maps, fresh values, then effects."""
+    params = params if growth.lift is None else growth.lift.params(params)
     return map_weights(partial(_grow_weight, growth, target, key), growth.start(source), params)
 
 
@@ -40,26 +41,24 @@ def draws(growth: Growth, target: DecoderConfig) -> bool:
     return fresh or any(effect.draws() for effect in growth.effects)
 
 
-def _grow_weight(growth: Growth, target: DecoderConfig, key: Any, weight: Weight, value: jax.Array) -> jax.Array:
+def _grow_weight(growth: Growth, target: DecoderConfig, key: jax.Array | None, weight: Weight, value: Array) -> Array:
     def draw(purpose: str) -> jax.Array:
+        assert key is not None, "whoever grows checks the key"
         return weight.initial(weight.key(jax.random.fold_in(key, number_of(purpose))), target, whole=True)
 
     return grow_weight(growth, target, weight, value, draw)
 
 
-FRESH = "fresh"  # what values are drawn for, beside what effects draw
-
-
 def number_of(purpose: str) -> int:
-    """What is folded into a growth's key for a purpose."""
+    """The number that is folded into a growth's key for a purpose."""
     return zlib.crc32(purpose.encode())
 
 
-def grow_weight(growth: Growth, target: DecoderConfig, weight: Weight, value: jax.Array, draw: Draw) -> jax.Array:
-    """One weight grown, or a part of it by the growth of that part; draw(purpose) gives initial values."""
+def grow_weight(growth: Growth, target: DecoderConfig, weight: Weight, value: Array, draw: Draw) -> Array:
+    """Grows one weight, or a part of it by the growth of that part."""
     grown = expand(primal, growth, weight, value)
     if (fresh := growth.fresh(weight)) is not None:
-        initial = draw(FRESH).astype(grown.dtype)
+        initial = draw(DRAW_FRESH).astype(grown.dtype)
         grown = numpy_or_jax(grown, initial).where(fresh, initial, grown)
     for effect in growth.effects:
         grown = effect.change(growth, target, weight, value, grown, draw)

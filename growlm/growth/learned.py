@@ -1,4 +1,4 @@
-"""G_learn, LiGO: the maps themselves are trained on the language-model loss (arXiv 2303.00980; 2405.15319, A.1.2)."""
+"""G_learn, LiGO: the maps are trained on the language-modelling loss (arXiv 2303.00980; 2405.15319, A.1.2)."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_range, must_be
 from growlm.growth.effects import Effect
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
@@ -20,52 +20,52 @@ from growlm.models.counts import parameter_count
 from growlm.models.decoder import next_token_loss
 
 Matrices = dict[str, Any]
-Learner = tuple[Matrices, Any]  # with their optimizer's state
+Learner = tuple[Any, Any]  # the matrices and their optimizer's state
 
 
 @dataclasses.dataclass(frozen=True)
 class Learned(Effect):
-    """How the maps are trained: the settings of the paper's authors (their code's issue 2), by AdamW and a cosine."""
+    """How the maps are trained: AdamW and a cosine schedule, with the settings of the paper's authors."""
 
     name = "learned"
     learns = True
     steps: int
-    peak: float
-    final: float
+    peak_lr: float
+    end_lr: float
     warmup: int
     weight_decay: float
     source: DecoderConfig
     target: DecoderConfig
 
-    def breaks(self) -> str:
-        """A learned matrix has no inverse that anything reads by."""
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
+        """Learned read maps do not invert learned write maps."""
         return "learned maps do not undo each other"
 
     def with_matrices(self, growth: Growth, matrices: Matrices) -> Growth:
-        """The growth with these for its maps."""
+        """The growth with these matrices for its maps."""
         maps = _maps(self.source, self.target, matrices) | {growth.stack: growth.maps[growth.stack]}
-        return dataclasses.replace(growth, maps=maps, own=growth.own | _own(self, matrices))
+        return dataclasses.replace(growth, maps=maps, per_weight=growth.per_weight | _layer_maps(self, matrices))
 
     def matrices(self, growth: Growth) -> Matrices:
-        """The matrices of a growth, by axis; those of the stack by weight."""
-        found = {axis.name: growth.maps[axis.name].write.matrix for axis in _learned_axes(self.target)}
-        of_layers = {path: axis for (name, path), axis in growth.own.items() if name == growth.stack}
-        return found | {growth.stack: {path: axis.write.matrix for path, axis in of_layers.items()}}
+        """The matrices of a growth by axis, and those of the stack by weight."""
+        found = {axis.name: _matrix(growth.maps[axis.name]) for axis in _learned_axes(self.target)}
+        of_layers = {path: axis for (name, path), axis in growth.per_weight.items() if name == growth.stack}
+        return found | {growth.stack: {path: _matrix(axis) for path, axis in of_layers.items()}}
 
     def report(self) -> dict[str, Any]:
-        """The settings; the shapes are in the report already."""
+        """The settings, without the shapes, which growth reports have already."""
         return {name: value for name, value in vars(self).items() if name not in ("source", "target")}
 
     def programs(self, growth: Growth) -> tuple[Callable, Callable]:
-        """How matrices are trained, as two pure functions, to be compiled.
+        """The training of the matrices, as two pure functions that the caller compiles.
 
-        begin(matrices) -> learner, the matrices with their optimizer's state; step(learner, params, tokens, key) ->
-        (learner, loss).
+        Returns:
+          begin(matrices) -> learner, and step(learner, params, tokens, key) -> (learner, loss).
         """
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.peak, self.warmup, max(self.steps, self.warmup + 1), self.final
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, self.peak_lr, self.warmup, max(self.steps, self.warmup + 1), self.end_lr
         )
-        adam = optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
+        adam = optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=self.weight_decay)
         optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam)
         maps_alone = dataclasses.replace(growth, effects=())
 
@@ -89,17 +89,17 @@ class Learned(Effect):
         growth: Growth,
         params: Params,
         batches: Iterable[Any],
-        key: jax.Array,
+        key: jax.Array | None,
         programs: tuple[Callable, Callable] | None = None,
     ) -> tuple[Matrices, dict]:
-        """The matrices of a growth trained, and what that took.
+        """Trains the matrices of a growth, and counts the cost.
 
         Args:
-          growth: of `learn`.
-          params: the source's parameters, constants here.
-          batches: int[batch, length + 1] tokens, one for each of the steps.
+          growth: from `learn`.
+          params: the source's parameters, held constant.
+          batches: int[batch, length + 1] tokens, one for each step.
           key: the growth's key.
-          programs: the two of `programs`, compiled; by default they are compiled here.
+          programs: `programs`, compiled; by default they are compiled here.
 
         Returns:
           (matrices, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
@@ -109,7 +109,7 @@ class Learned(Effect):
         learner = begin(self.matrices(growth))
         for _ in range(self.steps):
             if (batch := next(batches, None)) is None:
-                raise InputError(f"learn takes {self.steps} batches and was given {len(losses)}")
+                raise must_be("the batches of learn", f"one for each of its {self.steps} steps", len(losses))
             learner, loss = step(learner, params, batch, key)
             losses.append(loss)
             tokens += batch.shape[0] * (batch.shape[1] - 1)
@@ -125,49 +125,68 @@ def learn(
     key: jax.Array | None = None,
     *,
     steps: int = 100,
-    peak: float = 7e-5,
-    final: float = 7e-6,
+    peak_lr: float = 7e-5,
+    end_lr: float = 7e-6,
     warmup: int = 50,
     weight_decay: float = 0.1,
 ) -> Growth:
-    """G_learn, LiGO (arXiv 2303.00980; 2405.15319, section A.1.2): P, R and Q are learned; the small weights stay.
+    """G_learn, LiGO (arXiv 2303.00980; 2405.15319, section A.1.2): P, R and the layer mixing Q are learned matrices.
 
-    One matrix for the model width, shared by all that writes or reads it, one for the FFN, one each for the rows of
-    query, key and value, and one of layers for every kind of weight. They start at [I; noise], noise of variance
-    1 / new, and at the stack, so that `steps` 0 in depth is G_stack; then they are trained for `steps` steps: AdamW
-    (0.9, 0.95), rate `peak` to `final` by a cosine after `warmup` steps, `weight_decay`, clipped at 1. Defaults are the
-    recipe of the paper's authors (github.com/tongxuluo/prts, issue 2). What it costs is billed to the run.
+    There is one matrix for the model width, shared by all its writers and readers, one for the FFN, one each for the
+    rows of query, key and value, and one Q for every weight of a layer. Width matrices start at [I; noise], noise of
+    variance 1 / new, and Q at the stack, so `steps` 0 in depth is G_stack. The cost of learning is billed to the run.
+
+    Args:
+      source, target, key: as for every operator.
+      steps: training steps of the matrices, by AdamW (0.9, 0.95) with gradients clipped at norm 1.
+      peak_lr, end_lr, warmup: linear warmup over `warmup` steps, then a cosine. Defaults are those of the paper's
+        authors (github.com/tongxuluo/prts, issue 2), as is that of weight_decay.
+      weight_decay: of AdamW.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise InputError(f"steps must be integers >= 0, got {steps!r}")
-    for name, value in {"peak": peak, "final": final, "warmup": warmup, "weight_decay": weight_decay}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < np.inf:
-            raise InputError(f"{name} must be numbers >= 0, got {value!r}")
+        raise must_be("steps", "an integer >= 0", steps)
+    for name, value in {"peak_lr": peak_lr, "end_lr": end_lr, "warmup": warmup, "weight_decay": weight_decay}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise must_be(name, "a number", value)
+        check_range(name, value, low=0)
     stack = target.architecture.stack
     if source.depth == 0:
-        raise InputError(f"learn mixes layers, and the source's model.{stack.field} is 0: allowed is random")
+        raise must_be(f"the source's model.{stack.field}", ">= 1 for learn, which mixes layers", 0)
     if key is None:
         raise InputError("learn draws fresh values: it needs a key, such as jax.random.key(0)")
-    learned = Learned(steps, peak, final, warmup, weight_decay, source, target)
+    learned = Learned(
+        steps=steps,
+        peak_lr=peak_lr,
+        end_lr=end_lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        source=source,
+        target=target,
+    )
     order = np.arange(target.depth) % source.depth
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
     return learned.with_matrices(empty, _initial_matrices(source, target, key))
 
 
+def _matrix(axis: AxisMap) -> jax.Array:
+    assert isinstance(axis.write, Dense)
+    return axis.write.matrix
+
+
 def _learned_axes(config: DecoderConfig) -> list[Axis]:
-    """The axes that have a matrix of their own; what a norm hands on goes by the stream's."""
+    """The axes that have a matrix; what norms hand on grows by the stream's."""
     return list(config.architecture.of_kind(Kind.STREAM, Kind.INNER, Kind.HEADS))
 
 
 def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Array) -> Matrices:
-    """[I; noise] for the model width, the inner axes and the rows of heads; the stack for every weight."""
+    """[I; noise] for the stream, inner axes and rows of heads, and the stack for every weight of a layer."""
 
     def initial(axis: Axis) -> jax.Array:
-        own, index = jax.random.fold_in(key, number_of(axis.name)), places(axis, source, target)
+        axis_key, index = jax.random.fold_in(key, number_of(axis.name)), places(axis, source, target)
         if axis.kind is Kind.HEADS:
-            return _rows(own, index, source.size(axis), target.size(_within(axis, target)))
-        return _padded_identity(own, index, source.size(axis))
+            return _rows(axis_key, index, source.size(axis), target.size(_within(axis, target)))
+        return _padded_identity(axis_key, index, source.size(axis))
 
     stack = target.architecture.stack
     layers = source.depth
@@ -177,7 +196,7 @@ def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Arr
 
 
 def _within(axis: Axis, config: DecoderConfig) -> Axis:
-    """The axis of one head's coordinates, which follows the heads in every weight that writes them."""
+    """The axis of the coordinates of one head, which follows the heads in every weight that writes them."""
     for weight in config.architecture.weights.values():
         for dim, following in zip(weight.dims, weight.dims[1:], strict=False):
             if dim.writes is axis:
@@ -186,19 +205,19 @@ def _within(axis: Axis, config: DecoderConfig) -> Axis:
 
 
 def _padded_identity(key: jax.Array, index: np.ndarray, old: int) -> jax.Array:
-    """float32[new, old]: rows of the identity where the index has an old coordinate, noise elsewhere."""
+    """float32[new, old]: rows of the identity for old coordinates, noise for new ones."""
     noise = jax.random.normal(key, (len(index), old)) / np.sqrt(len(index))
     return jnp.where(index[:, None] >= 0, np.eye(old, dtype=np.float32)[np.maximum(index, 0)], noise)
 
 
 def _rows(key: jax.Array, index: np.ndarray, old: int, head_dim: int) -> jax.Array:
-    """float32[new heads, head_dim, old heads, head_dim]: the same for the rows of a projection, heads in place."""
+    """float32[new heads, head_dim, old heads, head_dim]: the padded identity over the rows of a projection."""
     rows = np.where(index[:, None] >= 0, index[:, None] * head_dim + np.arange(head_dim), -1).reshape(-1)
     return _padded_identity(key, rows, old * head_dim).reshape(len(index), head_dim, old, head_dim)
 
 
 def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> dict[str, AxisMap]:
-    """The maps that the matrices are, but for layers; what reads query heads goes by the values that they mix."""
+    """The maps of all axes but layers. Query heads are read by the map of the values that they mix."""
     architecture = target.architecture
 
     def of(axis: Axis) -> AxisMap:
@@ -219,8 +238,8 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
     return {axis.name: of(axis) for axis in architecture.axes if axis.kind is not Kind.STACK}
 
 
-def _own(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], AxisMap]:
-    """The map of the layers for every weight."""
+def _layer_maps(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], AxisMap]:
+    """The map of the layer axis for every weight."""
     stack = learned.target.architecture.stack
     layers = learned.source.depth
     order = np.arange(learned.target.depth) % layers
@@ -232,7 +251,7 @@ def _own(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], AxisMap]
 
 
 def _through_values(value_KhKh: jax.Array, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> jax.Array:
-    """float32[new heads, head_dim, old heads, head_dim]: B_value between groups, query heads in their place within."""
+    """float32[new heads, head_dim, old heads, head_dim]: B_value between groups, the identity within them."""
     groups = target.architecture.axis[axis.of]
     new_group, old_group = (config.size(axis) // config.size(groups) for config in (target, source))
     place = (np.arange(new_group)[:, None] % old_group == np.arange(old_group)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Growth across architectures: exact re-parametrisations into a larger family, after which everything is maps."""
+"""Lifts: exact re-parametrisations of a model into a larger family, before the maps of a growth."""
 
 import dataclasses
 from functools import cached_property
@@ -29,7 +29,7 @@ LIFTS: dict[str, Lift] = {lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS)}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lifted:
-    """A source and the lifts that it goes through, in order; `config` is what it is then."""
+    """A source, the lifts that it goes through in order, and its config after them."""
 
     source: DecoderConfig
     config: DecoderConfig
@@ -42,7 +42,7 @@ class Lifted:
 
     @property
     def says(self) -> str:
-        """What they do."""
+        """What they do, in words."""
         return "; ".join(lift.says for lift in self.steps)
 
     @cached_property
@@ -55,15 +55,15 @@ class Lifted:
         return {weight.path: known[weight.path] for weight in self.config.weights}
 
     def leaf(self, path: str, value: Any) -> Any:
-        """The lifted array of a weight, from its source's."""
+        """The lifted array of a weight, from the array that it comes from."""
         dims = self.origins[path].dims
         kept = [dim for dim in dims if dim is not None]
-        turned = value if kept == sorted(kept) else value.transpose(kept)
+        moved = value if kept == sorted(kept) else value.transpose(kept)
         new = tuple(number for number, dim in enumerate(dims) if dim is None)
-        return numpy_or_jax(value).expand_dims(turned, new) if new else turned
+        return numpy_or_jax(value).expand_dims(moved, new) if new else moved
 
     def params(self, params: Params) -> Params:
-        """The lifted parameters, in the dtypes of the source; what is new starts as `Weight.neutral` says."""
+        """The lifted parameters, in the dtypes of the source; new weights start at `Weight.neutral`."""
         check_params(self.source, params)
         leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         xp = numpy_or_jax(*leaves.values())
@@ -77,21 +77,20 @@ class Lifted:
         return nest({weight.path: of(weight) for weight in self.config.weights})
 
     def optimizer_state(self, optimizer: optax.GradientTransformation, opt_state: Any, params: Params) -> Any:
-        """The state of an optimizer of the lifted model. Moments and ages go with their weights; new ones are zero.
+        """The optimizer state of the lifted model: moments and ages go with their weights; new moments are zero.
 
         Args:
           optimizer: of the lifted model.
           opt_state: of the source.
           params: the lifted parameters, or their shapes.
 
-        Raises:
-          InputError: the optimizer is another one.
+        Raises InputError where the state is not that of `optimizer`.
         """
         held = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state)}
 
         def of(path: tuple, like: Any) -> Any:
             text = path_of(path)
-            _, weight, rest = self.config.architecture.match(path)
+            _, weight, rest = self.config.architecture.match_weight(path)
             if weight is None:
                 return _held(held, text)
             origin = self.origins[weight.path]
@@ -110,12 +109,12 @@ class Lifted:
 
 def _held(held: dict[str, Any], path: str) -> Any:
     if path not in held:
-        raise InputError("the optimizer changed at growth: to map its state needs the same one, use 'reset'")
+        raise InputError("optimizer_state must be reset where the optimizer changes at growth")
     return held[path]
 
 
 def _through(known: dict[str, Origin], origin: Origin) -> Origin:
-    """An origin in the source, given one in what was known before a lift."""
+    """An origin before a lift, traced back to the source."""
     if origin.path is None or known[origin.path].path is None:
         return Origin(None)
     before = known[origin.path]
@@ -123,18 +122,21 @@ def _through(known: dict[str, Origin], origin: Origin) -> Origin:
 
 
 def lift(source: DecoderConfig, target: DecoderConfig) -> Lifted | None:
-    """The lifts that lead from a source to the architecture of a target; None where none is needed.
+    """The lifts that lead from a source to the architecture of a target; None if none is needed.
 
-    Raises InputError where no lift leads there.
+    Raises InputError if none leads there.
     """
     steps: list[Lift] = []
     config = source
-    while step := next((one for one in LIFTS.values() if one not in steps and one.config(config, target)), None):
-        config = step.config(config, target)
-        steps.append(step)
+    for _ in LIFTS:
+        for one in LIFTS.values():
+            if one not in steps and (lifted := one.config(config, target)) is not None:
+                config = lifted
+                steps.append(one)
     if config.architecture is not target.architecture:
+        lifts = ", ".join(f"{one.name} ({one.says})" for one in LIFTS.values())
         raise InputError(
-            f"no lift leads from the architecture {source.architecture.name} of the source to "
-            f"{target.architecture.name}: allowed are {', '.join(f'{one.name} ({one.says})' for one in LIFTS.values())}"
+            f"the target's architecture must be {source.architecture.name} or one that a lift leads to ({lifts}), "
+            f"got {target.architecture.name}"
         )
     return Lifted(source, config, tuple(steps)) if steps else None

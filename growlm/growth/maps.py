@@ -1,4 +1,7 @@
-"""One axis under growth: how an activation on it expands (write), and how a consumer reads the expanded one (read)."""
+"""The maps of one axis under growth: P, by which activations on it expand, and R, by which consumers read them.
+
+Both are matrices [new, old]. Every map works on NumPy arrays, and then gives NumPy arrays, or on JAX arrays.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,32 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Array = jax.Array | np.ndarray
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Gather:
-    """A matrix [new, old] with at most one entry in each row: scale[i] in column index[i]; index -1 is an empty row.
+    """A matrix [new, old] with at most one entry a row, and optionally a rank-one term.
 
-    `spread` (left [new], right [old]) adds the product left right^T: it pads a stream with its mean, which a LayerNorm
-    takes away. `ranks`: the occurrence of each row, where that cannot be seen because these are not all of the rows.
+    Attributes:
+      index: int [new], the column of each row's entry; -1 for an empty row.
+      scale: float64 [new], the entries; traced where they are masks.
+      ranks: `occurrence`, given where these are only some rows of a matrix.
+      spread: (left [new], right [old]): adds left right^T. It pads a stream with its mean, as LayerNorm needs.
     """
 
-    index: np.ndarray  # int [new]
-    scale: Any  # float64 [new]; traced in a mask
+    index: np.ndarray
+    scale: Any
     ranks: np.ndarray | None = None
     spread: tuple[Any, Any] | None = None
 
     @classmethod
-    def copies(cls, index, scale=1.0, spread=None) -> "Gather":
+    def copies(cls, index: Any, scale: Any = 1.0, spread: tuple[Any, Any] | None = None) -> "Gather":
         """Row i copies column index[i], times scale."""
         index = np.asarray(index, np.int64)
         scale = np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape))
         return cls(index, scale, spread=spread)
 
-    def take(self, x: jax.Array, axis: int) -> jax.Array:
-        """The matrix times x along an axis: slices side by side or a gather, and a product where a scale is not 1.
-
-        An array of NumPy gives one of NumPy, with the same values.
-        """
+    def take(self, x: Array, axis: int) -> Array:
+        """The matrix times x along an axis."""
         y = select(x, self.index, axis)
         xp = numpy_or_jax(y, self.scale)
         if not (isinstance(self.scale, np.ndarray) and np.all(self.scale[self.index >= 0] == 1.0)):
@@ -46,42 +51,45 @@ class Gather:
 
     @property
     def spreads(self) -> np.ndarray:
-        """bool [new]: the rows that the spread reaches, which need every old coordinate."""
+        """bool [new]: rows with a rank-one term, which need every old coordinate."""
         return np.zeros(len(self.index), bool) if self.spread is None else np.asarray(self.spread[0]) != 0
 
     def part(self, rows: slice, needed: np.ndarray) -> "Gather":
-        """These rows, on an x of which only the `needed` (sorted) old coordinates are there."""
+        """These rows of the matrix, and the `needed` (sorted) columns alone."""
         index = self.index[rows]
         local = np.where(index < 0, -1, np.searchsorted(needed, index))
-        spread = (self.spread[0][rows], self.spread[1][needed]) if self.spreads[rows].any() else None
+        spread = None
+        if self.spread is not None and self.spreads[rows].any():
+            spread = self.spread[0][rows], self.spread[1][needed]
         return Gather(local, self.scale[rows], self.occurrence[rows], spread)
 
     def scale_of_old(self, old: int) -> np.ndarray | None:
-        """float64 [old]: the scale of all copies of each column; None where they differ, or where there is a spread."""
+        """float64 [old]: the scale of each column's copies; None if copies differ or there is a rank-one term."""
         if self.spread is not None:
             return None
         scale, copies = np.ones(old), self.index >= 0
         scale[self.index[copies]] = self.scale[copies]
         return scale if np.array_equal(scale[self.index[copies]], self.scale[copies]) else None
 
-    def over(self, other: "Gather", factor: float = 1.0) -> "Gather":
-        """The map of an elementwise weight that reads `other` and writes this axis: the ratio of the two scales."""
+    def over(self, other: Any, factor: float = 1.0) -> "Gather":
+        """The map of an elementwise weight that reads `other` and writes this axis: the ratio of their scales."""
         if isinstance(self.scale, np.ndarray):
             scale = np.divide(self.scale, other.scale, out=np.zeros_like(self.scale), where=other.scale != 0)
         else:
             scale = self.scale / jnp.where(other.scale == 0, 1.0, other.scale)
         return Gather(self.index, scale * factor)
 
-    def times(self, other: "Gather", factor: float = 1.0) -> "Gather":
-        """How the gradient of such a gain grows: the scales' product."""
+    def times(self, other: Any, factor: float = 1.0) -> "Gather":
+        """The map of that weight's gradient: the product of their scales."""
         return Gather(self.index, self.scale * other.scale * factor)
 
     def squared(self) -> "Gather":
         """The elementwise square, by which second moments grow."""
-        return Gather(self.index, self.scale**2, spread=self.spread and (self.spread[0] ** 2, self.spread[1] ** 2))
+        spread = None if self.spread is None else (self.spread[0] ** 2, self.spread[1] ** 2)
+        return Gather(self.index, self.scale**2, spread=spread)
 
     def after(self, first: "Gather") -> "Gather":
-        """This matrix times the first; at most one of the two may spread."""
+        """The matrix product with `first`; at most one of the two may have a rank-one term."""
         assert self.spread is None or first.spread is None
         index = np.where(self.index < 0, -1, first.index[self.index])
         spread = None
@@ -94,12 +102,13 @@ class Gather:
             spread = left, np.bincount(first.index[kept], (first.scale * right)[kept], minlength=old)
         return Gather.copies(index, self.scale * first.scale[self.index], spread)
 
-    def remainder(self, x: jax.Array, axis: int) -> jax.Array:
+    def remainder(self, x: Array, axis: int) -> Array:
         """Projects x along `axis` onto the null space of P^T: x - P (P^T P)^-1 P^T x."""
         old = int(self.index.max()) + 1
         xp, groups = numpy_or_jax(x), np.maximum(self.index, 0)
         scale = along(xp.asarray(self.scale, x.dtype), axis, x.ndim)
-        sums, place = xp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype), (slice(None),) * axis + (groups,)
+        sums = xp.zeros((*x.shape[:axis], old, *x.shape[axis + 1 :]), x.dtype)
+        place: Any = (slice(None),) * axis + (groups,)
         if xp is np:
             np.add.at(sums, place, x * scale)
         else:
@@ -110,7 +119,7 @@ class Gather:
 
     @cached_property
     def occurrence(self) -> np.ndarray:
-        """For each row, how many rows before it copy the same column."""
+        """int [new]: how many earlier rows copy the same column."""
         if self.ranks is not None:
             return self.ranks
         order = np.argsort(self.index, kind="stable")
@@ -124,25 +133,25 @@ class Gather:
 class Dense:
     """A full matrix [new, old], or [new a, new b, old a, old b] over two neighbouring dimensions of an array.
 
-    `index` says which column each row starts as, -1 for none: what provenance calls its origin.
+    index: int [new], the column that each row starts as a copy of, for provenance; -1 for none.
     """
 
     matrix: jax.Array
     index: np.ndarray
 
-    def take(self, x: jax.Array, axis: int) -> jax.Array:
-        """The matrix times x along an axis (and the next one)."""
+    def take(self, x: Array, axis: int) -> jax.Array:
+        """The matrix times x along an axis, or along it and the next one."""
         many = self.matrix.ndim // 2
         axes = tuple(range(axis, axis + many))
         y = jnp.tensordot(self.matrix.astype(x.dtype), x, axes=(tuple(range(many, 2 * many)), axes))
         return jnp.moveaxis(y, tuple(range(many)), axes)
 
-    def over(self, other: "Dense", factor: float = 1.0) -> "Dense":
-        """A gain grows like any vector on the axis (LiGO)."""
+    def over(self, other: Any, factor: float = 1.0) -> "Dense":
+        """The map of an elementwise weight: in LiGO, that of any vector on the axis."""
         return self
 
-    def times(self, other: "Dense", factor: float = 1.0) -> "Dense":
-        """And so does its gradient."""
+    def times(self, other: Any, factor: float = 1.0) -> "Dense":
+        """The map of its gradient."""
         return self
 
     def squared(self) -> "Dense":
@@ -152,27 +161,44 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AxisMap:
-    """The write map P and the read map R of one axis of `old` coordinates, each [new, old].
+    """The write map P and the read map R of one axis, each [new, old].
 
-    `fresh_write` and `fresh_read` mark new coordinates that get the target's own initial values where a weight writes
-    or reads them, whatever the maps say. `rms` is by how much the root mean square on the axis changes: the gain of a
-    norm that reads the axis is multiplied by it. `whole`: the map of which this is a part, and its rows.
+    Attributes:
+      old: the number of old coordinates.
+      write, read: P and R.
+      fresh_write, fresh_read: bool [new], coordinates that are freshly initialised where weights write or read them.
+      rms: the factor on the root mean square of the axis, by which the gain of a norm that reads it is multiplied.
+      whole: (the map that this is a part of, the rows that it is), or None.
     """
 
     old: int
     write: Gather | Dense
     read: Gather | Dense
-    fresh_write: np.ndarray  # bool [new]
-    fresh_read: np.ndarray  # bool [new]
+    fresh_write: np.ndarray
+    fresh_read: np.ndarray
     rms: float = 1.0
     whole: "tuple[AxisMap, slice] | None" = None
 
     @classmethod
-    def make(cls, old: int, write, read, fresh_write=None, fresh_read=None, rms=1.0) -> "AxisMap":
-        """A map with nothing fresh unless it is said."""
+    def make(
+        cls,
+        old: int,
+        write: Gather | Dense,
+        read: Gather | Dense,
+        fresh_write: np.ndarray | None = None,
+        fresh_read: np.ndarray | None = None,
+        rms: Any = 1.0,
+    ) -> "AxisMap":
+        """A map in which nothing is fresh by default."""
         none = np.zeros(len(write.index), bool)
-        fresh = [none if mask is None else np.asarray(mask, bool) for mask in (fresh_write, fresh_read)]
-        return cls(old, write, read, *fresh, rms)
+        return cls(
+            old,
+            write,
+            read,
+            fresh_write=none if fresh_write is None else np.asarray(fresh_write, bool),
+            fresh_read=none if fresh_read is None else np.asarray(fresh_read, bool),
+            rms=rms,
+        )
 
     @property
     def new(self) -> int:
@@ -180,19 +206,24 @@ class AxisMap:
         return len(self.write.index)
 
     @property
+    def gathers(self) -> tuple[Gather, Gather]:
+        """The write and the read map of an operator that learns none."""
+        assert isinstance(self.write, Gather) and isinstance(self.read, Gather), "learned maps are dense"
+        return self.write, self.read
+
+    @property
     def identity(self) -> bool:
-        """Whether nothing changes on this axis."""
+        """Whether the axis does not change."""
         if isinstance(self.write, Dense) or self.new != self.old or self.fresh.any() or self.rms != 1:
             return False
-        if self.write.spread is not None or self.read.spread is not None:
-            return False
         return all(
-            np.array_equal(m.index, np.arange(self.new)) and np.all(m.scale == 1) for m in (self.write, self.read)
+            one.spread is None and np.array_equal(one.index, np.arange(self.new)) and np.all(one.scale == 1)
+            for one in self.gathers
         )
 
     @property
     def fresh(self) -> np.ndarray:
-        """bool [new]: what gets initial values of the target on one side or both."""
+        """bool [new]: coordinates that are freshly initialised on one side or both."""
         return self.fresh_write | self.fresh_read
 
     @property
@@ -202,8 +233,8 @@ class AxisMap:
 
     @property
     def added(self) -> np.ndarray:
-        """bool [new]: all but the first coordinate that comes from each old one."""
-        if self.whole:
+        """bool [new]: second copies and fresh coordinates."""
+        if self.whole is not None:
             whole, rows = self.whole
             return whole.added[rows]
         added = np.ones(self.new, bool)
@@ -212,26 +243,31 @@ class AxisMap:
 
     @property
     def copied(self) -> bool:
-        """Whether any old coordinate has a second copy."""
-        if self.whole:
+        """Whether an old coordinate has a second copy."""
+        if self.whole is not None:
             return self.whole[0].copied
         return bool(np.any(self.added & (self.origin >= 0)))
 
     def needed(self, rows: slice) -> np.ndarray:
         """The old coordinates that these new ones come from, sorted."""
-        if any(one.spreads[rows].any() for one in (self.write, self.read)):
+        if any(one.spreads[rows].any() for one in self.gathers):
             return np.arange(self.old)
         index = np.concatenate([self.write.index[rows], self.read.index[rows]])
         return np.unique(index[index >= 0])
 
     def part(self, rows: slice, needed: np.ndarray) -> "AxisMap":
         """The map of these new coordinates alone, from the needed (sorted) old ones alone."""
-        maps = (gather.part(rows, needed) for gather in (self.write, self.read))
-        fresh = self.fresh_write[rows], self.fresh_read[rows]
-        return AxisMap(len(needed), *maps, *fresh, self.rms, (self, rows))
+        write, read = (gather.part(rows, needed) for gather in self.gathers)
+        fresh_write, fresh_read = self.fresh_write[rows], self.fresh_read[rows]
+        return AxisMap(len(needed), write, read, fresh_write, fresh_read, rms=self.rms, whole=(self, rows))
+
+    def without_fresh(self) -> "AxisMap":
+        """The maps with zeros where coordinates would be freshly initialised."""
+        none = np.zeros(self.new, bool)
+        return dataclasses.replace(self, fresh_write=none, fresh_read=none)
 
     def defect(self) -> float:
-        """How far R^T P is from the identity: 0 where reading undoes writing, the condition on an ordinary axis."""
+        """Largest entry of |R^T P - I|, which is 0 if consumers read what was written; infinite if unknown."""
         if isinstance(self.write, Dense) or isinstance(self.read, Dense):
             return np.inf
         if self.fresh_write.any() and np.abs(self.read.scale[self.fresh_write]).max() > 0:
@@ -243,16 +279,12 @@ class AxisMap:
         return product_defect(self.read, self.write, self.old)
 
 
-MANY_RUNS = 8
+MANY_RUNS = 8  # above, a gather is faster
 
 
-def select(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
-    """x at the indices, zero where the index is -1.
-
-    Where the index is a few runs of neighbours, or every old one equally often in place, slices are copied whole: on
-    XLA's CPU backend that takes a fraction of the time of a gather, which works element by element, and no memory
-    beside it.
-    """
+def select(x: Array, index: np.ndarray, axis: int) -> Array:
+    """x at the indices along an axis; zero where the index is -1."""
+    # Runs of neighbours are copied as slices: on XLA's CPU backend a gather works element by element.
     old, times = x.shape[axis], len(index) // max(x.shape[axis], 1)
     xp = np if isinstance(x, np.ndarray) else jnp
     if np.array_equal(index, np.repeat(np.arange(old), times)):
@@ -267,24 +299,24 @@ def select(x: jax.Array, index: np.ndarray, axis: int) -> jax.Array:
     return xp.concatenate(parts, axis=axis)
 
 
-def _cut(x: jax.Array, begin: int, end: int, axis: int) -> jax.Array:
+def _cut(x: Array, begin: int, end: int, axis: int) -> Array:
     if isinstance(x, np.ndarray):
         return x[(slice(None),) * axis + (slice(begin, end),)]
     return jax.lax.slice_in_dim(x, begin, end, axis=axis)
 
 
 def numpy_or_jax(*arrays: Any) -> Any:
-    """numpy where all of the arrays are NumPy's, so that what is made of them is too, in their precision; else jax."""
+    """The module numpy if all arrays are NumPy's, so that results are too and keep their precision; else jax.numpy."""
     return np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
 
 
-def along(vector: jax.Array, axis: int, ndim: int) -> jax.Array:
-    """The vector in the shape that broadcasts along one axis of an array."""
+def along(vector: Any, axis: int, ndim: int) -> Any:
+    """Reshapes a vector so that it broadcasts along one axis of an array with ndim dimensions."""
     return vector.reshape([-1 if other == axis else 1 for other in range(ndim)])
 
 
 def product_defect(a: Gather, b: Gather, old: int) -> float:
-    """Largest entry of |A^T B - I|; infinite where a new coordinate is read as another one than it was written."""
+    """Largest entry of |A^T B - I|; infinite where a row of A and of B have different columns."""
     if np.any(a.spreads & (b.scale != 0)) or np.any(b.spreads & (a.scale != 0)) or np.any(a.spreads & b.spreads):
         return np.inf
     both = (a.scale != 0) & (b.scale != 0)
@@ -295,24 +327,25 @@ def product_defect(a: Gather, b: Gather, old: int) -> float:
 
 
 def identity(size: int) -> AxisMap:
-    """An axis that does not grow."""
+    """The map of an axis that does not grow."""
     same = Gather.copies(np.arange(size))
     return AxisMap.make(size, same, same)
 
 
 def compose(second: AxisMap, first: AxisMap) -> AxisMap:
-    """One growth of an axis after another. A fresh coordinate that the second map reads or writes as 0 is gone."""
+    """The product of two maps. Fresh coordinates that the second map multiplies by 0 are not fresh any more."""
 
     def fresh(own: np.ndarray, before: np.ndarray, through: Gather) -> np.ndarray:
         return own | ((through.index >= 0) & before[through.index] & (through.scale != 0))
 
+    (write, read), (first_write, first_read) = second.gathers, first.gathers
     return AxisMap(
         first.old,
-        second.write.after(first.write),
-        second.read.after(first.read),
-        fresh(second.fresh_write, first.fresh_write, second.write),
-        fresh(second.fresh_read, first.fresh_read, second.read),
-        first.rms * second.rms,
+        write.after(first_write),
+        read.after(first_read),
+        fresh(second.fresh_write, first.fresh_write, write),
+        fresh(second.fresh_read, first.fresh_read, read),
+        rms=first.rms * second.rms,
     )
 
 
@@ -320,19 +353,21 @@ Rule = Callable[[AxisMap | None, AxisMap | None], Any]
 
 
 def primal(read: AxisMap | None, write: AxisMap | None) -> Any:
-    """How a weight grows along a dimension: R where it reads, P where it writes, their quotient where both."""
-    if read and write:
-        return write.write.over(read.write, read.rms)
-    return read.read if read else write.write
+    """The map of a weight along a dimension: R if it reads, P if it writes, their quotient if it is elementwise."""
+    if read is None:
+        assert write is not None
+        return write.write
+    return read.read if write is None else write.write.over(read.write, read.rms)
 
 
 def dual(read: AxisMap | None, write: AxisMap | None) -> Any:
-    """How its gradient grows: P where the weight reads, R where it writes, their product where both."""
-    if read and write:
-        return write.read.times(read.write, 1 / read.rms)
-    return read.write if read else write.read
+    """The map of its gradient: P if the weight reads, R if it writes, their product if it is elementwise."""
+    if read is None:
+        assert write is not None
+        return write.read
+    return read.write if write is None else write.read.times(read.write, 1 / read.rms)
 
 
 def dual_squared(read: AxisMap | None, write: AxisMap | None) -> Any:
-    """How the squared gradient grows."""
+    """The map of its squared gradient: the elementwise square of the dual map."""
     return dual(read, write).squared()

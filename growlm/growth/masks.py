@@ -1,10 +1,11 @@
-"""The annealed masks of G_random, as a reparametrisation: a growth of the target into itself, from its provenance.
+"""The annealed masks of G_random, as a reparametrisation of the target's weights.
 
-The model has no mask in it. What a mask would do to an activation, a diagonal map on its axis does to the weights that
-write or read it; so the masked parameters are a pure function of (params, provenance, progress).
+A mask on an activation is a diagonal map on its axis, which the weights that write or read the axis can absorb. So the
+model has no masks in it, and the masked parameters are a pure function of (params, provenance, progress).
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,26 +13,29 @@ import numpy as np
 
 from growlm.growth.effects import Effect
 from growlm.growth.expand import expand_params
-from growlm.growth.maps import AxisMap, Gather, identity, numpy_or_jax
+from growlm.growth.maps import Array, AxisMap, Gather, identity, numpy_or_jax
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import FRESH, Growth, after
-from growlm.models.axes import DecoderConfig, Kind, Params
+from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 
-# What is masked, in the order of the published code's turns; layers come in over the whole schedule. An expert cannot
-# be: its router shares out a weight of one, and shares it with the new ones at once.
+# The kinds of axes that have masks, in the order of the published code's turns; layers take the whole schedule. Experts
+# have none: a router shares out a weight of one, and gives a part of it to new experts at once.
 MASKED = (Kind.INNER, Kind.STREAM, Kind.HEADS, Kind.STACK)
 CLOSED = np.zeros(len(MASKED))
 
 
 @dataclasses.dataclass(frozen=True, eq=True)
 class Masks(Effect):
-    """How what is fresh comes in: under masks that go from 0 to 1 over so many tokens (MSG, arXiv 2305.02869).
+    """The mask schedule: masks on fresh coordinates go linearly from 0 to 1 (MSG, arXiv 2305.02869).
 
-    in_turn: one kind of axis after the other, a third of the tokens each. whole_blocks: a fresh layer is masked as a
-    whole, not each of its branches. norm: of NORM_OPTIONS, what makes up for the masked part of the stream.
+    Attributes:
+      tokens: the length of the schedule, in training tokens.
+      in_turn: one kind of axis after the other, a third of the tokens each.
+      whole_blocks: one mask for a fresh layer, instead of one for each of its branches.
+      norm: in NORM_OPTIONS, what restores the norms' input while a part of the stream is masked.
     """
 
-    name = "ramp"
+    name = "masks"
     reparametrises = True
     tokens: int
     in_turn: bool
@@ -39,30 +43,30 @@ class Masks(Effect):
     norm: str
 
     def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
-        """At the beginning, where all that is fresh is masked."""
+        """With all masks at 0, as training begins."""
         fresh = {name: axis.fresh for name, axis in growth.maps.items()}
         return after(_mask_growth(target, fresh, CLOSED, self.norm), growth)
 
     def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
-        """Masked weights have no gradient, their masks' neighbours another."""
+        """Masked weights have zero gradients."""
         return "copies are not read alike"
 
     def progress(self, tokens: int) -> np.ndarray:
-        """float32[4]: the mask of each kind in MASKED after so many tokens since growth, 0 to 1, linear."""
+        """float32[4]: the mask of each kind in MASKED, so many tokens after growth."""
         done = min(tokens / self.tokens, 1.0)
         turns = [min(max(3 * done - turn, 0.0), 1.0) if self.in_turn else done for turn in range(3)]
         return np.asarray([*turns, done], np.float32)
 
     def reparametrise(
-        self, config: DecoderConfig, params: Params, provenance: dict[str, jax.Array], progress: jax.Array
-    ) -> tuple[Params, jax.Array | None]:
-        """Applies the masks: returns masked parameters and, for masks on whole blocks, each layer's factor, else None.
+        self, config: DecoderConfig, params: Params, provenance: Mapping[str, Array], progress: Array
+    ) -> tuple[Params, Array | None]:
+        """Applies the masks: returns masked parameters and, for whole blocks, the residual scale [layers], else None.
 
         Args:
           config: the target's shape.
           params: the target's parameters.
-          provenance: of the growth that gave initial values, as `TrainState.provenance` has it.
-          progress: float32[4], as `progress` gives it; traced or not.
+          provenance: `TrainState.provenance` after the growth.
+          progress: float32[4], from `progress`; may be traced.
         """
         leaves = jax.tree.leaves(params)
         xp = numpy_or_jax(progress, *provenance.values(), *leaves)
@@ -76,15 +80,21 @@ class Masks(Effect):
 
 
 def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, norm: str) -> Growth:
-    """The masks as a growth from the target to itself. `fresh` says which coordinates of every axis are under a mask.
+    """The masks as a growth of the target into itself.
 
-    A masked neuron or head is read with factor c, a masked layer adds c times its branches, and a masked coordinate of
-    the stream is written with factor c while the others make up for what the norm sees of it (or the gain does).
+    With mask c, a neuron or head is read with factor c, a layer adds c times its branches, and a coordinate of the
+    stream is written with factor c, while the others (or gains) restore the norm's input.
+
+    Args:
+      config: the target's.
+      fresh: by axis, [size]: 1 for masked coordinates, else 0.
+      progress: [4], the masks by kind.
+      norm: in NORM_OPTIONS.
     """
     architecture = config.architecture
     turn = {kind: number for number, kind in enumerate(MASKED)}
 
-    def factors(axis: Any) -> Any:
+    def factors(axis: Axis) -> Any:
         return 1 - fresh[axis.name] * (1 - progress[turn[axis.kind]])
 
     open_stream = factors(architecture.stream)
@@ -97,7 +107,7 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
         if axis.kind is Kind.STREAM:
             maps[axis.name] = stream
         elif axis is architecture.final and architecture.tied(config):
-            write = Gather(index, stream.write.scale * share / stream.rms**2)
+            write = Gather(index, stream.gathers[0].scale * share / stream.rms**2)
             maps[axis.name] = AxisMap.make(len(index), write, stream.write)
         elif axis.kind is Kind.READ:
             maps[axis.name] = AxisMap.make(len(index), Gather(index, open_stream), Gather(index, one))

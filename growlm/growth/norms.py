@@ -1,7 +1,7 @@
-"""Growth of the stream, by the norm through which it is read: what that norm takes out of it must stay what it was.
+"""Growth of the residual stream from n to m coordinates, by a rule for each kind of norm that reads it.
 
-Source of the conditions: LEMON (arXiv 2310.07999) for mean padding under LayerNorm; for the scaled isometry, which
-leaves eps alone, DESIGN's one idea. n old coordinates become m.
+Under RMSNorm, P must be a scaled isometry, P^T P = (m / n) I: the mean square then stays, and with it eps. Under
+LayerNorm, P must keep the mean too: padding with the mean does (LEMON, arXiv 2310.07999).
 """
 
 from collections.abc import Callable
@@ -9,35 +9,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from growlm.errors import unknown
 from growlm.growth.maps import AxisMap, Dense, Gather, product_defect
 from growlm.models.axes import NormKind
 
-# "isometry": no norm notices, nor its eps. "gain": the paper's sqrt(n / m) on the gain (arXiv 2405.15319, A.1), exact
-# for padding up to eps, for copies not. "none": neither, as the published code (prts_lit/scaling/zero.py): exact for
-# copies by a whole factor under RMSNorm and LayerNorm, for zeros not.
+# "isometry": exact, and eps does not change. "gain": the paper's sqrt(n / m) on gains (arXiv 2405.15319, A.1), exact
+# for padding up to eps, not for copies. "none": neither, as in the published code (prts_lit/scaling/zero.py), exact for
+# whole copies, not for padding.
 NORM_OPTIONS = ("isometry", "gain", "none")
 
 
 class NormRule(NamedTuple):
-    """How the stream grows under one kind of norm.
+    """The rule for one kind of norm.
 
-    stream: (index [m], -1 for a new coordinate; n; a name in NORM_OPTIONS) -> its map, read back by P (P^T P)^-1.
-    defect: how far such a map is from one that the norm does not notice, but for the factor `rms` that gains make up.
-    masked: (masks [m], each from 0 to 1; option) -> the map under which masked coordinates add nothing.
-    keeps: what of the stream the norm sees, in words.
+    stream: (index [m], -1 for a new coordinate; n; a name in NORM_OPTIONS) -> the stream's map, with R = P (P^T P)^-1.
+    defect: how far a map is from its condition, up to the factor `rms` that gains absorb; 0 if the norm's output stays.
+    masked: (masks [m] from 0 to 1; a name in NORM_OPTIONS) -> the map that multiplies coordinates by their masks.
+    keeps: the statistics that the norm computes, in words.
     """
 
     stream: Callable[[np.ndarray, int, str], AxisMap]
     defect: Callable[[AxisMap], float]
     masked: Callable[[Any, str], AxisMap]
     keeps: str
-
-
-def check_norm(norm: str) -> None:
-    """Raises InputError for a name that is not in NORM_OPTIONS."""
-    if norm not in NORM_OPTIONS:
-        raise unknown("norm", norm, NORM_OPTIONS)
 
 
 def _stream(index: np.ndarray, old: int, scale: Any, rms: float, spread: Any = None) -> AxisMap:
@@ -48,7 +41,6 @@ def _stream(index: np.ndarray, old: int, scale: Any, rms: float, spread: Any = N
 
 def _rms_stream(index: np.ndarray, old: int, norm: str) -> AxisMap:
     """P^T P = (m / n) I: each copy scaled by sqrt(m / (n copies)), so the mean square stays, to any size."""
-    check_norm(norm)
     count, new = np.bincount(index[index >= 0], minlength=old)[index], len(index)
     scale = np.sqrt(new / (old * count)) if norm == "isometry" else 1.0
     return _stream(index, old, scale, np.sqrt(old / new) if norm == "gain" else 1.0)
@@ -63,11 +55,10 @@ def _rms_defect(axis: AxisMap) -> float:
 
 
 def _layer_stream(index: np.ndarray, old: int, norm: str) -> AxisMap:
-    """Copies as they are, new coordinates the mean of the old: the mean stays. All scaled so that the variance does.
+    """Plain copies, and padding with the mean, so the mean stays; all scaled so that the variance does.
 
-    Exact where every coordinate has as many copies; else the mean moves, and no scale makes up for it.
+    Exact where all coordinates have equally many copies; otherwise the mean moves, and no scale restores it.
     """
-    check_norm(norm)
     new, copies = len(index), np.count_nonzero(index >= 0)
     scale = np.sqrt(new / copies) if norm == "isometry" else 1.0
     pads = norm != "none" and copies < new
@@ -76,10 +67,9 @@ def _layer_stream(index: np.ndarray, old: int, norm: str) -> AxisMap:
 
 
 def _layer_defect(axis: AxisMap) -> float:
-    """How far P is from keeping mean and variance: P 1 = a 1, 1^T P = a (m / n) 1^T, P^T C P = rms^2 (m / n) C.
+    """How far P is from P 1 = a 1, 1^T P = a (m / n) 1^T and P^T C P = rms^2 (m / n) C, where C subtracts the mean.
 
-    C takes the mean away. With P = G + l r^T, where G has one entry a row, P^T P is diagonal plus |l|^2 r r^T if G and
-    l meet in no row, which is asked.
+    With P = G + l r^T, G with one entry a row, P^T P is diagonal plus |l|^2 r r^T if no row is in both G and l.
     """
     write, old, new = axis.write, axis.old, axis.new
     if isinstance(write, Dense) or axis.fresh_write.any():
@@ -103,19 +93,19 @@ def _diagonal(write: Any, rms: Any, spread: Any = None) -> AxisMap:
 
 
 def _scaled(c: Any, norm: str) -> tuple[Any, Any]:
-    """(factor on what is written, factor on gains) that make up for the share of the stream that is masked."""
+    """(factor on writers, factor on gains) that restore the norm's input where a share 1 - mean(c) is masked."""
     share = c.mean()
     return (share**-0.5 if norm == "isometry" else 1.0), (share**0.5 if norm == "gain" else 1.0)
 
 
 def _rms_masked(c: Any, norm: str) -> AxisMap:
-    """A masked coordinate is written with its factor, and the others make up for the mean square."""
+    """Coordinates times their masks, rescaled to the old mean square."""
     factor, rms = _scaled(c, norm)
     return _diagonal(c * factor, rms)
 
 
 def _layer_masked(c: Any, norm: str) -> AxisMap:
-    """The same, and what a masked coordinate lacks is the mean of what is open."""
+    """Coordinates times their masks plus (1 - mask) times the mean of unmasked ones, rescaled to the old variance."""
     factor, rms = _scaled(c, norm)
     spread = None if norm == "none" else ((1 - c) * factor, c / c.sum())
     return _diagonal(c * factor, rms, spread)

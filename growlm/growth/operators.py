@@ -1,42 +1,31 @@
-"""The growth operators: from two shapes to one map per axis, by a rule for each kind of axis. One function and one row.
+"""The growth operators: from two shapes to one map for every axis, by a rule for each kind of axis.
 
-No operator knows the name of an axis or of a weight.
+P is the write map of an axis (how an activation expands), R its read map (how a consumer reads the expanded one). An
+operator is one function and one row of OPERATORS; none knows the name of an axis or of a weight.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, check_range, must_be, unknown
 from growlm.growth.depth import layer_order
-from growlm.growth.effects import NOISE_SCALES, BlockDiagonal, Effect, NextLayer, Noise
+from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
 from growlm.growth.learned import learn
 from growlm.growth.lifts import lift
 from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.masks import Masks
-from growlm.growth.norms import NORM_RULES, check_norm
+from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth
-from growlm.growth.width import (
-    SELECTIONS,
-    check_selection,
-    copied,
-    cycled,
-    fresh,
-    padded,
-    places,
-    query_heads,
-    rng_of,
-    tied_final,
-)
+from growlm.growth.width import SELECTIONS, copied, cycled, fresh, padded, places, query_heads, rng_of, tied_final
 from growlm.models.axes import Axis, DecoderConfig, Kind, Role
 
-# By the kind of an axis, its map; only of the kinds of which an operator has its own idea.
-Rules = Mapping[Kind, Callable[[Axis], AxisMap]]
+AxisRule = Callable[[Axis], AxisMap]
 
 
 def direct(
@@ -46,61 +35,61 @@ def direct(
     *,
     order: str | Sequence[int] = "stack",
     select: str = "cycle",
-    silent: bool = False,
-    uneven: float = 0.0,
-    diagonal: bool = False,
-    next_layer: bool = False,
+    zero_residual: bool = False,
+    split_imbalance: float = 0.0,
+    block_diagonal: bool = False,
+    aki: bool = False,
     norm: str = "isometry",
 ) -> Growth:
-    """G_direct: copies (arXiv 2405.15319, sections 3.1 and A.1.1).
+    """G_direct: copies in depth and in width (arXiv 2405.15319, sections 3.1 and A.1.1). Experts are copied as well.
 
-    In depth every layer is an exact copy of a source layer: `order` "stack" (G_stack), another name in ORDERS, or a
-    list. `silent`: a layer that repeats an earlier one has zeros in what writes the stream, and adds nothing yet
-    (LEMON, arXiv 2310.07999; LLaMA Pro, 2401.02415). In width every coordinate is a copy, written as it is and read in
-    parts: `select` "cycle" (the published code with from_left), "repeat" or "random" (the published code's default)
-    picks what is copied. `uneven` in [0, 1) says how unequal the parts are: 0, even, is the published code, and such
-    copies stay copies for good; the paper says uneven (LEMON). `diagonal`: a copy reads only its own copies
-    (HyperCloning, staged training). `next_layer`: the coordinates that width adds are copied from the next layer
-    (bert2BERT's AKI). `norm`: "isometry", exact for any target under RMSNorm and for whole copies under LayerNorm;
-    "gain", the paper's formula; "none", the published code. Experts are copied as neurons are; copies of a single one
-    get routers of their own.
+    Args:
+      order: which source layer each layer copies: "stack" (G_stack), another name in ORDERS, or a list.
+      select: which coordinate each added one copies: "cycle" (the published code with from_left), "repeat" or
+        "random" (the published code's default).
+      zero_residual: second copies of a layer start with zero residual writers, so they add nothing to the stream yet
+        (LEMON, arXiv 2310.07999; LLaMA Pro, 2401.02415).
+      split_imbalance: in [0, 1), how unequally the copies of a coordinate share its read weights. 0 is the even split
+        of the published code, under which copies stay equal throughout training; the paper writes a + b = 1 (LEMON).
+      block_diagonal: a copy reads only copies of its own number (HyperCloning, staged training).
+      aki: coordinates that width adds are copied from the next layer (bert2BERT's AKI).
+      norm: "isometry" is exact for every target under RMSNorm, and for whole copies under LayerNorm; "gain" is the
+        paper's formula; "none" the published code.
     """
-    check_selection(select)
-    check_norm(norm)
-    _check_share("uneven", uneven, below_one=True)
-    if diagonal and uneven:
-        raise InputError(f"diagonal and uneven {uneven:g} exclude each other: allowed is one of them")
-    if next_layer and silent:
-        raise InputError("next_layer and silent exclude each other: allowed is one of them")
-    if uneven or select == "random":
-        rng_of(key, "direct with uneven or random copies")  # refused before anything is planned
+    _check_fraction("split_imbalance", split_imbalance, below_one=True)
+    if block_diagonal and split_imbalance:
+        raise InputError("block_diagonal and split_imbalance exclude each other: one of them must be left out")
+    if aki and zero_residual:
+        raise InputError("aki and zero_residual exclude each other: one of them must be left out")
+    if split_imbalance or select == "random":
+        rng_of(key, "direct with unequal or random copies")  # a missing key is refused before anything is planned
 
     def index(axis: Axis) -> np.ndarray:
-        # What a norm hands on follows the stream; axes of one size copy alike, as values follow keys.
-        axis = _axis(target, axis.of) if axis.kind is Kind.READ else axis
-        rng = rng_of(key, "direct", number_of(axis.field)) if select == "random" else None
+        # What a norm hands on follows the stream. Axes of one size copy alike, as values follow keys.
+        axis = target.architecture.axis[axis.of] if axis.kind is Kind.READ and axis.of else axis
         if axis.kind is Kind.HEADS and axis.of:
-            return query_heads(axis, source, target, index(_axis(target, axis.of)), copies=True)
+            return query_heads(axis, source, target, index(target.architecture.axis[axis.of]), copies=True)
+        rng = rng_of(key, "direct", number_of(axis.field)) if select == "random" else None
         return SELECTIONS[select](source.size(axis), target.size(axis), rng)
 
     def copies(axis: Axis) -> AxisMap:
-        share = uneven if target.architecture.is_read(axis) else 0.0
-        rng = rng_of(key, "direct", number_of(axis.name)) if share else None
-        return copied(index(axis), source.size(axis), share, rng)
+        imbalance = split_imbalance if target.architecture.is_read(axis) else 0.0
+        rng = rng_of(key, "direct", number_of(axis.name)) if imbalance else None
+        return copied(index(axis), source.size(axis), imbalance, rng)
 
-    rule = NORM_RULES[target.architecture.norm.kind]
-    rules = {
-        Kind.STREAM: lambda axis: rule.stream(index(axis), source.size(axis), norm),
-        Kind.READ: copies,
-        Kind.INNER: copies,
-        Kind.HEADS: copies,
-    }
+    stream_of = NORM_RULES[target.architecture.norm.kind].stream
     layers = _layers(order, source, target)
-    last = source.depth - 1
-    effects: list[Effect] = [NextLayer(np.minimum(layers + 1, last))] if next_layer else []
-    effects += [BlockDiagonal()] if diagonal else []
-    residual = np.where(_repeats(layers) & silent, 0.0, 1.0)
-    return by_kind(source, target, rules, layers, residual, effects)
+    effects: list[Effect] = [Aki(np.minimum(layers + 1, source.depth - 1))] if aki else []
+    effects += [BlockDiagonal()] if block_diagonal else []
+    return by_kind(
+        source,
+        target,
+        layers=layers,
+        residual=np.where(_repeats(layers) & zero_residual, 0.0, 1.0),
+        stream=lambda axis: stream_of(index(axis), source.size(axis), norm),
+        width=copies,
+        effects=effects,
+    )
 
 
 def zero(
@@ -112,32 +101,36 @@ def zero(
     norm: str = "isometry",
     fill: str = "initial",
 ) -> Growth:
-    """G_zero: the old model, and around it what adds nothing yet (arXiv 2405.15319, section A.1.3; LEMON, 2310.07999).
+    """G_zero: the old model, with additions that contribute nothing yet (arXiv 2405.15319, A.1.3; LEMON, 2310.07999).
 
-    In depth a layer that repeats an earlier one keeps its weights but for what writes the stream, which is zero
-    (order "interleave" is the published code's). In width new coordinates are zero on one side and the target's initial
-    values on the other (`fill` "initial"), or zero on both ("zeros": plain padding); under LayerNorm the stream's new
-    coordinates are the mean of the old. `norm`: "isometry" scales the stream by sqrt(new / old), so that no norm
-    notices; "gain" is the paper's sqrt(d / D) on the gains, exact up to eps; "none" the published code, which has
-    neither and changes the function. An expert cannot add nothing, its router shares out a weight of one: experts are
-    copied.
+    In depth, second copies of a layer start with zero residual writers. In width, new coordinates are zero on one side;
+    under LayerNorm, new coordinates of the stream are the mean of the old. Experts are copied instead: a router shares
+    out a weight of one, so an expert cannot contribute nothing.
+
+    Args:
+      order: as in `direct`; "interleave" is the published code's.
+      norm: "isometry" scales the stream by sqrt(new / old), so no norm notices; "gain" is the paper's sqrt(d / D) on
+        the gains, exact up to eps; "none" is the published code, which changes the function.
+      fill: the other side of a new coordinate: the target's "initial" values, or "zeros" (plain padding).
     """
-    if fill not in ("initial", "zeros"):
-        raise unknown("fill", fill, ("initial", "zeros"))
-    rule, plain = NORM_RULES[target.architecture.norm.kind], fill == "zeros"
+    stream_of = NORM_RULES[target.architecture.norm.kind].stream
 
-    def filled(axis: AxisMap) -> AxisMap:
-        return AxisMap.make(axis.old, axis.write, axis.read, rms=axis.rms) if plain else axis
+    def padding(axis: Axis) -> AxisMap:
+        # A new query head may share an old value head: its reader must be zero, so its writer is fresh.
+        return padded(places(axis, source, target), source.size(axis), fresh_write=axis.kind is Kind.HEADS)
 
-    rules = {
-        Kind.STREAM: lambda axis: filled(rule.stream(places(axis, source, target), source.size(axis), norm)),
-        Kind.READ: lambda axis: filled(padded(places(axis, source, target), source.size(axis))),
-        Kind.INNER: lambda axis: filled(padded(places(axis, source, target), source.size(axis))),
-        # A new query head may share an old value head, so it is what reads it that must be zero.
-        Kind.HEADS: lambda axis: filled(padded(places(axis, source, target), source.size(axis), fresh_write=True)),
-    }
+    def filled(rule: AxisRule) -> AxisRule:
+        return (lambda axis: rule(axis).without_fresh()) if fill == "zeros" else rule
+
     layers = _layers(order, source, target)
-    return by_kind(source, target, rules, layers, np.where(_repeats(layers), 0.0, 1.0))
+    return by_kind(
+        source,
+        target,
+        layers=layers,
+        residual=np.where(_repeats(layers), 0.0, 1.0),
+        stream=filled(lambda axis: stream_of(places(axis, source, target), source.size(axis), norm)),
+        width=filled(padding),
+    )
 
 
 def random(
@@ -146,37 +139,113 @@ def random(
     key: jax.Array | None = None,
     *,
     order: str | Sequence[int] = "stack",
-    ramp_tokens: int = 0,
+    mask_tokens: int = 0,
     in_turn: bool = False,
     whole_blocks: bool = False,
     norm: str = "isometry",
 ) -> Growth:
-    """G_random: the old model, and around it the target's initial values (arXiv 2405.15319, A.1.4; MSG, 2305.02869).
+    """G_random: the old model, with freshly initialised additions (arXiv 2405.15319, A.1.4; MSG, 2305.02869).
 
-    A layer that repeats an earlier one in `order` is fresh instead: with "stack" the fresh ones are on top, as in the
-    published code. What is fresh comes in under masks that go linearly from 0 to 1 over `ramp_tokens` tokens of
-    training (0: no mask); at 0 the function is the source's. `in_turn`: FFN, residual stream and heads one after the
-    other, a third of the ramp each, as the published code; else together. `whole_blocks`: one mask on a new block, as
-    the published code, instead of the paper's two, on attention and on FFN. `norm` as in zero, under the mask. Fresh
-    experts are under no mask.
+    Additions are multiplied by masks that go linearly from 0 to 1; at 0 the function is the source's. Fresh experts
+    have no mask.
+
+    Args:
+      order: as in `direct`, but second copies of a layer are fresh; "stack" puts them on top, as the published code.
+      mask_tokens: length of the mask schedule in training tokens; 0 for no masks.
+      in_turn: FFN, stream and heads are unmasked one after the other, a third of the schedule each, as in the published
+        code; otherwise together.
+      whole_blocks: one mask for each new block, as in the published code, instead of the paper's two (attention, FFN).
+      norm: as in `zero`, while masks are below 1.
     """
-    if isinstance(ramp_tokens, bool) or not isinstance(ramp_tokens, int | float) or not 0 <= ramp_tokens < np.inf:
-        raise InputError(f"ramp_tokens must be tokens >= 0, got {ramp_tokens!r}")
-    check_norm(norm)  # also where nothing is masked
-    kinds = (Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS, Kind.EXPERTS)
-    rules = dict.fromkeys(kinds, lambda axis: fresh(places(axis, source, target), source.size(axis)))
-    layers = _layers(order, source, target) if source.depth else np.zeros(0, np.int64)
-    layers = np.where(_repeats(layers), -1, layers) if source.depth else np.full(target.depth, -1)
-    masks = [Masks(int(ramp_tokens), in_turn, whole_blocks, norm)] if ramp_tokens else []
-    return by_kind(source, target, rules, layers, np.ones(len(layers)), masks)
+    if isinstance(mask_tokens, bool) or not isinstance(mask_tokens, int | float):
+        raise must_be("mask_tokens", "a number of tokens", mask_tokens)
+    check_range("mask_tokens", mask_tokens, low=0)
+    layers = np.full(target.depth, -1)
+    if source.depth:
+        layers = _layers(order, source, target)
+        layers = np.where(_repeats(layers), -1, layers)
+
+    def rule(axis: Axis) -> AxisMap:
+        return fresh(places(axis, source, target), source.size(axis))
+
+    masks = [Masks(int(mask_tokens), in_turn, whole_blocks, norm)] if mask_tokens else []
+    return by_kind(
+        source,
+        target,
+        layers=layers,
+        residual=np.ones(len(layers)),
+        stream=rule,
+        width=rule,
+        experts=rule,
+        effects=masks,
+    )
 
 
-# Adding an operator is one function and one row.
+# An operator is one function and one row.
 OPERATORS: dict[str, Callable[..., Growth]] = {"direct": direct, "zero": zero, "random": random, "learn": learn}
 
+# The values of options that are names, checked for every operator that has such an option.
+CHOICES: dict[str, Collection[str]] = {
+    "select": SELECTIONS,
+    "norm": NORM_OPTIONS,
+    "fill": ("initial", "zeros"),
+    "noise_on": ("all", "new"),
+    "noise_scale": NOISE_SCALES,
+}
 
-def _axis(config: DecoderConfig, name: str) -> Axis:
-    return config.architecture.axis[name]
+# Options renamed in 0.3, read by their old names until 0.4.
+RENAMED_OPTIONS = {
+    "silent": "zero_residual",
+    "uneven": "split_imbalance",
+    "diagonal": "block_diagonal",
+    "next_layer": "aki",
+    "ramp_tokens": "mask_tokens",
+    "keep": "old_weight_scale",
+    "peak": "peak_lr",
+    "final": "end_lr",
+}
+
+
+def by_kind(
+    source: DecoderConfig,
+    target: DecoderConfig,
+    *,
+    layers: np.ndarray,
+    residual: np.ndarray,
+    stream: AxisRule,
+    width: AxisRule,
+    experts: AxisRule | None = None,
+    effects: Sequence[Effect] = (),
+) -> Growth:
+    """The growth whose maps are given by a rule for each kind of axis.
+
+    Args:
+      layers: int [new layers], the source layer of each, -1 for a fresh one.
+      residual: float [new layers], the factor on a layer's residual writers.
+      stream: for the residual stream.
+      width: for what norms hand on, inner axes and heads.
+      experts: by default whole copies.
+      effects: applied after the maps, in order.
+
+    Fixed axes stay, and new tokens are fresh. A tied head reads through the inverse of the stream's own map.
+    """
+    architecture, none = target.architecture, layers < 0
+    copies = Gather.copies(layers)
+    rules: dict[Kind, AxisRule] = {
+        Kind.STREAM: stream,
+        Kind.READ: width,
+        Kind.INNER: width,
+        Kind.HEADS: width,
+        Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
+        Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
+        Kind.FIXED: lambda axis: identity(source.size(axis)),
+        Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
+    }
+    maps = {axis.name: rules[axis.kind](axis) for axis in architecture.axes}
+    stream_map = maps[architecture.stream.name]
+    if architecture.tied(target) and not stream_map.fresh_write.any():
+        maps[architecture.final.name] = tied_final(stream_map)
+    return Growth(maps, architecture.stack.name, residual, effects=tuple(effects))
 
 
 def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
@@ -184,120 +253,118 @@ def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderCo
 
 
 def _repeats(layers: np.ndarray) -> np.ndarray:
-    """Which layers come from a source layer that an earlier one comes from."""
+    """bool [new layers]: second and later copies of a source layer."""
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
-def by_kind(
-    source: DecoderConfig,
-    target: DecoderConfig,
-    rules: Rules,
-    layers: np.ndarray,
-    residual: np.ndarray,
-    effects: Sequence[Effect] = (),
-) -> Growth:
-    """The maps that an operator's rules make, and those that most treat alike, which its rules may replace.
+def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
+    """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
 
-    What is fixed stays, new tokens are new, experts are copied: one cannot add nothing. A tied head reads through the
-    stream's own map.
+    Any router gives such copies weights that sum to one, so the function is kept.
     """
-    architecture = target.architecture
-    copies, none = Gather.copies(layers), layers < 0
-    stack = architecture.stack
-    common: Rules = {
-        Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
-        Kind.FIXED: lambda axis: identity(source.size(axis)),
-        Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
-        Kind.EXPERTS: lambda axis: cycled(source.size(axis), target.size(axis)),
-    }
-    maps = {axis.name: {**common, **rules}[axis.kind](axis) for axis in architecture.axes}
-    final, stream = architecture.final, maps[architecture.stream.name]
-    if architecture.tied(target) and not stream.fresh_write.any():
-        maps[final.name] = tied_final(stream)
-    return Growth(maps, stack.name, residual, effects=tuple(effects))
-
-
-def _routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
-    """Copies of a single expert would tie for ever, and any router weighs them to the same sum: they get fresh ones."""
-    own = {}
+    per_weight = {}
     for weight in target.weights:
         for dim in weight.dims:
             axis = maps[dim.axis.name]
             if weight.role is Role.ROUTER and dim.axis.kind is Kind.EXPERTS and axis.old == 1 and axis.new > 1:
                 everything = np.ones(axis.new, bool)
-                own[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
-    return own
+                per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
+    return per_weight
 
 
-def _check_share(name: str, value: float, below_one: bool = False) -> None:
-    inside = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    if not inside or (below_one and value == 1):
-        raise InputError(f"{name} must be 0 <= {name} {'<' if below_one else '<='} 1, got {value!r}")
+def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise must_be(name, "a number", value)
+    check_range(name, value, low=0, high=1, high_allowed=not below_one)
 
 
 def _noise(
     noise: float = 0.0,
-    keep: float | None = None,
+    old_weight_scale: float | None = None,
     cancel: bool = False,
     noise_on: str = "all",
     noise_scale: str = "initial",
 ) -> Noise | None:
-    """Initialisation noise on what any operator grew: W <- keep W + noise e (arXiv 2405.15319, section 5.2 and I).
+    """Initialisation noise for any operator: W <- old_weight_scale W + noise e (arXiv 2405.15319, section 5.2 and I).
 
-    noise: the share of e, 0 to 1. keep: of the grown weights, 1 - noise unless it is given, as in the paper. cancel:
-    adds the part that cancels among the copies of a coordinate: symmetry breaks and the function stays (then keep is
-    1). noise_on: "all" matrices or "new" slices. noise_scale: how large e is. "initial", ours: as the target's initial
-    values (`Weight.std`): variance 2 / (5 fan-in), over 2 l for what writes the stream in a block, 1 / (16 d) for the
-    embedding and the head. "paper", its eq. 53 and 54: variance 1 / (d l^2) for what writes the stream in a block,
-    2 / (5 d) for every other matrix, the embedding too. d and l are the target's width and layers.
+    Args:
+      noise: the factor of e, 0 to 1.
+      old_weight_scale: the factor of the grown weights; by default 1 - noise, as in the paper, and 1 with cancel.
+      cancel: adds only the part of e that cancels among the copies of a coordinate, so the function is kept.
+      noise_on: "all" matrices, or their "new" slices.
+      noise_scale: the standard deviation of e. "initial": the target's initial values, `Weight.std`. "paper", eq. 53
+        and 54: variance 1 / (d l^2) for residual writers and 2 / (5 d) elsewhere, of the target's width d and layers l.
     """
-    _check_share("noise", noise)
-    if keep is not None:
-        _check_share("keep", keep)
-    if noise_on not in ("all", "new"):
-        raise unknown("noise_on", noise_on, ("all", "new"))
-    if not isinstance(noise_scale, str) or noise_scale not in NOISE_SCALES:
-        raise unknown("noise_scale", noise_scale, NOISE_SCALES)
-    if cancel and keep not in (None, 1):
-        raise InputError(f"keep is {keep!r} with cancel: allowed is 1, the function is kept whole")
-    keep = (1.0 if cancel else 1.0 - noise) if keep is None else float(keep)
-    return Noise(float(noise), keep, cancel, noise_on == "new", noise_scale) if noise or keep != 1 else None
+    _check_fraction("noise", noise)
+    if old_weight_scale is None:
+        old_weight_scale = 1.0 if cancel else 1.0 - noise
+    _check_fraction("old_weight_scale", old_weight_scale)
+    if cancel and old_weight_scale != 1:
+        raise must_be("old_weight_scale", "1 with cancel, which keeps the function", old_weight_scale)
+    if not noise and old_weight_scale == 1:
+        return None
+    return Noise(float(noise), float(old_weight_scale), cancel, noise_on == "new", noise_scale)
 
 
 _NOISE_OPTIONS = tuple(inspect.signature(_noise).parameters)
 
 
 def options_of(operator: str) -> tuple[str, ...]:
-    """The options that an operator has of its own; noise is for all. Raises InputError: an unknown operator."""
+    """The options of an operator, without those of noise, which every operator has. Raises InputError."""
     if operator not in OPERATORS:
         raise unknown("growth operator", operator, OPERATORS)
     return tuple(inspect.signature(OPERATORS[operator]).parameters)[3:]
 
 
+def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by their present names. Raises InputError where one is given by both of its names.
+
+    An operator of one's own may have an option by a name that growlm's operators no longer use.
+    """
+    have = (*options_of(operator), *_NOISE_OPTIONS)
+    named: dict[str, Any] = {}
+    for name, value in options.items():
+        new = RENAMED_OPTIONS.get(name, name)
+        present = new if name not in have and new in have else name
+        if present in named or (present != name and present in options):
+            raise InputError(f"option {present} must be given once, got {name} as well, its name until 0.3")
+        named[present] = value
+    return named
+
+
+def hashed_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by the names under which stage hashes have known them from the start, so that no hash changes."""
+    first = {new: old for old, new in RENAMED_OPTIONS.items()}
+    return {first.get(name, name): value for name, value in options.items()}
+
+
 def plan_growth(
     operator: str, source: DecoderConfig, target: DecoderConfig, key: jax.Array | None = None, /, **options: Any
 ) -> Growth:
-    """The growth that an operator makes of two shapes, after the lifts that lead to the target's architecture.
+    """Plans the growth of one shape into another, after the lifts that lead to the target's architecture.
 
-    Raises InputError: an unknown operator or option, a target smaller than the source, an architecture to which no lift
-    leads, heads or layers that do not fit, a missing key.
+    Raises InputError: an unknown operator or option, a target smaller than the source, no lift to its architecture,
+    heads or layers that do not fit, a missing key.
     """
-    allowed = (*options_of(operator), *_NOISE_OPTIONS)
+    options = current_options(operator, options)
     lifted = lift(source, target)
     start = lifted.config if lifted else source
     for name in target.architecture.sizes:
         before, after = getattr(start, name), getattr(target, name)
         if after < before:
-            raise InputError(f"the target's model.{name} {after} is smaller than the source's {before}")
+            raise must_be(f"the target's model.{name}", f">= the source's, {before}", after)
     for name in target.architecture.kept:
         before, after = getattr(start, name), getattr(target, name)
         if before != after:
-            raise InputError(
-                f"model.{name} is {before} in the source and {after} in the target: growth cannot change it"
-            )
-    if extra := sorted(set(options) - set(allowed)):
-        raise unknown(f"option of {operator}", extra[0], allowed)
+            raise must_be(f"the target's model.{name}", f"the source's, {before!r}, which no growth changes", after)
+    have = (*options_of(operator), *_NOISE_OPTIONS)
+    if extra := sorted(set(options) - set(have)):
+        raise unknown(f"option of {operator}", extra[0], have)
+    for name in options.keys() & CHOICES.keys():
+        if not isinstance(options[name], str) or options[name] not in CHOICES[name]:
+            raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
     growth = OPERATORS[operator](start, target, key, **options)
-    effects = growth.effects + ((noise,) if noise else ())
-    return dataclasses.replace(growth, effects=effects, own=growth.own | _routers(target, growth.maps), lift=lifted)
+    per_weight = growth.per_weight | _fresh_routers(target, growth.maps)
+    effects = growth.effects if noise is None else (*growth.effects, noise)
+    return dataclasses.replace(growth, effects=effects, per_weight=per_weight, lift=lifted)

@@ -1,8 +1,8 @@
-"""What a growth is: a lift, one map for every axis, and effects that are no maps; and the provenance it leaves."""
+"""A growth: a lift, one map for every axis, and effects; and the provenance that it leaves in the training state."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -10,26 +10,30 @@ import numpy as np
 from growlm.growth.effects import Effect
 from growlm.growth.lifts import Lifted
 from growlm.growth.maps import AxisMap, along, compose
-from growlm.models.axes import DecoderConfig, Dim, Kind, Weight
+from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
+
+if TYPE_CHECKING:
+    from growlm.growth.learned import Learned
+    from growlm.growth.masks import Masks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Growth:
-    """What an operator makes of two shapes: a map for every axis of the declaration, by its name.
+    """What an operator makes of two shapes.
 
     Attributes:
-      maps: by the name of the axis.
+      maps: the map of every axis, by name.
       stack: the name of the axis of layers.
-      residual: float [new layers], the factor on what a layer adds to the stream: 0 where it adds nothing yet.
-      own: the map of an axis for one weight, by (axis, path), where it differs.
-      effects: what is done beside, in order.
-      lift: the exact re-parametrisation of the source that comes before, where there is one.
+      residual: float [new layers], the factor on a layer's residual writers; 0 where it adds nothing to the stream yet.
+      per_weight: maps that hold for one weight alone, by (axis, path of the weight).
+      effects: applied after the maps, in order.
+      lift: the exact re-parametrisation that comes before the maps, or None.
     """
 
     maps: dict[str, AxisMap]
     stack: str
     residual: np.ndarray
-    own: dict[tuple[str, str], AxisMap] = dataclasses.field(default_factory=dict)
+    per_weight: dict[tuple[str, str], AxisMap] = dataclasses.field(default_factory=dict)
     effects: tuple[Effect, ...] = ()
     lift: Lifted | None = None
 
@@ -39,48 +43,52 @@ class Growth:
         return tuple(self.maps[self.stack].origin.tolist())
 
     @property
-    def silent(self) -> list[int]:
-        """The layers that add nothing to the stream."""
+    def zero_residual_layers(self) -> list[int]:
+        """The layers whose residual writers are zero, so they add nothing to the stream yet."""
         return np.flatnonzero(np.asarray(self.residual) == 0).tolist()
 
     @property
-    def masks(self) -> Effect | None:
-        """The effect that re-parametrises the model while it trains, if there is one."""
-        return next((effect for effect in self.effects if effect.reparametrises), None)
+    def masks(self) -> "Masks | None":
+        """The effect that reparametrises the model throughout training, or None."""
+        return cast("Masks | None", next((effect for effect in self.effects if effect.reparametrises), None))
 
     @property
-    def learner(self) -> Effect | None:
-        """The effect whose maps are learned from batches, if there is one."""
-        return next((effect for effect in self.effects if effect.learns), None)
+    def learner(self) -> "Learned | None":
+        """The effect whose maps are learned from batches, or None."""
+        return cast("Learned | None", next((effect for effect in self.effects if effect.learns), None))
+
+    @property
+    def static(self) -> "StaticGrowth":
+        """The growth as a static argument of `jax.jit`."""
+        return StaticGrowth(self, _content(self))
+
+    def with_matrices(self, matrices: Any) -> "Growth":
+        """The growth with learned matrices for its maps; itself where none are learned."""
+        return self if self.learner is None else self.learner.with_matrices(self, matrices)
 
     def start(self, source: DecoderConfig) -> DecoderConfig:
-        """What the maps grow: the source, lifted where the growth lifts it."""
+        """The config that the maps grow: the source's, lifted if the growth has a lift."""
         return self.lift.config if self.lift else source
 
-    def axis(self, axis: Any, weight: Weight) -> AxisMap:
-        """The map of an axis as one weight sees it."""
-        return self.own.get((axis.name, weight.path), self.maps[axis.name])
+    def axis(self, axis: Axis, weight: Weight) -> AxisMap:
+        """The map of an axis for one weight."""
+        return self.per_weight.get((axis.name, weight.path), self.maps[axis.name])
 
-    def axes(self, weight: Weight) -> list[tuple[int, Dim, AxisMap | None, AxisMap | None]]:
-        """For every array dimension its number, the Dim, and the maps of the axes it reads and writes."""
-        return [
-            (
-                number,
-                dim,
-                self.axis(dim.reads, weight) if dim.reads else None,
-                self.axis(dim.writes, weight) if dim.writes else None,
-            )
-            for number, dim in enumerate(weight.all_dims)
-        ]
+    def dim_maps(self, weight: Weight) -> list[tuple[int, Dim, AxisMap | None, AxisMap | None]]:
+        """For every array dimension: its number, its Dim, and the maps of the axes that it reads and writes."""
 
-    def width_axes(self, weight: Weight) -> list[tuple[int, AxisMap | None, AxisMap | None]]:
-        """The number and the maps of every array dimension but the layers."""
-        return [
-            (number, read, write) for number, dim, read, write in self.axes(weight) if dim.axis.kind is not Kind.STACK
-        ]
+        def of(axis: Axis | None) -> AxisMap | None:
+            return None if axis is None else self.axis(axis, weight)
+
+        return [(number, dim, of(dim.reads), of(dim.writes)) for number, dim in enumerate(weight.all_dims)]
+
+    def width_maps(self, weight: Weight) -> list[tuple[int, AxisMap | None, AxisMap | None]]:
+        """(number, read map, write map) of every array dimension but that of layers."""
+        maps = self.dim_maps(weight)
+        return [(number, read, write) for number, dim, read, write in maps if dim.axis.kind is not Kind.STACK]
 
     def fresh(self, weight: Weight) -> np.ndarray | None:
-        """Where a weight gets the target's initial values, broadcastable to its shape; None where nowhere."""
+        """bool, broadcastable to the weight: freshly initialised entries; None if there are none."""
         return _any_of(self.fresh_slices(weight))
 
     def fresh_slices(self, weight: Weight) -> list[np.ndarray]:
@@ -88,14 +96,45 @@ class Growth:
         return self._marked(weight, lambda read: read.fresh_read, lambda write: write.fresh_write)
 
     def added(self, weight: Weight) -> np.ndarray | None:
-        """Where a weight is a second copy or fresh, broadcastable to its shape; None where nowhere."""
+        """bool, broadcastable to the weight: second copies and fresh entries; None if there are none."""
         return _any_of(self._marked(weight, lambda read: read.added, lambda write: write.added))
 
-    def _marked(self, weight: Weight, of_read: Callable, of_write: Callable) -> list[np.ndarray]:
-        return [
-            (of_read(read) if read else False) | (of_write(write) if write else False)
-            for _, _, read, write in self.axes(weight)
-        ]
+    def _marked(
+        self, weight: Weight, of_read: Callable[[AxisMap], np.ndarray], of_write: Callable[[AxisMap], np.ndarray]
+    ) -> list[np.ndarray]:
+        marked = []
+        for _, dim, read, write in self.dim_maps(weight):
+            chosen = np.zeros(self.axis(dim.axis, weight).new, bool)
+            chosen = chosen if read is None else chosen | of_read(read)
+            marked.append(chosen if write is None else chosen | of_write(write))
+        return marked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StaticGrowth:
+    """A growth that equals every growth of equal content, so that `jax.jit` compiles once for all of them."""
+
+    growth: Growth
+    content: Hashable
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StaticGrowth) and self.content == other.content
+
+    def __hash__(self) -> int:
+        return hash(self.content)
+
+
+def _content(value: Any) -> Hashable:
+    """What a growth computes with, as a nested tuple; without learned matrices, which are arguments of programs."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return type(value), *(_content(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, Mapping):
+        return tuple((key, _content(item)) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return tuple(map(_content, value))
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype.str, value.tobytes()
+    return (value.shape, value.dtype.name) if isinstance(value, jax.Array) else value
 
 
 def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
@@ -106,20 +145,20 @@ def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
 
 
 def after(second: Growth, first: Growth) -> Growth:
-    """One growth after another, by maps and silence."""
+    """The composition of two growths, by their maps and residual factors."""
     maps = {axis: compose(second.maps[axis], first.maps[axis]) for axis in first.maps}
-    own = {place: compose(second.maps[place[0]], axis) for place, axis in first.own.items()}
+    per_weight = {place: compose(second.maps[place[0]], axis) for place, axis in first.per_weight.items()}
     layers = second.maps[second.stack].origin
     residual = second.residual * np.where(layers < 0, 0.0, first.residual[layers])
-    return Growth(maps, first.stack, residual, own, lift=first.lift)
+    return Growth(maps, first.stack, residual, per_weight, lift=first.lift)
 
 
-# What provenance says of a coordinate of an axis.
+# The provenance of a coordinate: the first of an old one, a second copy, or freshly initialised.
 CARRIED, COPY, FRESH = 0, 1, 2
 
 
 def provenance_of(growth: Growth) -> dict[str, np.ndarray]:
-    """For every axis int32[2, new]: the old coordinate of each new one (-1: none), and CARRIED, COPY or FRESH."""
+    """For every axis, int32[2, new]: the old coordinate of each new one (-1: none), and CARRIED, COPY or FRESH."""
     return {
         name: np.stack([axis.origin, np.where(axis.fresh, FRESH, np.where(axis.added, COPY, CARRIED))]).astype(np.int32)
         for name, axis in growth.maps.items()
@@ -127,17 +166,17 @@ def provenance_of(growth: Growth) -> dict[str, np.ndarray]:
 
 
 def initial_provenance(config: DecoderConfig) -> dict[str, np.ndarray]:
-    """The provenance of a model that was never grown: every coordinate is its own."""
+    """The provenance of a model that was never grown."""
     sizes = {axis.name: config.size(axis) for axis in config.architecture.axes}
     return {name: np.stack([np.arange(n), np.full(n, CARRIED)]).astype(np.int32) for name, n in sizes.items()}
 
 
 def slice_mask(weight: Weight, provenance: dict[str, jax.Array]) -> jax.Array:
-    """bool, broadcastable to the weight: which of its slices the last growth added, copies and fresh ones.
+    """bool, broadcastable to the weight: the slices that the last growth added, copies and fresh ones.
 
-    Provenance may be traced: one compiled step serves whatever was grown.
+    Provenance may be traced, so that one compiled step serves all growths.
     """
-    mask = np.zeros((1,) * len(weight.all_dims), bool)
+    mask: Any = np.zeros((1,) * len(weight.all_dims), bool)
     for number, dim in enumerate(weight.all_dims):
         for axis in dim.both:
             mask = mask | along(provenance[axis.name][1] >= COPY, number, mask.ndim)

@@ -1,4 +1,4 @@
-"""A part of one weight, grown alone: what a checkpoint that does not fit into memory is grown by."""
+"""Growth of a part of one weight, for checkpoints that do not fit into memory."""
 
 import dataclasses
 import math
@@ -10,14 +10,15 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from growlm.growth.expand import FRESH, grow_weight, number_of
+from growlm.growth.effects import DRAW_FRESH
+from growlm.growth.expand import grow_weight, number_of
 from growlm.growth.maps import AxisMap, along, primal, select
 from growlm.growth.plan import Growth
 from growlm.growth.width import rng_of
 from growlm.models.axes import Axis, DecoderConfig, Kind, Weight
 
-# read(held, rows): of the source, for each axis that a weight is held once for (layers, experts) the slices `held`, and
-# of each these slices along the first dimension after them: [layers, experts, rows, ...].
+# read(held, rows) -> the source's array [*held, rows, ...]: `held` are the numbers along the axes that a weight is held
+# once for (layers, experts), `rows` those along the first dimension after them.
 Read = Callable[[tuple[np.ndarray, ...], np.ndarray], np.ndarray]
 
 
@@ -31,21 +32,21 @@ def grow_part(
     read: Read,
     dtype: Any = np.float32,
 ) -> np.ndarray:
-    """Some slices, along its first dimension, of one unit of a grown weight: of one layer, of one expert of a layer.
+    """Grows some rows (slices along the first dimension) of one unit (a layer, an expert of a layer) of a weight.
 
-    Without fresh values it is what `growlm.grow` gives there. Fresh values are drawn for every part from a key of its
-    own: to draw those of a whole weight and throw most of them away would take the memory that this is to save.
+    The result equals `growlm.grow` there, except for drawn values: every part draws from its own key, since drawing
+    those of a whole weight would take the memory that this saves.
 
     Args:
-      growth, target, key: as for the whole; no growth that learns. The weight is one of the lifted source.
-      weight: which; the dimensions of a unit may be in any order, and rows, `read` and the result go by that order.
-      unit: of the target, a number for every axis that the weight is held once for; () outside of layers.
+      growth, target, key: as for the whole weight; no growth that learns.
+      weight: of the lifted source. Its dimensions may be in any order, in which rows, `read` and the result are too.
+      unit: the target's number along every axis that the weight is held once for; () outside of layers.
       rows: of the target.
-      read: the source, in float32, in which it is computed.
-      dtype: to which the result is rounded.
+      read: the source, in float32.
+      dtype: of the result. Arithmetic is in float32.
     """
     dims = [dim for dim in weight.dims if not dim.many]
-    if weight.elementwise:  # its first dimension may be read and written at once: it is small, and grown whole
+    if weight.elementwise:  # small, so grown whole: its first dimension may be read and written at once
         of_part, chosen = growth, np.arange(growth.axis(dims[0].axis, weight).old)
     else:
         axis = growth.axis(dims[0].axis, weight)
@@ -60,12 +61,12 @@ def grow_part(
 
 
 def _with_axis(growth: Growth, weight: Weight, axis: Axis, part: AxisMap) -> Growth:
-    """The growth with another map of one axis for one weight."""
-    return dataclasses.replace(growth, own=growth.own | {(axis.name, weight.path): part})
+    """The growth with another map of an axis for one weight."""
+    return dataclasses.replace(growth, per_weight=growth.per_weight | {(axis.name, weight.path): part})
 
 
 def _of_unit(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> tuple[Growth, tuple[np.ndarray, ...]]:
-    """The growth of one unit of a weight alone; and, of each axis that it is held once for, what it takes from."""
+    """The growth of one unit of a weight, and the source's slices that it needs along each of the unit's axes."""
     held = []
     for dim, number in zip((dim for dim in weight.all_dims if dim.many), unit, strict=True):
         axis, rows = growth.axis(dim.axis, weight), slice(number, number + 1)
@@ -89,10 +90,9 @@ def _pasted(
     value: np.ndarray,
     dtype: Any,
 ) -> np.ndarray | None:
-    """The same where all there is to do is to copy with scales and to put fresh slices between the copies.
+    """Fast path of `grow_part` for scaled copies and fresh slices; None if the growth needs the general path.
 
-    Scales and the rounding come first, while the value is small; fresh slices are drawn in the dtype that is stored.
-    None where there is more to do.
+    Scaling and rounding come first, while the value is small, and fresh slices are drawn in the stored dtype.
     """
     slices = growth.fresh_slices(weight)
     drawn = any(np.any(chosen) for chosen in slices)
@@ -100,17 +100,17 @@ def _pasted(
         return None
     if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
         return grown
-    rng = rng_of(key, "growth", number_of(FRESH), weight.number, *place)
+    rng = rng_of(key, "growth", number_of(DRAW_FRESH), weight.number, *place)
     for number, chosen in enumerate(slices):
         if np.any(chosen):
-            shape = (*grown.shape[:number], np.count_nonzero(chosen), *grown.shape[number + 1 :])
+            shape = (*grown.shape[:number], int(np.count_nonzero(chosen)), *grown.shape[number + 1 :])
             grown[(slice(None),) * number + (_run(chosen),)] = _normal(rng, weight.std(target), shape, dtype)
     return grown
 
 
 def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np.ndarray | None:
-    """The value scaled, rounded and copied; None where the copies of a slice differ in scale."""
-    maps = [primal(read, write) for _, _, read, write in growth.axes(weight)]
+    """Scales, rounds and copies a value; None if the copies of a slice differ in scale."""
+    maps = [primal(read, write) for _, _, read, write in growth.dim_maps(weight)]
     scales = [gather.scale_of_old(size) for gather, size in zip(maps, value.shape, strict=True)]
     if any(scale is None for scale in scales):
         return None
@@ -122,11 +122,11 @@ def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np
     bits = value.astype(dtype).view(np.dtype(f"u{np.dtype(dtype).itemsize}"))  # NumPy moves plain types faster
     for number, gather in reversed(list(enumerate(maps))):  # rows last: they are copied whole
         bits = select(bits, gather.index, number)
-    return bits.view(dtype)
+    return np.asarray(bits).view(dtype)
 
 
 def _run(chosen: np.ndarray) -> np.ndarray | slice:
-    """Where it is true, as a slice if it can be: NumPy copies runs faster."""
+    """The chosen positions, as a slice if they are a run, which NumPy copies faster."""
     where = np.flatnonzero(chosen)
     return slice(where[0], where[-1] + 1) if where[-1] - where[0] == len(where) - 1 else where
 
@@ -138,7 +138,7 @@ def _draw(
     if weight.elementwise:
         own = weight.key(jax.random.fold_in(key, number_of(purpose)))
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
-    shape = tuple((read or write).new for _, _, read, write in growth.axes(weight))
+    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)
 
@@ -148,16 +148,13 @@ LEVELS = 2**16
 
 @cache
 def _quantiles() -> np.ndarray:
-    """float32 [LEVELS]: the middles of so many equally likely parts of the normal distribution, with variance 1."""
+    """float32 [LEVELS]: the midpoints of equally likely parts of the normal distribution, scaled to variance 1."""
     middles = ndtri((np.arange(LEVELS) + 0.5) / LEVELS)
     return (middles / middles.std()).astype(np.float32)
 
 
 def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Normal values of 65,536 levels, up to 4.3 std: exact ones would take several times as long as a disk does.
-
-    A bfloat16 has fewer levels.
-    """
+    """Normal values of 65,536 levels, up to 4.3 std: exact ones take several times as long as a disk write."""
     count = math.prod(shape)
     levels = rng.integers(2**64, size=-(-count // 4), dtype=np.uint64).view(np.uint16)[:count]  # four in each
     # Other modes than "clip" work on a copy; no level is out of range.
@@ -165,18 +162,14 @@ def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype:
 
 
 def unchanged(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> bool:
-    """Whether one unit of a weight is that of a source unit, to the bit."""
+    """Whether one unit of a weight equals a unit of the source, bit for bit."""
     if any(effect.changes(growth, weight) for effect in growth.effects):
         return False
     held = [dim.axis for dim in weight.all_dims if dim.many]
     for axis, number in zip(held, unit, strict=True):
         one = growth.axis(axis, weight)
-        if one.fresh[number] or one.write.scale[number] != 1:
+        if one.fresh[number] or one.gathers[0].scale[number] != 1:
             return False
     if weight.residual and growth.residual[unit[0]] != 1:
         return False
-    return all(
-        (read or write).identity and (write or read).identity
-        for _, dim, read, write in growth.axes(weight)
-        if not dim.many
-    )
+    return all(growth.axis(axis, weight).identity for dim in weight.dims if not dim.many for axis in dim.both)

@@ -1,4 +1,4 @@
-"""Is a grown model right? What its growth claims beside what is measured: weights, logits, gradients, a few steps."""
+"""Verification of a grown model: claims against measurements of weights, logits, gradients and a few steps."""
 
 import math
 from collections.abc import Callable
@@ -10,28 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_positive, must_be
 from growlm.growth.claims import claim, gradient_claim
-from growlm.growth.effects import Effect
 from growlm.growth.expand import expand_params, grow_params
 from growlm.growth.maps import dual
-from growlm.growth.masks import CLOSED
+from growlm.growth.masks import CLOSED, Masks
 from growlm.growth.plan import Growth, provenance_of
 from growlm.models import DecoderConfig, Params, apply, check_params, map_weights, next_token_loss, path_of
 
-# How far two computations that are the same in exact arithmetic may be apart, relative to the largest value, by the
-# dtype in which they are made.
+# Tolerances of computations that are equal in exact arithmetic, relative to the largest value, by dtype.
 ARITHMETIC = {"float64": {"function": 1e-10, "gradients": 1e-9}, "float32": {"function": 5e-5, "gradients": 2e-4}}
 
-# How far a weight may be from what the growth makes of the source, relative to the leaf's largest: two units in the
-# last place of 16-bit values, and in wider ones what products in another order leave.
+# Tolerances of weights, relative to the largest of their leaf: two units in the last place in 16 bits; in wider types,
+# what products in another order leave.
 WEIGHTS = {"float64": 1e-13, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2**-6}
 
-# Growth rounds a weight once for each of the two dimensions that it scales, by half a unit at most. What a whole unit
-# in every weight of the source does to logits and gradients, times this, is what rounding may do.
+# Growth rounds a weight once for each of the two dimensions that it scales, by at most half a unit. So the tolerance
+# for rounding is this factor times the effect of one unit in every weight of the source.
 NUDGES = 1.0
 
-# A leaf whose gradient is smaller than this share of the whole is measured against the whole: what it has is rounding.
+# Gradients of leaves below this share of the whole gradient are mostly rounding, so they are measured against it.
 SMALL_LEAF = 1e-3
 
 
@@ -46,66 +44,64 @@ def verify(
     steps: int = 5,
     learning_rate: float = 1e-4,
 ) -> dict[str, Any]:
-    """Whether a grown model is what it should be, measured on one batch.
+    """Measures on one batch whether a grown model is what its growth claims.
 
-    Weights of 16 bits are measured as what they are, in float32: what is left is how growth rounded them. The allowance
-    for that comes from the source: what its logits and gradients do when every weight moves by one unit in its last
-    place. Float32 and float64 are measured as they are, with an allowance for arithmetic.
+    16-bit weights are measured in float32, with a tolerance for their rounding: the change of the source's logits and
+    gradients when every weight moves by one unit in its last place. Wider types have a tolerance for arithmetic.
 
     Args:
       source, params: the small model.
-      target, grown: the large one. Neither tree is changed.
-      tokens: int[batch, length + 1], below the source's vocabulary; a batch at most, its logits are held whole.
-      growth: what made one of the other, as `plan_growth` gives it; without it nothing can be claimed or looked up.
-        With a ramp, everything is measured as training begins, under masks at 0.
-      steps, learning_rate: of plain AdamW on these tokens.
+      target, grown: the large one.
+      tokens: int[batch, length + 1], in the source's vocabulary; all logits of the batch are in memory.
+      growth: from `plan_growth`; without it there are no claims. Masks are measured at 0, as training begins.
+      steps, learning_rate: of AdamW on these tokens.
 
     Returns:
-      Plain JSON: "ok", whether every claim made is met; "dtype"; "tokens", their shape; "loss_before", "loss_after", in
-      nats a token; "losses" [steps + 1] of those steps; and "items", each {"claimed": bool or None where nobody says,
-      "measured": float or None where it is not finite, "tolerance", "holds": whether the measure is within it, "note"}:
-        finite: how many leaves have a value that is not;
-        weights: largest difference of a slice that is not fresh from what the growth makes of the source, relative to
-          the leaf's largest value (with a growth whose maps are known, and no noise);
-        function: largest logit difference on the source's vocabulary, relative to the largest logit;
-        gradients: relative error (2-norms) of the worst leaf's gradient against the source's under the dual map (with
-          such a growth);
-        training: the largest fall of the loss within those steps, negative where it falls.
+      Plain JSON: "ok", whether every claim holds; "dtype"; the shape of "tokens"; "loss_before", "loss_after", in nats
+      a token; "losses" [steps + 1]; and "items", each {"claimed": bool, or None without a growth; "measured": float, or
+      None if not finite; "tolerance"; "holds"; "note"}:
+        finite: the number of leaves with values that are not finite;
+        weights: the largest difference of carried and copied slices from the growth of the source, relative to the
+          largest value of the leaf (for growths without learned maps and noise);
+        function: the largest logit difference on the source's vocabulary, relative to the largest logit;
+        gradients: the largest relative error (2-norm) of a leaf's gradient against the source's under the dual map (for
+          growths without learned maps);
+        training: the change of the loss within these steps.
 
     Raises:
-      InputError: a tree that is not its model's, tokens that are none of the source's, steps or a rate out of range.
+      InputError: trees or tokens that do not fit their model, steps or learning_rate out of range.
     """
     _check(source, params, target, grown, tokens, steps, learning_rate)
     stored = jnp.result_type(*jax.tree.leaves(grown)).name
     dtype = "float64" if stored == "float64" else "float32"
     tokens = jnp.asarray(tokens, jnp.int32)
     start, lifted = (growth.start(source), growth.lift) if growth else (source, None)
-    begun = lifted.params(params) if lifted else params  # what the maps grow
-    masks = growth.masks if growth else None
-    provenance = provenance_of(growth) if masks else None
+    begun = params if lifted is None else lifted.params(params)
+    masks = None if growth is None else growth.masks
+    provenance = None if growth is None or masks is None else provenance_of(growth)
     exact, exact_grown = (_in(dtype, tree) for tree in (params, grown))
     with jax.default_matmul_precision("highest"):  # accelerators multiply float32 in fewer bits by default
         loss_and_gradient = partial(_loss_and_gradient, target, masks, dtype, provenance=provenance, tokens=tokens)
-        after, own_gradient = loss_and_gradient(params=exact_grown)
+        after, grown_gradient = loss_and_gradient(params=exact_grown)
         before, gradient = _loss_and_gradient(start, None, dtype, _in(dtype, begun), None, tokens)
         items = {"finite": _finite(grown)}
-        if known := growth is not None and not growth.learner:
+        if growth is not None and growth.learner is None:
             drawn = any(effect.draws() for effect in growth.effects)
             items |= {} if drawn else {"weights": _weights(growth, source, params, target, grown, WEIGHTS[stored])}
         old = apply(source, exact, tokens[:, :-1], dtype=dtype)
         new = _logits(target, masks, dtype, exact_grown, provenance, tokens)
-        allowed = dict(ARITHMETIC[dtype])
+        tolerance = dict(ARITHMETIC[dtype])
         if stored not in ARITHMETIC:
             nudged = _in(dtype, _nudged(begun))
             moved = difference(apply(start, nudged, tokens[:, :-1], dtype=dtype), old)
             _, moved_gradient = _loss_and_gradient(start, None, dtype, nudged, None, tokens)
             worst, _ = _worst(_relative(moved_gradient, gradient))
-            allowed = {"function": allowance(allowed["function"], moved)}
-            allowed |= {"gradients": allowance(ARITHMETIC[dtype]["gradients"], worst)}
-        items["function"] = _function(growth, source, target, old, new, allowed["function"])
-        if known:
-            items["gradients"] = _gradients(growth, source, gradient, target, own_gradient, allowed["gradients"])
-        losses = _train(loss_and_gradient, exact_grown, after, own_gradient, steps, learning_rate)
+            rounding = {"function": moved, "gradients": worst}
+            tolerance = {name: allowance(tolerance[name], effect) for name, effect in rounding.items()}
+        items["function"] = _function(growth, source, target, old, new, tolerance["function"])
+        if growth is not None and growth.learner is None:
+            items["gradients"] = _gradients(growth, source, gradient, target, grown_gradient, tolerance["gradients"])
+        losses = _train(loss_and_gradient, exact_grown, after, grown_gradient, steps, learning_rate)
         items["training"] = _training(losses)
     loss = {"loss_before": _plain(before), "loss_after": losses[0], "losses": losses}
     ok = all(item["holds"] for item in items.values() if item["claimed"])
@@ -122,34 +118,33 @@ def _check(source, params, target, grown, tokens, steps, learning_rate) -> None:
         raise InputError(f"tokens must be integers [batch >= 1, length + 1 >= 2], got {shape}")
     if tokens.min() < 0 or tokens.max() >= source.vocab:
         bad = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise InputError(f"tokens hold {bad}: allowed are 0 to {source.vocab - 1}")
+        raise must_be("tokens", f"from 0 to {source.vocab - 1}", int(bad))
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps must be integers >= 1, got {steps!r}")
-    if not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate must be numbers > 0, got {learning_rate!r}")
+        raise must_be("steps", "an integer >= 1", steps)
+    check_positive("learning_rate", learning_rate)
 
 
-def _acting(config: DecoderConfig, ramp: Effect | None, params: Params, provenance: Any) -> tuple[Params, Any]:
-    """What of the parameters acts as training begins, under a ramp's masks at 0; and the factor of each block."""
-    if ramp is None:
+def _acting(config: DecoderConfig, masks: Masks | None, params: Params, provenance: Any) -> tuple[Params, Any]:
+    """The parameters as they act when training begins, with masks at 0, and the residual scale of each layer."""
+    if masks is None:
         return params, None
-    return ramp.reparametrise(config, params, provenance, CLOSED)
+    return masks.reparametrise(config, params, provenance, CLOSED)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _loss_and_gradient(config, ramp, dtype, params, provenance, tokens) -> tuple[jax.Array, Params]:
-    """As training begins, in nats a token; compiled once for a shape."""
+def _loss_and_gradient(config, masks, dtype, params, provenance, tokens) -> tuple[jax.Array, Params]:
+    """Loss in nats a token and gradient, as training begins; compiled once for equal shapes."""
 
     def loss_of(params):
-        acting, block_scale = _acting(config, ramp, params, provenance)
+        acting, block_scale = _acting(config, masks, params, provenance)
         return next_token_loss(config, acting, tokens, dtype=dtype, block_scale=block_scale)
 
     return jax.value_and_grad(loss_of)(params)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _logits(config, ramp, dtype, params, provenance, tokens) -> jax.Array:
-    acting, block_scale = _acting(config, ramp, params, provenance)
+def _logits(config, masks, dtype, params, provenance, tokens) -> jax.Array:
+    acting, block_scale = _acting(config, masks, params, provenance)
     return apply(config, acting, tokens[:, :-1], dtype=dtype, block_scale=block_scale)
 
 
@@ -159,13 +154,13 @@ def _in(dtype: str, params: Params) -> Params:
 
 @jax.jit
 def _nudged(params: Params) -> Params:
-    """Every weight that is not 0 one unit in the last place larger or smaller in size, by a coin of its own."""
+    """Moves every weight that is not 0 by one unit in the last place, up or down at random."""
     leaves, structure = jax.tree.flatten(params)
 
     def nudge(number: int, leaf: jax.Array) -> jax.Array:
         integer = jnp.dtype(f"int{8 * leaf.dtype.itemsize}")
         coins = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), number), shape=leaf.shape)
-        # Neighbours in size are neighbours as integers, whatever the sign.
+        # As integers, neighbouring floats of either sign are neighbours.
         bits = jax.lax.bitcast_convert_type(leaf, integer) + jnp.where(coins, 1, -1).astype(integer)
         return jnp.where(leaf == 0, leaf, jax.lax.bitcast_convert_type(bits, leaf.dtype))
 
@@ -173,27 +168,24 @@ def _nudged(params: Params) -> Params:
 
 
 def allowance(arithmetic: float, moved: float) -> float:
-    """What rounding may do, given what a nudge of the source does; a nudge that is not finite allows nothing more."""
+    """The tolerance for rounding, given the effect of a nudge of the source, which is ignored if it is not finite."""
     return max(arithmetic, NUDGES * moved) if math.isfinite(moved) else arithmetic
 
 
 def difference(new: Any, old: Any) -> float:
-    """The largest difference of logits, relative to the largest of `old`; NaN where any is not finite.
-
-    In NumPy: XLA's CPU backend passes over NaN in the maximum of 4,096 elements and more.
-    """
+    """The largest difference of logits, relative to the largest of `old`; NaN if any is not finite."""
+    # In NumPy: on XLA's CPU backend, the maximum of 4,096 elements and more ignores NaN.
     new, old = np.asarray(new), np.asarray(old)
     return float(np.max(np.abs(new - old)) / max(np.max(np.abs(old)), 1e-30))
 
 
 def _plain(value: Any) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """None for NaN and infinities, which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 
 def _item(claimed: bool | None, measured: float, tolerance: float, note: str) -> dict[str, Any]:
-    """NaN is within no tolerance."""
-    holds = bool(measured <= tolerance)
+    holds = bool(measured <= tolerance)  # NaN does not hold
     return {"claimed": claimed, "measured": _plain(measured), "tolerance": tolerance, "holds": holds, "note": note}
 
 
@@ -208,18 +200,18 @@ def _finite(grown: Params) -> dict[str, Any]:
 
 
 def _weights(growth, source, params, target, grown, tolerance) -> dict[str, Any]:
-    """The growth once more, and its slices that are not fresh against those that are there."""
+    """Grows the source again, and compares the slices that are not fresh."""
 
     def wrong(weight, leaf, expected):
         fresh, apart = growth.fresh(weight), jnp.abs(leaf - expected)
         apart = apart if fresh is None else jnp.where(fresh, 0, apart)
-        # A maximum of NaN may be anything on XLA's CPU backend: it is asked for by itself.
+        # On XLA's CPU backend a maximum may ignore NaN, so it is looked for separately.
         largest = jnp.max(apart, initial=0) / jnp.maximum(jnp.max(jnp.abs(expected), initial=0), 1e-30)
         return jnp.where(jnp.isfinite(apart).all(), largest, jnp.nan)
 
     @jax.jit
     def differences(params, grown):
-        expected = grow_params(growth, source, target, params, jax.random.key(0))  # fresh values are not looked at
+        expected = grow_params(growth, source, target, params, jax.random.key(0))  # any key: fresh slices are ignored
         return map_weights(wrong, target, grown, expected)
 
     worst, path = _worst(differences(params, grown))
@@ -227,19 +219,19 @@ def _weights(growth, source, params, target, grown, tolerance) -> dict[str, Any]
 
 
 def _worst(errors: Params) -> tuple[float, str]:
-    """The largest leaf of a tree of scalars, and where it is; NaN is the largest of all."""
+    """The largest leaf of a tree of scalars, and its path; NaN is the largest."""
     found = [(float(error), path_of(path)) for path, error in jax.tree_util.tree_leaves_with_path(errors)]
     return max(found, key=lambda entry: math.inf if math.isnan(entry[0]) else entry[0])
 
 
 def _function(growth, source, target, old, new, tolerance) -> dict[str, Any]:
-    """Logits of the two models on the source's vocabulary."""
+    """Compares the logits of the two models on the source's vocabulary."""
     claimed, why = claim(growth, source, target) if growth else (None, "no growth was given")
     return _item(claimed, difference(new[..., : source.vocab], old), tolerance, why)
 
 
 def _gradients(growth, source, gradient, target, own, tolerance) -> dict[str, Any]:
-    """The grown model's gradient against the source's under the dual map, leaf by leaf."""
+    """Compares the grown model's gradient with the source's under the dual map, leaf by leaf."""
     mapped = jax.jit(lambda tree: expand_params(growth, source, tree, rule=dual))(gradient)
     worst, path = _worst(_relative(own, mapped))
     claimed, why = gradient_claim(growth, source, target)
@@ -248,7 +240,7 @@ def _gradients(growth, source, gradient, target, own, tolerance) -> dict[str, An
 
 @jax.jit
 def _relative(have: Params, want: Params) -> Params:
-    """The relative error of every leaf, by 2-norms; small leaves against the whole."""
+    """The relative error of every leaf in 2-norm; small leaves relative to the whole tree."""
     least, norm = SMALL_LEAF * optax.tree.norm(want), jnp.linalg.norm
     return jax.tree.map(
         lambda a, b: norm((a - b).ravel()) / jnp.maximum(jnp.maximum(norm(b.ravel()), least), 1e-30), have, want
@@ -256,7 +248,7 @@ def _relative(have: Params, want: Params) -> Params:
 
 
 def _train(loss_and_gradient: Callable, params: Params, loss, gradient, steps: int, rate: float) -> list[float | None]:
-    """The loss before every step of plain AdamW, and after the last; the first loss and gradient are known."""
+    """The loss before every step of AdamW and after the last, given the first loss and gradient."""
     state, losses = _ADAM.init(params), [loss]
     for _ in range(steps):
         params, state = _update(params, state, gradient, rate)
@@ -275,16 +267,17 @@ def _update(params: Params, state: Any, gradient: Params, rate: jax.Array) -> tu
 
 
 def _training(losses: list[float | None]) -> dict[str, Any]:
-    """A model that can learn does so on one batch that it sees again and again."""
-    finite = None not in losses
-    change = min(losses[1:]) - losses[0] if finite else math.nan
+    """Checks that the loss falls on one batch, repeated."""
+    known = [loss for loss in losses if loss is not None]
+    finite = len(known) == len(losses)
+    change = min(known[1:]) - known[0] if finite else math.nan
     note = "the loss falls" if change < 0 else "the loss does not fall" if finite else "the loss is not finite"
     return _item(True, change, 0, note) | {"holds": change < 0}
 
 
 def describe_verdict(report: dict[str, Any]) -> str:
-    """What `verify` found, as a small table for a terminal."""
-    rows = [("check", "claimed", "measured", "allowed", "verdict", "")]
+    """The report of `verify` as a table."""
+    rows = [("check", "claimed", "measured", "tolerance", "verdict", "")]
     for name, item in report["items"].items():
         numbers = ("not finite" if item["measured"] is None else f"{item['measured']:.2g}", f"{item['tolerance']:.2g}")
         rows.append((name, _claimed(item["claimed"]), *numbers, _verdict(item), item["note"]))

@@ -1,29 +1,30 @@
-"""Axis maps of the width axes: copies split among their readers, zeros, fresh ones, and query heads in their groups."""
+"""Maps of width axes: copies with shared read weights, padding, fresh coordinates, query heads in their groups."""
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError
 from growlm.growth.maps import AxisMap, Gather
 from growlm.models.axes import Axis, DecoderConfig, Kind
 
 
-def _cycle(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _cycle(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
     return np.arange(new) % old
 
 
-def _repeat(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _repeat(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
     return np.arange(new) * old // new
 
 
-def _random(old: int, new: int, rng: np.random.Generator) -> np.ndarray:
+def _random(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:
+    assert rng is not None
     return np.concatenate([np.arange(old), rng.integers(old, size=new - old)])
 
 
 # Which old coordinate each new one copies.
-SELECTIONS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
+SELECTIONS: dict[str, Callable[[int, int, np.random.Generator | None], np.ndarray]] = {
     "cycle": _cycle,  # the whole axis again and again (bert2BERT and the paper's code with from_left)
     "repeat": _repeat,  # every coordinate in place (muP upscaling)
     "random": _random,  # Net2Net: extra coordinates drawn with replacement
@@ -31,22 +32,29 @@ SELECTIONS: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {
 
 
 def rng_of(key: jax.Array | None, operator: str, *place: int) -> np.random.Generator:
-    """A NumPy generator from a JAX key, and from numbers, one of its own for every place.
+    """A NumPy generator for a JAX key and a place: indices must be known when growth is compiled.
 
-    Indices are plain numbers, known when growth is compiled.
+    Raises InputError without a key.
     """
     if key is None:
         raise InputError(f"{operator} draws fresh values: it needs a key, such as jax.random.key(0)")
-    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel(), *place])
+    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel().tolist(), *place])
 
 
 def query_heads(
     axis: Axis, source: DecoderConfig, target: DecoderConfig, kv_index: np.ndarray, copies: bool
 ) -> np.ndarray:
-    """The source query head of each target query head (-1: a new one), given the source of each key-value head.
+    """int [new heads]: the source query head of each target query head, -1 for a new one.
 
-    A query head attends to the key-value head of its group, so a copy must sit in a group that copies its own. The
-    groups that copy one group hand out its query heads in turn; with copies, again and again.
+    A query head attends to the key-value head of its group, so a copy must sit in a group that copies its own.
+
+    Args:
+      axis: of the query heads.
+      source, target: the two shapes.
+      kv_index: int [new kv_heads], the source of each key-value head.
+      copies: fill groups with second copies instead of new heads.
+
+    Raises InputError where a target has too few query heads in a group.
     """
     groups = target.architecture.axis[axis.of]
     new_heads, new_kv = target.size(axis), target.size(groups)
@@ -57,8 +65,8 @@ def query_heads(
         slots = (held[:, None] * new_group + np.arange(new_group)).reshape(-1)
         if len(slots) < old_group:
             raise InputError(
-                f"model.{axis.field} {new_heads} over model.{groups.field} {new_kv} leaves {len(slots)} query heads "
-                f"for the {old_group} that share key-value head {kv_head}: allowed is a target with as many"
+                f"the target must have at least {old_group} query heads for key-value head {kv_head}, got {len(slots)} "
+                f"(model.{axis.field} {new_heads} over model.{groups.field} {new_kv})"
             )
         number = np.arange(len(slots))
         index[slots] = np.where(copies | (number < old_group), kv_head * old_group + number % old_group, -1)
@@ -66,9 +74,9 @@ def query_heads(
 
 
 def places(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
-    """The old coordinate in whose place each new one is, -1 for a new one; query heads stay in their groups.
+    """int [new]: the old coordinate of each position, -1 for a new one; query heads stay in their groups.
 
-    Where groups shrink, the old query heads need more key-value heads: then these are copies.
+    Where groups shrink, old query heads need more key-value heads, which are then copies.
     """
     old, new = source.size(axis), target.size(axis)
     queries = axis if axis.of else next((a for a in target.architecture.of_kind(Kind.HEADS) if a.of), None)
@@ -81,55 +89,51 @@ def places(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> np.ndarr
     return query_heads(axis, source, target, kv, copies=False) if axis.of else kv
 
 
-def shares(index: np.ndarray, uneven: float, rng: np.random.Generator | None) -> np.ndarray:
-    """The part of a coordinate that is read from each of its copies; the parts of one coordinate add up to 1.
+def shares(index: np.ndarray, imbalance: float, rng: np.random.Generator | None) -> np.ndarray:
+    """float64 [new]: the read weight of each copy; those of one coordinate sum to 1, so that R^T P = I.
 
-    uneven 0 is the even split, 1 / copies. Else each part is scaled by 1 + uneven x U(-1, 1) before the parts are
-    brought back to 1: copies that are read differently learn differently (LEMON, arXiv 2310.07999).
+    Imbalance 0 is the even split, 1 / copies. Otherwise shares are proportional to 1 + imbalance x U(-1, 1): copies
+    with unequal read weights get unequal gradients and diverge (LEMON, arXiv 2310.07999).
     """
-    part = np.ones(len(index)) if uneven == 0 else 1 + uneven * rng.uniform(-1, 1, len(index))
+    part = np.ones(len(index)) if rng is None else 1 + imbalance * rng.uniform(-1, 1, len(index))
     return part / np.bincount(index, part)[index]
 
 
-def copied(index: np.ndarray, old: int, uneven: float = 0.0, rng: np.random.Generator | None = None) -> AxisMap:
-    """An ordinary axis grown by copies: written as they are, read in parts, so that R^T P = I."""
-    return AxisMap.make(old, Gather.copies(index), Gather.copies(index, shares(index, uneven, rng)))
+def copied(index: np.ndarray, old: int, imbalance: float = 0.0, rng: np.random.Generator | None = None) -> AxisMap:
+    """Growth by copies: P copies, R reads each copy by its share."""
+    return AxisMap.make(old, Gather.copies(index), Gather.copies(index, shares(index, imbalance, rng)))
 
 
 def cycled(old: int, new: int) -> AxisMap:
-    """An axis grown by copies of the whole of it, again and again, in even parts."""
+    """Growth by copies of the whole axis, again and again, with even shares."""
     return copied(np.arange(new) % old, old)
 
 
 def pad_index(old: int, new: int) -> np.ndarray:
-    """Old coordinates first, then new ones, which copy none (-1)."""
+    """int [new]: the old coordinates, then -1 for new ones."""
     return np.where(np.arange(new) < old, np.arange(new), -1)
 
 
 def padded(index: np.ndarray, old: int, fresh_write: bool = False) -> AxisMap:
-    """An ordinary axis grown by zeros. One side of a new coordinate is zero, the other the target's initial values.
+    """Growth by padding: a new coordinate is zero on one side and freshly initialised on the other.
 
-    fresh_write: what writes the coordinate is fresh and what reads it zero; else the other way round.
+    fresh_write: the writer is fresh and the reader zero; otherwise the other way round.
     """
     copy, new = Gather.copies(index), index < 0
-    return AxisMap.make(old, copy, copy, **{"fresh_write" if fresh_write else "fresh_read": new})
+    return AxisMap.make(
+        old, copy, copy, fresh_write=new if fresh_write else None, fresh_read=None if fresh_write else new
+    )
 
 
 def fresh(index: np.ndarray, old: int) -> AxisMap:
-    """An axis grown by fresh coordinates: what writes and what reads them gets the target's initial values."""
+    """Growth by coordinates that are freshly initialised in their writers and readers."""
     copy, new = Gather.copies(index), index < 0
     return AxisMap.make(old, copy, copy, fresh_write=new, fresh_read=new)
 
 
 def tied_final(stream: AxisMap) -> AxisMap:
-    """What the last norm hands to a tied head, which reads with the stream's own P, so the norm undoes it.
+    """The map of what the last norm hands to a tied head, P_final = P (P^T P)^-1.
 
-    That asks P_final = P (P^T P)^-1, as the stream is read back.
+    A tied head reads with the stream's own P, so the last norm's gain must undo it.
     """
     return AxisMap.make(stream.old, stream.read, stream.write, fresh_read=stream.fresh_read)
-
-
-def check_selection(select: str) -> None:
-    """Raises InputError for a name that is not in SELECTIONS."""
-    if not isinstance(select, str) or select not in SELECTIONS:
-        raise unknown("selection", select, SELECTIONS)

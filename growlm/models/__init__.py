@@ -1,4 +1,4 @@
-"""What a model is: a declaration, branches, architectures, and the decoder that runs them."""
+"""Models: the declaration, branches, architectures, and the decoder that runs them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
 
-# Adding an architecture is one file and one row; one that is passed with its config needs no row.
+# An architecture is one file and one row, which gives it a name in configs.
 ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
 
 
@@ -48,12 +48,12 @@ def plain(config: DecoderConfig) -> dict[str, Any]:
 
 
 def declared(config: DecoderConfig) -> Iterator[Weight]:
-    """The weights that a model of this config has."""
+    """The weights of a model."""
     return config.weights
 
 
 def sizes_of(config: DecoderConfig) -> dict[str, int]:
-    """The sizes of a model's axes by the fields of its config, for tables."""
+    """The sizes of a model's axes by the fields of its config."""
     return {axis.field: config.size(axis) for axis in config.architecture.axes}
 
 

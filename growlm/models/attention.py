@@ -1,4 +1,4 @@
-"""Attention: causal, grouped-query, with rotary positions on all of a head or on its first part.
+"""Causal grouped-query attention, with rotary positions on all of a head or on its first coordinates.
 
 Shape suffixes: B batch, T positions, D embed, H heads, K kv_heads, h head_dim, N = B x T rows.
 """
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from growlm.errors import InputError, check_positive, unknown
+from growlm.errors import check_positive, must_be, unknown
 from growlm.models.axes import Branch, DecoderConfig, WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, has, rms_norm, weight
@@ -23,11 +23,11 @@ ROPE_SCALINGS = ("linear", "llama3")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are lowered, so that a model reads further than it was trained at first.
+    """Scaling of rotary frequencies, which extends the context of a trained model.
 
-    kind "linear" divides every frequency by `factor` (arXiv 2306.15595). "llama3" (Llama 3.1) does so where fewer than
-    low_freq_factor turns fit into original_length positions, leaves alone where more than high_freq_factor do, and goes
-    from one to the other between; the last three fields are for it alone. Raises InputError.
+    kind "linear" divides every frequency by `factor` (arXiv 2306.15595). "llama3" (Llama 3.1) divides frequencies with
+    fewer than low_freq_factor turns in original_length positions, keeps those with more than high_freq_factor, and
+    interpolates between; the last three fields are for it alone. Raises InputError.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class RopeScaling:
             check_positive(f"model.rope_scaling.{name}", getattr(self, name))
         low, high = self.low_freq_factor, self.high_freq_factor
         if low >= high:
-            raise InputError(f"model.rope_scaling: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+            raise must_be("model.rope_scaling.low_freq_factor", f"below high_freq_factor, {high:g}", low)
 
 
 def rotary_table(
@@ -58,17 +58,17 @@ def rotary_table(
 
 
 def _scaled(frequency_h: jax.Array, scaling: RopeScaling) -> jax.Array:
-    """Frequencies lowered as `RopeScaling` says."""
+    """Frequencies scaled by `RopeScaling`."""
     if scaling.kind == "linear":
         return frequency_h / scaling.factor
     turns_h = scaling.original_length * frequency_h / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    kept_h = jnp.clip((turns_h - low) / (high - low), 0, 1)  # 0: lowered wholly, 1: left alone
+    kept_h = jnp.clip((turns_h - low) / (high - low), 0, 1)
     return (1 - kept_h) * frequency_h / scaling.factor + kept_h * frequency_h
 
 
 def rotate(x_BTHh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each pair (i, i + r/2) of the first r coordinates by its position's angle, the layout of Llama and NeoX."""
+    """Rotates the pairs (i, i + r/2) of the first r coordinates by their position's angle, as Llama and NeoX do."""
     cos, sin = (table.astype(x_BTHh.dtype) for table in rotary)
     rotated = 2 * cos.shape[-1]
     turned, rest = (x_BTHh, None) if rotated == x_BTHh.shape[-1] else jnp.split(x_BTHh, [rotated], axis=-1)
@@ -84,8 +84,8 @@ def _all_positions(config: DecoderConfig) -> int | None:
 class Attention(nn.Module):
     """Causal grouped-query attention (arXiv 2305.13245).
 
-    Positions are rotary where the branch has a table of them. A bias of the query, key and value or of the output, and
-    an RMSNorm with a gain on the heads of query and key, are there where such weights are declared.
+    Positions are rotary if the branch has tables of them. Biases of query, key, value and output, and RMSNorms on the
+    heads of query and key, are used if their weights are declared.
     """
 
     config: DecoderConfig
@@ -103,21 +103,21 @@ class Attention(nn.Module):
         return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, {}
 
     def _project(self, x_ND, name: str, context: Context):
-        """Query, key or value heads [B, T, heads, h], with their bias and their norm."""
+        """Query, key or value heads [B, T, heads, h], with bias and norm."""
         w_DHh = weight(self, name)
         y = dense(x_ND, w_DHh).reshape(context.batch, -1, *w_DHh.shape[1:])
         if has(self, f"{name}_bias"):
             y = y + weight(self, f"{name}_bias")
         if has(self, f"{name}_norm"):
-            y = rms_norm(y, self.config.norm_eps) * weight(self, f"{name}_norm")
+            y = rms_norm(y, getattr(self.config, self.config.architecture.norm.eps)) * weight(self, f"{name}_norm")
         return y
 
 
 def attention_flops(heads: int, head_dim: int, length: int, window: int | None = None) -> float:
-    """Forward FLOPs of a token, the mean of a sequence, in the products of queries, keys and values.
+    """Forward FLOPs a token, averaged over a sequence, of scores and weighted sums; without softmax.
 
-    Position t (from 0) attends to t + 1 keys, fewer with a window; each costs 2 x heads x head_dim in the score, and as
-    many again in the weighted sum. Softmax is left out.
+    Position t (from 0) attends to t + 1 keys, at most `window`; each costs 2 x heads x head_dim for the score, and as
+    much for the weighted sum.
     """
     seen = min(window or length, length)
     keys = (seen * (seen + 1) / 2 + (length - seen) * seen) / length
@@ -132,9 +132,9 @@ def attention_branch(
     """Attention as a branch.
 
     Args:
-      weights: query, key, value and out, and what else `Attention` knows.
-      rotary: (config, length) -> a table of `rotary_table`, or None.
-      window: of a config, how many positions a query sees, its own the last of them; None: all before it.
+      weights: query, key, value and out, and the optional ones of `Attention`.
+      rotary: (config, length) -> `rotary_table`, or None.
+      window: config -> the number of positions that a query sees, its own the last; None for all before it.
     """
 
     def flops(config: Any, length: int) -> float:

@@ -1,7 +1,7 @@
-"""What a model is, declared: axes that have kinds, weights that read and write them, branches, architectures.
+"""The declaration of a model: axes with kinds, weights that read and write them, branches, architectures.
 
-Shapes, initial scales, counts, shardings, optimizer groups and growth are derived from the declaration; none of them
-knows the name of an axis or of a weight. An architecture is a value, in a file of its own; its config carries it.
+Shapes, initial scales, counts, shardings, optimizer groups and growth are derived from it, and none of these knows an
+axis or a weight by name. An architecture is a value in a file of its own, and its config class carries it.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
-from growlm.errors import InputError, check_positive
+from growlm.errors import InputError, check_positive, must_be
 
 Params = dict[str, Any]
 
 
 class Kind(enum.Enum):
-    """What an axis is to growth, to claims, to masks, to learned maps and to sharding."""
+    """The kind of an axis, by which growth, claims, masks, learned maps and sharding treat it."""
 
     STREAM = "stream"  # the residual stream: read through norms
-    READ = "read"  # what a norm hands on
+    READ = "read"  # the output of a norm
     INNER = "inner"  # within a branch, elementwise between its writer and its reader
     HEADS = "heads"  # of attention; query heads share the key and value heads of their group
     EXPERTS = "experts"  # of a mixture, weighed by a router
@@ -35,13 +35,13 @@ class Kind(enum.Enum):
 
 
 class Role(enum.Enum):
-    """What a weight is to the optimizer, to noise and to counts of FLOPs. Declared: an initial value says nothing."""
+    """The role of a weight in the optimizer, in noise and in FLOP counts; initial values say nothing about it."""
 
     MATRIX = "matrix"
-    LOOKUP = "lookup"  # rows picked by number: multiplies nothing
+    LOOKUP = "lookup"  # rows selected by number: no product
     ROUTER = "router"  # a matrix whose outputs weigh experts
     GAIN = "gain"  # multiplies elementwise
-    BIAS = "bias"  # is added
+    BIAS = "bias"  # added elementwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,36 +49,36 @@ class Axis:
     """One axis of activations.
 
     Attributes:
-      name: as weights spell it.
-      kind: what growth asks of it.
-      size: the field of the config that holds its size; by default the field of its name.
-      mesh: the mesh axis over which arrays are split along it, if any.
-      of: of a READ axis the stream that its norm reads; of query heads the heads that every group of them shares.
-      values: of query heads that share groups, the heads whose values they mix.
-      chosen: of experts, the field of the config that says how many a token gets.
-      normalised: of experts, whether the weights of the chosen ones add up to 1.
+      name: in the dims of weights.
+      kind: how growth treats it.
+      size: the field of the config with its size; by default the field of its name.
+      mesh: the mesh axis over which arrays are sharded along it, or None.
+      of: for a READ axis, the stream that its norm reads; for query heads, the key heads that their groups share.
+      values: for grouped query heads, the heads whose values they mix.
+      chosen: for experts, the field of the config with the number of experts of a token.
+      normalised: for experts, whether the router weights of a token's experts sum to 1.
     """
 
     name: str
     kind: Kind
     size: str = ""
     mesh: str | None = None
-    of: str | None = None
-    values: str | None = None
-    chosen: str | None = None
+    of: str = ""
+    values: str = ""
+    chosen: str = ""
     normalised: bool = True
 
     @property
     def field(self) -> str:
-        """The field of the config that holds its size."""
+        """The field of the config with its size."""
         return self.size or self.name
 
 
 @dataclasses.dataclass(frozen=True)
 class Dim:
-    """One array dimension of a weight: the axis it reads, the axis it writes, or both for an elementwise weight.
+    """One array dimension of a weight: the axis that it reads, the axis that it writes, or both if it is elementwise.
 
-    many: the weight is held once for each coordinate (a layer, an expert), and multiplies nothing along it.
+    many: the weight is held once for each coordinate (layer, expert), and multiplies nothing along the dimension.
     """
 
     reads: Axis | None
@@ -87,8 +87,10 @@ class Dim:
 
     @property
     def axis(self) -> Axis:
-        """The axis that gives the dimension its size."""
-        return self.reads or self.writes
+        """The axis with the size of the dimension."""
+        axis = self.reads if self.reads is not None else self.writes
+        assert axis is not None, "a dimension reads or writes an axis"
+        return axis
 
     @property
     def both(self) -> tuple[Axis, ...]:
@@ -104,7 +106,7 @@ class Dim:
         return cls(axes[reads] if reads else None, axes[writes] if writes else None)
 
 
-# The paper's code: a matrix starts with the standard deviation sqrt(2 / (5 fan_in)).
+# The paper's code: matrices start with standard deviation sqrt(2 / (5 fan_in)).
 GAIN = math.sqrt(2 / 5)
 
 _INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
@@ -116,16 +118,16 @@ def _always(config: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class WeightSpec:
-    """A weight as its branch or architecture declares it.
+    """The declaration of a weight, within its branch or architecture.
 
     Attributes:
       name: within its branch.
-      dims: its dimensions, as `Dim.parse` reads them, without the layers.
-      role: what it is to the optimizer.
+      dims: in the syntax of `Dim.parse`, without the layer axis.
+      role: its role in the optimizer.
       init: "normal", "ones" or "zeros"; by default ones for gains, zeros for biases, else normal.
-      gain: a normal weight starts with the standard deviation gain / sqrt(fan-in).
-      fan_in: names of axes, where the fan-in is not the product of the axes that are read.
-      present: whether a model of a config has it.
+      gain: normal weights have the standard deviation gain / sqrt(fan-in).
+      fan_in: names of axes, if the fan-in is not the product of the axes that are read.
+      present: config -> whether the model has it.
     """
 
     name: str
@@ -152,9 +154,9 @@ class WeightSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One weight of a model: its path in the parameter tree, its dimensions, its role and how it starts.
+    """One weight of an architecture: path in the parameter tree, dimensions, role and initial values.
 
-    `dims` leaves out the leading layer axis, `stack`, which every weight of a branch has.
+    `dims` is without the leading layer axis, `stack`, which every weight of a branch has.
     """
 
     path: str
@@ -168,7 +170,7 @@ class Weight:
 
     @property
     def stacked(self) -> bool:
-        """True where the array has the leading layer axis."""
+        """Whether the array has the leading layer axis."""
         return self.stack is not None
 
     @property
@@ -178,17 +180,17 @@ class Weight:
 
     @property
     def elementwise(self) -> bool:
-        """True for gains and biases: they take part in no matrix product."""
+        """Whether it is a gain or a bias, which are in no matrix product."""
         return self.role in (Role.GAIN, Role.BIAS)
 
     @property
     def neutral(self) -> float:
-        """What a new one starts at so that it changes nothing: one for a gain, else zero."""
+        """The value at which a new weight changes nothing: one for a gain, else zero."""
         return 1.0 if self.role is Role.GAIN else 0.0
 
     @property
     def residual(self) -> bool:
-        """True for the last weights of a branch: what they write is added to the stream."""
+        """Whether it is a residual writer: its output is added to the stream."""
         return self.stacked and self.writes(Kind.STREAM)
 
     def reads(self, kind: Kind) -> bool:
@@ -200,7 +202,7 @@ class Weight:
         return any(dim.writes is not None and dim.writes.kind is kind for dim in self.dims if not dim.many)
 
     def block_shape(self, config: "DecoderConfig") -> tuple[int, ...]:
-        """The shape in one layer, without the layer axis."""
+        """The shape without the layer axis."""
         return tuple(config.size(dim.axis) for dim in self.dims)
 
     def shape(self, config: "DecoderConfig") -> tuple[int, ...]:
@@ -208,23 +210,23 @@ class Weight:
         return tuple(config.size(dim.axis) for dim in self.all_dims)
 
     def std(self, config: "DecoderConfig") -> float:
-        """The standard deviation of the initial values of a normal weight."""
+        """The standard deviation of initial values, if they are normal."""
         reads = self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
-        # All branches add up on the stream: each starts smaller, so that the sum keeps its size (GPT-2).
+        # The stream sums all branches: each starts smaller, so that the sum keeps its size (GPT-2).
         depth = max(config.branches, 1) if self.residual else 1
         return self.gain / math.sqrt(math.prod(config.size(axis) for axis in reads) * depth)
 
     def key(self, key: jax.Array) -> jax.Array:
-        """The weight's own key: what is drawn for it depends on no other weight."""
+        """The weight's key, which depends on its path alone: adding a weight changes no other's values."""
         return jax.random.fold_in(key, self.number)
 
     @cached_property
     def number(self) -> int:
-        """A number of the path, for keys: the same in every architecture and process."""
+        """A hash of the path, equal in all architectures and processes."""
         return zlib.crc32(self.path.encode())
 
     def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
-        """float32 initial values for one layer (or for a weight outside of branches); whole: for all layers at once."""
+        """float32 initial values of one layer, or, if `whole`, of all layers."""
         shape = self.shape(config) if whole else self.block_shape(config)
         if self.init == "normal":
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
@@ -232,7 +234,7 @@ class Weight:
 
 
 class NormKind(enum.Enum):
-    """What a norm takes out of its input, which says what growth of the stream must keep."""
+    """The kind of a norm, which determines what growth of the stream must keep."""
 
     RMS = "rms"  # divides by the root mean square (arXiv 1910.07467)
     LAYER = "layer"  # takes the mean away and divides by the standard deviation (arXiv 1607.06450)
@@ -240,7 +242,7 @@ class NormKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """The norm through which an architecture reads its stream. `eps` is the field of the config that holds its eps."""
+    """The norm through which an architecture reads its stream. `eps` is the field of the config with its eps."""
 
     kind: NormKind
     scale: bool = True
@@ -248,7 +250,7 @@ class Norm:
     eps: str = "norm_eps"
 
     def weights(self, stream: str, reads: str) -> tuple[WeightSpec, ...]:
-        """Its gain and its bias, where it has them."""
+        """Its gain and bias, if it has them."""
         gain = WeightSpec("scale", f"{stream}>{reads}", Role.GAIN)
         bias = WeightSpec("bias", f">{reads}", Role.BIAS)
         return (gain,) * self.scale + (bias,) * self.bias
@@ -264,16 +266,16 @@ def _no_tables(config: Any, length: int) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Branch:
-    """What adds to the stream: y = x + module(norm(x)).
+    """A residual branch: y = x + module(norm(x)).
 
     Attributes:
-      name: of its weights in the tree, blocks/NAME/..., and of its norm's, blocks/NAME_norm/....
-      module: a Linen module of (config, dtype), called with (x_ND, context); it gives (what is added [N, D], an
-        auxiliary dict, empty for most).
-      weights: what it has beside its norm.
-      flops: (config, length) -> forward FLOPs of a token in what multiplies activations with each other.
-      tables: (config, length) -> arrays that all layers share, such as those of rotary positions; in the context.
-      losses: (config, auxiliary dict stacked over layers) -> losses by name, which the train step adds.
+      name: its weights are blocks/NAME/..., those of its norm blocks/NAME_norm/....
+      module: a Linen module of (config, dtype), called with (x_ND, context); returns (what is added to the stream
+        [N, D], an auxiliary dict).
+      weights: without those of its norm.
+      flops: (config, length) -> forward FLOPs of a token in products of activations with each other.
+      tables: (config, length) -> arrays that all layers share, such as rotary tables, passed in the context.
+      losses: (config, auxiliary dict stacked over layers) -> auxiliary losses by name, added in training.
       reads: the axis that its norm writes.
     """
 
@@ -289,17 +291,17 @@ class Branch:
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
 _HEAD_GAIN = 0.25
 
-# As a tied head the embedding reads `final`, which is also a sane scale for a lookup.
+# The fan-in is that of a tied head, which reads `final`.
 EMBEDDING = WeightSpec("embedding", "vocab> >stream", Role.LOOKUP, gain=_HEAD_GAIN, fan_in=("final",))
 
 
 def head(present: Callable[[Any], bool] = _always) -> WeightSpec:
-    """What turns the last hidden state into logits; where it is not present the embedding serves, tied."""
+    """The head, from the last hidden state to logits. If it is not present, the embedding is the head (tied)."""
     return WeightSpec("head", "final> >vocab", gain=_HEAD_GAIN, present=present)
 
 
 def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array) -> jax.Array:
-    """The stream before the first layer, [B x T, D]: the embedding's rows."""
+    """The stream before the first layer, [B x T, D]: rows of the embedding."""
     return weights["embedding"][tokens_BT.reshape(-1)]
 
 
@@ -308,17 +310,17 @@ class Architecture:
     """A family of decoders: one stream through periods of branches, a norm, a head.
 
     Attributes:
-      name: as configs have it.
-      config: its config class, which from then on carries it.
+      name: in configs.
+      config: its config class, which carries the architecture from then on.
       axes: every axis that weights read or write.
-      period: what is repeated: steps, one after the other, each of branches that read the stream before the step.
+      period: the repeated unit: steps in sequence, each of branches in parallel.
       norm: through which branches and head read the stream.
-      lookups: what `embed` looks up; by default the embedding.
+      lookups: the weights that `embed` uses; by default the embedding.
       embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
-      head: of the last hidden state; absent where it is tied to the embedding.
-      shared: fields of the config that source and target of a growth must share, beside sizes of FIXED axes.
-      free: fields that may differ.
-      families: by model_type, how transformers has it (`growlm.models.stored`).
+      head: from the last hidden state to logits; absent if it is tied to the embedding.
+      shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
+      free: fields that may differ between source and target.
+      families: its families in transformers, by model_type (`growlm.models.stored`).
     """
 
     name: str
@@ -351,7 +353,7 @@ class Architecture:
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
-        """Every weight by its path, in the order of a forward pass, whether a config has it or not."""
+        """Every weight by its path, in the order of a forward pass, present in a config or not."""
         axes, stack, stream = self.axis, self.stack, self.stream.name
         weights = [spec.placed("", axes, None) for spec in self.lookups]
         for branch in self.branches:
@@ -375,7 +377,7 @@ class Architecture:
 
     @cached_property
     def final(self) -> Axis:
-        """What the last norm hands to the head."""
+        """The axis from the last norm to the head."""
         return next(dim.reads for dim in self.weights["head"].dims if dim.reads)
 
     def of_kind(self, *kinds: Kind) -> tuple[Axis, ...]:
@@ -384,34 +386,33 @@ class Architecture:
 
     @cached_property
     def sizes(self) -> tuple[str, ...]:
-        """The fields of the config that may grow."""
+        """The fields of the config that growth may change."""
         return tuple(dict.fromkeys(axis.field for axis in self.axes if axis.kind is not Kind.FIXED))
 
     @cached_property
     def widths(self) -> tuple[str, ...]:
-        """Those of one layer."""
+        """The sizes of one layer."""
         depth = {axis.field for axis in self.of_kind(Kind.STACK, Kind.VOCAB)}
         return tuple(field for field in self.sizes if field not in depth)
 
     @cached_property
     def kept(self) -> tuple[str, ...]:
-        """The fields that source and target must share."""
+        """The fields of the config that growth cannot change."""
         fixed = [axis.field for axis in self.of_kind(Kind.FIXED)]
         return tuple(dict.fromkeys([*fixed, *self.shared]))
 
     def is_read(self, axis: Axis) -> bool:
-        """Whether a matrix reads the axis, so that growth must be read back as it was written."""
+        """Whether a matrix reads the axis, so that R^T P = I is needed on it."""
         return any(dim.reads is axis for w in self.weights.values() if not w.elementwise for dim in w.dims)
 
     def tied(self, config: "DecoderConfig") -> bool:
-        """Whether the embedding is the head too."""
+        """Whether the embedding is the head."""
         return not self.weights["head"].present(config)
 
-    def match(self, path: tuple) -> tuple[str, Weight | None, str]:
-        """Splits a key path of a tree with trees like the parameters in it, such as an optimizer state.
+    def match_weight(self, path: tuple) -> tuple[str, Weight | None, str]:
+        """Splits a key path of e.g. an optimizer state into (field, weight, rest).
 
-        Returns the name of the field that such a tree is, the weight that the leaf belongs to (None: to none), and the
-        rest of the path: `0/mu/blocks/mlp/gate` is (`mu`, gate, ``).
+        `0/mu/blocks/mlp/gate` is (`mu`, gate, ``). The weight is None if the leaf belongs to none.
         """
         names = ["", *path_of(path).split("/")]
         for begin in range(1, len(names)):
@@ -421,8 +422,9 @@ class Architecture:
         return "", None, ""
 
 
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The base of the config classes of architectures: frozen dataclasses that check themselves."""
+    """The base of the config classes of architectures: frozen, validated dataclasses."""
 
     architecture: ClassVar[Architecture]
 
@@ -432,25 +434,24 @@ class DecoderConfig:
 
     @property
     def depth(self) -> int:
-        """How many periods of layers a model has."""
+        """The number of periods of layers."""
         return self.size(self.architecture.stack)
 
     @property
     def branches(self) -> int:
-        """How many branches add to the stream, in all layers."""
+        """The number of branches in all layers."""
         return len(self.architecture.branches) * self.depth
 
     @property
     def weights(self) -> Iterator[Weight]:
-        """The weights that a model of this config has."""
+        """The weights of the model."""
         return (weight for weight in self.architecture.weights.values() if weight.present(self))
 
     def _check_integers(self, *names: str, least: int = 1) -> None:
         for name in names:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                allowed = "positive integers" if least == 1 else f"integers >= {least}"
-                raise InputError(f"model.{name} must be {allowed}, got {value!r}")
+                raise must_be(f"model.{name}", "a positive integer" if least == 1 else f"an integer >= {least}", value)
 
     def _check_numbers(self, *names: str) -> None:
         for name in names:
@@ -459,20 +460,16 @@ class DecoderConfig:
     def _check_flags(self, *names: str) -> None:
         for name in names:
             if not isinstance(value := getattr(self, name), bool):
-                raise InputError(f"model.{name} must be True and False, got {value!r}")
+                raise must_be(f"model.{name}", "True or False", value)
 
 
 def path_of(key_path: tuple) -> str:
-    """A tree path as the declaration spells it: `blocks/mlp/gate`."""
+    """A key path as text: `blocks/mlp/gate`."""
     return "/".join(jax.tree_util.keystr((entry,), simple=True) for entry in key_path)
 
 
 def map_weights(function: Callable, config: DecoderConfig, params: Params, *rest: Params) -> Params:
-    """`function(weight, leaf, ...)` over a parameter tree of this config.
-
-    Raises InputError where a leaf is not declared, a declared weight is missing or a shape is another one: no leaf is
-    ever passed over.
-    """
+    """Maps `function(weight, leaf, ...)` over a parameter tree. Raises InputError as `check_params`."""
     check_params(config, params)
     weights = config.architecture.weights
     return jax.tree_util.tree_map_with_path(
@@ -485,14 +482,14 @@ def check_params(config: DecoderConfig, params: Mapping) -> None:
     found = {path_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     expected = {weight.path: weight.shape(config) for weight in config.weights}
     if extra := sorted(found.keys() - expected.keys()):
-        raise InputError(f"parameter {extra[0]!r} is not declared for this model; allowed: {', '.join(expected)}")
+        raise must_be("a parameter of this model", f"one of {', '.join(expected)}", extra[0])
     if missing := sorted(expected.keys() - found.keys()):
-        raise InputError(f"parameter {missing[0]!r} is declared for this model and missing")
+        raise InputError(f"parameter {missing[0]!r} must be in the tree of this model, got none")
     for path, shape in expected.items():
         if found[path] != shape:
-            raise InputError(f"parameter {path!r} has shape {found[path]}; this model's shape is {shape}")
+            raise must_be(f"the shape of parameter {path!r}", f"{shape} for this model", found[path])
 
 
 def nest(leaves: dict[str, Any]) -> Params:
-    """The nested dict of leaves by their paths."""
+    """A nested dict from leaves by path."""
     return unflatten_dict(leaves, sep="/")

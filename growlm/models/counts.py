@@ -1,4 +1,4 @@
-"""How large a model is and what a token costs, counted from the declaration."""
+"""Parameters and FLOPs, counted from the declaration."""
 
 import math
 
@@ -6,18 +6,18 @@ from growlm.models.axes import DecoderConfig, Role, Weight
 
 
 def parameter_count(config: DecoderConfig, active: bool = False) -> int:
-    """The number of parameters, embedding and head included (the N of the paper's 6 N D).
+    """The number of parameters with embedding and head (N in the paper's 6 N D).
 
-    active: of a mixture of experts, those that one token meets.
+    active: in a mixture of experts, count only the experts of one token.
     """
     counts = (math.prod(w.shape(config)) * (_share(w, config) if active else 1) for w in config.weights)
     return round(sum(counts))
 
 
 def matmul_parameter_count(config: DecoderConfig) -> int:
-    """The number of parameters that multiply one token's activations.
+    """The number of parameters in matrix products for one token.
 
-    No gains, no biases, a lookup only where it is the tied head, and of experts those that the token gets.
+    These are matrices, the embedding if it is the tied head, and the experts of one token; no gains and biases.
     """
     products = sum(math.prod(w.shape(config)) * _share(w, config) for w in config.weights if _multiplies(w, config))
     return round(products)
@@ -30,12 +30,12 @@ def _multiplies(weight: Weight, config: DecoderConfig) -> bool:
 
 
 def _share(weight: Weight, config: DecoderConfig) -> float:
-    """Of a weight that is held once an expert, the share that a token meets."""
+    """The share of a weight of experts that one token uses."""
     experts = [dim.axis for dim in weight.dims if dim.many and dim.axis.chosen]
     return math.prod(getattr(config, axis.chosen) / config.size(axis) for axis in experts)
 
 
 def flops_per_token(config: DecoderConfig, length: int) -> float:
-    """FLOPs that one training token costs, forward and backward: 6 a parameter in a product, and what branches say."""
+    """Training FLOPs a token, forward and backward: 6 for each parameter in products, and 3 x those of branches."""
     rest = sum(branch.flops(config, length) for branch in config.architecture.branches)
     return 6.0 * matmul_parameter_count(config) + 3.0 * config.depth * rest

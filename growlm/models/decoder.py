@@ -1,4 +1,4 @@
-"""The decoder: an embedding, a scan over periods of branches, a norm, a head; whatever the architecture is.
+"""The decoder of every architecture: embedding, a scan over periods of branches, last norm, head.
 
 Shape suffixes: B batch, T positions, D embed, V vocab, L periods of layers, N = B x T rows.
 """
@@ -14,39 +14,39 @@ from flax import linen as nn
 
 from growlm.errors import InputError, unknown
 from growlm.models.axes import DecoderConfig, Params, check_params, nest
-from growlm.models.kernels import KEPT
+from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits
 from growlm.models.sharding import GATHERED, by_batch, current_mesh
 
-# What the backward pass may keep of a block's forward pass, by less and less; None keeps everything. "attention" is for
-# TPUs: it keeps what their kernel gives, of the size of the stream, and is "full" elsewhere.
+# Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
+# "attention" keeps the residuals of the TPU kernel, of the size of the stream, and equals "full" elsewhere.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(KEPT),
+    "attention": jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-Tables = dict[str, Any]  # of every branch, by its name
+Tables = dict[str, Any]  # branch name -> its tables
 
 
 def _run(module: nn.Module, branch, x_ND, context: Context):
-    """What a branch adds to the stream, and its auxiliary dict; its norm and itself are children of the module."""
+    """What a branch adds to the stream, and its auxiliary dict. Norm and branch become children of the module."""
     parts = {"config": module.config, "dtype": module.dtype}
     normed_ND = NormLayer(**parts, name=f"{branch.name}_norm")(x_ND)
     return branch.module(**parts, name=branch.name)(normed_ND, context)
 
 
 class Period(nn.Module):
-    """The branches of one period, pre-norm. Those of one step read the same stream."""
+    """One period of branches, pre-norm. The branches of one step read one stream."""
 
     config: DecoderConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x_ND, context: Context, scale=None):
-        """The stream [B x T, D] -> (the stream, auxiliary dicts by branch); what is added, times the scale."""
+        """The stream [B x T, D] -> (the stream, auxiliary dicts by branch). `scale` multiplies what the period adds."""
         x_ND = by_batch(x_ND)
         y_ND, auxiliary = x_ND, {}
         for step in self.config.architecture.period:
@@ -60,7 +60,7 @@ class Period(nn.Module):
 
 
 class _Alone(nn.Module):
-    """One branch of one period, under the name that its weights are declared with."""
+    """One branch, at the path of its weights within `blocks`."""
 
     config: DecoderConfig
     dtype: Any
@@ -73,7 +73,7 @@ class _Alone(nn.Module):
 
 
 class _Named(nn.Module):
-    """What holds `_Alone` under the name `blocks`."""
+    """`_Alone` at the path `blocks`."""
 
     config: DecoderConfig
     dtype: Any
@@ -86,27 +86,33 @@ class _Named(nn.Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def apply_branch(config: DecoderConfig, name: str, params: Params, x_ND: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """What one branch of one layer adds to the stream: for a model that is never in memory whole.
+    """What one branch of one layer adds to the stream, for models that are never whole in memory.
 
-    `params` has what `blocks` has of it, without the layer axis: {"attn_norm": ..., "attn": ...} for "attn".
+    `params` are the branch's part of `blocks` without the layer axis: {"attn_norm": ..., "attn": ...} for "attn".
     """
     context = Context(tokens_BT, None, tables_of(config, tokens_BT.shape[1])[name])
-    return _Named(config, x_ND.dtype, name).apply({"params": {"blocks": params}}, x_ND, context)
+    return _apply_module(_Named(config, x_ND.dtype, name), {"params": {"blocks": params}}, x_ND, context)
+
+
+def _apply_module(module: nn.Module, variables: dict[str, Any], *arguments: Any, method: str | None = None) -> Any:
+    """Linen's `apply`, whose declared type allows for mutable variables, which no module here has."""
+    return module.apply(variables, *arguments, method=method)
 
 
 def tables_of(config: DecoderConfig, length: int) -> Tables:
-    """What the branches of an architecture compute once for all layers, by the branch's name."""
+    """The tables that branches compute once for all layers, by the branch's name."""
     return {branch.name: branch.tables(config, length) for branch in config.architecture.branches}
 
 
 def documents(tokens_BT: jax.Array, document_end: int) -> jax.Array:
-    """int32[B, T]: the number of each position's document in its row; the token that ends one still belongs to it."""
+    """int32[B, T]: the number of each position's document in its row. An end token belongs to the document it ends."""
     ends_BT = (tokens_BT == document_end).astype(jnp.int32)
     return jnp.cumsum(ends_BT, axis=1) - ends_BT
 
 
 def _policy(remat: str) -> Any:
-    """The policy of that name; what layers gathered from other devices is not kept, or fsdp would be for nothing."""
+    """The rematerialisation policy of that name."""
+    # All-gathered weights are never kept for the backward pass: fsdp would save no memory.
     mesh = current_mesh()
     if remat == "none" and mesh and mesh.shape["fsdp"] > 1:
         return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
@@ -114,9 +120,9 @@ def _policy(remat: str) -> Any:
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states, the layers as one scan: every leaf of a branch is [layers, ...].
+    """Tokens to hidden states. The layers are one scan, so every leaf of a branch is [layers, ...].
 
-    Where two of them share out the layers, the `top` of the second goes on from the `bottom` of the first.
+    Two decoders may share the layers: the second's `top` continues from the first's `bottom`.
     """
 
     config: DecoderConfig
@@ -125,15 +131,15 @@ class Decoder(nn.Module):
     document_end: int | None = None
 
     def setup(self):
-        """The layers and the last norm, and by name the weights that lie in neither."""
+        """The layers, the last norm, and the weights outside of both by name."""
         norm, layers = "final_norm/", "blocks/"
-        own = [one.path for one in self.config.weights if not one.path.startswith((norm, layers))]
-        self.own = {path: weight(self, path) for path in own}
+        outside = [one.path for one in self.config.weights if not one.path.startswith((norm, layers))]
+        self.outside = {path: weight(self, path) for path in outside}
         self.blocks = self._layers()
         self.final_norm = NormLayer(self.config, self.dtype)
 
     def __call__(self, tokens_BT, scale_L=None):
-        """int[B, T] -> (hidden [B x T, D], head [D, V], auxiliary); hidden times head are the logits."""
+        """int[B, T] -> (hidden [B x T, D], head [D, V], auxiliary). Logits are hidden times head."""
         return self.top(self._embed(tokens_BT), tokens_BT, scale_L)
 
     def bottom(self, tokens_BT, scale_L=None):
@@ -144,11 +150,11 @@ class Decoder(nn.Module):
         """The stream [B x T, D] before the first layer -> (hidden, head, auxiliary)."""
         x_ND, auxiliary = self._through(x_ND, tokens_BT, scale_L)
         tied = self.config.architecture.tied(self.config)
-        head_DV = self.own["embedding"].T if tied else self.own["head"]
+        head_DV = self.outside["embedding"].T if tied else self.outside["head"]
         return self.final_norm(x_ND), head_DV, auxiliary
 
     def _embed(self, tokens_BT):
-        return by_batch(self.config.architecture.embed(self.own, self.config, tokens_BT))
+        return by_batch(self.config.architecture.embed(self.outside, self.config, tokens_BT))
 
     def _through(self, x_ND, tokens_BT, scale_L):
         document_BT = None if self.document_end is None else documents(tokens_BT, self.document_end)
@@ -163,21 +169,21 @@ class Decoder(nn.Module):
             period,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]: declared as int alone
             length=self.config.depth,
         )
         return scanned(self.config, self.dtype)
 
 
 def with_depth(config: DecoderConfig, depth: int) -> DecoderConfig:
-    """The config with so many periods of layers."""
+    """The config with this number of periods of layers."""
     return dataclasses.replace(config, **{config.architecture.stack.field: depth})
 
 
 def _check_tokens(tokens: jax.Array, least: int) -> None:
     shape, dtype = np.shape(tokens), jnp.asarray(tokens).dtype
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
-        raise InputError(f"tokens are {dtype}{list(shape)}: allowed are integers [batch >= 1, length >= {least}]")
+        raise InputError(f"tokens must be integers [batch >= 1, length >= {least}], got {dtype}{list(shape)}")
 
 
 def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_layers: int) -> None:
@@ -185,15 +191,15 @@ def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_l
         raise unknown("remat policy", remat, REMAT_POLICIES)
     whole, depth = isinstance(frozen_layers, int) and not isinstance(frozen_layers, bool), config.depth
     if not whole or not 0 <= frozen_layers <= depth:
-        raise InputError(f"frozen_layers must be integers from 0 to {depth}, got {frozen_layers!r}")
+        raise InputError(f"frozen_layers must be an integer from 0 to {depth}, got {frozen_layers!r}")
     if block_scale is not None:
         shape, dtype = jnp.shape(block_scale), jnp.result_type(block_scale)
         if shape != (depth,) or not jnp.issubdtype(dtype, jnp.floating):
-            raise InputError(f"block_scale is {dtype}{list(shape)}: allowed are floats [{depth}], one a layer")
+            raise InputError(f"block_scale must be floats [{depth}], one for each layer, got {dtype}{list(shape)}")
 
 
 def _cut(config: DecoderConfig, params: Params, scale_L: jax.Array | None, layers: slice):
-    """The model that has only these of the layers: its shape, its parameters and its scale."""
+    """The model with some of the layers alone: its config, variables and scale."""
     blocks, scale_L = jax.tree.map(lambda leaf: leaf[layers], (params["blocks"], scale_L))
     config = with_depth(config, len(range(config.depth)[layers]))
     return config, {"params": {**params, "blocks": blocks}}, scale_L
@@ -201,7 +207,7 @@ def _cut(config: DecoderConfig, params: Params, scale_L: jax.Array | None, layer
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """How a forward pass is computed: its dtype, what is rematerialised, frozen layers, the end of a document."""
+    """Static arguments of a forward pass; see `losses`."""
 
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -212,22 +218,22 @@ class Pass:
 def _hidden(
     config: DecoderConfig, params: Params, tokens_BT: jax.Array, how: Pass, scale_L: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, dict]:
-    """The decoder's hidden states, head and auxiliary dicts, with the first layers as constants where they are."""
+    """(hidden states, head, auxiliary dicts), with the frozen layers as constants."""
     frozen, (dtype, end) = how.frozen_layers, (how.dtype, how.document_end)
     _check_options(config, how.remat, scale_L, frozen)
     check_params(config, params)
     if not frozen:
-        return Decoder(config, dtype, how.remat, end).apply({"params": params}, tokens_BT, scale_L)
-    # A scan goes backward through all of its layers or none: those that are constants need one of their own.
+        return _apply_module(Decoder(config, dtype, how.remat, end), {"params": params}, tokens_BT, scale_L)
+    # A scan differentiates through all of its layers or none, so frozen layers need a scan of their own.
     lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in config.architecture.lookups}
     params = {**params, **lookups}  # as a tied head too
-    bottom, *constants = _cut(config, params, scale_L, slice(frozen))
-    variables, bottom_scale_L = jax.lax.stop_gradient(constants)
+    bottom, variables, bottom_scale_L = _cut(config, params, scale_L, slice(frozen))
+    variables, bottom_scale_L = jax.lax.stop_gradient((variables, bottom_scale_L))
     below = Decoder(bottom, dtype, document_end=end)
-    x_ND, lower = below.apply(variables, tokens_BT, bottom_scale_L, method="bottom")
+    x_ND, lower = _apply_module(below, variables, tokens_BT, bottom_scale_L, method="bottom")
     top, variables, top_scale_L = _cut(config, params, scale_L, slice(frozen, None))
     above = Decoder(top, dtype, how.remat, end)
-    x_ND, head_DV, upper = above.apply(variables, x_ND, tokens_BT, top_scale_L, method="top")
+    x_ND, head_DV, upper = _apply_module(above, variables, x_ND, tokens_BT, top_scale_L, method="top")
     return x_ND, head_DV, jax.tree.map(lambda *both: jnp.concatenate(both), lower, upper)
 
 
@@ -237,12 +243,12 @@ def _init(config: DecoderConfig, key: jax.Array) -> Params:
 
 
 def init(config: DecoderConfig, key: jax.Array) -> Params:
-    """Fresh parameters: a nested dict of float32 arrays in the declared shapes, weights of layers as [layers, ...].
+    """Initial parameters: a nested dict of float32 arrays in the declared shapes, weights of layers as [layers, ...].
 
-    Matrices start with the standard deviation sqrt(2 / (5 fan_in)) of the paper's code (arXiv 2405.15319, lit_gpt
-    `_init_weights`), those that write the stream at 1 / sqrt(number of branches) of it (GPT-2), embedding and head at
-    0.25 / sqrt(embed), so small that the initial loss is log(vocab); gains are 1, biases 0. Every weight draws from a
-    key of its own, by its path.
+    Standard deviations are sqrt(2 / (5 fan_in)) for matrices, as in the paper's code (arXiv 2405.15319, lit_gpt
+    `_init_weights`), 1 / sqrt(number of branches) of that for residual writers (GPT-2), and 0.25 / sqrt(embed) for
+    embedding and head, so that the initial loss is log(vocab). Gains are 1, biases 0. A weight draws from a key that
+    depends on its path alone.
     """
     return _init(config, key)
 
@@ -256,21 +262,21 @@ def apply(
     remat: str = "none",
     block_scale: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits of every next token.
+    """Logits of the next token at every position.
 
     Args:
       config: the model's shape.
-      params: as `init` gives them.
-      tokens: int32[batch, length], from 0 to config.vocab - 1 (not checked: that would fetch them).
+      params: from `init`.
+      tokens: int32[batch, length], from 0 to config.vocab - 1 (not checked, since that would fetch them).
       dtype: the compute dtype of the layers, float32 or bfloat16 (float64 under jax_enable_x64).
       remat: a name in REMAT_POLICIES.
-      block_scale: float[layers], or None for ones: layer i gives x + block_scale[i] * (block(x) - x).
+      block_scale: float[layers], or None for ones: layer i computes x + block_scale[i] * (block(x) - x).
 
     Returns:
-      float32[batch, length, vocab] (float64 where that is the compute dtype).
+      float32[batch, length, vocab] (float64 if that is the compute dtype).
 
     Raises:
-      InputError: tokens or a scale of another rank, size or type, a tree that is not this model's, an unknown remat
+      InputError: tokens or block_scale of a wrong rank, size or type, a tree that is not this model's, an unknown remat
         policy.
     """
     _check_tokens(tokens, 1)
@@ -294,18 +300,16 @@ def hidden_states(
     block_scale: jax.Array | None = None,
     document_end: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What the logits are the product of: (hidden states [batch x length, embed], head [embed, vocab]), in `dtype`.
+    """(hidden states [batch x length, embed], head [embed, vocab]), whose product are the logits, in `dtype`.
 
-    For whoever needs the logits of some positions only. Arguments and errors are those of `apply`, document_end is as
-    in `next_token_loss`.
+    For logits of some positions only. Arguments and errors are those of `apply`, and of `losses` for document_end.
     """
     _check_tokens(tokens, 1)
     return _hidden(config, params, tokens, Pass(dtype, document_end=document_end), block_scale)[:2]
 
 
 def next_token_loss(config: DecoderConfig, params: Params, tokens: jax.Array, **options: Any) -> jax.Array:
-    """Mean cross-entropy, in nats a token, of predicting tokens[:, 1:] from what comes before each: `losses` without
-    what branches add. Options are those of `losses`."""
+    """Mean cross-entropy of tokens[:, 1:], in nats a token: `losses` without the auxiliary ones, with its options."""
     return losses(config, params, tokens, **options)[0]
 
 
@@ -320,22 +324,22 @@ def losses(
     frozen_layers: int = 0,
     document_end: int | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean cross-entropy of the next token, and what branches add to the loss that is trained on.
+    """The mean cross-entropy of the next token, and auxiliary losses of branches.
 
     Args:
       config, params, dtype, remat, block_scale: as in `apply`.
       tokens: int[batch, length + 1].
-      frozen_layers: so many of the first layers, and the embedding with them, are constants: their gradients are zero
-        and cost nothing. With 0 everything trains, with config.layers the final norm and an untied head.
-      document_end: the token that ends a document: a position sees its own document alone. None: all before it, as in
-        the paper. What ends one predicts the first token of the next in both cases.
+      frozen_layers: the number of first layers that are constants, with the embedding: their gradients are zero and
+        cost nothing. 0 trains everything; config.layers the final norm and an untied head.
+      document_end: the token that ends a document; positions then attend to their own document alone. None: to all
+        earlier positions, as in the paper. In both cases an end token predicts the first token of the next document.
 
     Returns:
-      (a float32 scalar in nats a token, scalars by name: such as the load balancing of a mixture, times its
-      coefficient). Softmax and loss are float32 whatever the compute dtype (float64 where that is it).
+      (a float32 scalar in nats a token, auxiliary scalars by name, such as the load-balancing loss of a mixture times
+      its coefficient). Softmax and loss are in float32, or in float64 if that is the compute dtype.
 
     Raises:
-      InputError: as `apply`, and for more frozen layers than there are.
+      InputError: as `apply`, and for frozen_layers out of range.
     """
     _check_tokens(tokens, 2)
     how = Pass(dtype, remat, frozen_layers, document_end)

@@ -1,6 +1,7 @@
-"""GPT-NeoX, the architecture of Pythia: LayerNorm and biases everywhere, rotary on a part of a head, parallel residual.
+"""GPT-NeoX (arXiv 2204.06745), the architecture of Pythia.
 
-arXiv 2204.06745: attention and MLP of a layer read one stream, each through a norm of its own.
+LayerNorm and biases everywhere, rotary positions on a part of each head, and parallel residuals: attention and MLP of a
+layer read one stream, each through its own norm.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from growlm.errors import InputError, check_positive
+from growlm.errors import check_positive, must_be
 from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import (
     Architecture,
@@ -31,10 +32,13 @@ from growlm.models.stored import Family, Settings, check_fixed, integer, layers_
 
 @dataclasses.dataclass(frozen=True)
 class GptNeoxConfig(DecoderConfig):
-    """The shape of a GPT-NeoX-like decoder.
+    """The shape of a GPT-NeoX-like decoder. Raises InputError for values out of range.
 
-    layers (0 or more), embed, heads, head_dim, mlp and vocab are positive integers; rotary_dim, even, is how many of a
-    head's coordinates are rotated. Raises InputError.
+    Attributes:
+      layers, embed, heads, head_dim, mlp, vocab: sizes, positive integers (layers may be 0).
+      rotary_dim: the number of a head's coordinates that are rotated, even.
+      tie_embeddings: the embedding is the head.
+      norm_eps, rope_theta: of LayerNorm and of rotary frequencies.
     """
 
     layers: int
@@ -56,10 +60,8 @@ class GptNeoxConfig(DecoderConfig):
         self._check_numbers("norm_eps", "rope_theta")
         self._check_flags("tie_embeddings")
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            raise InputError(
-                f"model.rotary_dim is {self.rotary_dim}: RoPE rotates pairs, so it must be even, and at most "
-                f"model.head_dim, {self.head_dim}"
-            )
+            rule = f"even, as RoPE rotates pairs, and at most model.head_dim, {self.head_dim}"
+            raise must_be("model.rotary_dim", rule, self.rotary_dim)
 
 
 _ATTENTION = attention_branch(
@@ -83,7 +85,7 @@ _TENSORS = (
     stored("gpt_neox.embed_in.weight", "embedding"),
     stored(_LAYER + "input_layernorm.weight", "blocks/attn_norm/scale"),
     stored(_LAYER + "input_layernorm.bias", "blocks/attn_norm/bias"),
-    # Every head has its query, its key and its value, one after the other.
+    # Query, key and value of a head are stored next to each other.
     stored(_LAYER + "attention.query_key_value.weight", *_QKV[0], join=1),
     stored(_LAYER + "attention.query_key_value.bias", *_QKV[1], join=1),
     stored(_LAYER + "attention.dense.weight", "blocks/attn/out"),
@@ -121,10 +123,10 @@ def _read(settings: Settings) -> GptNeoxConfig:
     sizes = {field: integer(key, settings.get(key), least=field != "layers") for field, key in _SIZES.items()}
     rope = settings.get("rope_parameters") or {}
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise InputError(f"gpt_neox with the rope {rope!r} is not supported: allowed is default")
+        raise must_be("config.json: rope_parameters of gpt_neox", "of rope_type default", rope)
     head_dim = sizes["embed"] // sizes["heads"]
     share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
-    check_positive("config.json: the share of a head that is rotated, rotary_pct,", share)
+    check_positive("config.json: rotary_pct", share)
     return GptNeoxConfig(
         **sizes,
         head_dim=head_dim,
@@ -137,12 +139,10 @@ def _read(settings: Settings) -> GptNeoxConfig:
 
 def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
     if model.heads * model.head_dim != model.embed:
-        raise InputError(
-            f"model.embed is {model.embed}, and gpt_neox in transformers has heads x head_dim = {model.heads} x "
-            f"{model.head_dim}: allowed are heads that fill the width"
-        )
+        rule = f"heads x head_dim = {model.heads} x {model.head_dim} for gpt_neox in transformers"
+        raise must_be("model.embed", rule, model.embed)
     if "model_type" not in settings:
-        settings = _new(model) | settings
+        settings = {**_new(model), **settings}
     return with_sizes(
         settings,
         {key: (getattr(model, field), None) for field, key in _SIZES.items()}
@@ -151,7 +151,7 @@ def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
 
 
 def _new(model: GptNeoxConfig) -> dict[str, Any]:
-    """What of a config.json does not depend on sizes, for a model that has none."""
+    """The entries of a new config.json that do not depend on sizes."""
     return {
         "architectures": [FAMILY.architecture],
         "model_type": "gpt_neox",
@@ -166,7 +166,7 @@ def _new(model: GptNeoxConfig) -> dict[str, Any]:
 
 
 def _share(model: GptNeoxConfig) -> float:
-    """Of a head, what is rotated; times head_dim and cut to an integer, as transformers does, it is rotary_dim."""
+    """The rotated share of a head: int(share x head_dim), as in transformers, is exactly rotary_dim."""
     share = model.rotary_dim / model.head_dim
     return share if int(model.head_dim * share) == model.rotary_dim else math.nextafter(share, 1.0)
 
@@ -178,7 +178,7 @@ FAMILY = Family(
     read=_read,
     write=_write,
     holds=lambda model: True,
-    # Masks and frequencies that old checkpoints hold.
+    # Masks and frequencies in old checkpoints.
     computed=re.compile(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
     tied_head="embed_out.weight",
 )

@@ -1,10 +1,11 @@
-"""Causal grouped-query attention: one function, one kernel a platform.
+"""Causal grouped-query attention: one function, and a kernel for each platform, all with its arguments.
 
 Shape suffixes: B batch, T query positions, S key positions, H heads, K kv_heads, h head_dim.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,12 @@ from jax.sharding import PartitionSpec
 
 from growlm.models.sharding import BATCH, batch_parts, current_mesh
 
-# Of the TPU kernel: the width of a vector, and the largest blocks, of positions in fast memory and computed on at once.
-# In the compiler's schedules for v4 to v6e, at 2,048 positions, blocks of 1,024 take 7 to 13 % fewer instructions than
-# 512 forward, as many backward within 8 %, and write half as many partial sums of the queries' gradient.
+# The TPU kernel's vector width, and its largest blocks of positions: in fast memory, and computed on at once. In the
+# compiler's schedules for v4 to v6e, at 2,048 positions, blocks of 1,024 take 7 to 13 % fewer instructions forward than
+# 512, equally many backward within 8 %, and write half as many partial sums of the queries' gradient.
 _LANES, _BLOCK, _COMPUTED = 128, 1024, 512
 
-KEPT = "attention"  # the name by which a rematerialisation policy knows what the TPU kernel's backward pass needs
+KERNEL_RESIDUALS = "attention"  # the checkpoint name of what the TPU kernel's backward pass needs
 
 
 def attention(
@@ -29,11 +30,14 @@ def attention(
 ) -> jax.Array:
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
-    A query sees the last `window` positions, its own among them, and of them those of its own document; None: all.
-    TPUs run splash attention, in bfloat16 and float32; GPUs cuDNN's flash attention, in 16 bits, from Ampere on.
-    Neither ever holds the scores [B, H, T, S]; cuDNN, of documents, the mask [B, 1, T, S]. What they do not take goes
-    the library's way, in plain XLA: on a TPU lengths that are no multiple of 128 and heads above 256, on a GPU heads
-    above 128 or of no multiple of 8.
+    TPUs run splash attention, in bfloat16 and float32, if the length is a multiple of 128 and head_dim at most 256.
+    GPUs run cuDNN's flash attention, in 16 bits, from Ampere on, if head_dim is a multiple of 8 and at most 128. The
+    scores [B, H, T, S] are never in memory, but with documents cuDNN's mask [B, 1, T, S] is. Otherwise plain XLA runs.
+
+    Args:
+      q_BTHh, k_BTKh, v_BTKh: queries, keys and values; K divides H.
+      window: the number of positions that a query sees, its own the last of them; None for all before it.
+      document_BT: the number of each position's document, to which attention is confined; None for one document.
     """
     if window is not None and window >= q_BTHh.shape[1]:
         window = None  # it hides nothing
@@ -41,20 +45,14 @@ def attention(
 
 
 def platform() -> str:
-    """That of the current mesh, whose devices need not be here, or else of the process."""
+    """The platform of the current mesh, whose devices need not be attached, or else of the process."""
     mesh = current_mesh()
-    device = mesh.abstract_device if mesh else jax.config.jax_default_device  # a device, a platform's name or None
+    # A device, the name of a platform, or None.
+    device = mesh.abstract_device if mesh else getattr(jax.config, "jax_default_device", None)
     return getattr(device, "platform", device) or jax.default_backend()
 
 
-def _library_attention(
-    q_BTHh: jax.Array,
-    k_BTKh: jax.Array,
-    v_BTKh: jax.Array,
-    window: int | None = None,
-    document_BT: jax.Array | None = None,
-    implementation: str | None = None,
-) -> jax.Array:
+def _library_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, implementation=None) -> jax.Array:
     before = None if window is None else (window - 1, 0)  # positions seen on either side
     options = {"is_causal": True, "local_window_size": before, "implementation": implementation}
     if document_BT is not None:
@@ -62,14 +60,8 @@ def _library_attention(
     return jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, **options)
 
 
-def _heads_first_attention(
-    q_BTHh: jax.Array,
-    k_BTKh: jax.Array,
-    v_BTKh: jax.Array,
-    window: int | None = None,
-    document_BT: jax.Array | None = None,
-) -> jax.Array:
-    """Causal attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
+def _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
+    """Attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
     batch, length, heads, head_dim = q_BTHh.shape
     kv_heads = k_BTKh.shape[2]
     q = q_BTHh.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
@@ -91,13 +83,7 @@ def _heads_first_attention(
     return o.reshape(batch, length, heads, head_dim)
 
 
-def _tpu_attention(
-    q_BTHh: jax.Array,
-    k_BTKh: jax.Array,
-    v_BTKh: jax.Array,
-    window: int | None = None,
-    document_BT: jax.Array | None = None,
-) -> jax.Array:
+def _tpu_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
     length, head_dim, dtype = q_BTHh.shape[1], q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float32) and length % _LANES == 0 and head_dim <= 256
     if not taken:
@@ -105,14 +91,7 @@ def _tpu_attention(
     return _on_every_device(partial(_splash_attention, window=window), q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
-def _splash_attention(
-    q_BTHh: jax.Array,
-    k_BTKh: jax.Array,
-    v_BTKh: jax.Array,
-    window: int | None = None,
-    document_BT: jax.Array | None = None,
-    interpret: bool = False,
-) -> jax.Array:
+def _splash_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, interpret=False) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # half a second that only TPUs need
 
     length, heads, head_dim = q_BTHh.shape[1:]
@@ -122,29 +101,28 @@ def _splash_attention(
     block = _largest_block(length, _BLOCK * _LANES // max(_LANES, head_dim))  # longer heads take more of the memory
     blocks = block, block, _largest_block(block, _COMPUTED)  # of queries, of keys, of keys computed on at once
     sizes = splash.BlockSizes(*blocks, *blocks, use_fused_bwd_kernel=True)
-    options = {"interpret": interpret, "residual_checkpoint_name": KEPT}
+    options = {"interpret": interpret, "residual_checkpoint_name": KERNEL_RESIDUALS}
     kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, **options)
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh * head_dim**-0.5, k_BTKh, v_BTKh))
     document = None if document_BT is None else splash.SegmentIds(document_BT, document_BT)
-    return jax.vmap(kernel)(q, k, v, document).swapaxes(1, 2)
+    o: Any = jax.vmap(kernel)(q, k, v, document)
+    return o.swapaxes(1, 2)
 
 
 def _largest_block(length: int, most: int) -> int:
-    """The largest multiple of the lanes, up to `most`, that divides the length."""
+    """The largest multiple of the vector width, up to `most`, that divides the length."""
     return max(size for size in range(_LANES, most + 1, _LANES) if length % size == 0)
 
 
-def _on_every_device(
-    kernel: Callable, q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, document_BT: jax.Array | None = None
-) -> jax.Array:
-    """A kernel that the compiler cannot split, on the part of the batch and the heads that every device has."""
+def _on_every_device(kernel: Callable, q_BTHh, k_BTKh, v_BTKh, document_BT=None) -> jax.Array:
+    """Runs a kernel that the compiler cannot partition, on every device's part of the batch and heads."""
     mesh = current_mesh()
     if mesh is None:
         return kernel(q_BTHh, k_BTKh, v_BTKh, document_BT=document_BT)
     batch = BATCH if q_BTHh.shape[0] % batch_parts(mesh) == 0 else None
     heads = "tensor" if k_BTKh.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(batch, None, heads, None)
-    # The kernels do not say along which axes their results vary, which is what the check asks.
+    # check_vma is off: the kernels do not declare along which axes their results vary.
     ins = (spec, spec, spec, PartitionSpec(batch))
 
     def part(q, k, v, document):
@@ -153,13 +131,7 @@ def _on_every_device(
     return jax.shard_map(part, in_specs=ins, out_specs=spec, check_vma=False)(q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
-def _gpu_attention(
-    q_BTHh: jax.Array,
-    k_BTKh: jax.Array,
-    v_BTKh: jax.Array,
-    window: int | None = None,
-    document_BT: jax.Array | None = None,
-) -> jax.Array:
+def _gpu_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
     head_dim, dtype = q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
     if not taken or not _has_flash_attention():
@@ -170,7 +142,7 @@ def _gpu_attention(
 
 @cache
 def _has_flash_attention() -> bool:
-    """Whether the GPUs are here and cuDNN's flash attention is for them: NVIDIA's, from Ampere on."""
+    """Whether the attached GPUs have cuDNN's flash attention: NVIDIA's, from Ampere on."""
     try:
         return all(float(gpu.compute_capability) >= 8 for gpu in jax.local_devices(backend="cuda"))
     except RuntimeError:  # no such backend; the library raises where it finds no cuDNN, even for another platform

@@ -1,7 +1,7 @@
-"""What branches are made of: declared weights, products, norms. With decoder.py the only files that import Flax.
+"""Building blocks of branches: declared weights, products, norms.
 
-Shape suffixes: N = B x T rows, D embed. Dense layers work on rows, [N, D]: XLA's CPU products on three axes run at half
-the speed, and on other backends the reshape is free.
+Shape suffixes: B batch, T positions, N = B x T rows, D embed. Dense layers work on rows [N, D]: on XLA's CPU backend,
+products on three axes run at half the speed, and elsewhere the reshape is free.
 """
 
 from typing import Any, NamedTuple
@@ -11,14 +11,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.models.axes import DecoderConfig, Norm, NormKind
-from growlm.models.sharding import gathered
+from growlm.models.sharding import all_gather
 
 
 class Context(NamedTuple):
-    """What every branch is given beside its input.
+    """Arguments of every branch, besides the stream.
 
-    tokens_BT: the tokens. document_BT: the number of each position's document, where attention stays within documents.
-    tables: what the branch's own `tables` made.
+    Attributes:
+      tokens_BT: the tokens.
+      document_BT: the number of each position's document, if attention is confined to documents.
+      tables: from `Branch.tables`.
     """
 
     tokens_BT: jax.Array
@@ -27,36 +29,36 @@ class Context(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """The number of rows of tokens."""
+        """The batch size."""
         return self.tokens_BT.shape[0]
 
 
 def has(module: nn.Module, name: str) -> bool:
-    """Whether the module's weight of that name is declared and present in its config."""
+    """Whether a weight of the module is declared, and present in its config."""
     weight = module.config.architecture.weights.get("/".join((*module.path, name)))
     return weight is not None and weight.present(module.config)
 
 
 def weight(module: nn.Module, name: str) -> jax.Array:
-    """The module's declared weight of that name, in the compute dtype."""
+    """A declared weight of the module, in the compute dtype, all-gathered over fsdp."""
     declared = module.config.architecture.weights["/".join((*module.path, name))]
     value = module.param(name, declared.initial, module.config)
-    return gathered(declared, module.config, value.astype(module.dtype))
+    return all_gather(declared, module.config, value.astype(module.dtype))
 
 
 def dense(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Contracts the axes that x and w share (x's last, w's first): rows times a matrix."""
+    """Rows [N, D] times a matrix whose leading dimensions flatten to D."""
     return x @ w.reshape(x.shape[-1], -1)
 
 
 def rms_norm(x: jax.Array, eps: float) -> jax.Array:
-    """x over its root mean square along the last axis, computed in float32 or better."""
+    """RMSNorm without gain along the last axis, computed in float32 or better."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
-    """x without its mean, over its standard deviation along the last axis, computed in float32 or better."""
+    """LayerNorm without gain and bias along the last axis, computed in float32 or better."""
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return rms_norm(y - jnp.mean(y, axis=-1, keepdims=True), eps).astype(x.dtype)
 
@@ -65,7 +67,7 @@ NORMALISE = {NormKind.RMS: rms_norm, NormKind.LAYER: layer_norm}
 
 
 def normalise(norm: Norm, config: DecoderConfig, x_ND: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-    """[..., D] -> [..., D], with the gain `scale` and the `bias` of these weights, where the norm has them."""
+    """[..., D] -> [..., D], with the weights `scale` and `bias` if the norm has them."""
     y_ND = NORMALISE[norm.kind](x_ND, getattr(config, norm.eps))
     y_ND = y_ND * weights["scale"] if norm.scale else y_ND
     return y_ND + weights["bias"] if norm.bias else y_ND

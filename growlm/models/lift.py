@@ -1,4 +1,4 @@
-"""What a lift between architectures is: declared beside the architecture that it leads to, applied by growth."""
+"""The declaration of a lift between architectures, which growth applies (`growlm.growth.lifts`)."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,10 +8,11 @@ from growlm.models.axes import DecoderConfig, Weight
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a lifted weight comes from.
+    """The origin of a lifted weight.
 
-    path: of the weight before the lift; None where the weight is new: a gain starts at one, all else at zero. dims: for
-    every dimension of the array the dimension that it was, None for a new one of size 1.
+    Attributes:
+      path: of the weight before the lift; None for a new weight, which starts at one if it is a gain, else at zero.
+      dims: for every dimension of the array, its dimension before the lift; None for a new one of size 1.
     """
 
     path: str | None
@@ -19,7 +20,7 @@ class Origin:
 
 
 def itself(weight: Weight) -> Origin:
-    """The origin of a weight that no lift changes."""
+    """The origin of an unchanged weight."""
     return Origin(weight.path, tuple(range(len(weight.all_dims))))
 
 
@@ -28,10 +29,10 @@ class Lift:
     """An exact re-parametrisation of a model into a larger family, with nothing grown yet.
 
     Attributes:
-      name: as reports have it.
-      says: what it does, in a clause.
-      config: (source, target) -> the lifted config; None where this lift does not lead from there to there.
-      origins: of the weights that it changes, by their path after the lift; every other weight stays.
+      name: in reports.
+      says: what it does, in words.
+      config: (source, target) -> the lifted config; None if the lift does not lead from source to target.
+      origins: of changed weights, by their path after the lift.
     """
 
     name: str

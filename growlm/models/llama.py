@@ -6,14 +6,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
-from growlm.errors import InputError
+from growlm.errors import must_be
 from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
 
-# The residual stream, what a block's norm hands on and what the last norm hands to the head have one size, and are
-# three axes because growth may map each of them differently; so may it map the heads of keys and of values.
+# The stream, the output of a branch's norm and the output of the last norm have one size, but growth may map each of
+# them differently, so they are three axes. The heads of keys and of values are two axes for the same reason.
 STREAM_AXES = (
     Axis("stream", Kind.STREAM, "embed", mesh="fsdp"),
     Axis("embed", Kind.READ, mesh="fsdp", of="stream"),
@@ -47,7 +47,7 @@ def _with_norm(config: Any) -> bool:
 
 
 def window(config: Any) -> int | None:
-    """How many positions a query sees."""
+    """The number of positions that a query sees, or None."""
     return config.sliding_window
 
 
@@ -70,12 +70,16 @@ ATTENTION = attention_branch(
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(DecoderConfig):
-    """The shape of a Llama-like decoder: the size of every axis, and the variants of the family.
+    """The shape of a Llama-like decoder. Raises InputError, a ValueError, for values out of range.
 
-    layers (0 or more), embed (model width), heads (query heads), kv_heads (key and value heads, a divisor of heads),
-    head_dim (even, for RoPE), mlp (SwiGLU width) and vocab are positive integers. sliding_window is the number of
-    positions that a query sees, its own the last of them; None: all before it. Raises InputError, a ValueError, with
-    the offending numbers.
+    Attributes:
+      layers, embed, heads, kv_heads, head_dim, mlp, vocab: sizes, positive integers (layers may be 0): model width,
+        query heads, key and value heads (a divisor of heads), SwiGLU width. head_dim is even, for RoPE.
+      tie_embeddings: the embedding is the head.
+      norm_eps, rope_theta: of RMSNorm and of rotary frequencies.
+      qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
+      rope_scaling: of rotary frequencies.
+      sliding_window: the number of positions that a query sees, its own the last; None for all before it.
     """
 
     layers: int
@@ -101,17 +105,17 @@ class ModelConfig(DecoderConfig):
         self._check_numbers("norm_eps", "rope_theta")
         self._check_flags("tie_embeddings", "qkv_bias", "qk_norm")
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
-            raise InputError(f"model.rope_scaling must be None and a RopeScaling, got {self.rope_scaling!r}")
+            raise must_be("model.rope_scaling", "None or a RopeScaling", self.rope_scaling)
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
-            raise InputError(f"model.sliding_window must be None and positive integers, got {seen!r}")
+            raise must_be("model.sliding_window", "None or a positive integer", seen)
         if self.heads % self.kv_heads:
-            raise InputError(f"model.heads {self.heads} is not divisible by model.kv_heads {self.kv_heads}")
+            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
         if self.head_dim % 2:
-            raise InputError(f"model.head_dim is {self.head_dim}: RoPE rotates pairs, so it must be even")
+            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
 
 
-# Fields that config.json has by another name.
+# The names of fields in config.json.
 SIZES = {
     "layers": "num_hidden_layers",
     "embed": "hidden_size",
@@ -122,7 +126,7 @@ SIZES = {
     "vocab": "vocab_size",
 }
 
-# What a config may say and must not, for the model to be the one that is built here.
+# Values of config.json other than these make a model that is not built here.
 FIXED = {
     "hidden_act": "silu",
     "attention_bias": False,
@@ -132,7 +136,7 @@ FIXED = {
     "num_experts": None,
 }
 
-# The tensors of all decoders of this naming, {} the number of the layer, but for the MLP's.
+# The tensors of all decoders with this naming, without those of the MLP.
 DECODER_TENSORS = (
     stored("model.embed_tokens.weight", "embedding"),
     stored("model.layers.{layers}.input_layernorm.weight", "blocks/attn_norm/scale"),
@@ -160,17 +164,17 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def no_window(settings: Settings, layers: int) -> int | None:
-    """The sliding window of a config.json of a family that has none."""
+    """The sliding window of a family that has none."""
     return None
 
 
 def mistral_window(settings: Settings, layers: int) -> int | None:
-    """That of one that has it on all layers."""
+    """The sliding window of a family that has it on all layers."""
     return settings.get("sliding_window", 4096)
 
 
 def _qwen_window(settings: Settings, layers: int) -> int | None:
-    """Qwen's window is on the layers from max_window_layers on; here it is on all or on none."""
+    """Qwen's sliding window, on the layers from max_window_layers on. Raises InputError unless that is all or none."""
     seen = settings.get("sliding_window", 4096)
     if settings.get("use_sliding_window", False) is not True or seen is None:
         return None
@@ -181,13 +185,13 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
     if kinds == [_FULL] * layers:
         return None
     if kinds != [_SLIDING] * layers:
-        raise InputError(f"a sliding window on some of the {layers} layers is not supported: allowed is all or none")
+        raise must_be(f"config.json: a sliding window on {layers} layers", "on all of them or none", kinds)
     return seen
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a config.json means that does not say it: defaults of the configuration class of transformers.
+    """Defaults of a configuration class of transformers, for keys that a config.json lacks.
 
     head_dim: None for hidden_size / heads.
     """
@@ -200,7 +204,7 @@ class Defaults:
 
 
 def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
-    """The fields of `ModelConfig` in a config.json of this naming, but for qkv_bias and qk_norm. Raises InputError."""
+    """The fields of `ModelConfig` in a config.json, without qkv_bias and qk_norm. Raises InputError."""
     sizes = {field: settings.get(key) for field, key in SIZES.items()}
     layers = layers_of(settings)
     embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
@@ -219,34 +223,34 @@ def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, 
 
 
 def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScaling | None]:
-    """The base of the rotary frequencies and their scaling, as `rope_parameters` or by the two older keys."""
+    """The base of rotary frequencies and their scaling, from `rope_parameters` or the older keys."""
     said = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(said, dict):
-        raise InputError(f"config.json: the rope's parameters must be an object, got {said!r}")
+        raise must_be("config.json: rope_parameters", "an object", said)
     theta = said.get("rope_theta", settings.get("rope_theta", theta))
     kind = said.get("rope_type", said.get("type", "default"))
     if said.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(f"{name} with partial_rotary_factor {said['partial_rotary_factor']!r} is not supported")
+        raise must_be(f"config.json: partial_rotary_factor of {name}", "1.0", said["partial_rotary_factor"])
     if kind == "default":
         return theta, None
     if kind not in ROPE_SCALINGS or "factor" not in said:
-        raise InputError(f"{name} with the rope {kind!r} is not supported: allowed are default, linear and llama3")
+        raise must_be(f"config.json: rope_type of {name}", "default, linear or llama3 with a factor", kind)
     if kind == "linear":
         return theta, RopeScaling("linear", said["factor"])
-    original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings"))
+    original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings", 0))
     if missing := [key for key in ("low_freq_factor", "high_freq_factor") if key not in said]:
-        raise InputError(f"config.json: the rope 'llama3' has no {missing[0]!r}")
+        raise must_be(f"config.json: {missing[0]} of rope_type llama3", "a number", None)
     return theta, RopeScaling("llama3", said["factor"], said["low_freq_factor"], said["high_freq_factor"], original)
 
 
 def _read(name: str, settings: Settings) -> ModelConfig:
     check_fixed(name, settings, FIXED)
-    variant = {"qkv_bias": name == "qwen2", "qk_norm": name == "qwen3"}
-    return ModelConfig(**read_fields(name, DEFAULTS[name], settings), **variant)
+    fields = read_fields(name, DEFAULTS[name], settings)
+    return ModelConfig(**fields, qkv_bias=name == "qwen2", qk_norm=name == "qwen3")
 
 
 def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
-    settings = dict(settings) if "model_type" in settings else _new(name, model) | settings
+    settings = dict(settings) if "model_type" in settings else {**_new(name, model), **settings}
     settings = write_fields(model, DEFAULTS[name], settings)
     if "layer_types" in settings:
         settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers
@@ -258,29 +262,29 @@ def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
 
 
 def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str, Any]:
-    """A config.json with the sizes of a model."""
+    """A config.json with the sizes of a model written into it."""
     derived = {
         "kv_heads": defaults.kv_heads or model.heads,
         "head_dim": defaults.head_dim or model.embed // model.heads,
     }
     said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
-        del said["head_dim"]  # it stays null, which says just that
+        del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
     return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, False)})
 
 
 def _as_mistral(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    """The same model under another name: transformers' Llama wants heads that divide hidden_size, its Mistral not."""
+    """The model as a Mistral: only transformers' Llama needs heads that divide hidden_size."""
     kept = {key: value for key, value in settings.items() if key not in (*FIXED, "pretraining_tp")}
     name = {"model_type": "mistral", "architectures": [FAMILIES["mistral"].architecture], "sliding_window": None}
-    # Said, since Mistral's defaults are others.
+    # Written out, since Mistral's defaults differ.
     sizes = {SIZES[field]: getattr(model, field) for field in ("kv_heads", "head_dim")}
     return kept | name | sizes | {"hidden_act": "silu"}
 
 
 def _new(name: str, model: ModelConfig) -> dict[str, Any]:
-    """What of a config.json does not depend on sizes, for a model that has none."""
+    """The entries of a new config.json that do not depend on sizes."""
     seen = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": model.sliding_window}
     windows = {"mistral": {"sliding_window": model.sliding_window}, "llama": {}}
     unseen = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": model.layers}
@@ -289,7 +293,7 @@ def _new(name: str, model: ModelConfig) -> dict[str, Any]:
 
 
 def new_settings(name: str, architecture: str, model: Any) -> dict[str, Any]:
-    """What every config.json of this naming has beside its sizes."""
+    """The entries of a new config.json that all families with this naming share."""
     return {
         "architectures": [architecture],
         "model_type": name,
@@ -319,7 +323,7 @@ DEFAULTS = {
     "qwen3": Defaults(kv_heads=32, head_dim=128, window=_qwen_window),
 }
 
-# Which of the family's variants each model_type has: (qkv_bias, qk_norm, whether with a sliding window; None: either).
+# model_type -> (qkv_bias, qk_norm, with a sliding window; None for either).
 _VARIANTS = {
     "llama": (False, False, False),
     "mistral": (False, False, True),
@@ -342,7 +346,7 @@ FAMILIES = {
         read=partial(_read, name),
         write=partial(_write, name),
         holds=partial(_holds, name),
-        # Buffers that old checkpoints hold.
+        # Buffers in old checkpoints.
         computed=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
     )
     for name, architecture in {

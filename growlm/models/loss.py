@@ -1,12 +1,11 @@
-"""Cross-entropy over the vocabulary, a chunk of rows at a time: the logits are never all there.
+"""Cross-entropy over the vocabulary in chunks of rows, so that not all logits are in memory.
 
-The gradient by a chunk's logits is its softmax minus its targets, at hand as soon as its loss is. So differentiation
-takes the gradients along on the way forward, and the way back only scales them. On a mesh every device walks over
-the chunks of its own rows and its own part of the vocabulary; what the rows sum to is summed over devices once, at
-the end.
+The gradient by logits is softmax minus targets, known as soon as the loss of a chunk is. So the forward pass of
+differentiation computes the gradients, and the backward pass only scales them. On a mesh, every device loops over
+chunks of its own rows and its own part of the vocabulary, and row sums are reduced over devices once, at the end.
 
-Shape suffixes: B batch, T positions, N = B x T rows, n the rows of one device, C of a chunk, D embed, V vocab,
-W the part of it on one device.
+Shape suffixes: B batch, T positions, N = B x T rows, n rows of one device, C rows of a chunk, D embed, V vocab, W its
+part on one device.
 """
 
 import math
@@ -21,21 +20,21 @@ from jax.sharding import PartitionSpec
 
 from growlm.models.sharding import BATCH, current_mesh
 
-CHUNK = 2**26  # logits at a time, on one device
+CHUNK = 2**26  # logits in memory at a time, on one device
 
 
 def logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
-    """[N, D] times [D, V], in float32 or better."""
+    """[N, D] x [D, V], accumulated in float32 or better."""
     return jnp.matmul(x_ND, head_DV, preferred_element_type=jnp.promote_types(x_ND.dtype, jnp.float32))
 
 
 def cross_entropy(x_ND: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
-    """Mean cross-entropy, in nats, of int targets [B, T] given hidden states [B x T, D]; a float32 (or 64) scalar."""
+    """Mean cross-entropy in nats of int targets [B, T] given hidden states [B x T, D]; a float32 (or 64) scalar."""
     return _mean_loss(CHUNK, x_ND, head_DV, target_BT.reshape(-1).astype(jnp.int32))
 
 
 def token_losses(x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Every row's cross-entropy, float32[N] (or 64) in nats, and whether no token has a larger logit, bool[N]."""
+    """Cross-entropy of every row, float32[N] (or 64) in nats, and whether its target has the largest logit, bool[N]."""
     axes = _axes(x_ND, head_DV)
     rows = PartitionSpec(axes.rows)
     each = partial(_token_losses, CHUNK, axes)
@@ -44,7 +43,7 @@ def token_losses(x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tu
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mean_loss(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> jax.Array:
-    """The loss alone, with at most so many logits at a time."""
+    """The loss without gradients; `most` is the largest number of logits at a time."""
     axes = _axes(x_ND, head_DV)
     return _on_mesh(partial(_loss, most, axes), axes, PartitionSpec())(x_ND, head_DV, target_N) / len(x_ND)
 
@@ -64,7 +63,7 @@ _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
 
 
 class _Axes(NamedTuple):
-    """The mesh axes over which the rows and the vocabulary are split; none where they do not divide, or no mesh is."""
+    """The mesh axes over which rows and vocabulary are sharded, if they divide."""
 
     rows: tuple[str, ...] = ()
     vocab: tuple[str, ...] = ()
@@ -82,7 +81,7 @@ def _axes(x_ND: jax.Array, head_DV: jax.Array) -> _Axes:
 
 
 def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
-    """The function of (x_nD, head_DW, target_n) on every device's part."""
+    """Maps a function of (x_nD, head_DW, target_n) over every device's part."""
     if current_mesh() is None:
         return function
     ins = (PartitionSpec(axes.rows), PartitionSpec(None, axes.vocab), PartitionSpec(axes.rows))
@@ -92,20 +91,22 @@ def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
 def _token_losses(
     most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Of every row, chunk by chunk."""
+    """Loss and rank of every row, chunk by chunk."""
 
     def step(_, rows):
-        loss_C, top_C, _ = _chunk(axes, *rows, head_DW)
+        x_CD, target_C = rows
+        loss_C, top_C, _ = _chunk(axes, x_CD, target_C, head_DW)
         return (), (loss_C, top_C)
 
     return _fold(step, (), (x_nD, target_n), most // head_DW.shape[1])[1]
 
 
 def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array) -> jax.Array:
-    """Summed over all rows."""
+    """The loss summed over all rows."""
 
     def step(total, rows):
-        loss_C, *_ = _chunk(axes, *rows, head_DW)
+        x_CD, target_C = rows
+        loss_C, *_ = _chunk(axes, x_CD, target_C, head_DW)
         return total + loss_C.sum(), ()
 
     zero = jnp.zeros((), jnp.promote_types(x_nD.dtype, jnp.float32))
@@ -121,7 +122,7 @@ def _loss_and_gradients(
     def step(carry, rows):
         (total, dhead_DW), (x_CD, target_C) = carry, rows
         loss_C, _, dlogits_CW = _chunk(axes, x_CD, target_C, head_DW)
-        dlogits_CW = dlogits_CW / all_rows  # not rounded: an error that all rows share does not average out
+        dlogits_CW = dlogits_CW / all_rows  # in float32: a rounding error that all rows share does not average out
         dx_CD = psum(logits(dlogits_CW, head_DW.T), axes.vocab).astype(x_CD.dtype)
         return (total + loss_C.sum(), dhead_DW + logits(x_CD.T, dlogits_CW)), dx_CD
 
@@ -133,7 +134,7 @@ def _loss_and_gradients(
 
 
 def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array) -> tuple[jax.Array, ...]:
-    """Every row's loss, whether its target has the largest logit, and the loss's gradient by the logits."""
+    """The loss of every row, whether its target has the largest logit, and the gradient by logits."""
     logits_CW = logits(x_CD, head_DW)
     part = head_DW.shape[1]
     target_C = target_C - axis_index(axes.vocab) * part if axes.vocab else target_C
@@ -143,13 +144,13 @@ def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array
     exp_CW = jnp.exp(logits_CW - top_C[:, None])
     sums = exp_CW.sum(axis=1), jnp.where(here_C, own_logit_C, 0), here_C.astype(exp_CW.dtype)
     sum_C, target_logit_C, found_C = psum(sums, axes.vocab)
-    target_logit_C = target_logit_C / found_C  # 0 / 0 where the target is no word of the vocabulary
+    target_logit_C = target_logit_C / found_C  # NaN for a target outside of the vocabulary
     loss_C = jnp.log(sum_C) + top_C - target_logit_C
     return loss_C, target_logit_C >= top_C, exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
 
 
 def _fold(step: Callable, carry: Any, rows: Any, most: int) -> tuple[Any, Any]:
-    """`scan` over chunks of at most so many rows (one at least), as even as can be; the few that remain come last."""
+    """Scans over chunks of at most `most` rows (at least one), of equal size but for a rest at the end."""
     count = len(rows[1])
     size = count // -(-count // max(most, 1))
     whole = count // size * size

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
-from growlm.errors import InputError
+from growlm.errors import must_be
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, head
 from growlm.models.lift import Lift, Origin
 from growlm.models.llama import (
@@ -25,10 +25,12 @@ from growlm.models.stored import Family, Settings, check_fixed, integer, stored,
 
 @dataclasses.dataclass(frozen=True)
 class MixtralConfig(ModelConfig):
-    """The shape of a Mixtral-like decoder: Llama's, and experts.
+    """The shape of a Mixtral-like decoder: Llama's, with experts; mlp is the width of one expert.
 
-    experts (in every layer), experts_per_token (at most experts; their weights are brought to the sum 1) and
-    router_aux_loss, the coefficient of the load-balancing loss in training. mlp is the width of one expert.
+    Attributes:
+      experts: in every layer.
+      experts_per_token: the number chosen for a token, at most experts; their router weights are normalised to sum 1.
+      router_aux_loss: the coefficient of the load-balancing loss in training.
     """
 
     experts: int = 8
@@ -41,9 +43,7 @@ class MixtralConfig(ModelConfig):
         super().__post_init__()
         self._check_integers("experts", "experts_per_token")
         if self.experts_per_token > self.experts:
-            raise InputError(
-                f"model.experts_per_token must be at most model.experts, , got {self.experts_per_token}{self.experts}"
-            )
+            raise must_be("model.experts_per_token", f"<= model.experts, {self.experts}", self.experts_per_token)
         if self.router_aux_loss != 0:
             self._check_numbers("router_aux_loss")
 
@@ -67,14 +67,17 @@ def _read(settings: Settings) -> MixtralConfig:
     check_fixed("mixtral", settings, FIXED | {"router_jitter_noise": 0.0})
     experts = {field: integer(key, settings.get(key, default)) for field, (key, default) in _EXPERTS.items()}
     fields = read_fields("mixtral", _DEFAULTS, settings)
-    return MixtralConfig(**fields, **experts, router_aux_loss=settings.get(*_AUX))
+    fields |= experts | {"router_aux_loss": settings.get(*_AUX)}
+    return MixtralConfig(**fields)
 
 
 def _write(model: MixtralConfig, settings: Settings) -> dict[str, Any]:
     new = new_settings("mixtral", FAMILY.architecture, model) | {"sliding_window": model.sliding_window}
-    new |= dict(_EXPERTS.values())  # said, whatever they are
-    settings = settings if "model_type" in settings else new | settings
-    said = {key: (getattr(model, field), default) for field, (key, default) in _EXPERTS.items()}
+    new |= dict(_EXPERTS.values())  # written out even at their defaults
+    settings = settings if "model_type" in settings else {**new, **settings}
+    said: dict[str, tuple[Any, Any]] = {
+        key: (getattr(model, field), default) for field, (key, default) in _EXPERTS.items()
+    }
     said[_AUX[0]] = model.router_aux_loss, _AUX[1]
     return with_sizes(write_fields(model, _DEFAULTS, settings), said)
 
@@ -105,8 +108,9 @@ MIXTRAL = Architecture(
 def _to_experts(source: DecoderConfig, target: DecoderConfig) -> MixtralConfig | None:
     if source.architecture is not LLAMA or target.architecture is not MIXTRAL:
         return None
+    assert isinstance(source, ModelConfig) and isinstance(target, MixtralConfig)
     return MixtralConfig(
-        **dataclasses.asdict(source) | {"rope_scaling": source.rope_scaling},
+        **{field.name: getattr(source, field.name) for field in dataclasses.fields(source)},
         experts=1,
         experts_per_token=1,
         router_aux_loss=target.router_aux_loss,

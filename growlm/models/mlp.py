@@ -1,4 +1,4 @@
-"""The plain MLP: two matrices, and a nonlinearity between them."""
+"""The plain MLP: two matrices with an elementwise nonlinearity between them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from growlm.models.layers import Context, dense, has, weight
 
 
 class Mlp(nn.Module):
-    """down(activation(up x)), with biases where they are declared. The activation is elementwise."""
+    """down(activation(up x)), with biases if they are declared. The activation must be elementwise."""
 
     config: DecoderConfig
     dtype: Any
@@ -30,7 +30,7 @@ class Mlp(nn.Module):
 
 
 def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool) -> Branch:
-    """The MLP as a branch, with both biases or none."""
+    """The MLP as a branch, with or without both biases."""
     weights = [WeightSpec("up", "embed> >mlp"), WeightSpec("down", "mlp> >stream")]
     if biases:
         weights += [WeightSpec("up_bias", ">mlp", Role.BIAS), WeightSpec("down_bias", ">stream", Role.BIAS)]

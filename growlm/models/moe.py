@@ -20,7 +20,7 @@ Experts = tuple[jax.Array, jax.Array, jax.Array]  # gate [E, D, F], up [E, D, F]
 
 
 def route(logits_NE: jax.Array, chosen: int, normalised: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The probabilities [N, E] of all experts, and the weights and numbers [N, K] of the chosen ones."""
+    """(probabilities [N, E] of all experts, weights [N, K] and numbers [N, K] of the chosen ones)."""
     probability_NE = jax.nn.softmax(logits_NE.astype(jnp.promote_types(logits_NE.dtype, jnp.float32)))
     weight_NK, expert_NK = jax.lax.top_k(probability_NE, chosen)
     if normalised:
@@ -29,7 +29,7 @@ def route(logits_NE: jax.Array, chosen: int, normalised: bool) -> tuple[jax.Arra
 
 
 def all_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """Every expert on every row, of which the chosen ones count: E / K times the products, and nothing is moved."""
+    """Every expert on every row, weighted: E / K times the FLOPs, without moving rows."""
     gate_EDF, up_EDF, down_EFD = experts
     one_hot_NKE = jax.nn.one_hot(expert_NK, len(gate_EDF), dtype=weight_NK.dtype)
     weight_EN = jnp.einsum("nk,nke->en", weight_NK, one_hot_NKE).astype(x_ND.dtype)
@@ -38,7 +38,7 @@ def all_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, exp
 
 
 def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """Every row's chosen experts alone: rows sorted by expert, one ragged product for each matrix."""
+    """The chosen experts of every row: rows sorted by expert, one ragged product for each matrix."""
     gate_EDF, up_EDF, down_EFD = experts
     expert_M = expert_NK.reshape(-1)
     order_M = jnp.argsort(expert_M)
@@ -52,19 +52,19 @@ def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, 
 
 
 def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """What the chosen experts add up to, [N, D], by the way that is faster here."""
+    """The weighted sum of the chosen experts, [N, D], by the faster way."""
     if _dense_is_faster(len(experts[0]), expert_NK.shape[1]):
         return all_experts(x_ND, weight_NK, expert_NK, experts)
     return _on_every_device(chosen_experts, x_ND, weight_NK, expert_NK, experts)
 
 
 def _dense_is_faster(experts: int, chosen: int) -> bool:
-    """On XLA's CPU backend a ragged product is a dense one under masks: slower, experiments/benchmarks/experts.py."""
+    # On XLA's CPU backend a ragged product is a masked dense one, and slower: experiments/benchmarks/experts.py.
     return platform() == "cpu" or experts <= chosen
 
 
 def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
-    """The function on every device's own rows and its part of the experts' neurons: nobody sorts others' rows."""
+    """Maps a function over every device's rows and part of the experts' neurons, so that each sorts its own rows."""
     mesh = current_mesh()
     if mesh is None or x_ND.shape[0] % batch_parts(mesh):
         return function(x_ND, weight_NK, expert_NK, experts)
@@ -90,13 +90,15 @@ class Moe(nn.Module):
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
-        """[B x T, D] -> ([B x T, D], {"load": [E], the mean number of a token's choices that are this expert, and
-        "probability": [E], its mean probability})."""
+        """[B x T, D] -> ([B x T, D], {"load": [E], "probability": [E]}).
+
+        Over tokens, load is the mean number of choices of an expert, and probability its mean probability.
+        """
         axis = experts_of(self.config)
         chosen = getattr(self.config, axis.chosen)
         logits_NE = dense(x_ND, weight(self, "router"))
         probability_NE, weight_NK, expert_NK = route(logits_NE, chosen, axis.normalised)
-        experts = tuple(weight(self, name) for name in ("gate", "up", "down"))
+        experts = weight(self, "gate"), weight(self, "up"), weight(self, "down")
         y_ND = apply_experts(x_ND, weight_NK, expert_NK, experts)
         load_E = jnp.bincount(expert_NK.reshape(-1), length=logits_NE.shape[1]) / len(x_ND)
         said = {"load": load_E.astype(probability_NE.dtype), "probability": probability_NE.mean(axis=0)}
@@ -111,7 +113,7 @@ def experts_of(config: DecoderConfig) -> Axis:
 def balance_loss(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The load-balancing loss of Switch (arXiv 2101.03961, eq. 4) over all layers, times its coefficient.
 
-    E sum_e f_e P_e, f the load and P the probability, both means over layers and tokens; K where the load is even.
+    E sum_e f_e P_e with load f and probability P, means over layers and tokens; K for an even load.
     """
     load_E, probability_E = said["load"].mean(axis=0), said["probability"].mean(axis=0)
     balance = len(load_E) * jnp.sum(load_E * probability_E)

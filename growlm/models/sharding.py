@@ -1,8 +1,8 @@
-"""Where arrays lie on a mesh (data, fsdp, tensor), derived from what the weights declare.
+"""Shardings on a mesh (data, fsdp, tensor), derived from the declaration of weights.
 
-A weight rests in parts: by `tensor` along the axes inside a block, by `fsdp` along the model width. It is used whole
-along fsdp: a layer gathers its weights when its turn comes, and its gradients are summed where their parts rest. The
-batch is split over data and fsdp. Without a mesh, as in a notebook, nothing here does anything.
+Weights are stored sharded: by `tensor` along the axes inside a block, by `fsdp` along the model width. A layer
+all-gathers its weights over fsdp when it runs, and its gradients are reduce-scattered to the stored sharding. The batch
+is sharded over data and fsdp. Without a mesh, as in a notebook, these functions do nothing.
 """
 
 from functools import partial
@@ -16,25 +16,22 @@ from growlm.models.axes import DecoderConfig, Dim, Weight
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the first dimension of activations
-GATHERED = "gathered weight"  # the name by which a rematerialisation policy knows what should not be kept
+GATHERED = "gathered weight"  # the checkpoint name of all-gathered weights
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh that is being compiled for, as `jax.set_mesh` says; None where there is none."""
+    """The mesh of `jax.set_mesh`, or None."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split."""
+    """The number of parts of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def _spec(dims: tuple[Dim, ...], config: DecoderConfig, mesh: Mesh | AbstractMesh, axes: tuple[str, ...]):
-    """Every dimension over its mesh axis, if that is one of `axes`; sizes that it does not divide stay whole.
-
-    Of two dimensions over one mesh axis the first has it: an array is split over a mesh axis once.
-    """
+    """Shards every dimension over its mesh axis if that is in `axes` and divides the size, each mesh axis once."""
     spec: list[str | None] = []
     for dim in dims:
         axis = dim.axis.mesh
@@ -43,51 +40,50 @@ def _spec(dims: tuple[Dim, ...], config: DecoderConfig, mesh: Mesh | AbstractMes
     return PartitionSpec(*spec)
 
 
-def at_rest(weight: Weight, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How a weight lies in the parameter tree."""
+def fsdp_spec(weight: Weight, config: DecoderConfig, mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The stored sharding of a weight, over fsdp and tensor."""
     return _spec(weight.all_dims, config, mesh, AXES)
 
 
 def shardings_of(tree: Any, config: DecoderConfig, mesh: Mesh) -> Any:
-    """The sharding of every leaf of a tree with trees like the parameters in it: moments lie as their weights do.
-
-    Whatever belongs to no weight, or is not shaped like it, is small, and whole on every device.
-    """
+    """Shardings for a training state: a leaf at a parameter's path and of its shape (parameter, moment, EMA) gets that
+    parameter's sharding; all other leaves are small, and replicated."""
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        _, weight, rest = config.architecture.match(path)
-        shaped = weight is not None and not rest and leaf.shape == weight.shape(config)
-        return NamedSharding(mesh, at_rest(weight, config, mesh) if shaped else PartitionSpec())
+        _, weight, rest = config.architecture.match_weight(path)
+        if weight is None or rest or leaf.shape != weight.shape(config):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, fsdp_spec(weight, config, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def gathered(weight: Weight, config: DecoderConfig, value: jax.Array) -> jax.Array:
-    """A weight (without the layer axis) whole along fsdp; its gradient is summed into the parts in which it rests."""
+def all_gather(weight: Weight, config: DecoderConfig, value: jax.Array) -> jax.Array:
+    """All-gathers one layer's weight over fsdp; the backward pass reduce-scatters its gradient."""
     if (mesh := current_mesh()) is None or mesh.shape["fsdp"] == 1:
         return value
-    rests, used = (_spec(weight.dims, config, mesh, axes) for axes in (AXES, ("tensor",)))
-    return checkpoint_name(_moved(rests, used, value), GATHERED)
+    stored, used = (_spec(weight.dims, config, mesh, axes) for axes in (AXES, ("tensor",)))
+    return checkpoint_name(_resharded(stored, used, value), GATHERED)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _moved(rests: PartitionSpec, used: PartitionSpec, value: jax.Array) -> jax.Array:
+def _resharded(stored: PartitionSpec, used: PartitionSpec, value: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(value, used)
 
 
-def _moved_forward(rests: PartitionSpec, used: PartitionSpec, value: jax.Array) -> tuple[jax.Array, None]:
-    return _moved(rests, used, value), None
+def _resharded_forward(stored: PartitionSpec, used: PartitionSpec, value: jax.Array) -> tuple[jax.Array, None]:
+    return _resharded(stored, used, value), None
 
 
-def _moved_backward(rests: PartitionSpec, used: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, rests),)
+def _resharded_backward(stored: PartitionSpec, used: PartitionSpec, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, stored),)
 
 
-_moved.defvjp(_moved_forward, _moved_backward)
+_resharded.defvjp(_resharded_forward, _resharded_backward)
 
 
 def by_batch(x: jax.Array) -> jax.Array:
-    """An activation whose first dimension is the batch, or rows of it, split over data and fsdp where that divides."""
+    """Shards the first dimension of an activation, batch or rows, over data and fsdp if they divide it."""
     mesh = current_mesh()
     if mesh is None or x.shape[0] % batch_parts(mesh):
         return x

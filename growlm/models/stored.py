@@ -1,6 +1,6 @@
-"""How transformers names and lays out the weights of an architecture, as its own file declares it.
+"""Declarations of how transformers names and lays out the weights of an architecture.
 
-What is declared here is read by whatever reads or writes such files; nothing here opens one.
+`growlm.formats` reads and writes files by them; nothing here opens a file.
 """
 
 import dataclasses
@@ -8,24 +8,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from growlm.errors import InputError
+from growlm.errors import must_be
 
 Settings = Mapping[str, Any]  # a config.json
 
-MAX_LAYERS = 100_000  # a damaged number should not be counted to
+MAX_LAYERS = 100_000  # beyond it, a number is damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor of a file, and the weights that lie in it.
+    """A tensor of a file, and the weights stored in it.
 
     Attributes:
-      name: "{layers}" and the like stand for the number of the layer, of the expert: of whatever a weight is held once
-        for. One tensor a number.
-      paths: of the weights in it, one after the other along dimension `join` of the stored order.
-      order: the axes of the weights' dimensions as they are stored; by default what is written comes first, as in
-        PyTorch's Linear. Lookups, gains and biases stay as they are.
-      join: where several weights lie side by side; 1 in GPT-NeoX, whose heads have query, key and value each.
+      name: with "{layers}", "{experts}" for the number along each axis that the weight is held once for.
+      paths: of the weights in it, concatenated along dimension `join` of the stored order.
+      order: the axes of the stored dimensions; by default written axes come first, as in PyTorch's Linear, and lookups,
+        gains and biases keep their order.
+      join: 1 in GPT-NeoX, where query, key and value of each head are next to each other.
     """
 
     name: str
@@ -44,14 +43,14 @@ class Family:
     """One `model_type` of transformers.
 
     Attributes:
-      model_type: as config.json has it.
-      architecture: the class of transformers.
-      tensors: every tensor that it may have.
-      read: a config.json -> the config of growlm. Raises InputError for a variant that is not built.
+      model_type: in config.json.
+      architecture: the class in transformers.
+      tensors: every tensor that a model may have.
+      read: config.json -> growlm's config. Raises InputError for a variant that is not built.
       write: (config, config.json of a smaller model or {}) -> config.json. Raises InputError.
-      holds: whether a config of the architecture is one of this family; the first family that says so exports it.
-      computed: names of buffers in old files that are computed from config.json.
-      tied_head: the tensor that may hold a copy of the embedding where the head is tied.
+      holds: config -> whether it is of this family; a model is exported as the first family that holds it.
+      computed: names of buffers in old files, which are computed from config.json.
+      tied_head: the tensor that may hold a copy of the embedding if the head is tied.
     """
 
     model_type: str
@@ -65,33 +64,33 @@ class Family:
 
 
 def check_fixed(name: str, settings: Settings, fixed: Mapping[str, Any]) -> None:
-    """Raises InputError where a config.json says what would make it another model than is built here."""
-    for key, allowed in fixed.items():
-        if settings.get(key, allowed) != allowed:
-            raise InputError(f"{name} with {key} {settings[key]!r} is not supported: allowed is {allowed!r}")
+    """Raises InputError where a config.json describes a model that is not built here."""
+    for key, value in fixed.items():
+        if settings.get(key, value) != value:
+            raise must_be(f"config.json: {key} of {name}", repr(value), settings[key])
 
 
 def integer(key: str, value: Any, least: int = 1) -> int:
     """An integer of a config.json. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"config.json: {key} must be integers >= {least}, got {value!r}")
+        raise must_be(f"config.json: {key}", f"an integer >= {least}", value)
     return value
 
 
 def layers_of(settings: Settings, key: str = "num_hidden_layers") -> int:
-    """The number of layers in a config.json. Raises InputError for one that no model has."""
+    """The number of layers in a config.json. Raises InputError above MAX_LAYERS."""
     layers = integer(key, settings.get(key), least=0)
     if layers > MAX_LAYERS:
-        raise InputError(f"config.json: {key} must be {MAX_LAYERS} at most, got {layers}")
+        raise must_be(f"config.json: {key}", f"at most {MAX_LAYERS}", layers)
     return layers
 
 
 def with_sizes(settings: Settings, said: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """A config.json with these values, of which each is left out where it is the default and was not said before.
+    """A config.json with these values; defaults that it did not have before are left out.
 
-    said: (value, the default of transformers' class or None) by key.
+    said: by key, (value, the default in transformers or None).
     """
     new = {key: value for key, (value, default) in said.items() if key in settings or value != default}
     changed = {**settings, **new}
-    changed.pop("auto_map", None)  # names code that is not carried along
+    changed.pop("auto_map", None)  # names code files that are not copied
     return changed

@@ -18,7 +18,7 @@ from growlm.errors import InputError
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors_files import StoredTensor
 from growlm.models import DecoderConfig, Params, Weight, plain
-from growlm.models.sharding import at_rest
+from growlm.models.sharding import fsdp_spec
 from growlm.training.processes import is_first
 from growlm.training.saved import ORIGIN, Saved, carry_origin, check_open, find_saved, keep_origin, read_state
 from growlm.training.settings import RunConfig, StageConfig
@@ -107,7 +107,7 @@ def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
     """One weight after the other goes to its devices: the host never has all."""
 
     def place(weight: Weight, value: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, at_rest(weight, source.model, mesh))
+        sharding = NamedSharding(mesh, fsdp_spec(weight, source.model, mesh))
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     hidden = {"disable": not is_first(), "unit": "B", "unit_scale": True}

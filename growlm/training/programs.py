@@ -136,7 +136,7 @@ def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
 
 
 def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
-    config, transform = stage.config.growth, lower_growth(stage, mesh).compile()
+    config, transform = stage.config.growth.resolved, lower_growth(stage, mesh).compile()
     request = {"operator": config.operator, "options": config.options, "optimizer_state": config.optimizer_state}
     if not stage.growth.learner:
         return Prepared(stage.growth, transform, request)

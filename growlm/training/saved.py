@@ -121,7 +121,8 @@ def check_open(saved: Saved) -> None:
     _, done = saved.masks
     raise InputError(
         f"source {saved.folder}, step {saved.step}: masks of its growth are open to {100 * done.min():.0f} %; allowed "
-        "is a checkpoint from after its ramp, until which the run can be trained on, or a growth with ramp_tokens=0"
+        "is a checkpoint from after its mask schedule, until which the run can be trained on, or a growth with "
+        "mask_tokens=0"
     )
 
 
@@ -131,7 +132,8 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
         model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
         data = growth["data"] and Data(**growth["data"])
         key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
-        ramp = growth.get(Masks.name) and Masks(**growth[Masks.name])
+        said = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
+        ramp = Masks(**said) if said else None
         spent = _spent_on_growth(growth)
     except (TypeError, KeyError, InputError) as error:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.growth import OPERATORS, Growth, growth_key, plan_growth
+from growlm.growth import OPERATORS, Growth, growth_key, hashed_options, plan_growth
 from growlm.laws.flops import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.training.config import without_defaults
@@ -176,6 +176,8 @@ class Stage:
             own.pop(name, None)
         if growth and (source := source_of(growth.operator)):
             own["growth"] = own["growth"] | {"source": source}
+        if options := own.get("growth", {}).get("options"):
+            own["growth"] = own["growth"] | {"options": hashed_options(options)}
         if config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
         run = without_defaults(self.run)

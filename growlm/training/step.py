@@ -253,7 +253,7 @@ def put(architecture: Architecture, whole: Any, part: Any, layers: slice) -> Any
     def leaf_of(path: tuple, old: jax.Array, new: jax.Array) -> jax.Array:
         if _by_layer(architecture, path):
             return old.at[layers].set(new)
-        _, weight, _ = architecture.match(path)
+        _, weight, _ = architecture.match_weight(path)
         return old if layers.start and weight and GROUPS["embedding"](weight) else new
 
     return jax.tree_util.tree_map_with_path(leaf_of, whole, part)
@@ -261,5 +261,5 @@ def put(architecture: Architecture, whole: Any, part: Any, layers: slice) -> Any
 
 def _by_layer(architecture: Architecture, path: tuple) -> bool:
     """Whether the first dimension of a leaf is the layers: of a block's weight, its moments, the first of its ages."""
-    _, weight, rest = architecture.match(path)
+    _, weight, rest = architecture.match_weight(path)
     return weight is not None and weight.stacked and rest in ("", "0")
