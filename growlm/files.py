@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,16 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; `what` says in the InputError what it should have been."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{what} must be a readable file, got {path}: {error.strerror}") from None
+    except ValueError:  # of the text's encoding or of the JSON in it
+        raise InputError(f"{what} must be JSON, got {path}") from None
 
 
 def is_part(path: Path) -> bool:
@@ -115,3 +125,11 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
+
+
+def table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
+    """Rows of cells as lines of aligned columns; `align` has "<" or ">" for each, the last one for all that follow."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip(align.ljust(len(widths), align[-1]), widths, strict=True))
+    cells = ([f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in cells)

@@ -11,7 +11,7 @@ import tiny
 from trees import exact_products_and_short_compiles, leaf_at, noisy
 
 import growlm
-import growlm.commands.grow_folder as grow_command
+import growlm.commands.grow_checkpoint as grow_command
 from growlm import read_model, write_model
 from growlm.__main__ import main
 from growlm.commands.convert import convert_folder

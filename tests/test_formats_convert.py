@@ -17,8 +17,7 @@ import growlm
 from growlm import read_model, write_model
 from growlm.__main__ import main
 from growlm.commands.convert import convert_folder
-from growlm.formats.safetensors_files import INDEX, SINGLE
-from growlm.formats.writer import NewTensor, write_tensors
+from growlm.formats.safetensors import INDEX, SINGLE, NewTensor, write_tensors
 
 CARRIED = {"tokenizer.json": b'{"a": 1}', "tokenizer.model": b"\x00\x01\xff", "LICENSE": b"theirs\n"}
 

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from trees import exact_products_and_short_compiles
 
-import growlm.commands.grow_run as grow_command
+import growlm.commands.grow_checkpoint as grow_command
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus
 from growlm.errors import InputError

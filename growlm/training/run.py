@@ -29,7 +29,7 @@ from growlm.training.metrics import UNWATCHED, Instruments, read_records, write_
 from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import after_first, agreed, is_first, records_folder
 from growlm.training.programs import kept_on_disk, prepared_growth
-from growlm.training.saved import BEGUN, ORIGIN, carry_origin
+from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
@@ -243,8 +243,8 @@ class Runner:
             if is_first():
                 print(f"{journey.name} begins from {source}", file=sys.stderr)
             home = self.records / stage.address
-            write_json(home / BEGUN, source.record)
-            if not (home / ORIGIN).exists():
+            write_json(home / INIT_FROM_FILE, source.record)
+            if not (home / IMPORTED).exists():
                 source.keep(home)
         return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, journey.mesh, params)
 
@@ -287,10 +287,10 @@ class Runner:
         for stage in plan.stages:
             home = self.records / stage.address
             records += [r for r in read_records(home / "metrics.jsonl") if r["step"] <= stage.last_step]
-            for name, as_name in ((GROWN, f"growth-{stage.number}.json"), (BEGUN, BEGUN)):
+            for name, as_name in ((GROWN, f"growth-{stage.number}.json"), (INIT_FROM_FILE, INIT_FROM_FILE)):
                 if (home / name).exists():
                     write_json(folder / as_name, json.loads((home / name).read_text()))
-            carry_origin(home, folder)
+            copy_imported(home, folder)
         write_records(folder / "metrics.jsonl", records)
 
 
