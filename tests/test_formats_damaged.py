@@ -16,8 +16,8 @@ from trees import noisy
 
 import growlm
 from growlm import read_model, write_model
-from growlm.formats.layout import model_of, settings_of
 from growlm.formats.folder import open_folder
+from growlm.formats.layout import model_of, settings_of
 from growlm.formats.safetensors import INDEX, SINGLE
 from growlm.models import check_params
 

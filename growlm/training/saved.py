@@ -102,7 +102,7 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
         runs = ", ".join(str(folder / name) for name in config["runs"])
         raise InputError(f"source {folder} is a sweep, and must be one of its runs: {runs}")
     if not isinstance(config, dict) or "stages" not in config:
-        raise InputError(f"source must be {FOLDERS}, or a Hugging Face folder; {folder} holds no model")
+        raise InputError(f"source must be {FOLDERS}, or a Hugging Face folder, got {folder}, which holds no model")
     return _find_run(folder, build_run(config), step)
 
 
