@@ -362,15 +362,21 @@ def test_addresses_of_other_runs_are_what_they_were(home):
 # --- What is refused, in one line ------------------------------------------------------------------------------------
 
 BAD = {
-    "no folder": ({"init_from": "nowhere"}, r"init_from 'nowhere' must be a Hugging Face checkpoint, got no folder"),
+    "no folder": (
+        {"init_from": "nowhere"},
+        "init_from must be a Hugging Face checkpoint or .* got 'nowhere', no folder",
+    ),
     "a file": ({"init_from": __file__}, "init_from must be a Hugging Face checkpoint .*, no folder"),
     "a folder of another kind": ({"init_from": str(EXPERIMENTS)}, "init_from: source must be .* which holds no model"),
-    "nothing": ({"init_from": ""}, "init_from: source . holds no model"),
+    "nothing": ({"init_from": ""}, "init_from: source must be .* got ., which holds no model"),
     "another size": (
         {"model": dataclasses.asdict(SMALL) | {"heads": 4, "mlp": 5}},
-        r"stages\[0\].model.heads must be the model that is there, got 4 and that of init_from .*theirs is 2",
+        r"stages\[0\].model.heads must be that of init_from .*theirs, 2, got 4",
     ),
-    "another variant": ({"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}}, "norm_eps is 1e-05 and .* is 0.001"),
+    "another variant": (
+        {"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}},
+        "norm_eps must be that of init_from .*, 0.001, got 1e-05",
+    ),
     "less than a batch": ({"tokens": 7}, "stage.tokens is 7, smaller than one batch"),
     "no tokens and no stage after it": ({"tokens": 0}, r"stages\[0\].tokens is 0 and there is no second stage"),
     "no tokens from nothing": ({"tokens": 0, "init_from": None}, "stage.tokens is 0, smaller than one batch"),
@@ -421,7 +427,9 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     model = dataclasses.replace(SMALL, vocab=300)
     write_model(tmp_path / "model", model, noisy(model), carried=[own / "tokenizer.json"])
     config = config_of(home, first(tmp_path / "model", 1))
-    with pytest.raises(InputError, match=r"tokens of corpus .* must be those of init_from .*model, .* got those of 'bytes'"):
+    with pytest.raises(
+        InputError, match=r"tokens of corpus .* must be those of init_from .*model, .* got those of 'bytes'"
+    ):
         train(config, tmp_path / "run", GO_ON)
     assert not (tmp_path / "run").exists()
     run_module.plan_run(config, load_corpus(str(own)))  # its own, in another folder

@@ -45,13 +45,13 @@ def test_what_is_under_masks_is_not_converted_and_not_grown(ramped, tmp_path, ca
         call = [command, f"--source={ramped}/{source}", f"--output={tmp_path}/out", *step, *CALLS[command]]
         assert main(call) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert re.search(f"growlm: source .*/{source}, {said}", line), line
+        assert re.search(f"growlm: .*{said} of .*/{source}: ", line), line
         assert tiny.snapshot(tmp_path) == {}
 
 
 def test_what_is_under_masks_is_not_read(ramped):
     for source in ("half", "masked"):
-        with pytest.raises(growlm.InputError, match=f"masks of the growth must be open, got .* of {source}"):
+        with pytest.raises(growlm.InputError, match=f"masks of the growth must be open, got .*/{source}: "):
             read_model(ramped / source)
 
 

@@ -183,7 +183,7 @@ def describe_model(model: DecoderConfig, kind: str, more: dict[str, str]) -> str
 
 def _variant(model: DecoderConfig) -> list[str]:
     """What of a model is no size: whether its head is tied, and every other field that is not at its default."""
-    parts = ["tied head" if model.architecture.tied(model) else "untied head"]
+    parts = ["tied head" if model.architecture.tied(model) else "separate head"]
     for field in dataclasses.fields(model):
         name, value = field.name.replace("_", " "), getattr(model, field.name)
         if field.name in sizes_of(model) or field.name == "tie_embeddings":
