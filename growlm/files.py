@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +120,11 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
+
+
+def table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
+    """Rows of cells as lines of aligned columns; `align` has "<" or ">" for each, the last one for all that follow."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    columns = list(zip(align.ljust(len(widths), align[-1]), widths, strict=True))
+    cells = ([f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)] for row in rows)
+    return "\n".join("  ".join(row).rstrip() for row in cells)

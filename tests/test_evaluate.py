@@ -21,7 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from growlm.__main__ import main
-from growlm.commands.evaluate import Request, open_checkpoint
+from growlm.commands.evaluate import open_checkpoint
 from growlm.data import load_corpus, validation_batches
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
@@ -83,7 +83,7 @@ def both(folder):
     from lm_eval.models.huggingface import HFLM
 
     theirs = HFLM(pretrained=str(folder), device="cpu", batch_size=8, dtype="float32")
-    ours, _ = open_checkpoint(Request(folder))
+    ours, _ = open_checkpoint(folder)
     return theirs, ours
 
 
@@ -385,7 +385,7 @@ def workdir(tmp_path_factory):
 
 def test_a_run_is_measured_as_its_validation_loss_is(workdir):
     """Under the masks that are half open at its last step, on the same tokens; without them it is another number."""
-    model, origin = open_checkpoint(Request(workdir))
+    model, origin = open_checkpoint(workdir)
     record = tiny.records(workdir)[-1]
     assert (origin["step"], origin["tokens"], model.length) == (record["step"], record["tokens"], tiny.LENGTH)
     saved = find_saved(workdir)
@@ -410,7 +410,7 @@ def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_pa
     assert held["growlm"]["tasks"] == ["sciq"] and held["growlm"]["tokenizer"]["name"] == "bytes"
     shown = f"{held['results']['sciq']['acc_norm,none']:.4f}"
     assert [line.split()[-3] for line in out.splitlines() if "acc_norm" in line] == [shown]
-    expected = perplexity(open_checkpoint(Request(workdir))[0], [(tmp_path / "novel.txt").read_text()])
+    expected = perplexity(open_checkpoint(workdir)[0], [(tmp_path / "novel.txt").read_text()])
     measured = held["results"][str(tmp_path / "novel.txt")]
     assert measured["word_perplexity,none"] == pytest.approx(expected["word_perplexity"])
     assert str(file) in out
@@ -462,16 +462,16 @@ def test_a_run_on_prepared_text_has_the_tokenizer_beside_it(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((workdir / "config.json").read_text()) | {"corpus": str(tmp_path / "prepared")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    model, _ = open_checkpoint(Request(tmp_path / "run"))
+    model, _ = open_checkpoint(tmp_path / "run")
     assert model.tokenizer.name == str(tmp_path / "prepared")
     assert (model.prefix, model.add_bos) == (tokenizer.eos, False)
-    assert open_checkpoint(Request(workdir))[0].tokenizer.name == "bytes"
+    assert open_checkpoint(workdir)[0].tokenizer.name == "bytes"
 
 
 def test_an_imported_checkpoint_is_read_as_where_it_came_from(both, folder, tmp_path):
     _, ours = both
     assert main(["convert", f"--source={folder}", f"--output={tmp_path / 'imported'}", "--to=growlm"]) == 0
-    model, _ = open_checkpoint(Request(tmp_path / "imported"))
+    model, _ = open_checkpoint(tmp_path / "imported")
     assert (model.length, model.prefix, model.add_bos) == (ours.length, ours.prefix, ours.add_bos)
     assert perplexity(model, ["The same text."]) == perplexity(ours, ["The same text."])
 

@@ -17,8 +17,7 @@ import growlm
 from growlm import read_model, write_model
 from growlm.__main__ import main
 from growlm.commands.convert import convert_folder
-from growlm.formats.safetensors_files import INDEX, SINGLE
-from growlm.formats.writer import NewTensor, write_tensors
+from growlm.formats.safetensors import INDEX, SINGLE, NewTensor, write_tensors
 
 CARRIED = {"tokenizer.json": b'{"a": 1}', "tokenizer.model": b"\x00\x01\xff", "LICENSE": b"theirs\n"}
 
@@ -240,8 +239,8 @@ def lone_shard(case):
 NORM = "model.norm.weight"
 ONE, MANY = "one", "many"
 REFUSED = {
-    "gemma": (ONE, settings(model_type="gemma2"), ("'gemma2'", "llama, mistral, qwen2, qwen3")),
-    "no family": (ONE, settings(model_type=3), ("model_type 3", "llama")),
+    "gemma": (ONE, settings(model_type="gemma2"), ("'gemma2'", "llama, mistral, mixtral, qwen2, qwen3")),
+    "no family": (ONE, settings(model_type=3), ("model_type must be", "llama", "'3'")),
     "gelu": (ONE, settings(hidden_act="gelu"), ("hidden_act 'gelu'", "'silu'")),
     "bias": (ONE, settings(attention_bias=True), ("attention_bias True",)),
     "mlp bias": (ONE, settings(mlp_bias=True), ("mlp_bias True",)),
@@ -265,7 +264,7 @@ REFUSED = {
         settings(model_type="qwen2", use_sliding_window=True, num_hidden_layers=10**9),
         ("num_hidden_layers", "1000000000", "at most"),
     ),
-    "many layers": (ONE, settings(num_hidden_layers=10**4), ("num_hidden_layers", "missing")),
+    "many layers": (ONE, settings(num_hidden_layers=10**4), ("10000 layers", "missing")),
     "fewer layers": (ONE, settings(num_hidden_layers=1), ("'model.layers.1.", "none that")),
     "tied": (ONE, settings(tie_word_embeddings=True), ("'lm_head.weight'",)),
     "qwen3": (ONE, settings(model_type="qwen3"), ("q_norm", "missing")),
@@ -276,7 +275,7 @@ REFUSED = {
     "a list": (ONE, lambda c: (c / ONE / INDEX).write_text("[]"), ("list", "object")),
     "no config": (ONE, lambda c: (c / ONE / "config.json").unlink(), ("no config.json",)),
     "truncated": (ONE, truncate, ("damaged",)),
-    "empty": (ONE, lambda c: (c / ONE / SINGLE).write_bytes(b""), ("damaged", "0 bytes")),
+    "empty": (ONE, lambda c: (c / ONE / SINGLE).write_bytes(b""), ("damaged", "header")),
     "huge header": (ONE, lambda c: (c / ONE / SINGLE).write_bytes(b"\xff" * 64), ("damaged", "header")),
     "missing tensor": (ONE, resave(lambda t: t.pop(NORM)), (NORM, "missing")),
     "extra tensor": (ONE, resave(lambda t: t.update(extra=t[NORM])), ("'extra'",)),
@@ -285,7 +284,7 @@ REFUSED = {
     "pickled": (ONE, pickled, ("pickled", "pytorch_model.bin", "safetensors")),
     "nothing": (ONE, lambda c: (c / ONE / SINGLE).unlink(), ("no weights",)),
     "link": (ONE, link, ("leads out",)),
-    "shards without index": (MANY, lone_shard, ("no model.safetensors.index.json",)),
+    "shards without index": (MANY, lone_shard, ("shards with model.safetensors.index.json", "model-00001")),
     "no map": (MANY, lambda c: (c / MANY / INDEX).write_text("{}"), ("weight_map",)),
     "up": (MANY, place("../one/model.safetensors"), ("'../one/model.safetensors'", "folder itself")),
     "absolute": (MANY, place("/etc/x.safetensors"), ("'/etc/x.safetensors'",)),

@@ -16,9 +16,9 @@ from trees import noisy
 
 import growlm
 from growlm import read_model, write_model
-from growlm.formats.families import model_of, settings_of
 from growlm.formats.folder import open_folder
-from growlm.formats.safetensors_files import INDEX, SINGLE
+from growlm.formats.layout import model_of, settings_of
+from growlm.formats.safetensors import INDEX, SINGLE
 from growlm.models import check_params
 
 CASES = settings.default.max_examples // 3  # each writes and reads a folder

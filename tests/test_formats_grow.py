@@ -12,14 +12,13 @@ import tiny
 from trees import exact_products_and_short_compiles, leaf_at, noisy
 
 import growlm
-import growlm.commands.grow_folder as grow_command
 from growlm import read_model, write_model
 from growlm.__main__ import main
-from growlm.commands.grow_run import Request
+from growlm.commands.grow_checkpoint import describe_plan, plan_grow
 from growlm.errors import InputError
+from growlm.formats import growing
 from growlm.formats.layout import from_stored
-from growlm.formats.origins import Origins
-from growlm.formats.safetensors_files import SINGLE
+from growlm.formats.safetensors import SINGLE
 from growlm.growth import ORDERS, PRESETS, plan_growth
 from growlm.growth.expand import draws, grow_params
 from growlm.models import declared
@@ -61,24 +60,12 @@ def grow(source, output, *arguments):
     return output
 
 
-def request(source, operator="direct", options=None, **sizes):
-    return Request(
-        source,
-        None,
-        operator,
-        sizes=tuple(f"{name}={value}" for name, value in sizes.items()),
-        options=tuple(f"{name}={value}" for name, value in (options or {}).items()),
-    )
-
-
 def grown_values(plan):
     """What is written of every weight, [layers, ...] as the tree has it, without a file."""
-    held = {place.name: place for place in plan.places}
-    origins, tree = Origins(plan.source, plan.growth), {}
-    for tensor in plan.tensors:
-        place = held[tensor.name]
-        makes = grow_command._pieces(plan, origins, held, tensor)
-        pieces = [np.ascontiguousarray(make()).reshape(-1) for make in makes]
+    tree = {}
+    for tensor in plan.folder.tensors:
+        place = plan.folder.places[tensor.name]
+        pieces = [np.ascontiguousarray(make()).reshape(-1) for make in plan.folder.pieces(tensor)]
         stored = np.concatenate(pieces).reshape(tensor.shape)
         assert stored.dtype == tensor.dtype
         for weight, value in zip(place.weights, from_stored(place, plan.target, stored), strict=True):
@@ -90,7 +77,7 @@ def grown_values(plan):
 OPERATIONS = {
     "stack": ("direct", {}, {"layers": 8}),
     "interleave": ("direct", {"order": "interleave"}, {"layers": 7}),
-    "a list": ("direct", {"order": "[0,1,2,1,3,2,3,3]"}, {"layers": 8}),
+    "a list": ("direct", {"order": [0, 1, 2, 1, 3, 2, 3, 3]}, {"layers": 8}),
     "silent": ("direct", {"silent": True}, {"layers": 6}),
     "width": ("direct", {}, WIDE),
     "both": ("direct", {}, WIDE | {"layers": 6}),
@@ -109,7 +96,7 @@ OPERATIONS = {
 @pytest.mark.parametrize(("dtype", "piece"), [("float32", 600), ("bfloat16", 10**6)], ids=["pieces", "whole"])
 def test_piece_by_piece_it_is_what_growing_the_whole_is(folders, monkeypatch, name, dtype, piece):
     """But for the order of products with scales: rounding."""
-    monkeypatch.setattr(grow_command, "PIECE", piece)
+    monkeypatch.setattr(growing, "PIECE_BYTES", piece)
     variant = sorted(VARIANTS)[len(name) % 3]
     check_pieces(folders / f"{variant}-{dtype}", dtype, *OPERATIONS[name])
 
@@ -119,7 +106,7 @@ def test_piece_by_piece_it_is_what_growing_the_whole_is(folders, monkeypatch, na
 def test_so_it_is_in_every_family(folders, monkeypatch, family, name):
     """Query, key and value side by side in one tensor; a tensor an expert."""
     number = sorted(OPERATIONS).index(name) % 2
-    monkeypatch.setattr(grow_command, "PIECE", (600, 10**6)[number])
+    monkeypatch.setattr(growing, "PIECE_BYTES", (600, 10**6)[number])
     dtype = ("float32", "bfloat16")[number]
     operator, options, sizes = OPERATIONS[name]
     check_pieces(folders / f"{family}-{dtype}", dtype, operator, options, in_family(family, sizes))
@@ -134,10 +121,10 @@ def in_family(family, sizes):
 
 
 def check_pieces(folder, dtype, operator, options, sizes):
-    plan = grow_command.plan_grow(request(folder, operator, options, **sizes))
+    plan = plan_grow(folder, operator=operator, options=options, sizes=sizes)
     config, params = read_model(plan.source.folder)
     assert not draws(plan.growth, plan.target)
-    expected = growlm.grow(params, config, plan.target, operator, plan.key, **plan.resolved.options)
+    expected = growlm.grow(params, config, plan.target, operator, plan.folder.key, **plan.resolved.options)
     found = grown_values(plan)
     assert found.keys() == {weight.path for weight in declared(plan.target)}
     for path, value in found.items():
@@ -162,9 +149,9 @@ DRAWING = {
 @pytest.mark.parametrize("name", DRAWING)
 def test_what_is_drawn_is_drawn_where_it_is_when_the_whole_grows(folders, monkeypatch, name):
     """Other values, at the same places, at the same scale; the rest is the same; and no two pieces are alike."""
-    monkeypatch.setattr(grow_command, "PIECE", 1500)
+    monkeypatch.setattr(growing, "PIECE_BYTES", 1500)
     operator, options, sizes = DRAWING[name]
-    plan = grow_command.plan_grow(request(folders / "qwen3-float32", operator, options, **sizes))
+    plan = plan_grow(folders / "qwen3-float32", operator=operator, options=options, sizes=sizes)
     config, params = read_model(plan.source.folder)
     whole = jax.jit(lambda key: grow_params(plan.growth, config, plan.target, params, key))
     one, other = whole(jax.random.key(1)), whole(jax.random.key(2))
@@ -203,8 +190,8 @@ def test_every_preset_grows_a_folder(folders, tmp_path, preset, capsys):
 
 def test_a_ramp_is_left_out_and_not_claimed(folders):
     """config.json has no masks: what is fresh acts at once."""
-    plan = grow_command.plan_grow(request(folders / "llama-float32", "random", {"ramp_tokens": 1000}, layers=6))
-    text = grow_command.describe_plan(plan)
+    plan = plan_grow(folders / "llama-float32", operator="random", options={"ramp_tokens": 1000}, sizes={"layers": 6})
+    text = describe_plan(plan)
     assert plan.growth.masks is None and "not kept" in text
 
 
@@ -273,10 +260,8 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(folders, tmp_path, c
 
 def test_seeds_give_other_copies(folders):
     def origins(seed):
-        wanted = dataclasses.replace(
-            request(folders / "llama-float32", "direct", {"select": "random"}, mlp=40), seed=seed
-        )
-        return grow_command.plan_grow(wanted).growth.maps["mlp"].origin.tolist()
+        plan = plan_grow(folders / "llama-float32", options={"select": "random"}, sizes={"mlp": 40}, seed=seed)
+        return plan.growth.maps["mlp"].origin.tolist()
 
     assert origins(1) == origins(1) != origins(2)
     assert origins(None) == origins(0)
@@ -311,13 +296,13 @@ def test_a_wrong_argument_is_one_line_and_nothing_is_written(folders, tmp_path, 
 
 def test_a_claim_that_is_not_met_is_exit_code_1_and_no_folder(folders, tmp_path, capsys, monkeypatch):
     """A growth that is done wrong: one piece in a thousand is off."""
-    right = grow_command.grow_part
+    right = growing.grow_part
 
     def wrong(growth, target, key, weight, unit, *rest):
         value = right(growth, target, key, weight, unit, *rest)
         return value * 1.5 if weight.path == "blocks/mlp/down" and unit == (1,) else value
 
-    monkeypatch.setattr(grow_command, "grow_part", wrong)
+    monkeypatch.setattr(growing, "grow_part", wrong)
     call = ["grow", f"--source={folders}/llama-float32", f"--output={tmp_path}/out", "--target.mlp=40"]
     assert main(call) == 1
     assert "not what its growth claims" in capsys.readouterr().err.splitlines()[-1]
@@ -327,7 +312,7 @@ def test_a_claim_that_is_not_met_is_exit_code_1_and_no_folder(folders, tmp_path,
 
 
 def test_interrupted_it_leaves_no_folder(folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(grow_command, "grow_part", interrupt)
+    monkeypatch.setattr(growing, "grow_part", interrupt)
     call = ["grow", f"--source={folders}/llama-float32", f"--output={tmp_path}/out", "--target.mlp=40"]
     assert main(call) == 130
     assert list(tmp_path.iterdir()) == []
@@ -348,7 +333,7 @@ def test_too_little_room_is_found_before_anything_is_written(folders, tmp_path, 
 def test_a_source_that_changes_while_it_is_read_is_one_line(folders, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(folders / "llama-float32", source)
-    plan = grow_command.plan_grow(request(source, mlp=40))
+    plan = plan_grow(source, sizes={"mlp": 40})
     content = (source / SINGLE).read_bytes()
     for other in (content[:-8], content + bytes(8), b""):
         (source / SINGLE).write_bytes(other)
@@ -362,7 +347,7 @@ def test_a_source_that_changes_while_it_is_read_is_one_line(folders, tmp_path):
 def test_orders_are_those_of_the_growth(folders):
     for order in ORDERS:
         layers = 6 if order in ("expand", "middle") else 7
-        plan = grow_command.plan_grow(request(folders / "llama-float32", "direct", {"order": order}, layers=layers))
+        plan = plan_grow(folders / "llama-float32", options={"order": order}, sizes={"layers": layers})
         assert plan.growth.order == plan_growth("direct", plan.source.model, plan.target, order=order).order
         down, source = grown_values(plan)["blocks/mlp/down"], read_model(plan.source.folder)[1]["blocks"]["mlp"]["down"]
         np.testing.assert_array_equal(down, source[list(plan.growth.order)])

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from trees import exact_products_and_short_compiles
 
-import growlm.commands.grow_run as grow_command
+import growlm.commands.grow_checkpoint as grow_command
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus
 from growlm.errors import InputError
@@ -145,7 +145,7 @@ def test_zero_of_a_sweeps_run_and_growing_what_was_grown(here, home):
     growth = read(second, "growth.json")
     assert growth["asked"] == "hypercloning" and growth["data"] == read(first, "growth.json")["data"]
     assert_same(tiny.load_saved(second, 6)[2].params, tiny.load_saved(second)[2].params)
-    with pytest.raises(InputError, match="no checkpoint of step 4: allowed are 6"):
+    with pytest.raises(InputError, match="one of its checkpoints, 6, got 4"):
         tiny.load_saved(second, 4)
 
 
@@ -255,11 +255,11 @@ BAD = {
     "no output": ([SOURCE, FACTOR], ("--output=DIR",)),
     "nothing grows": ([SOURCE, OUTPUT], ("nothing grows", "--factor=4")),
     "the same size": ([SOURCE, OUTPUT, "--target.layers=2"], ("nothing grows",)),
-    "a factor of one": ([SOURCE, OUTPUT, "--factor=1"], ("--factor is 1", ">= 2")),
+    "a factor of one": ([SOURCE, OUTPUT, "--factor=1"], ("--factor must be >= 2", "got 1")),
     "no number": ([SOURCE, OUTPUT, "--factor=two"], ("--factor", "'two'")),
     "both": ([SOURCE, OUTPUT, FACTOR, "--target.layers=4"], ("--factor=2 and --target.layers=4",)),
     "twice": ([SOURCE, OUTPUT, FACTOR, "--factor=3"], ("--factor is given twice",)),
-    "a size twice": ([SOURCE, OUTPUT, "--target.mlp=36", "--target.mlp=48"], ("--target.mlp is given twice",)),
+    "a size twice": ([SOURCE, OUTPUT, "--target.mlp=36", "--target.mlp=48"], ("--target.mlp must be given once",)),
     "no such size": ([SOURCE, OUTPUT, "--target.layrs=4"], ("'layrs'", "did you mean 'layers'", "--target")),
     "no value": ([SOURCE, OUTPUT, "--target.layers"], ("--target.layers", "--target.key=value")),
     "no integer": ([SOURCE, OUTPUT, "--target.layers=many"], ("model.layers is 'many'",)),
@@ -271,12 +271,12 @@ BAD = {
     "an empty option": ([SOURCE, OUTPUT, FACTOR, "--option.=3"], ("'--option.=3'", "--option.key=value")),
     "no record": ([SOURCE, OUTPUT, FACTOR, "--option.order={{1}}"], ("--option", "set")),
     "no state": ([SOURCE, OUTPUT, FACTOR, "--optimizer_state=keep"], ("'keep'", "map, map_aged, reset")),
-    "no step": ([SOURCE, OUTPUT, FACTOR, "--step=5"], ("no checkpoint of step 5", "2, 4, 6")),
-    "no seed": ([SOURCE, OUTPUT, FACTOR, "--seed=-1"], ("--seed is -1", ">= 0")),
+    "no step": ([SOURCE, OUTPUT, FACTOR, "--step=5"], ("step of", "2, 4, 6", "got 5")),
+    "no seed": ([SOURCE, OUTPUT, FACTOR, "--seed=-1"], ("--seed must be >= 0", "got -1")),
     "an argument": ([SOURCE, OUTPUT, FACTOR, "--workdir=big"], ("'--workdir=big'", "--source")),
     "a config": ([SOURCE, OUTPUT, FACTOR, "--config.seed=3"], ("'--config.seed=3'", "--option.key=value")),
-    "no folder": (["--source=nowhere", OUTPUT, FACTOR], ("nowhere is no folder", "growlm train")),
-    "no model": (["--source=.", OUTPUT, FACTOR], ("source . holds no model", "growlm train")),
+    "no folder": (["--source=nowhere", OUTPUT, FACTOR], ("got nowhere, which is no folder", "growlm train")),
+    "no model": (["--source=.", OUTPUT, FACTOR], ("got ., which holds no model", "growlm train")),
     "a sweep": (["--source={home}/study", OUTPUT, FACTOR], ("is a sweep", "{home}/study/grown")),
     "no new folder": ([SOURCE, "--output={home}/work", FACTOR], ("is not empty", "a new or empty folder")),
     "a file": ([SOURCE, "--output={home}/run.py", FACTOR], ("is no folder", "a new or empty folder")),
@@ -310,7 +310,7 @@ def test_a_folder_that_is_damaged_is_one_line(here, home, capsys):
     good = grow(home / "work", "--target.mlp=36", "--no_verify", output="good")
     model = read(good, "model.json")
     damage = {
-        "model": [("{", "is not JSON"), ("{}", "no 'layers'"), (json.dumps(model | {"mlp": 40}), "40")],
+        "model": [("{", "must be JSON"), ("{}", "no 'layers'"), (json.dumps(model | {"mlp": 40}), "40")],
         "optimizer": [('{"betta": 1}', "betta")],
         "growth": [("{}", "data")],
     }
@@ -325,7 +325,7 @@ def test_a_folder_that_is_damaged_is_one_line(here, home, capsys):
 
 def test_a_run_whose_stages_are_none_of_its_config_and_one_without_checkpoints(here, home, capsys):
     for name, change, says in (
-        ("other", {"dtype": "bfloat16"}, "other stages than its config leads to"),
+        ("other", {"dtype": "bfloat16"}, "leads to none of the stages"),
         ("fresh", {}, "has no checkpoint yet"),
     ):
         (here / name).mkdir()

@@ -346,7 +346,7 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
 
     # Told that it is the old one, a run goes on with what it has, and does not begin with what is there.
     train(planned, tmp_path / "run", GO_ON)
-    line = f"has the fingerprint {after}: allowed is {before}, with which this run began"
+    line = f"must be {before}, with which this run began, got {after}"
     with pytest.raises(InputError, match=line):
         train(planned, tmp_path / "new", GO_ON)
 
@@ -363,15 +363,21 @@ def test_addresses_of_other_runs_are_what_they_were(home):
 # --- What is refused, in one line ------------------------------------------------------------------------------------
 
 BAD = {
-    "no folder": ({"init_from": "nowhere"}, r"init_from 'nowhere' must be a Hugging Face checkpoint, got no folder"),
-    "a file": ({"init_from": __file__}, "is no folder: allowed is"),
-    "a folder of another kind": ({"init_from": str(EXPERIMENTS)}, "init_from: source .* holds no model: allowed is"),
-    "nothing": ({"init_from": ""}, "init_from: source . holds no model"),
+    "no folder": (
+        {"init_from": "nowhere"},
+        "init_from must be a Hugging Face checkpoint or .* got 'nowhere', no folder",
+    ),
+    "a file": ({"init_from": __file__}, "init_from must be a Hugging Face checkpoint .*, no folder"),
+    "a folder of another kind": ({"init_from": str(EXPERIMENTS)}, "init_from: source must be .* which holds no model"),
+    "nothing": ({"init_from": ""}, "init_from: source must be .* got ., which holds no model"),
     "another size": (
         {"model": dataclasses.asdict(SMALL) | {"heads": 4, "mlp": 5}},
-        r"stages\[0\].model.heads must be the model that is there, got 4 and that of init_from .*theirs is 2",
+        r"stages\[0\].model.heads must be that of init_from .*theirs, 2, got 4",
     ),
-    "another variant": ({"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}}, "norm_eps is 1e-05 and .* is 0.001"),
+    "another variant": (
+        {"model": dataclasses.asdict(SMALL) | {"norm_eps": 1e-5}},
+        "norm_eps must be that of init_from .*, 0.001, got 1e-05",
+    ),
     "less than a batch": ({"tokens": 7}, "stage.tokens must be at least one batch, .*, got 7"),
     "no tokens and no stage after it": ({"tokens": 0}, r"stages\[0\].tokens must be > 0 where no stage follows, got 0"),
     "no tokens from nothing": ({"tokens": 0, "init_from": None}, "stage.tokens must be at least one batch, .*, got 0"),
@@ -407,11 +413,11 @@ def test_a_later_stage_takes_none(home):
 def test_a_sweep_and_a_model_under_masks_are_no_sources(home, tmp_path):
     tiny.write_config(tmp_path / "sweep.py", tiny.sweep(text(home), {"one": [tiny.stage(1)]}, "one"))
     run_sweep(plan_sweep(build_sweep(load_config(f"{tmp_path}/sweep.py", []))), tmp_path / "sweep", GO_ON, "", [])
-    with pytest.raises(InputError, match="is a sweep: allowed is one of its runs"):
+    with pytest.raises(InputError, match="is a sweep, and must be one of its runs"):
         find_source(tmp_path / "sweep")
     ramp = ["--operator=random", "--option.ramp_tokens=256", "--target.mlp=36", "--no_verify"]
     assert main(["grow", f"--source={home / 'ours'}", f"--output={tmp_path / 'masked'}", *ramp]) == 0
-    with pytest.raises(InputError, match="step 4: masks of its growth are open to 0 %; allowed is a checkpoint from"):
+    with pytest.raises(InputError, match="masks of the growth must be open, got 0 % at step 4 of"):
         find_source(tmp_path / "masked")
 
 
@@ -428,7 +434,9 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     model = dataclasses.replace(SMALL, vocab=300)
     write_model(tmp_path / "model", model, noisy(model), carried=[own / "tokenizer.json"])
     config = config_of(home, first(tmp_path / "model", 1))
-    with pytest.raises(InputError, match=r"corpus .* has the tokens of 'bytes', and init_from .*model knows those of"):
+    with pytest.raises(
+        InputError, match=r"tokens of corpus .* must be those of init_from .*model, .* got those of 'bytes'"
+    ):
         train(config, tmp_path / "run", GO_ON)
     assert not (tmp_path / "run").exists()
     run_module.plan_run(config, load_corpus(str(own)))  # its own, in another folder
@@ -439,7 +447,7 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     config = config_of(home, first(tmp_path / "told", 1))
     run_module.plan_run(config, load_corpus(text(home)))
     train(tiny.run_config(str(own), tiny.stage(1, model=dataclasses.asdict(model))), tmp_path / "trained", GO_ON)
-    with pytest.raises(InputError, match=r"has the tokens of 'bytes', and init_from .*trained knows those of .*own"):
+    with pytest.raises(InputError, match=r"must be those of init_from .*trained, .*own.* got those of 'bytes'"):
         run_module.plan_run(config_of(home, first(tmp_path / "trained", 1)), load_corpus(text(home)))
     with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
         run_module.plan_run(config, load_corpus(str(own)))

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
-from growlm.commands.evaluate import Request, run_evaluation
+from growlm.commands.evaluate import run_evaluation
 from growlm.data import load_corpus, load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel
@@ -59,8 +59,9 @@ def test_scores_come_where_they_are_due_and_beside_the_validation_loss(workdir):
 
 @pytest.mark.parametrize("step", [5, 9])
 def test_they_are_what_evaluate_measures_of_the_checkpoint(workdir, data_dir, step):
-    request = Request(workdir, tasks=("lambada_openai",), data_dir=workdir.parent / data_dir, limit=7, step=step)
-    results, _ = run_evaluation(request, write=False)
+    results, _ = run_evaluation(
+        workdir, tasks=["lambada_openai"], data_dir=workdir.parent / data_dir, limit=7, step=step, write=False
+    )
     (record,) = (r for r in tiny.records(workdir) if r["step"] == step and NAMES[0] in r)
     assert results["n-samples"]["lambada_openai"]["effective"] == 7
     for name, value in named_scores(results).items():

@@ -18,8 +18,9 @@ from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.config import build_run, load_config, plain
-from growlm.training.programs import compile_steps
 from growlm.training.continuation import result_settings
+from growlm.training.programs import compile_steps
+from growlm.training.run import train
 from growlm.training.stages import resolve, source_of
 from growlm.training.sweep import plan_sweep
 

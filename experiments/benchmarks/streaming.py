@@ -30,12 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from arguments import Parser, exit_code, positive
 
-from growlm.commands.grow_folder import plan_grow, run_grow
-from growlm.commands.grow_run import Request
+from growlm.commands.grow_checkpoint import plan_grow, run_grow
 from growlm.formats.export import write_folder
-from growlm.formats.families import family_for, settings_of
-from growlm.formats.layout import places, stored_shape
-from growlm.formats.writer import NewTensor
+from growlm.formats.layout import family_for, places, settings_of, stored_shape
+from growlm.formats.safetensors import NewTensor
 from growlm.models import ModelConfig
 from growlm.training.metrics import commit, hardware
 
@@ -62,7 +60,7 @@ def write_synthetic(folder: Path, model: ModelConfig) -> None:
             yield noise[: tensor.nbytes // 2 - begin].copy
 
     settings = settings_of(model, {"max_position_embeddings": 2048, "torch_dtype": "bfloat16"})
-    write_folder(folder, model, settings, tensors, pieces, (), 2 * 10**9)
+    write_folder(folder, model, settings, tensors=tensors, pieces=pieces, shard=2 * 10**9)
 
 
 def in_own_process(home: Path, operator: str, target: ModelConfig, rounds: int) -> dict:
@@ -76,9 +74,10 @@ def in_own_process(home: Path, operator: str, target: ModelConfig, rounds: int) 
 def _child(home: str, operator: str, rounds: str, *sizes: str) -> None:
     source, grown, copy = (Path(home, name) for name in ("source", "grown", "copy"))
     seconds: dict[str, list[float]] = {"grow": [], "copy": []}
+    pairs = [text.split("=") for text in sizes]
     for _ in range(int(rounds)):
-        plan = plan_grow(Request(source, grown, operator, sizes=sizes))
-        seconds["grow"].append(until_written(lambda plan=plan: run_grow(plan, False, lambda text: None)))
+        plan = plan_grow(source, output=grown, operator=operator, sizes={name: int(size) for name, size in pairs})
+        seconds["grow"].append(until_written(lambda plan=plan: run_grow(plan, verified=False, log=lambda text: None)))
         seconds["copy"].append(until_written(lambda: shutil.copytree(grown, copy)))
         written = sum(path.stat().st_size for path in grown.iterdir())
         shutil.rmtree(grown)

@@ -5,6 +5,8 @@ the weights were stored, so that they can go back as they came. What was not imp
 """
 
 import argparse
+import dataclasses
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ import jax
 import numpy as np
 
 from growlm.commands.options import STEP, Keys, flag, one
-from growlm.errors import InputError, unknown
-from growlm.files import check_output, check_space
+from growlm.data.shards import check_tokenizer, read_manifest
+from growlm.data.shards import fingerprint as fingerprint_of
+from growlm.data.tokenizers import BYTES, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
+from growlm.errors import InputError, check_name
+from growlm.files import check_output, check_space, write_json
 from growlm.formats.export import LENGTH, progress_bar, write_model
-from growlm.formats.families import settings_of
 from growlm.formats.folder import (
     CARRIED,
     CONFIG,
@@ -28,22 +32,21 @@ from growlm.formats.folder import (
     open_folder,
     read_params,
 )
-from growlm.formats.safetensors_files import inside, read_json
-from growlm.formats.tokenizer_files import TokenizerFiles, tokenizer_files
+from growlm.formats.layout import settings_of
+from growlm.formats.safetensors import inside, read_object
 from growlm.growth.plan import initial_provenance
-from growlm.models import DecoderConfig, Params
 from growlm.state import TrainState
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import (
-    MODEL,
-    ORIGIN,
-    STORED_AS,
+    IMPORTED,
+    STORED_DTYPES,
     Saved,
     check_open,
     find_saved,
-    keep_origin,
+    holds_model,
     read_state,
     save_grown,
+    save_imported,
 )
 from growlm.training.settings import OptimizerConfig
 from growlm.training.step import abstract_state, run_keys
@@ -60,9 +63,12 @@ OPTIONS = {
 }
 FORMATS = ("huggingface", "growlm")
 
+# Which class of transformers reads which file. Unless one is named it takes that of the model, with its own rules.
+CLASSES = {JSON: "PreTrainedTokenizerFast", MODEL: "LlamaTokenizer", VOCABULARY: "GPT2Tokenizer"}
+
 
 def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None, step: int | None = None) -> None:
-    """Writes a folder of the other kind.
+    """Write a folder of the other kind.
 
     Args:
       source: a Hugging Face folder, or one of `growlm train`, `growlm grow` or this.
@@ -74,18 +80,17 @@ def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None
     Raises:
       InputError: a source that is damaged, unsupported or of that kind already, an output that is there, no room.
     """
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
+    check_name("format", to, FORMATS)
     check_output(output)
     if to == "huggingface":
         if is_hugging_face(source):
-            raise InputError(f"source {source} is a Hugging Face folder already: allowed is --to=growlm")
+            raise InputError(f"source {source} is a Hugging Face folder already (--to=growlm converts it)")
         _export(find_saved(source, step), output, dtype)
         return
-    if _is_ours(source):
-        raise InputError(f"source {source} is a growlm folder already: allowed is --to=huggingface")
+    if holds_model(source):
+        raise InputError(f"source {source} is a growlm folder already (--to=huggingface converts it)")
     if dtype is not None or step is not None:
-        raise InputError("--dtype and --step are of --to=huggingface: allowed are neither")
+        raise InputError("--dtype and --step are of --to=huggingface, and cannot be given with --to=growlm")
     _import(open_folder(source), output)
 
 
@@ -98,59 +103,122 @@ def describe(folder: Path | str) -> str:
     if is_hugging_face(folder):
         return describe_folder(open_folder(folder))
     saved = find_saved(folder)
-    origin = saved.folder / ORIGIN / CONFIG
-    came = f"imported, {read_json(origin)['model_type']}" if origin.exists() else "not imported"
-    return describe_model(saved.model, f"growlm, step {saved.step:,}", {"origin": came})
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder is one of growlm's, whatever state it is in."""
-    config = folder / CONFIG
-    return (folder / MODEL).exists() or (config.is_file() and not {"stages", "runs"}.isdisjoint(read_json(config)))
+    config = saved.folder / IMPORTED / CONFIG
+    origin = f"imported, {read_object(config)['model_type']}" if config.exists() else "not imported"
+    return describe_model(saved.model, f"growlm, step {saved.step:,}", {"origin": origin})
 
 
 def _import(source: HuggingFaceFolder, output: Path) -> None:
-    """As a training state at step 0, whose optimizer has seen nothing."""
-    optimizer = OptimizerConfig()
-    abstract = abstract_state(source.model, optimizer)
+    """Write a training state at step 0, whose optimizer has seen nothing."""
+    model, optimizer = source.model, OptimizerConfig()
+    abstract = abstract_state(model, optimizer)
     check_space(output, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract.arrays)))
     with progress_bar("reading", source.nbytes) as bar:
         params = jax.tree.map(jax.numpy.asarray, read_params(source, bar.update))
-    state = _first_state(source.model, optimizer, params)
-    came = {"imported_from": str(source.folder.absolute()), "family": source.family.model_type}
-    save_grown(output, source.model, optimizer, state, came, None, None, lambda part: keep_origin(part, *source.origin))
-
-
-def _first_state(model: DecoderConfig, optimizer: OptimizerConfig, params: Params) -> TrainState:
-    zero, opt_state = np.int64(0), make_optimizer(optimizer, model).init(params)
-    return TrainState(params, opt_state, zero, zero, zero, run_keys(0)[1], initial_provenance(model))
+    state = TrainState(
+        params=params,
+        opt_state=make_optimizer(optimizer, model).init(params),
+        step=np.int64(0),
+        tokens=np.int64(0),
+        examples=np.int64(0),
+        key=run_keys(0)[1],
+        provenance=initial_provenance(model),
+    )
+    save_grown(
+        output,
+        model,
+        optimizer,
+        state,
+        growth={"imported_from": str(source.folder.absolute()), "family": source.family.model_type},
+        beside=lambda part: save_imported(part, source),
+    )
 
 
 def _export(saved: Saved, output: Path, dtype: str | None) -> None:
-    origin, how = saved.folder / ORIGIN, _how(saved, dtype)
+    imported, settings, dtypes = saved.folder / IMPORTED, {}, None
     check_open(saved)
-    settings_of(saved.model, how["settings"])  # refused before anything is read
-    carried = [inside(origin, name) for name in CARRIED if (origin / name).exists()]
-    its_own = any(path.name in TOKENIZERS for path in carried)
-    found = TokenizerFiles()
-    if saved.data and not its_own:
-        found = tokenizer_files(saved.data.corpus, saved.data.fingerprint)
-    how["settings"] |= found.ids
-    carried += found.files
-    write_model(output, saved.model, read_state(saved).params, carried=carried, beside=found.write, **how)
+    if imported.is_dir():
+        settings = read_object(inside(imported, CONFIG))
+        if dtype:
+            settings["dtype" if "dtype" in settings else "torch_dtype"] = dtype
+        else:
+            dtypes = read_object(inside(imported, STORED_DTYPES))
+            (dtype, _), *_ = Counter(dtypes.values()).most_common(1)  # of layers that came by growth
+    else:
+        settings["max_position_embeddings"] = saved.data.length if saved.data else LENGTH
+    settings_of(saved.model, settings)  # refused before anything is read
+    carried = [inside(imported, name) for name in CARRIED if (imported / name).exists()]
+    tokenizer = TokenizerFiles()
+    if saved.data and not any(path.name in TOKENIZERS for path in carried):
+        tokenizer = tokenizer_files(saved.data.corpus, saved.data.fingerprint)
+    write_model(
+        output,
+        saved.model,
+        read_state(saved).params,
+        dtype=dtype or "float32",
+        dtypes=dtypes,
+        settings=settings | tokenizer.ids,
+        carried=[*carried, *tokenizer.files],
+        beside=tokenizer.write,
+    )
 
 
-def _how(saved: Saved, dtype: str | None) -> dict[str, Any]:
-    """The settings and the dtypes with which a model is written: those with which it came, where it was imported."""
-    origin = saved.folder / ORIGIN
-    if not origin.is_dir():
-        length = saved.data.length if saved.data else LENGTH
-        return {"dtype": dtype or "float32", "settings": {"max_position_embeddings": length}}
-    settings, stored = read_json(inside(origin, CONFIG)), read_json(inside(origin, STORED_AS))
-    if dtype:
-        return {"dtype": dtype, "settings": settings | {"dtype" if "dtype" in settings else "torch_dtype": dtype}}
-    (most, _), *_ = Counter(stored.values()).most_common(1)  # of layers that came by growth
-    return {"dtype": most, "dtypes": stored, "settings": settings}
+# --- The tokenizer of the corpus that a run was trained on, as the files that transformers reads ---
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFiles:
+    """What a tokenizer adds to a Hugging Face folder.
+
+    Attributes:
+      files: copied as they are.
+      written: JSON by name of file, after that.
+      ids: of its special tokens, for config.json.
+    """
+
+    files: tuple[Path, ...] = ()
+    written: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ids: dict[str, int | None] = dataclasses.field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write what is not copied."""
+        for name, value in self.written.items():
+            write_json(folder / name, value)
+
+
+def tokenizer_files(corpus: str, fingerprint: str) -> TokenizerFiles:
+    """Those of a corpus; of bytes, which no file is for, the ids alone. Where they are gone, stderr has a line more."""
+    try:
+        return _tokenizer_files(corpus, fingerprint)
+    except InputError as error:
+        print(f"growlm: no tokenizer comes along: {error}", file=sys.stderr, flush=True)
+        return TokenizerFiles()
+
+
+def _tokenizer_files(corpus: str, fingerprint: str) -> TokenizerFiles:
+    folder = Path(corpus)
+    if corpus != "stdlib" and not folder.exists():
+        raise InputError(f"corpus {corpus!r} is not here any more")
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTES).eos})
+    if fingerprint_of(manifest) != fingerprint:
+        raise InputError(f"corpus {corpus!r} has changed since the run was trained")
+    check_tokenizer(folder, manifest)
+    tokenizer = manifest["tokenizer"]
+    ids = {f"{name}_token_id": tokenizer[name] for name in ("bos", "eos")}
+    files = tuple(folder / name for name in tokenizer["files"] if name != SETTINGS)
+    return TokenizerFiles(files, _tokenizer_settings(folder, files[0].name) if files else {}, ids)
+
+
+def _tokenizer_settings(folder: Path, name: str) -> dict[str, Any]:
+    """Documents were trained on with EOS after them and nothing before: no BOS may come in where transformers reads."""
+    settings = {"tokenizer_class": CLASSES[name], "add_bos_token": False, "clean_up_tokenization_spaces": False}
+    written = {SETTINGS: read_object(folder / SETTINGS) | settings}
+    tokenizer = read_object(folder / JSON) if name == JSON else {}
+    if (tokenizer.get("post_processor") or {}).get("type", "ByteLevel") != "ByteLevel":  # which adds nothing
+        written[JSON] = tokenizer | {"post_processor": None}
+    return written
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:

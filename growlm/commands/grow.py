@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from growlm.commands import grow_folder, grow_run
-from growlm.commands.options import STEP, Keys, flag, one
+from growlm.commands.options import STEP, Keys, flag, one, pairs
 from growlm.errors import InputError
-from growlm.formats.folder import is_hugging_face
 
 OPTIONS = {
     "--source": one("DIR", "checkpoint to grow: a run's folder, one of growlm grow, or a Hugging Face folder", Path),
@@ -29,20 +27,30 @@ KEYS = {
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
+    from growlm.commands.grow_checkpoint import describe_plan, list_growths, plan_grow, run_grow
+
     if args.list:
-        print(grow_run.list_growths())
+        print(list_growths())
         return 0
     needed = {"--source": args.source} | ({} if args.dry_run else {"--output": args.output})
     if missing := [option for option, value in needed.items() if value is None]:
         raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
-    asked = (args.source, args.output, args.operator or "direct", args.factor, keys["--target"], keys["--option"])
-    home = grow_folder if is_hugging_face(args.source) else grow_run
-    plan = home.plan_grow(grow_run.Request(*asked, args.optimizer_state, args.step, args.seed))
-    if args.dry_run:
-        print(home.describe_plan(plan))
-        return 0
-    verdict = home.run_grow(
-        plan, not args.no_verify, lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True)
+    plan = plan_grow(
+        args.source,
+        output=args.output,
+        operator=args.operator or "direct",
+        options=pairs("--option", keys),
+        factor=args.factor,
+        sizes=pairs("--target", keys),
+        optimizer_state=args.optimizer_state,
+        step=args.step,
+        seed=args.seed,
     )
-    print(f"{home.describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
+    if args.dry_run:
+        print(describe_plan(plan))
+        return 0
+    verdict = run_grow(
+        plan, verified=not args.no_verify, log=lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True)
+    )
+    print(f"{describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
     return 0

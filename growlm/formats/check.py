@@ -1,4 +1,7 @@
-"""Two checkpoints compared by what they compute, neither of which is ever in memory whole: branch by branch."""
+"""Two checkpoints compared by what they compute, neither of which is ever in memory whole: branch by branch.
+
+Shape suffixes: N tokens, D embed.
+"""
 
 import dataclasses
 import math
@@ -9,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from growlm.formats.folder import HuggingFaceFolder
-from growlm.formats.safetensors_files import StoredTensor
+from growlm.formats.safetensors import StoredTensor
 from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.models import Kind, apply_branch
 from growlm.models.layers import normalise
 
 BATCH, LENGTH = 2, 32
-HEAD_ROWS = 4096  # of the vocabulary, whose logits are there at once
-PIECE = 2**24  # bytes of a tensor that are looked at at once
+HEAD_ROWS = 4096  # of the vocabulary, whose logits are in memory at once
+PIECE_BYTES = 2**24  # of a tensor that are looked at at once
 
 
 def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[bool, str]) -> dict[str, Any]:
@@ -33,45 +36,53 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
     """
     tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, LENGTH))
     dtype = max((tensor.dtype for tensor in grown.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
+    claim, note = claimed
+    difference, tolerance = math.nan, 0.0
     if bad := _not_finite(grown):
         note = f"not finite: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' if len(bad) > 3 else ''}"
-        item = {"claimed": claimed[0], "measured": None, "tolerance": 0.0, "holds": False, "note": note}
-        return {"ok": False, "tokens": [BATCH, LENGTH], "dtype": dtype, "function": item}
-    allowed = ARITHMETIC["float32"]["function"]
+    else:
+        difference, tolerance = _measure(source, grown, tokens, dtype)
+        note = note if math.isfinite(difference) else "logits are not finite"
+    finite, holds = math.isfinite(difference), difference <= tolerance
+    function = {
+        "claimed": claim,
+        "measured": difference if finite else None,
+        "tolerance": tolerance,
+        "holds": holds,
+        "note": note,
+    }
+    return {"ok": finite and (holds or not claim), "tokens": [BATCH, LENGTH], "dtype": dtype, "function": function}
+
+
+def _measure(
+    source: HuggingFaceFolder, grown: HuggingFaceFolder, tokens: np.ndarray, dtype: str
+) -> tuple[float, float]:
+    """The relative difference of the logits, and how much of it the arithmetic and the dtype explain."""
+    tolerance = ARITHMETIC["float32"]["function"]
     with jax.default_matmul_precision("highest"):
         before, after = (_hidden(folder, tokens) for folder in (source, grown))
-        apart = _logit_difference(source, before, grown, after)
+        difference = _logit_difference(source, before, grown, after)
         if dtype not in ARITHMETIC:
             rng = np.random.default_rng(1)
-            nudged = dataclasses.replace(source, tensors={k: _Nudged(v, rng) for k, v in source.tensors.items()})
+            nudged = {name: _Nudged(tensor, rng) for name, tensor in source.tensors.items()}
+            nudged = dataclasses.replace(source, tensors=nudged)
             moved = _logit_difference(source, before, nudged, _hidden(nudged, tokens))
-            allowed = allowance(allowed, moved)
-    finite, holds = math.isfinite(apart), apart <= allowed
-    function = {
-        "claimed": claimed[0],
-        "measured": apart if finite else None,
-        "tolerance": allowed,
-        "holds": holds,
-        "note": claimed[1] if finite else "logits are not finite",
-    }
-    ok = finite and (holds or not claimed[0])
-    return {"ok": ok, "tokens": [BATCH, LENGTH], "dtype": dtype, "function": function}
+            tolerance = allowance(tolerance, moved)
+    return difference, tolerance
 
 
 def _not_finite(folder: HuggingFaceFolder) -> list[str]:
-    """The tensors with a value that is not finite, each read in pieces."""
-    bad = []
-    for name, tensor in folder.tensors.items():
-        rows = max(1, PIECE // max(tensor.nbytes // max(tensor.shape[0], 1), 1))
-        parts = (slice(row, row + rows) for row in range(0, tensor.shape[0], rows))
-        if not all(np.isfinite(tensor.read(part).astype(np.float32)).all() for part in parts):
-            bad.append(name)
-    return bad
+    """The tensors with a value that is not finite."""
+    return [
+        name
+        for name, tensor in folder.tensors.items()
+        if not all(np.isfinite(tensor.read(rows).astype(np.float32)).all() for rows in tensor.chunks(PIECE_BYTES))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Nudged:
-    """A tensor as it is read, and every value that is not 0 one unit in the last place larger or smaller in size."""
+    """A tensor whose values, but for zeros, are read one unit in the last place larger or smaller in magnitude."""
 
     tensor: StoredTensor
     rng: np.random.Generator
@@ -88,16 +99,16 @@ class _Nudged:
 
 
 def describe_comparison(verdict: dict[str, Any]) -> str:
-    """What was found, in one line."""
-    found, (batch, length) = verdict["function"], verdict["tokens"]
-    if found["measured"] is None:
-        return f"the grown model is {found['note']}"
-    kept = "kept, as claimed" if found["holds"] else "not kept, as claimed"
-    if found["holds"] != found["claimed"]:
-        kept = "NOT KEPT, which is claimed" if found["claimed"] else "kept, which is not claimed"
+    """The outcome in one line."""
+    function, (batch, length) = verdict["function"], verdict["tokens"]
+    if function["measured"] is None:
+        return f"the grown model is {function['note']}"
+    kept = "kept, as claimed" if function["holds"] else "not kept, as claimed"
+    if function["holds"] != function["claimed"]:
+        kept = "NOT KEPT, which is claimed" if function["claimed"] else "kept, which is not claimed"
     return (
         f"largest difference of logits on {batch} x {length} random tokens, relative to the largest logit: "
-        f"{found['measured']:.2g} (allowed for weights in {verdict['dtype']}: {found['tolerance']:.2g}); "
+        f"{function['measured']:.2g} (tolerance for weights in {verdict['dtype']}: {function['tolerance']:.2g}); "
         f"the function is {kept}"
     )
 
@@ -117,17 +128,17 @@ def _hidden(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
 
 def _embed(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
     """The stream before the first layer. Of lookups by token only the rows of these tokens are read."""
-    distinct, place = np.unique(tokens, return_inverse=True)
+    distinct, index = np.unique(tokens, return_inverse=True)
     lookups = {}
     for spec in folder.model.architecture.lookups:
         weight = folder.model.architecture.weights[spec.name]
-        tensor = folder.tensors[next(one.name for one in folder.places if one.weights == (weight,))]
+        tensor = folder.tensors[next(place.name for place in folder.places if place.weights == (weight,))]
         if weight.reads(Kind.VOCAB):
             rows = [tensor.read(slice(token, token + 1))[0] for token in distinct.tolist()]
             lookups[spec.name] = jnp.asarray(np.stack(rows).astype(np.float32))
         else:
             lookups[spec.name] = jnp.asarray(tensor.read().astype(np.float32))
-    return folder.model.architecture.embed(lookups, folder.model, jnp.asarray(place.reshape(tokens.shape)))
+    return folder.model.architecture.embed(lookups, folder.model, jnp.asarray(index.reshape(tokens.shape)))
 
 
 def _logit_difference(source, before_ND, grown, after_ND) -> float:
@@ -135,16 +146,16 @@ def _logit_difference(source, before_ND, grown, after_ND) -> float:
 
     In NumPy: XLA's CPU backend passes over NaN in the maximum of 4,096 elements and more.
     """
-    apart = largest = np.float32(0)
-    for row in range(0, source.model.vocab, HEAD_ROWS):
-        some = slice(row, min(row + HEAD_ROWS, source.model.vocab))
-        old, new = (np.asarray(x @ _head(folder, some).T) for folder, x in ((source, before_ND), (grown, after_ND)))
-        apart = np.maximum(apart, np.max(np.abs(new - old)))
+    difference = largest = np.float32(0)
+    for first in range(0, source.model.vocab, HEAD_ROWS):
+        rows = slice(first, min(first + HEAD_ROWS, source.model.vocab))
+        old, new = (np.asarray(x @ _head(folder, rows).T) for folder, x in ((source, before_ND), (grown, after_ND)))
+        difference = np.maximum(difference, np.max(np.abs(new - old)))
         largest = np.maximum(largest, np.max(np.abs(old)))
-    return float(apart / max(largest, 1e-30))
+    return float(difference / max(largest, 1e-30))
 
 
 def _head(folder: HuggingFaceFolder, rows: slice) -> np.ndarray:
     path = "embedding" if folder.model.architecture.tied(folder.model) else "head"
-    name = next(one.name for one in folder.places if one.weights[0].path == path)
+    name = next(place.name for place in folder.places if place.weights[0].path == path)
     return folder.tensors[name].read(rows).astype(np.float32)

@@ -1,5 +1,6 @@
-"""Models written as Hugging Face folders."""
+"""Models written as Hugging Face folders, and the model card of one that was grown."""
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -11,18 +12,17 @@ from tqdm import tqdm
 
 from growlm.errors import InputError, unknown
 from growlm.files import check_output, check_space, whole_folder, write_json
-from growlm.formats.families import family_of, settings_of
 from growlm.formats.folder import CONFIG, open_folder
-from growlm.formats.layout import places, stored_shape, to_stored
-from growlm.formats.safetensors_files import DTYPES
-from growlm.formats.writer import SHARD_BYTES, Make, NewTensor, write_tensors
+from growlm.formats.layout import family_of, places, settings_of, stored_shape, to_stored
+from growlm.formats.safetensors import DTYPES, SHARD_BYTES, NewTensor, PieceFn, Pieces, write_tensors
 from growlm.models import DecoderConfig, Params, check_params
 
-PIECE = 2**24  # bytes of a tensor that are turned and written at once
-BESIDE = 2**20  # for what is written beside the weights
+CARD = "README.md"
+PIECE_BYTES = 2**24  # of a tensor that are reordered and written at once
+OTHER_BYTES = 2**20  # for what is written beside the weights
 LENGTH = 2048  # max_position_embeddings where nothing is known of it
 
-Beside = Callable[[Path], None]
+WriteMore = Callable[[Path], None]  # writes further files into a folder that is not in its place yet
 
 
 def write_model(
@@ -35,9 +35,9 @@ def write_model(
     settings: Mapping[str, Any] | None = None,
     carried: Sequence[Path] = (),
     shard: int = SHARD_BYTES,
-    beside: Beside = lambda part: None,
+    beside: WriteMore = lambda part: None,
 ) -> None:
-    """Writes a model as a Hugging Face folder, whole or not at all.
+    """Write a model as a Hugging Face folder, whole or not at all.
 
     Args:
       folder: a new or empty folder.
@@ -56,35 +56,86 @@ def write_model(
     folder = Path(folder)
     check_output(folder)
     check_params(config, params)
-    said = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
-    held = {place.name: place for place in places(family_of(said), config)}
-    kinds = {name: _dtype((dtypes or {}).get(name, dtype)) for name in held}
-    new = [NewTensor(name, kinds[name], stored_shape(place, config)) for name, place in held.items()]
+    settings = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
+    by_name = {place.name: place for place in places(family_of(settings), config)}
+    dtype_of = {name: _dtype((dtypes or {}).get(name, dtype)) for name in by_name}
+    tensors = [NewTensor(name, dtype_of[name], stored_shape(place, config)) for name, place in by_name.items()]
 
-    def pieces(tensor: NewTensor) -> Iterator[Make]:
-        place = held[tensor.name]
+    def pieces(tensor: NewTensor) -> Iterator[PieceFn]:
+        place = by_name[tensor.name]
         value = to_stored(place, [np.asarray(_leaf(params, weight.path)[place.unit]) for weight in place.weights])
-        rows = max(1, PIECE // max(value[:1].nbytes, 1))
+        rows = max(1, PIECE_BYTES // max(value[:1].nbytes, 1))
         yield from (partial(value[row : row + rows].astype, tensor.dtype) for row in range(0, len(value), rows))
 
-    write_folder(folder, config, said, new, pieces, carried, shard, beside)
+    write_folder(folder, config, settings, tensors=tensors, pieces=pieces, carried=carried, shard=shard, beside=beside)
 
 
-def write_folder(folder, config, settings, tensors, pieces, carried, shard, beside=lambda part: None) -> None:
-    """Weights as `write_tensors` takes them, with config.json and what is carried along; checked, and only then there.
+def write_folder(
+    folder: Path,
+    config: DecoderConfig,
+    settings: dict[str, Any],
+    *,
+    tensors: Sequence[NewTensor],
+    pieces: Pieces,
+    carried: Sequence[Path] = (),
+    shard: int = SHARD_BYTES,
+    beside: WriteMore = lambda part: None,
+) -> None:
+    """Write weights, config.json and further files; the folder is opened and checked before it is in its place.
 
-    beside(part) writes what else there should be. Raises InputError: a disk without room, settings of another model.
+    Args are those of `write_tensors` and `write_model`. Raises InputError: a disk without room, settings of another
+    model.
     """
     total = sum(tensor.nbytes for tensor in tensors)
-    check_space(folder, total + BESIDE + sum(path.stat().st_size for path in carried))
+    check_space(folder, total + OTHER_BYTES + sum(path.stat().st_size for path in carried))
     with whole_folder(folder) as part, progress_bar("writing", total) as bar:
         write_tensors(part, tensors, pieces, bar.update, shard)
         write_json(part / CONFIG, settings)
         for path in carried:
             shutil.copyfile(path, part / path.name)
         beside(part)
-        if (found := open_folder(part).model) != config:
-            raise InputError(f"the settings are those of another model, {found}: allowed are those of {config}")
+        if (written := open_folder(part).model) != config:
+            raise InputError(f"the model that {CONFIG} describes must be {config}, got {written}")
+
+
+def model_card(source: str, family: str, report: dict[str, Any], shapes: str, verified: str) -> str:
+    """Markdown: where a grown model comes from, how it was grown, what that claims and what was verified.
+
+    Args:
+      source: the name of the folder that was grown.
+      family: its model_type.
+      report: of the growth, as `growlm.growth.describe` gives it, with the operator's name as it was asked for.
+      shapes: the two shapes and the claims, as a table.
+      verified: what was verified, in a sentence.
+    """
+    before, after = (f"{report[f'parameters_{when}']:,}" for when in ("before", "after"))
+    options = shlex.join(f"{name}={value}" for name, value in report["options"].items()) or "none"
+    asked, operator = report["asked"], report["operator"]
+    kept = "keeps" if report["preserves_function"] else "does not keep"
+    return f"""---
+library_name: transformers
+tags:
+- growlm
+- model-growth
+---
+
+# {source}, grown from {before} to {after} parameters
+
+These are the weights of `{source}` ({family}), grown by growlm and not trained since.
+
+- operator: {asked if asked == operator else f"{asked} ({operator})"}; options: {options}
+- layers, by the source's layer that each is a copy of (-1: fresh): {" ".join(map(str, report["order"]))}
+- layers that add nothing yet: {" ".join(map(str, report["silent_layers"])) or "none"}
+- function: the growth {kept} the source's: {report["reason"]}
+- verified: {verified}
+
+```
+{shapes}
+```
+
+`growth.json` says of every coordinate of every axis which one of the source it comes from. The licence and the terms of
+the source hold for this model too.
+"""
 
 
 def progress_bar(what: str, nbytes: int) -> tqdm:

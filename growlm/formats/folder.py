@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.formats.families import family_of, model_of
-from growlm.formats.layout import Place, from_stored, places, stored_shape
-from growlm.formats.safetensors_files import StoredTensor, inside, read_json, stored_tensors
+from growlm.files import table
+from growlm.formats.layout import Place, family_of, from_stored, model_of, places, stored_shape
+from growlm.formats.safetensors import Progress, StoredTensor, inside, read_object, stored_tensors
 from growlm.models import DecoderConfig, Params, Weight, nest, parameter_count, sizes_of
 from growlm.models.stored import Family
 
@@ -35,8 +35,6 @@ CARRIED = (
     "USE_POLICY.md",
     "NOTICE",
 )
-
-Step = Callable[[int], Any]  # is told of so many bytes more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +62,6 @@ class HuggingFaceFolder:
         return [inside(self.folder, name) for name in CARRIED if (self.folder / name).exists()]
 
     @property
-    def origin(self) -> tuple[dict[str, Any], dict[str, str], list[Path]]:
-        """What is needed to write it again, beside the weights: its config, its tensors' dtypes, its other files."""
-        return self.settings, {name: tensor.dtype.name for name, tensor in self.tensors.items()}, self.carried
-
-    @property
     def nbytes(self) -> int:
         """The size of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
@@ -91,7 +84,7 @@ class HuggingFaceFolder:
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder claims to hold a Hugging Face checkpoint: its config.json names a model_type."""
     path = folder / CONFIG
-    return path.is_file() and "model_type" in read_json(path)
+    return path.is_file() and "model_type" in read_object(path)
 
 
 def open_folder(folder: Path) -> HuggingFaceFolder:
@@ -100,11 +93,10 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     Raises InputError: another family, weights that are no safetensors, damaged or leading elsewhere, and tensors that
     are missing, too many or of another shape.
     """
-    if not folder.is_dir():
-        raise InputError(f"source {folder} is no folder: allowed is a folder with {CONFIG} and safetensors")
-    if not (folder / CONFIG).exists():
-        raise InputError(f"source {folder} has no {CONFIG}: allowed is the folder of a Hugging Face checkpoint")
-    settings = read_json(inside(folder, CONFIG))
+    if not folder.is_dir() or not (folder / CONFIG).exists():
+        reason = f"and has no {CONFIG}" if folder.is_dir() else "which is no folder"
+        raise InputError(f"source must be a folder with {CONFIG} and safetensors, got {folder}, {reason}")
+    settings = read_object(inside(folder, CONFIG))
     try:
         family = family_of(settings)
         tensors, model = stored_tensors(folder), model_of(settings)
@@ -115,54 +107,52 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
 
 def _checked(family: Family, model: DecoderConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors of the model, in its order; none may be missing, over or of another shape."""
-    if model.depth > len(tensors):
-        raise InputError(
-            f"config.json: num_hidden_layers is {model.depth} and there are {len(tensors)} tensors: some missing"
-        )
+    if model.depth > len(tensors):  # a damaged number should not be counted to
+        raise InputError(f"{CONFIG} has {model.depth} layers and there are {len(tensors)} tensors: some are missing")
     expected = {place.name: stored_shape(place, model) for place in places(family, model)}
     if missing := [name for name in expected if name not in tensors]:
-        raise InputError(f"tensor {missing[0]!r} is missing, of {len(expected)} that config.json asks for")
+        raise InputError(f"tensor {missing[0]!r} is missing, of {len(expected)} that {CONFIG} asks for")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             found = list(tensors[name].shape)
-            raise InputError(f"tensor {name!r} has shape {found}, and config.json asks for {list(shape)}")
+            raise InputError(f"tensor {name!r} must have shape {list(shape)}, as {CONFIG} says, got {found}")
     for name in tensors.keys() - expected.keys():
         if not family.computed.fullmatch(name) and not _is_tied_copy(family, model, name, tensors):
-            raise InputError(f"tensor {name!r} is none that config.json asks for: nothing is left out silently")
+            raise InputError(f"tensor {name!r} is none that {CONFIG} asks for, and nothing is left out silently")
     return {name: tensors[name] for name in expected}
 
 
 def _is_tied_copy(family: Family, model: DecoderConfig, name: str, tensors: dict[str, StoredTensor]) -> bool:
-    """Whether this is a tied head that was stored once more, the same as the embedding to the byte."""
+    """Whether a tensor is a tied head that was stored once more, equal to the embedding to the byte."""
     if name != family.tied_head or not model.architecture.tied(model):
         return False
     head, embedding = tensors[name], tensors[next(row.name for row in family.tensors if row.paths == ("embedding",))]
     if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
         return False
-    parts = (slice(row, min(row + 4096, head.shape[0])) for row in range(0, head.shape[0], 4096))
-    return all(np.array_equal(head.read(part).view(np.uint8), embedding.read(part).view(np.uint8)) for part in parts)
+    pairs = ((head.read(rows), embedding.read(rows)) for rows in head.chunks(2**24))
+    return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
 
 
 def read_params(
     source: HuggingFaceFolder,
-    step: Step = lambda nbytes: None,
+    progress: Progress = lambda nbytes: None,
     place: Callable[[Weight, np.ndarray], Any] = lambda weight, value: value,
 ) -> Params:
-    """The parameter tree, of what `place` makes of every weight, float32, before the next one is read."""
+    """The parameter tree: of every weight, in float32, what `place` returns for it before the next one is read."""
     leaves: dict[str, Any] = {}
-    by_weight: dict[tuple[str, ...], list[Place]] = {}
-    for one in source.places:
-        by_weight.setdefault(one.row.paths, []).append(one)
-    for held in by_weight.values():
-        values = [np.empty(weight.shape(source.model), np.float32) for weight in held[0].weights]
-        for one in held:
-            for value, part in zip(values, source.read(one), strict=True):
-                value[one.unit] = part
-            step(source.tensors[one.name].nbytes)
-        for weight, value in zip(held[0].weights, values, strict=True):
-            leaves[weight.path] = place(weight, value)
+    tensors_of: dict[tuple[str, ...], list[Place]] = {}
+    for tensor in source.places:
+        tensors_of.setdefault(tensor.row.paths, []).append(tensor)
+    for tensors in tensors_of.values():
+        weights = tensors[0].weights
+        values = [np.empty(weight.shape(source.model), np.float32) for weight in weights]
+        for tensor in tensors:
+            for value, part in zip(values, source.read(tensor), strict=True):
+                value[tensor.unit] = part
+            progress(source.tensors[tensor.name].nbytes)
+        leaves |= {weight.path: place(weight, value) for weight, value in zip(weights, values, strict=True)}
     # A model without layers has no tensor of them.
-    for weight in (one for one in source.model.weights if one.path not in leaves):
+    for weight in (weight for weight in source.model.weights if weight.path not in leaves):
         leaves[weight.path] = place(weight, np.empty(weight.shape(source.model), np.float32))
     return nest({weight.path: leaves[weight.path] for weight in source.model.weights})
 
@@ -180,25 +170,28 @@ def describe_folder(source: HuggingFaceFolder) -> str:
 
 
 def describe_model(model: DecoderConfig, kind: str, more: dict[str, str]) -> str:
-    """A model's shape and variant between the kind of the folder and what more there is to say of it."""
-    shape = ", ".join(f"{name} {size:,}" for name, size in sizes_of(model).items())
-    lines = {"format": kind, "architecture": model.architecture.name, "shape": shape}
-    lines |= {"parameters": f"{parameter_count(model):,}", "variant": ", ".join(_variant(model))} | more
-    width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
+    """A model's shape and variant, after the kind of its folder and before what more there is to say, as a table."""
+    lines = {
+        "format": kind,
+        "architecture": model.architecture.name,
+        "shape": ", ".join(f"{name} {size:,}" for name, size in sizes_of(model).items()),
+        "parameters": f"{parameter_count(model):,}",
+        "variant": ", ".join(_variant(model)),
+    }
+    return table(list((lines | more).items()))
 
 
 def _variant(model: DecoderConfig) -> list[str]:
-    """What of a model is no size: every other field that is not at its default, and whether the head is tied."""
-    head = "tied head" if model.architecture.tied(model) else "head of its own"
-    sizes = {*sizes_of(model), "tie_embeddings"}
-    fields = [field for field in dataclasses.fields(model) if field.name not in sizes]
-    said = {field.name: getattr(model, field.name) for field in fields}
-    shown = [name for name in said if name in ("norm_eps", "rope_theta") or said[name] not in (None, False)]
-    return [head, *(_said(name.replace("_", " "), said[name]) for name in shown)]
-
-
-def _said(name: str, value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        return f"{name} {value.kind} x {value.factor:g}"
-    return name if value is True else f"{name} {value:g}"
+    """What of a model is no size: whether its head is tied, and every other field that is not at its default."""
+    parts = ["tied head" if model.architecture.tied(model) else "separate head"]
+    for field in dataclasses.fields(model):
+        name, value = field.name.replace("_", " "), getattr(model, field.name)
+        if field.name in sizes_of(model) or field.name == "tie_embeddings":
+            continue
+        if dataclasses.is_dataclass(value):
+            parts.append(f"{name} {value.kind} x {value.factor:g}")
+        elif value is True:
+            parts.append(name)
+        elif field.name in ("norm_eps", "rope_theta") or value not in (None, False):
+            parts.append(f"{name} {value:g}")
+    return parts

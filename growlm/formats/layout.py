@@ -1,15 +1,60 @@
-"""How weights lie in the tensors of a family: which, in which order of dimensions, one for every layer and expert."""
+"""Which family of Hugging Face a model is of, and how its weights lie in the tensors of that family."""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, unknown
+from growlm.models import ARCHITECTURES
 from growlm.models.axes import DecoderConfig, Dim, Role, Weight
-from growlm.models.stored import Family, Stored
+from growlm.models.stored import Family, Settings, Stored
+
+# What of a config.json goes along where a model changes its family.
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "torch_dtype", "dtype")
+
+
+def families() -> dict[str, Family]:
+    """All families by model_type, those of architectures that were added to ARCHITECTURES too."""
+    return {name: family for one in ARCHITECTURES.values() for name, family in one.families.items()}
+
+
+def family_of(settings: Settings) -> Family:
+    """The family of a config.json. Raises InputError where its model_type is of none."""
+    name, known = settings.get("model_type"), families()
+    if not isinstance(name, str) or name not in known:
+        raise unknown("model_type", name, known)
+    return known[name]
+
+
+def model_of(settings: Settings) -> DecoderConfig:
+    """The shape that a config.json describes. Raises InputError: another family, or a variant that is not built."""
+    return family_of(settings).read(settings)
+
+
+def settings_of(model: DecoderConfig, settings: Settings) -> dict[str, Any]:
+    """The config.json of a model: that of a smaller one with what growth changes, or a new one where none is given.
+
+    Raises InputError where no family has what the model has.
+    """
+    if "model_type" in settings:
+        family = family_of(settings)
+        if family.model_type in model.architecture.families:
+            return family.write(model, settings)
+        settings = {key: settings[key] for key in _KEPT if key in settings}
+    return family_for(model).write(model, settings)
+
+
+def family_for(model: DecoderConfig) -> Family:
+    """The first family of the architecture that has what the model has. Raises InputError."""
+    families = model.architecture.families
+    if (family := next((one for one in families.values() if one.holds(model)), None)) is None:
+        names = ", ".join(families) or "none"
+        raise InputError(f"no family of {model.architecture.name} ({names}) has all that this model has")
+    return family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,40 +69,32 @@ class Place:
 
 def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     """Every tensor of a model, in the order of its layers."""
-    rows = [(row, held) for row in family.tensors if (held := _present(row, model))]
-    held_at = {weight.path for _, weights in rows for weight in weights}
-    if missing := [weight.path for weight in model.weights if weight.path not in held_at]:
+    all_weights = model.architecture.weights
+    rows = [(row, tuple(w for path in row.paths if (w := all_weights[path]).present(model))) for row in family.tensors]
+    rows = [(row, weights) for row, weights in rows if weights]
+    covered = {weight.path for _, weights in rows for weight in weights}
+    if missing := [weight.path for weight in model.weights if weight.path not in covered]:
         raise InputError(f"no tensor of {family.model_type} holds {missing[0]}: its table of tensors needs a row")
-    of_layers = [number for number, (_, weights) in enumerate(rows) if weights[0].stacked]
-    first = of_layers[0] if of_layers else len(rows)
-    yield from (_place(row, held, ()) for row, held in rows[:first])
-    stack = rows[first][1][0].stack if of_layers else None
-    for layer in range(model.size(stack)) if stack else ():
-        for row, held in (rows[number] for number in of_layers):
-            within = [range(model.size(dim.axis)) for dim in held[0].dims if dim.many]
-            yield from (_place(row, held, (layer, *unit)) for unit in itertools.product(*within))
-    yield from (_place(row, held, ()) for row, held in rows[first:] if not held[0].stacked)
+    for stacked, group in itertools.groupby(rows, key=lambda row: row[1][0].stacked):
+        group = list(group)
+        layers = [(layer,) for layer in range(model.depth)] if stacked else [()]
+        for layer, (row, weights) in itertools.product(layers, group):
+            axes = [dim.axis for dim in weights[0].dims if dim.many]
+            for unit in itertools.product(*(range(model.size(axis)) for axis in axes)):
+                names = [dim.axis.name for dim in weights[0].all_dims if dim.many]
+                name = row.name.format(**dict(zip(names, (*layer, *unit), strict=True)))
+                yield Place(name, weights, (*layer, *unit), row)
 
 
-def _present(row: Stored, model: DecoderConfig) -> tuple[Weight, ...]:
-    weights = (model.architecture.weights[path] for path in row.paths)
-    return tuple(weight for weight in weights if weight.present(model))
-
-
-def _place(row: Stored, weights: tuple[Weight, ...], unit: tuple[int, ...]) -> Place:
-    axes = [dim.axis.name for dim in weights[0].all_dims if dim.many]
-    return Place(row.name.format(**dict(zip(axes, unit, strict=True))), weights, unit, row)
-
-
-def turned(weight: Weight, row: Stored) -> Weight:
+def in_storage_order(weight: Weight, row: Stored) -> Weight:
     """The weight with the dimensions of one unit in the order in which they are stored.
 
     By default what is written comes first, as in PyTorch's Linear; lookups, gains and biases stay as they are.
     """
-    dims = [dim for dim in weight.dims if not dim.many]
+    dims = list(unit_dims(weight))
     if row.order:
-        at = {dim.axis.name: dim for dim in dims}
-        dims = [at[name] for name in row.order]
+        by_name = {dim.axis.name: dim for dim in dims}
+        dims = [by_name[name] for name in row.order]
     elif not weight.elementwise and weight.role is not Role.LOOKUP:
         dims = [dim for dim in dims if dim.writes] + [dim for dim in dims if not dim.writes]
     return dataclasses.replace(weight, dims=(*(dim for dim in weight.dims if dim.many), *dims))
@@ -68,8 +105,13 @@ def unit_dims(weight: Weight) -> tuple[Dim, ...]:
     return tuple(dim for dim in weight.dims if not dim.many)
 
 
+def unit_sizes(weight: Weight, model: DecoderConfig) -> list[int]:
+    """The shape of one unit of a weight."""
+    return [model.size(dim.axis) for dim in unit_dims(weight)]
+
+
 def row_dims(weight: Weight) -> int:
-    """How many leading dimensions of a unit, in stored order, a matrix's rows are; all of a gain or a bias."""
+    """The number of leading dimensions of a unit in storage order that are a matrix's rows; all of a gain or a bias."""
     dims = unit_dims(weight)
     if weight.elementwise:
         return len(dims)
@@ -77,13 +119,9 @@ def row_dims(weight: Weight) -> int:
     return len(list(itertools.takewhile(lambda dim: (dim.reads is None) == side, dims)))
 
 
-def _unit_sizes(weight: Weight, model: DecoderConfig) -> list[int]:
-    return [model.size(dim.axis) for dim in unit_dims(weight)]
-
-
 def joined_sizes(place: Place, model: DecoderConfig) -> list[int]:
     """The sizes of a tensor's dimensions, before rows and columns are flattened; its weights side by side."""
-    each = [_unit_sizes(turned(weight, place.row), model) for weight in place.weights]
+    each = [unit_sizes(in_storage_order(weight, place.row), model) for weight in place.weights]
     sizes = list(each[0])
     sizes[place.row.join] = sum(one[place.row.join] for one in each)
     return sizes
@@ -95,7 +133,7 @@ def stored_shape(place: Place, model: DecoderConfig) -> tuple[int, ...]:
 
 
 def _flat(place: Place, sizes: Sequence[int]) -> tuple[int, ...]:
-    weight = turned(place.weights[0], place.row)
+    weight = in_storage_order(place.weights[0], place.row)
     rows = row_dims(weight)
     flat = math.prod(sizes[:rows]), math.prod(sizes[rows:])
     return flat[:1] if weight.elementwise else flat
@@ -103,13 +141,13 @@ def _flat(place: Place, sizes: Sequence[int]) -> tuple[int, ...]:
 
 def from_stored(place: Place, model: DecoderConfig, stored: np.ndarray) -> list[np.ndarray]:
     """One unit of every weight of a tensor in the declared order; views of what is stored."""
-    whole, at, values = stored.reshape(joined_sizes(place, model)), 0, []
+    whole, begin, values = stored.reshape(joined_sizes(place, model)), 0, []
     for weight in place.weights:
-        in_order = turned(weight, place.row)
-        size = _unit_sizes(in_order, model)[place.row.join]
-        part = np.take(whole, range(at, at + size), axis=place.row.join) if len(place.weights) > 1 else whole
-        at += size
-        order = [unit_dims(weight).index(dim) for dim in unit_dims(in_order)]
+        ordered = in_storage_order(weight, place.row)
+        size = unit_sizes(ordered, model)[place.row.join]
+        part = whole[(slice(None),) * place.row.join + (slice(begin, begin + size),)]
+        begin += size
+        order = [unit_dims(weight).index(dim) for dim in unit_dims(ordered)]
         values.append(part.transpose(np.argsort(order)))
     return values
 
@@ -118,7 +156,7 @@ def to_stored(place: Place, values: Sequence[np.ndarray]) -> np.ndarray:
     """A tensor of one unit of every weight; a view where that is possible."""
     parts = []
     for weight, value in zip(place.weights, values, strict=True):
-        order = [unit_dims(weight).index(dim) for dim in unit_dims(turned(weight, place.row))]
+        order = [unit_dims(weight).index(dim) for dim in unit_dims(in_storage_order(weight, place.row))]
         parts.append(value.transpose(order))
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=place.row.join)
     return whole.reshape(_flat(place, whole.shape))

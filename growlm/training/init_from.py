@@ -16,15 +16,24 @@ from tqdm import tqdm
 from growlm.data import Corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
-from growlm.formats.safetensors_files import StoredTensor
+from growlm.formats.safetensors import StoredTensor
 from growlm.models import DecoderConfig, Params, Weight, plain
 from growlm.models.sharding import fsdp_spec
 from growlm.training.processes import is_first
-from growlm.training.saved import ORIGIN, Saved, carry_origin, check_open, find_saved, keep_origin, read_state
+from growlm.training.saved import (
+    FOLDERS,
+    IMPORTED,
+    Saved,
+    check_open,
+    copy_imported,
+    find_saved,
+    read_state,
+    save_imported,
+)
 from growlm.training.settings import RunConfig, StageConfig
 
-# Of every tensor a fingerprint has so many bytes of its beginning, its middle and its end: 70B take 9 MB of reading.
-PIECE = 4096
+# A fingerprint has so many bytes of the beginning, the middle and the end of every tensor: 9 MB of 70B parameters.
+SAMPLE_BYTES = 4096
 
 # Text that no two vocabularies cut alike.
 PROBE = "It's 1,024 layers; if (x > 0.5) { return a + b; }\n\n  def grown(self):  # naïve, größer, 模型\n\tTransformers"
@@ -34,10 +43,16 @@ PROBE = "It's 1,024 layers; if (x > 0.5) { return a + b; }\n\n  def grown(self):
 class Source:
     """A saved model that a run may begin from, found and not read yet.
 
-    fingerprint: of its content, wherever it lies. read: its parameters, float32, each where it rests on a mesh. keep:
-    puts into a folder what it came with if it is of Hugging Face, or began as such, so that it can be exported again.
-    tokenizer: where the one that it was trained with would be, as `load_tokenizer` takes it. step: of a run. tokens,
-    flops: what it has cost until there, None where nobody knows.
+    Attributes:
+      folder: where it lies.
+      kind: what the folder is, for people.
+      model: its shape.
+      fingerprint: a hash of its content, wherever it lies.
+      read: reads its parameters, in float32, onto a mesh.
+      keep: saves into a folder what a Hugging Face checkpoint came with, so that it can be exported again.
+      tokenizer: where the one that it was trained with would be, as `load_tokenizer` takes it.
+      step: of a run.
+      tokens, flops: all that was spent on it; None where nobody knows.
     """
 
     folder: Path
@@ -53,26 +68,24 @@ class Source:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run's folder says of what it began from, as plain JSON: what was spent there is not billed here."""
+        """What a run's folder records of it, as plain JSON. What was spent on it is not billed to the run."""
         names = ("kind", "fingerprint", "step", "tokens", "flops")
         return {"folder": str(self.folder.absolute())} | {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
-        at = self.kind if self.step is None else f"{self.kind}, step {self.step:,}"
-        known = self.tokens is not None and self.flops is not None
-        cost = f"{self.tokens:,} tokens and {self.flops:.2e} FLOPs until there are" if known else "what it has cost is"
-        return f"{self.folder} ({at}); {cost} not {'counted' if known else 'known'}"
+        checkpoint = self.kind if self.step is None else f"{self.kind}, step {self.step:,}"
+        cost = "its cost is not known"
+        if self.tokens is not None and self.flops is not None:
+            cost = f"its {self.tokens:,} tokens and {self.flops:.2e} FLOPs are not counted"
+        return f"{self.folder} ({checkpoint}); {cost}"
 
 
 def find_source(folder: Path) -> Source:
     """What a folder holds, checked. Raises InputError: nothing, neither kind of folder, masks that are not open."""
     if not folder.is_dir():
-        raise InputError(
-            f"init_from {str(folder)!r} is no folder: allowed is a Hugging Face checkpoint, or one of growlm train, of "
-            "a sweep's run or of growlm grow"
-        )
+        raise InputError(f"init_from must be a Hugging Face checkpoint or {FOLDERS}, got {str(folder)!r}, no folder")
     try:
-        return _of_hugging_face(open_folder(folder)) if is_hugging_face(folder) else _of_ours(find_saved(folder))
+        return _of_hugging_face(open_folder(folder)) if is_hugging_face(folder) else _of_saved(find_saved(folder))
     except InputError as error:
         raise InputError(f"init_from: {error}") from None
 
@@ -81,26 +94,27 @@ def _of_hugging_face(source: HuggingFaceFolder) -> Source:
     digest = hashlib.sha256(json.dumps(plain(source.model), sort_keys=True).encode())
     for name, tensor in source.tensors.items():
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-        for piece in _pieces(tensor):
-            digest.update(piece)
+        for sample in _samples(tensor):
+            digest.update(sample)
     return Source(
         folder=source.folder,
         kind=f"Hugging Face, {source.family.model_type}",
         model=source.model,
         fingerprint=digest.hexdigest()[:16],
         read=partial(_read_hugging_face, source),
-        keep=lambda folder: keep_origin(folder, *source.origin),
+        keep=partial(save_imported, source=source),
         tokenizer=str(source.folder),
     )
 
 
-def _pieces(tensor: StoredTensor) -> Iterator[bytes]:
+def _samples(tensor: StoredTensor) -> Iterator[bytes]:
     """The beginning, the middle and the end of a tensor's bytes; all of a small one."""
-    last = max(tensor.nbytes - PIECE, 0)
-    with tensor.file.open("rb", buffering=0) as file:
-        for start in sorted({0, last // 2, last}):
-            file.seek(tensor.begin + start)
-            yield file.read(min(PIECE, tensor.nbytes - start))
+    row = tensor.nbytes // tensor.shape[0]
+    last = max(tensor.nbytes - SAMPLE_BYTES, 0)
+    for begin in sorted({0, last // 2, last}):
+        end = min(begin + SAMPLE_BYTES, tensor.nbytes)
+        rows = slice(begin // row, -(-end // row))
+        yield tensor.read(rows).tobytes()[begin - rows.start * row : end - rows.start * row]
 
 
 def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
@@ -110,72 +124,69 @@ def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
         sharding = NamedSharding(mesh, fsdp_spec(weight, source.model, mesh))
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    hidden = {"disable": not is_first(), "unit": "B", "unit_scale": True}
-    with tqdm(desc="reading", total=source.nbytes, **hidden) as bar:
+    with tqdm(desc="reading", total=source.nbytes, disable=not is_first(), unit="B", unit_scale=True) as bar:
         return read_params(source, bar.update, place)
 
 
-def _of_ours(saved: Saved) -> Source:
+def _of_saved(saved: Saved) -> Source:
     check_open(saved)
     digest = hashlib.sha256(json.dumps(plain(saved.model), sort_keys=True).encode())
     # Orbax gives its files of data random names: what was written another time has others.
-    home = saved.checkpoints / str(saved.step)
-    files = sorted(path for path in home.rglob("*") if path.is_file())
-    digest.update(json.dumps([[str(path.relative_to(home)), path.stat().st_size] for path in files]).encode())
+    folder = saved.checkpoints / str(saved.step)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digest.update(json.dumps([[str(path.relative_to(folder)), path.stat().st_size] for path in files]).encode())
+    imported = saved.folder / IMPORTED
     return Source(
         folder=saved.folder,
         kind="growlm",
         model=saved.model,
         fingerprint=digest.hexdigest()[:16],
         read=lambda mesh: read_state(saved, mesh).params,
-        keep=partial(carry_origin, saved.folder),
-        tokenizer=_tokenizer_home(saved),
+        keep=partial(copy_imported, saved.folder),
+        tokenizer=str(imported) if imported.is_dir() else saved.data and tokenizer_of(saved.data.corpus),
         step=saved.step,
         tokens=saved.tokens,
         flops=saved.flops,
     )
 
 
-def _tokenizer_home(saved: Saved) -> str | None:
-    if (saved.folder / ORIGIN).is_dir():
-        return str(saved.folder / ORIGIN)
-    return saved.data and tokenizer_of(saved.data.corpus)
-
-
-def begin(run: RunConfig, former: Any) -> tuple[RunConfig, Source | None]:
+def begin(run: RunConfig, previous: Any) -> tuple[RunConfig, Source | None]:
     """The run with the fingerprint of what it begins from, and that, if it is there.
 
-    `former`: the settings with which the run's folder was begun, if it was: a run that has checkpoints of its own goes
-    on where what it began from is gone. Raises InputError.
+    Args:
+      run: as it was written.
+      previous: the config.json of the run's folder, if there is one: a run that has checkpoints of its own goes on
+        where what it began from is gone.
+
+    Raises:
+      InputError: as `find_source` does.
     """
     first = run.stages[0]
     if first.init_from is None:
         return run, None
-    known = first.init_fingerprint or _former_fingerprint(former)
+    known = first.init_fingerprint or _fingerprint_in(previous)
     source = None if known and not Path(first.init_from).exists() else find_source(Path(first.init_from))
-    first = dataclasses.replace(
-        first, init_fingerprint=first.init_fingerprint or (source.fingerprint if source else known)
-    )
+    fingerprint = first.init_fingerprint or (source.fingerprint if source else known)
+    first = dataclasses.replace(first, init_fingerprint=fingerprint)
     return dataclasses.replace(run, stages=(first, *run.stages[1:])), source
 
 
-def _former_fingerprint(former: Any) -> str | None:
+def _fingerprint_in(config: Any) -> str | None:
     try:
-        return former["stages"][0]["init_fingerprint"]
+        return config["stages"][0]["init_fingerprint"]
     except (KeyError, IndexError, TypeError):
         return None
 
 
 def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
     """Raises InputError unless the stage has exactly this model, and the corpus its tokens, if that can be told."""
-    ours, theirs = plain(stage.model), plain(source.model)
-    for name in ours:
-        asked, held = ours[name], theirs.get(name)
-        if asked != held:
-            raise InputError(
-                f"stages[0].model.{name} is {asked!r} and that of init_from {source.folder} must be , got {held!r}"
-                "the model that is there"
-            )
+    asked, found = plain(stage.model), plain(source.model)
+    if different := [name for name in asked if asked[name] != found.get(name)]:
+        name = different[0]
+        raise InputError(
+            f"stages[0].model.{name} must be that of init_from {source.folder}, {found.get(name)!r}, "
+            f"got {asked[name]!r}"
+        )
     if not source.tokenizer:
         return
     try:
@@ -185,8 +196,8 @@ def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
     # The same vocabulary may come in files of two kinds.
     if theirs.fingerprint != ours.fingerprint and theirs.encode(PROBE) != ours.encode(PROBE):
         raise InputError(
-            f"corpus {corpus.name!r} has the tokens of {ours.name!r}, and init_from {source.folder} knows those of "
-            f"{theirs.name!r}: allowed is one tokenizer for both, see growlm prepare --tokenizer={theirs.name}"
+            f"tokens of corpus {corpus.name!r} must be those of init_from {source.folder}, {theirs.name!r}, got those "
+            f"of {ours.name!r}; see growlm prepare --tokenizer={theirs.name}"
         )
 
 
@@ -196,7 +207,7 @@ def read_source(stage: StageConfig, source: Source | None, mesh: Mesh) -> Params
         raise InputError(f"init_from {stage.init_from!r} is gone, and the run has no checkpoint of its own yet")
     if source.fingerprint != stage.init_fingerprint:
         raise InputError(
-            f"init_from {source.folder} has the fingerprint {source.fingerprint}: allowed is {stage.init_fingerprint}, "
-            "with which this run began"
+            f"the fingerprint of init_from {source.folder} must be {stage.init_fingerprint}, with which this run "
+            f"began, got {source.fingerprint}"
         )
     return source.read(mesh)

@@ -26,7 +26,7 @@ from growlm.training.metrics import NO_PROFILING, ProfilingConfig, read_records,
 from growlm.training.processes import StopRequest, barrier, broadcast, records_folder
 from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
-from growlm.training.saved import INIT_FROM_FILE, ORIGIN, carry_origin
+from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
@@ -241,7 +241,7 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
     if stage.config.init_from is not None:
         params = read_source(stage.config, source, mesh)
         write_json(folder / INIT_FROM_FILE, source.record)
-        if not (folder / ORIGIN).exists():
+        if not (folder / IMPORTED).exists():
             source.keep(folder)
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
 
@@ -286,5 +286,5 @@ def _publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
         for name, copy in copies.items():
             if (stage_folder / name).exists():
                 write_json(folder / copy, read_json(stage_folder / name, "report"))
-        carry_origin(stage_folder, folder)
+        copy_imported(stage_folder, folder)
     write_records(folder / "metrics.jsonl", merged)

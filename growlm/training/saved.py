@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from growlm.errors import InputError
-from growlm.files import check_output, whole_folder, write_json
-from growlm.formats.folder import is_hugging_face, open_folder, read_params
+from growlm.errors import InputError, must_be
+from growlm.files import check_output, read_json, whole_folder, write_json
+from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.growth.masks import Masks
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
@@ -25,17 +24,13 @@ from growlm.training.settings import OptimizerConfig, RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
 
-# What a folder of `growlm grow` holds, beside the reports growth.json and verify.json.
-MODEL, OPTIMIZER, GROWTH, VERIFY, CHECKPOINT = (
-    "model.json",
-    "optimizer.json",
-    "growth.json",
-    "verify.json",
-    "checkpoint",
-)
-ORIGIN = "huggingface"  # what a checkpoint that was imported came with
-STORED_AS = "dtypes.json"
+# What a folder of `growlm grow` holds.
+MODEL, OPTIMIZER, CHECKPOINT = "model.json", "optimizer.json", "checkpoint"
+GROWTH, VERIFY = "growth.json", "verify.json"
+# Within a folder of ours, what an imported checkpoint came with: its config, tokenizer, and the dtypes of its tensors.
+IMPORTED, STORED_DTYPES = "huggingface", "dtypes.json"
 INIT_FROM_FILE = "init_from.json"  # what a run began from, if not from nothing
+FOLDERS = "a folder of growlm train, of a sweep's run or of growlm grow"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +50,16 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A saved training state, found and not read yet. `key` is the one in the state, from which growth draws.
+    """A saved training state, found and not read yet.
 
-    masks: the ramp of its growth, while it lasts, and how far its masks are open. tokens, flops: all that it has cost,
-    with what it began from; None where that is not known.
+    Attributes:
+      folder: the folder that was asked for.
+      checkpoints, step: where its checkpoint lies.
+      model, optimizer: whose state it is.
+      key: the one in the state, from which growth draws.
+      data: what it was trained on, where that is known.
+      masks: the mask schedule of its growth while it lasts, and how far its masks are open.
+      tokens, flops: all that was spent, with what the run began from; None where that is not known.
     """
 
     folder: Path
@@ -73,8 +74,8 @@ class Saved:
     flops: float | None = None
 
 
-class _Stored(Checkpoints):
-    """Checkpoints that are looked at only: a run that trains at this moment is not disturbed."""
+class _ReadOnly(Checkpoints):
+    """Checkpoints of a run that may be training at this moment, and is not disturbed."""
 
     def __init__(self, folder: Path):
         options = ocp.CheckpointManagerOptions(create=False)  # read_only=True warns three times
@@ -93,24 +94,27 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
       InputError: a folder of another kind, a step that was not kept, a checkpoint that is not what it should be.
     """
     if not folder.is_dir():
-        raise InputError(f"source {folder} is no folder: allowed is one of growlm train, of a sweep's run or of grow")
+        raise InputError(f"source must be {FOLDERS}, got {folder}, which is no folder")
     if (folder / MODEL).exists() and (folder / CHECKPOINT).is_dir():
         return _find_grown(folder, step)
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else None
+    config = read_json(folder / CONFIG, CONFIG) if (folder / CONFIG).exists() else None
     if isinstance(config, dict) and isinstance(config.get("runs"), dict):
         runs = ", ".join(str(folder / name) for name in config["runs"])
-        raise InputError(f"source {folder} is a sweep: allowed is one of its runs, {runs}")
+        raise InputError(f"source {folder} is a sweep, and must be one of its runs: {runs}")
     if not isinstance(config, dict) or "stages" not in config:
-        raise InputError(
-            f"source {folder} holds no model: allowed is a folder of growlm train, of a sweep's run or of grow, or a "
-            "Hugging Face folder"
-        )
+        raise InputError(f"source must be {FOLDERS}, or a Hugging Face folder, got {folder}, which holds no model")
     return _find_run(folder, build_run(config), step)
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is one of growlm's, a sweep's too, whatever state it is in."""
+    config = read_json(folder / CONFIG, CONFIG) if (folder / CONFIG).is_file() else None
+    return (folder / MODEL).exists() or (isinstance(config, dict) and ("stages" in config or "runs" in config))
 
 
 def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
     """The training state, on a mesh or this process's first device. Raises InputError where it is not the model's."""
-    with contextlib.closing(_Stored(saved.checkpoints)) as stored:
+    with contextlib.closing(_ReadOnly(saved.checkpoints)) as stored:
         return stored.restore(saved.step, abstract_state(saved.model, saved.optimizer, mesh))
 
 
@@ -118,72 +122,88 @@ def check_open(saved: Saved) -> None:
     """Raises InputError where masks of a growth are not open yet: the weights alone are not the trained model."""
     if saved.masks is None:
         return
-    _, done = saved.masks
+    _, progress = saved.masks
     raise InputError(
-        f"source {saved.folder}, step {saved.step}: masks of its growth are open to {100 * done.min():.0f} %; allowed "
-        "is a checkpoint from after its mask schedule, until which the run can be trained on, or a growth with "
-        "mask_tokens=0"
+        f"masks of the growth must be open, got {100 * progress.min():.0f} % at step {saved.step} of {saved.folder}: "
+        "train the run on until its mask schedule ends, or take a later checkpoint"
     )
 
 
 def _find_grown(folder: Path, step: int | None) -> Saved:
-    growth = _read_json(folder / GROWTH)
+    step = _chosen(folder, _steps(folder / CHECKPOINT), step)
     try:
-        model, optimizer = build_model(_read_json(folder / MODEL)), OptimizerConfig(**_read_json(folder / OPTIMIZER))
-        data = growth["data"] and Data(**growth["data"])
-        key = jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32"))
-        said = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
-        ramp = Masks(**said) if said else None
-        spent = _spent_on_growth(growth)
-    except (TypeError, KeyError, InputError) as error:
+        growth = read_json(folder / GROWTH, GROWTH)
+        stored_masks = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
+        masks = Masks(**stored_masks) if stored_masks else None
+        spent = {name: growth.get("grown_from", {}).get(name) for name in ("tokens", "flops")}
+        if spent["flops"] is not None:  # as in a run, learning the maps costs FLOPs and no tokens of training
+            spent["flops"] += growth.get("learning", {}).get("flops", 0.0)
+        return Saved(
+            folder=folder,
+            checkpoints=folder / CHECKPOINT,
+            step=step,
+            model=build_model(read_json(folder / MODEL, MODEL)),
+            optimizer=OptimizerConfig(**read_json(folder / OPTIMIZER, OPTIMIZER)),
+            key=jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32")),
+            data=Data(**growth["data"]) if growth["data"] else None,
+            masks=(masks, masks.progress(0)) if masks else None,
+            **spent,
+        )
+    except (AttributeError, TypeError, KeyError, InputError) as error:
         raise InputError(
-            f"source {folder} is no folder of this growlm's grow: {' '.join(str(error).split())}"
+            f"source {folder} is no folder of this version's growlm grow: {' '.join(str(error).split())}"
         ) from None
-    steps = _steps(folder / CHECKPOINT)
-    masks = (ramp, ramp.progress(0)) if ramp else None
-    chosen = _chosen(folder, steps, step)
-    return Saved(folder, folder / CHECKPOINT, chosen, model, optimizer, key, data, masks, **spent)
-
-
-def _spent_on_growth(growth: dict[str, Any]) -> dict[str, Any]:
-    """What the source had cost, and as in a run the FLOPs of learning the maps, whose tokens are none of training."""
-    tokens, flops = (growth.get("grown_from", {}).get(name) for name in ("tokens", "flops"))
-    learned = growth.get("learning", {}).get("flops", 0.0)
-    return {"tokens": tokens, "flops": None if flops is None else flops + learned}
 
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     """The stage of a run that a step belongs to, and its checkpoint."""
-    beside = folder.absolute().parent / "stages"  # where the runs of a sweep share their stages
-    found = [(stage, store) for store in (folder / "checkpoints", beside) for stage in _stages(run, store)]
+    shared = folder.absolute().parent / "stages"  # where the runs of a sweep share their stages
+    found = [(stage, store) for store in (folder / "checkpoints", shared) for stage in _stages(run, store)]
     if not found and any((folder / "checkpoints").glob("*/stage.json")):
-        raise InputError(f"source {folder} has other stages than its config leads to: allowed is a run of this growlm")
-    points: dict[int, tuple[Stage, Path]] = {}
+        raise InputError(
+            f"{folder / CONFIG} leads to none of the stages in {folder / 'checkpoints'}: "
+            "was the run made by another version?"
+        )
+    at: dict[int, tuple[Stage, Path]] = {}
     for stage, store in found:
-        home = store / stage.address / "checkpoints"
-        points |= {n: (stage, home) for n in _steps(home) if n <= stage.last_step}
-    step = _chosen(folder, sorted(points), step)
-    stage, home = points[step]
-    batches = run.seed, stage.config.batch, stage.config.length
-    data = Data(run.corpus, stage.fingerprint, *batches, run.document_mask)
-    done = stage.progress_at(step)
-    masks = None if done is None else (stage.growth.masks, done)
-    settings = stage.config.model, stage.config.optimizer, run_keys(run.seed)[1]
-    return Saved(folder, home, step, *settings, data, masks, **_spent(folder, stage, step))
+        checkpoints = store / stage.address / "checkpoints"
+        at |= {n: (stage, checkpoints) for n in _steps(checkpoints) if n <= stage.last_step}
+    step = _chosen(folder, sorted(at), step)
+    stage, checkpoints = at[step]
+    progress = stage.progress_at(step)
+    return Saved(
+        folder=folder,
+        checkpoints=checkpoints,
+        step=step,
+        model=stage.config.model,
+        optimizer=stage.config.optimizer,
+        key=run_keys(run.seed)[1],
+        data=Data(
+            corpus=run.corpus,
+            fingerprint=stage.fingerprint,
+            seed=run.seed,
+            batch=stage.config.batch,
+            length=stage.config.length,
+            document_mask=run.document_mask,
+        ),
+        masks=None if progress is None else (stage.growth.masks, progress),
+        **_spent(folder, stage, step),
+    )
 
 
 def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
     """Tokens and FLOPs until a step, with those of what the run began from."""
-    own = {"tokens": stage.tokens_at(step), "flops": stage.cost_at(step).flops}
+    spent = {"tokens": stage.tokens_at(step), "flops": stage.cost_at(step).flops}
     if stage.run.stages[0].init_from is None:
-        return own
-    before = _read_json(folder / INIT_FROM_FILE) if (folder / INIT_FROM_FILE).exists() else {}
-    return {name: None if before.get(name) is None else before[name] + value for name, value in own.items()}
+        return spent
+    path = folder / INIT_FROM_FILE
+    before = read_json(path, INIT_FROM_FILE) if path.exists() else {}
+    return {name: None if before.get(name) is None else before[name] + value for name, value in spent.items()}
 
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:
-    """The run's stages, if this store has any: the corpus that their addresses need is named in the store."""
-    fingerprints = {_read_json(path)["corpus"] for path in sorted(store.glob("*/stage.json"))}
+    """The run's stages, if this store has any: the corpus that their hashes need is named in the store."""
+    fingerprints = {read_json(path, "stage.json")["corpus"] for path in sorted(store.glob("*/stage.json"))}
     found = (resolve(run, fingerprint) for fingerprint in sorted(fingerprints))
     return next((stages for stages in found if (store / stages[0].address).is_dir()), [])
 
@@ -191,40 +211,33 @@ def _stages(run: RunConfig, store: Path) -> list[Stage]:
 def _steps(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
-    with contextlib.closing(_Stored(checkpoints)) as stored:
+    with contextlib.closing(_ReadOnly(checkpoints)) as stored:
         return stored.steps()
 
 
 def _chosen(folder: Path, steps: list[int], step: int | None) -> int:
     """The step asked for, or the last."""
     if not steps:
-        raise InputError(f"source {folder} has no checkpoint yet: allowed is a run that has saved one")
+        raise InputError(f"source {folder} has no checkpoint yet")
     if step is not None and step not in steps:
-        raise InputError(f"source {folder} has no checkpoint of step {step}: allowed are {', '.join(map(str, steps))}")
+        raise must_be(f"step of {folder}", f"one of its checkpoints, {', '.join(map(str, steps))}", step)
     return steps[-1] if step is None else step
 
 
-def keep_origin(folder: Path, settings: dict[str, Any], stored: dict[str, str], carried: Sequence[Path]) -> None:
-    """Keeps what `HuggingFaceFolder.origin` says of an imported checkpoint."""
-    with whole_folder(folder / ORIGIN) as part:
-        write_json(part / "config.json", settings)
-        write_json(part / STORED_AS, stored)
-        for path in carried:
+def save_imported(folder: Path, source: HuggingFaceFolder) -> None:
+    """Save in a folder of ours what else a Hugging Face checkpoint has, so that it can be exported again."""
+    with whole_folder(folder / IMPORTED) as part:
+        write_json(part / CONFIG, source.settings)
+        write_json(part / STORED_DTYPES, {name: tensor.dtype.name for name, tensor in source.tensors.items()})
+        for path in source.carried:
             shutil.copyfile(path, part / path.name)
 
 
-def carry_origin(source: Path, folder: Path) -> None:
-    """Copies what an imported checkpoint came with, if the source was imported and it is not there yet."""
-    if (source / ORIGIN).is_dir() and not (folder / ORIGIN).exists():
-        with whole_folder(folder / ORIGIN) as part:
-            shutil.copytree(source / ORIGIN, part, dirs_exist_ok=True)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise InputError(f"{path} is not JSON: allowed is a file as growlm wrote it") from None
+def copy_imported(source: Path, folder: Path) -> None:
+    """Copy config.json, tokenizer and dtypes of the original Hugging Face checkpoint, unless already present."""
+    if (source / IMPORTED).is_dir() and not (folder / IMPORTED).exists():
+        with whole_folder(folder / IMPORTED) as part:
+            shutil.copytree(source / IMPORTED, part, dirs_exist_ok=True)
 
 
 def save_grown(
@@ -232,12 +245,13 @@ def save_grown(
     model: DecoderConfig,
     optimizer: OptimizerConfig,
     state: TrainState,
+    *,
     growth: dict[str, Any],
-    verdict: dict[str, Any] | None,
-    data: Data | None,
+    verdict: dict[str, Any] | None = None,
+    data: Data | None = None,
     beside: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes a grown state as a folder that `find_saved` finds, whole or not at all.
+    """Write a grown state as a folder that `find_saved` finds, whole or not at all.
 
     Args:
       output: a new or empty folder.
@@ -266,16 +280,14 @@ def save_grown(
 def read_config(folder: Path | str) -> DecoderConfig:
     """The shape of a saved model, as for a stage with `init_from`; no weight is read. Else as `read_model`."""
     folder = Path(folder)
-    if is_hugging_face(folder):
-        return open_folder(folder).model
-    return find_saved(folder).model
+    return open_folder(folder).model if is_hugging_face(folder) else find_saved(folder).model
 
 
 def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
     """The shape and the parameters of a saved model.
 
     Args:
-      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.formats.families.families()`, or a
+      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.formats.layout.families()`, or a
         folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
 
     Returns:

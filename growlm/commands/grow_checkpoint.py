@@ -1,0 +1,394 @@
+"""What `growlm grow` does with a checkpoint of either kind: plan, grow, verify, write.
+
+A run's state is grown whole, on its own corpus where its maps are learned; a Hugging Face folder tensor by tensor.
+"""
+
+import dataclasses
+import inspect
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from growlm.data import Corpus, batches, load_corpus, validation_batches
+from growlm.errors import BrokenClaimError, InputError, check_name, check_range, unknown
+from growlm.files import check_output, check_space, table, write_json, write_whole
+from growlm.formats.check import compare, describe_comparison
+from growlm.formats.export import CARD, OTHER_BYTES, model_card, write_folder
+from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder
+from growlm.formats.growing import FolderGrowth
+from growlm.formats.layout import family_of, stored_shape
+from growlm.growth import (
+    LIFTS,
+    OPERATORS,
+    OPTIMIZER_STATES,
+    Growth,
+    claim,
+    describe,
+    gradient_claim,
+    grow_state,
+    growth_key,
+    options_of,
+    plan_growth,
+)
+from growlm.growth.presets import Resolved, resolve
+from growlm.growth.presets import table as preset_table
+from growlm.growth.verify import describe_verdict, verify
+from growlm.models import ARCHITECTURES, DecoderConfig, parameter_count, plain, sizes_of
+from growlm.state import TrainState
+from growlm.training.config import build_model
+from growlm.training.optimizer import make_optimizer
+from growlm.training.saved import (
+    GROWTH,
+    VERIFY,
+    Saved,
+    check_open,
+    copy_imported,
+    find_saved,
+    read_state,
+    save_grown,
+)
+from growlm.training.step import abstract_state, run_keys
+
+VERIFY_TOKENS = 4096  # at most: the logits of both models are in memory whole
+RANDOM_BATCH, RANDOM_LENGTH = 4, 64  # where there is no corpus
+WORKSPACE = 400 * 10**6  # bytes of Python, JAX and the pieces of a folder's tensors
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowPlan:
+    """A growth of a saved model, checked before any weight is read.
+
+    Attributes:
+      source: a run's checkpoint, or a Hugging Face folder.
+      output: the new folder; None where nothing will be written.
+      target: the grown shape.
+      asked, resolved: the operator or preset that was asked for, and what it stands for.
+      key: of the grown state.
+      growth: the maps; of a folder without masks, since config.json has none: what is fresh acts at once.
+      folder: the growth of a Hugging Face folder's tensors; None for a run.
+    """
+
+    source: Saved | HuggingFaceFolder
+    output: Path | None
+    target: DecoderConfig
+    asked: str
+    resolved: Resolved
+    key: jax.Array
+    growth: Growth
+    folder: FolderGrowth | None
+
+
+def plan_grow(
+    source: Path,
+    *,
+    output: Path | None = None,
+    operator: str = "direct",
+    options: Mapping[str, Any] | None = None,
+    factor: int | None = None,
+    sizes: Mapping[str, Any] | None = None,
+    optimizer_state: str | None = None,
+    step: int | None = None,
+    seed: int | None = None,
+) -> GrowPlan:
+    """Find everything that can be wrong with a growth before anything is read or written.
+
+    Args:
+      source: a folder of `growlm train`, of a sweep's run or of `growlm grow`, or a Hugging Face folder.
+      output: a new or empty folder.
+      operator, options: as in `growlm.grow`.
+      factor: multiplies the layers.
+      sizes: of the target, where they differ from the source's; its architecture too.
+      optimizer_state: as in `grow_state`; the preset's unless it is given.
+      step: of a run; its last checkpoint by default.
+      seed: of fresh values; by default they are drawn from the source's key.
+
+    Raises:
+      InputError: anything of it is wrong.
+    """
+    resolved = resolve(operator, options)
+    try:
+        json.dumps(resolved.options)
+    except TypeError as error:
+        raise InputError(f"an --option must be a number, a text or a list of them: {error}") from None
+    if seed is not None:
+        check_range("--seed", seed, 0, 2**31 - 1)
+    if output:
+        check_output(output)
+    resolved = dataclasses.replace(resolved, optimizer_state=optimizer_state or resolved.optimizer_state)
+    check_name("optimizer_state", resolved.optimizer_state, OPTIMIZER_STATES)
+    imported = is_hugging_face(source)
+    if imported:
+        for option, value in (("optimizer_state", optimizer_state), ("step", step)):
+            if value is not None:
+                raise InputError(f"--{option} is of runs, and {source} is a Hugging Face folder: weights alone")
+        found, grown_at = open_folder(source), 0
+        key = run_keys(seed or 0)[1]
+    else:
+        found = find_saved(source, step)
+        check_open(found)
+        key, grown_at = found.key if seed is None else run_keys(seed)[1], found.step
+    target = target_shape(found.model, factor, dict(sizes or {}))
+    draws = growth_key(key, grown_at)
+    growth = plan_growth(resolved.operator, found.model, target, draws, **resolved.options)
+    if growth.learner and (imported or not found.data):
+        advice = ", and then growlm convert --to=huggingface" if imported else ""
+        raise InputError(
+            f"{operator} learns from batches, and {source} names no corpus: grow it in a run whose first stage has it "
+            f"as init_from{advice}"
+        )
+    folder = None
+    if imported:
+        growth = dataclasses.replace(growth, effects=tuple(e for e in growth.effects if not e.reparametrises))
+        folder = FolderGrowth(found, target, growth, draws)
+        family_of(folder.settings)  # a model that no family has is refused now
+    return GrowPlan(found, output, target, operator, resolved, key, growth, folder)
+
+
+def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any]) -> DecoderConfig:
+    """The source with `factor` times the layers, and with these sizes, of another architecture if one is named.
+
+    Raises InputError, also where nothing grows.
+    """
+    name = sizes.get("architecture", source.architecture.name)
+    if name != source.architecture.name and name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES, where="--target")
+    architecture = ARCHITECTURES[name] if name != source.architecture.name else source.architecture
+    fields = ["architecture", *(field.name for field in dataclasses.fields(architecture.config))]
+    if extra := [name for name in sizes if name not in fields]:
+        raise unknown("size", extra[0], fields, where="--target")
+    if factor is not None:
+        check_range("--factor", factor, low=2)
+        depth = source.architecture.stack.field
+        if depth in sizes:
+            raise InputError(f"--factor={factor} and --target.{depth}={sizes[depth]} must not be given both")
+        if not getattr(source, depth):
+            raise InputError(f"--factor must multiply layers, and the source has none: say --target.{depth}")
+        sizes = sizes | {depth: getattr(source, depth) * factor}
+    if architecture is source.architecture:
+        target = dataclasses.replace(source, **{key: value for key, value in sizes.items() if key != "architecture"})
+    else:
+        target = build_model({key: value for key, value in plain(source).items() if key in fields} | sizes, "--target")
+    if target == source:
+        raise InputError("nothing grows: say --factor=4, or a size such as --target.layers=24")
+    return target
+
+
+def describe_plan(plan: GrowPlan) -> str:
+    """The shapes before and after, the claims with their reasons, and what it takes, for a terminal."""
+    options = " ".join(f"{name}={value}" for name, value in plan.resolved.options.items())
+    names = dict.fromkeys((plan.asked, plan.resolved.operator))  # one, where they are the same
+    notes = {"source": f"{plan.source.folder}, ", "operator": " ".join(filter(None, [*names, options]))}
+    if plan.folder:
+        largest = max(tensor.nbytes for tensor in plan.folder.tensors)
+        needed = f"about {WORKSPACE + largest:,} bytes; to verify, {_verify_bytes(plan.folder):,} more"
+        notes["source"] += f"Hugging Face, {plan.source.family.model_type}"
+        disk = f"{plan.folder.nbytes + OTHER_BYTES:,} bytes (the source has {plan.source.nbytes:,})"
+        takes = {"disk": disk, "memory": needed}
+    else:
+        notes["source"] += f"step {plan.source.step:,}"
+        notes["optimizer"] = plan.resolved.optimizer_state
+        takes = {"takes": f"{_state_bytes(plan):,} bytes of state, grown"}
+    return _shapes_and_notes(plan, notes | _claims(plan) | takes)
+
+
+def _shapes_and_notes(plan: GrowPlan, notes: dict[str, str]) -> str:
+    """A table of the two shapes, and the notes below it."""
+    source, target = plan.source.model, plan.target
+    before, after = sizes_of(source), sizes_of(target)
+    rows = [("", "before", "after")]
+    if source.architecture is not target.architecture:
+        rows.append(("architecture", source.architecture.name, target.architecture.name))
+    rows += [
+        (name, *(f"{sizes[name]:,}" if name in sizes else "-" for sizes in (before, after))) for name in before | after
+    ]
+    rows.append(("parameters", *(f"{parameter_count(model):,}" for model in (source, target))))
+    return f"{table(rows, '<>')}\n\n{table(list(notes.items()))}"
+
+
+def _claims(plan: GrowPlan) -> dict[str, str]:
+    """What the growth claims of function and gradients and why, and what else changes, in a line each."""
+    source, target, growth = plan.source.model, plan.target, plan.growth
+    notes = {"lift": f"{growth.lift.name}: {growth.lift.says}"} if growth.lift else {}
+    if plan.folder:
+        before, after = plan.source.family, family_of(plan.folder.settings)
+        if after is not before:
+            lifted = source.architecture is not target.architecture
+            reason = "the architecture is another" if lifted else f"transformers' {before.architecture} cannot be so"
+            notes["class"] = f"{after.architecture}, was {before.architecture}: {reason}"
+    kept, reason = claim(growth, source, target)
+    exact, why = gradient_claim(growth, source, target)
+    notes["function"] = f"{'kept' if kept else 'not kept'}: {reason}"
+    return notes | {"gradients": f"{'mapped exactly' if exact else 'not mapped exactly'}: {why}"}
+
+
+def _state_bytes(plan: GrowPlan) -> int:
+    """The size of the grown parameters, the optimizer's state and the averaged copy, if any."""
+    state = abstract_state(plan.target, plan.source.optimizer)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema)))
+
+
+def _verify_bytes(folder: FolderGrowth) -> int:
+    """The largest branch of a grown layer, in float32."""
+    sizes: Counter[str] = Counter()
+    for place in folder.places.values():
+        if place.unit[:1] == (0,):
+            sizes[place.weights[0].path.split("/")[1]] += 4 * int(np.prod(stored_shape(place, folder.target)))
+    return max(sizes.values(), default=0)
+
+
+def run_grow(plan: GrowPlan, *, verified: bool, log: Log) -> str:
+    """Grow, verify unless told not to, and write the folder; returns the verdict as text.
+
+    Raises InputError, and BrokenClaimError, with nothing written, where a claim is not met.
+    """
+    return (_grow_folder if plan.folder else _grow_run)(plan, verified, log)
+
+
+# --- A Hugging Face folder ---
+
+
+def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
+    source, folder = plan.source, plan.folder
+    log(f"growing {source.folder}, {source.nbytes:,} bytes, to {folder.nbytes:,} bytes")
+    outcome = "not verified"
+
+    def write_reports(part: Path) -> None:
+        nonlocal outcome
+        if verified:
+            log("verifying the function on random tokens")
+            verdict = compare(source, open_folder(part), claim(plan.growth, source.model, plan.target))
+            outcome = describe_comparison(verdict)
+            if not verdict["ok"]:
+                raise BrokenClaimError(f"the grown model is not what its growth claims: {outcome}; nothing is written")
+            write_json(part / VERIFY, verdict)
+        report = describe(plan.growth, source.model, plan.target)
+        report |= {"grown_from": {"folder": str(source.folder.absolute())}, "asked": plan.asked}
+        report |= {"operator": plan.resolved.operator, "options": plan.resolved.options}
+        write_json(part / GROWTH, report)
+        card = model_card(
+            source.folder.absolute().name,
+            source.family.model_type,
+            report=report,
+            shapes=_shapes_and_notes(plan, _claims(plan)),
+            verified=outcome if verified else "nothing, it was written unchecked",
+        )
+        write_whole(part / CARD, card.encode())
+
+    write_folder(
+        plan.output,
+        plan.target,
+        folder.settings,
+        tensors=folder.tensors,
+        pieces=folder.pieces,
+        carried=source.carried,
+        beside=write_reports,
+    )
+    return outcome
+
+
+# --- A run's whole state ---
+
+
+def _grow_run(plan: GrowPlan, verified: bool, log: Log) -> str:
+    saved, source = plan.source, plan.source.model
+    check_space(plan.output, _state_bytes(plan))
+    log(f"reading {saved.folder}, step {saved.step:,}")
+    state = dataclasses.replace(read_state(saved), key=plan.key)
+    learns = plan.growth.learner is not None
+    corpus = _corpus(saved, needed=learns, log=log) if learns or verified else None
+    log(f"growing {parameter_count(source):,} to {parameter_count(plan.target):,} parameters")
+    grown, report = _grown(plan, state, corpus)
+    verdict = None
+    if verified:
+        tokens = _tokens(saved, corpus)
+        batch, length = tokens.shape
+        log(f"verifying on {batch} x {length - 1} {'validation' if corpus else 'random'} tokens")
+        verdict = verify(source, state.params, plan.target, grown.params, tokens, plan.growth)
+        if not verdict["ok"]:
+            raise BrokenClaimError(
+                f"the grown model is not what its growth claims: {_broken(verdict)}; nothing is written"
+            )
+    log(f"writing {plan.output}")
+    save_grown(
+        plan.output,
+        plan.target,
+        saved.optimizer,
+        grown,
+        growth=report,
+        verdict=verdict,
+        data=saved.data,
+        beside=partial(copy_imported, saved.folder),
+    )
+    return describe_verdict(verdict) if verdict else "not verified"
+
+
+def _grown(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[TrainState, dict[str, Any]]:
+    """The grown state, and its report."""
+    saved, fed = plan.source, ()
+    if plan.growth.learner:
+        data = saved.data
+        fed = batches(corpus.train, seed=data.seed, batch=data.batch, length=data.length, start=int(state.examples))
+    grown, report = grow_state(
+        state,
+        saved.model,
+        plan.target,
+        make_optimizer(saved.optimizer, plan.target),
+        operator=plan.resolved.operator,
+        optimizer_state=plan.resolved.optimizer_state,
+        batches=fed,
+        **plan.resolved.options,
+    )
+    jax.block_until_ready(grown.params)
+    origin = {"folder": str(saved.folder.absolute()), "step": saved.step, "tokens": saved.tokens, "flops": saved.flops}
+    return grown, {"grown_from": origin, "asked": plan.asked, "train": plan.resolved.train} | report
+
+
+def _corpus(saved: Saved, needed: bool, log: Log) -> Corpus | None:
+    """The corpus of the source. Maps that are learned need it; to verify, random tokens will do."""
+    try:
+        corpus = load_corpus(saved.data.corpus) if saved.data else None
+    except InputError as error:
+        if needed:
+            raise
+        log(f"the source's corpus is gone ({error}): random tokens will do")
+        return None
+    if needed and corpus.fingerprint != saved.data.fingerprint:
+        raise InputError(f"corpus {corpus.name!r} must be the text that {saved.folder} was trained on, and has changed")
+    return corpus if corpus and corpus.vocab <= saved.model.vocab else None
+
+
+def _tokens(saved: Saved, corpus: Corpus | None) -> np.ndarray:
+    """int32[batch, length + 1]: validation text in the source's own windows, or random tokens."""
+    if corpus is None:
+        shape = (RANDOM_BATCH, RANDOM_LENGTH + 1)
+        return np.random.default_rng(0).integers(saved.model.vocab, size=shape, dtype=np.int32)
+    length = min(saved.data.length, VERIFY_TOKENS, len(corpus.validation) - 1)
+    fits = min(VERIFY_TOKENS // length, len(corpus.validation) // (length + 1))
+    return validation_batches(corpus.validation, batch=min(saved.data.batch, fits), length=length, count=1)[0]
+
+
+def _broken(verdict: dict[str, Any]) -> str:
+    """The claims that are not met."""
+    items = {name: item for name, item in verdict["items"].items() if item["claimed"] and not item["holds"]}
+    return "; ".join(
+        f"{name} must differ by at most {item['tolerance']:g}, got {item['measured']} ({item['note']})"
+        for name, item in items.items()
+    )
+
+
+def list_growths() -> str:
+    """The operators with their options, the lifts, and the table of presets."""
+    rows = []
+    for name, operator in OPERATORS.items():
+        rows.append((name, inspect.getdoc(operator).splitlines()[0]))
+        rows.append(("", f"options: {', '.join(options_of(name))}"))
+    rows += [(name, f"a lift between architectures: {lift.says}") for name, lift in LIFTS.items()]
+    return f"{table(rows)}\n\n{preset_table()}"
