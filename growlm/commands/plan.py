@@ -8,8 +8,8 @@ from growlm.commands.options import Keys, command_line, one, positive
 from growlm.commands.plan_experiment import experiment_file
 from growlm.errors import InputError
 from growlm.files import write_whole
-from growlm.laws.guidelines import PAPER_RATES
 from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
+from growlm.laws.published import PAPER_RATES
 from growlm.report import numbers
 
 OPTIONS = {
@@ -91,7 +91,7 @@ def _loss(plan: Plan) -> str:
 
 def _rates(plan: Plan) -> str:
     near = min(PAPER_RATES, key=lambda params: abs(params / plan.params - plan.params / params))
-    factor = plan.after.rate / plan.before.rate
+    factor = plan.after.peak_lr / plan.before.peak_lr
     return (
         f"by Step Law, times {factor:.2f} at growth; the paper used {_rate(PAPER_RATES[near])} at "
         f"{numbers.count(near)} parameters, and 1e-3 for the base of its 1.1B. Grown models have no law: try some"
@@ -128,7 +128,7 @@ def _table(plan: Plan) -> str:
         ("parameters", *(numbers.count(phase.shape.params) for phase in phases)),
         ("tokens", *(numbers.count(phase.tokens) for phase in phases)),
         ("FLOPs", *(numbers.flops(phase.flops) for phase in phases)),
-        ("learning rate", *(_rate(phase.rate) for phase in phases)),
+        ("learning rate", *(_rate(phase.peak_lr) for phase in phases)),
         ("batch", *(f"{phase.batch} x {plan.length}" for phase in phases)),
     ]
     return "\n".join(line.rstrip() for line in numbers.aligned(rows))

@@ -125,8 +125,8 @@ def experiment_file(plan: Plan, name: str, command: str, notes: str, corpus: str
         microbatches=hardware.microbatches if hardware else 1,
         held_out=hardware.count if hardware else min(plan.after.batch, HELD_OUT),
         fsdp=hardware.fsdp if hardware else 1,
-        rate_before=plan.before.rate,
-        rate_after=plan.after.rate,
+        rate_before=plan.before.peak_lr,
+        rate_after=plan.after.peak_lr,
     )
 
 

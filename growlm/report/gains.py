@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from growlm.laws.seeds import SeedSpeedup
+from growlm.laws.intervals import SeedSpeedup
 from growlm.report.charts import COLOURS
 from growlm.report.compare import Row, gained
 from growlm.report.figures import Axis, Figure, Mark, Series

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from growlm.laws.intervals import Interval
-from growlm.laws.seeds import SeedSpeedup
+from growlm.laws.intervals import Interval, SeedSpeedup
 from growlm.report.compare import Row, gained
 
 
