@@ -1,4 +1,4 @@
-"""The harness's scores, read metric by metric, and as a table for a terminal."""
+"""The harness's scores, metric by metric and as a table for a terminal. Imports no JAX."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +16,8 @@ def table(results: dict[str, Any]) -> str:
             shown = "", ""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, tuple("-" * width for width in widths))
-    aligned = [
-        (f"{a:<{widths[0]}}", f"{b:>{widths[1]}}", f"{c:<{widths[2]}}", f"{d:>{widths[3]}}", f"{e:>{widths[4]}}")
-        for a, b, c, d, e in rows
-    ]
-    lines = ["  ".join(cells).rstrip() for cells in aligned]
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<><>>", widths, strict=True))
+    lines = [form.format(*row).rstrip() for row in rows]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
         lines += ["", f"average of the paper's seven accuracies: {shown}"]
@@ -36,7 +33,7 @@ def metrics(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(metric, value, standard error) of a task, in words."""
+    """(metric, value, standard error) of a task, as text."""
     for metric, filtered, value in metrics(found):
         error = found.get(f"{metric}{STDERR},{filtered}")
         name = metric if filtered == "none" else f"{metric} ({filtered})"
