@@ -7,7 +7,7 @@ from typing import Any
 
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
-from growlm.data.tokenizers import BYTES, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
+from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
 from growlm.errors import InputError
 from growlm.files import write_json
 from growlm.formats.safetensors_files import read_json
@@ -48,7 +48,7 @@ def _found(corpus: str, fingerprint: str) -> TokenizerFiles:
         raise InputError(f"corpus {corpus!r} is not here any more")
     manifest = read_manifest(folder)
     if manifest is None:
-        return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTES).eos})
+        return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTE_TOKENIZER).eos})
     if fingerprint_of(manifest) != fingerprint:
         raise InputError(f"corpus {corpus!r} has changed since the run was trained")
     check_tokenizer(folder, manifest)

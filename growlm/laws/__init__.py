@@ -1,4 +1,7 @@
-"""Laws of training and of growth, and their fits to the records of runs. Plain NumPy and SciPy."""
+"""Laws of training and of growth, and their fits to the records of runs. Plain NumPy and SciPy.
+
+SciPy is imported where it is used: it takes a third of a second, and training only counts FLOPs.
+"""
 
 from growlm.laws.chinchilla import HOFFMANN, REANALYSIS, Chinchilla, ChinchillaFit, fit_chinchilla
 from growlm.laws.compute import exact_flops_per_token, training_flops

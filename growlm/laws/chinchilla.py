@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import huber
 
 from growlm.errors import InputError
 from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
@@ -168,13 +166,17 @@ def _residuals(start: np.ndarray, data: tuple) -> np.ndarray:
 
 
 def _promising(data: tuple) -> np.ndarray:
-    """The starts from which the objective is lowest already."""
+    """The starts at which the objective is lowest."""
+    from scipy.special import huber
+
     cost = np.array([huber(DELTA, _residuals(part, data)).sum(-1) for part in np.array_split(_STARTS, 10)], object)
     return _STARTS[np.argsort(np.concatenate(cost).astype(np.float64))[:_DESCENTS]]
 
 
 def _objective(start: np.ndarray, data: tuple) -> tuple[float, np.ndarray]:
     """The sum of Huber losses over delta, and its gradient."""
+    from scipy.special import huber
+
     terms = np.stack(_terms(start, data))
     predicted = np.logaddexp.reduce(terms)
     residual = predicted - data[2]
@@ -191,6 +193,8 @@ def _descend(data: tuple, starts: np.ndarray) -> np.ndarray:
     It goes down in (log A - alpha mean log N, log B - beta mean log D, ...), where coefficients and exponents hardly
     depend on each other: in the coefficients themselves the valley is so narrow that it takes ten times as long.
     """
+    from scipy.optimize import minimize
+
     size, tokens = data[0].mean(), data[1].mean()
     centre = np.eye(5)
     centre[0, 3], centre[1, 4] = -size, -tokens

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from growlm.errors import InputError, check_range
 from growlm.laws.speedup import Curve, Speedup, speedup
@@ -67,6 +66,8 @@ def t_interval(values: np.ndarray, level: float = LEVEL) -> Interval:
         values: float64[measurements], in units in which errors may be taken to be normal.
         level: between 0 and 1.
     """
+    from scipy.special import stdtrit
+
     check_level(level)
     mean = float(np.mean(values))
     if len(values) < 2:

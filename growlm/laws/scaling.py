@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from growlm.errors import InputError
 from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
@@ -110,6 +109,8 @@ def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> 
 
 def _fit_with_floor(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     """(log a, b, log E) of exp(y) = E + a exp(b x), from the best of many floors below the lowest loss."""
+    from scipy.optimize import least_squares
+
     if start is None:
         floors = np.exp(y.min()) * np.linspace(0.02, 0.99, 50)
         lines = [np.append(_fit_line(x, np.log(np.exp(y) - floor)), np.log(floor)) for floor in floors]
