@@ -1,6 +1,6 @@
 import pytest
 
-from growlm.laws.chips import CHIPS, GIB, chip_of, peak_flops
+from growlm.laws.compute import CHIPS, GIB, chip_of, peak_flops
 
 
 @pytest.mark.parametrize(

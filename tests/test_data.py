@@ -127,6 +127,9 @@ def test_the_fingerprint_is_of_the_split_tokens(tmp_path):
     assert first.fingerprint == again.fingerprint != other.fingerprint
     # The addresses of stages hold it, so that a new way to split or to pack must be a decision.
     assert first.fingerprint == "05400410e854f0e635abd327deafe578418a88bbeb72cb6cc7ae4ae2bad40cd6"
+    lines = [f"{i:09}\n" for i in range(60_000)]
+    few = load_corpus(write(tmp_path / "few", {f"{i}.txt": "".join(lines[i::3]) for i in range(3)}))
+    assert few.fingerprint == "e05dce059b228d2f9ff0054086e60250137567606a3bb6eff98aabd91861c506"
     assert (first.train == again.train).all() and first.name != again.name
     assert not first.train.flags.writeable
 
@@ -175,16 +178,19 @@ def test_the_real_standard_library_is_enough_to_train_on():
     ("texts", "source", "says"),
     [
         ({}, "missing", ["missing", "'stdlib'", "a text file"]),
-        ({}, "", ["no text in", ".txt"]),
-        ({"a.bin": "text"}, "", ["no text in", ".txt"]),
-        ({"a.txt": ""}, "a.txt", ["a.txt", "no text in"]),
-        ({"a.txt": ""}, "", ["no text in"]),
+        ({}, "", ["must hold text", ".txt"]),
+        ({"a.bin": "text"}, "", ["must hold text", ".txt"]),
+        ({"a.txt": ""}, "a.txt", ["a.txt", "must hold text"]),
+        ({"a.txt": ""}, "", ["must hold text"]),
         ({"a.txt": b"ab\xffcd"}, "a.txt", ["a.txt", "0xff at position 2", "UTF-8"]),
         ({"s/a.py": b"ab\xc3"}, "", ["s/a.py", "0xc3 at position 2", "UTF-8"]),
         ({"a.txt": b"abc\0d"}, "a.txt", ["a.txt", "0x00 at position 3", "NUL"]),
         ({"a.txt": b"a\0b\xff"}, "a.txt", ["0x00 at position 1"]),
         ({"a.txt": b"a\xffb\0"}, "a.txt", ["0xff at position 1"]),
         ({"a.txt": "x" * 4096}, "a.txt", ["a.txt", "4096", "4097"]),
+        ({"config.json": "{}", "metrics.jsonl": "{}"}, "", ["must be text, got the folder of a run"]),
+        ({"config.json": "{}", "sweep.json": "{}"}, "", ["must be text, got the folder of a run"]),
+        ({"config.json": "{}", "checkpoints/1/a": "{}", "a.txt": "x"}, "", ["must be text, got the folder of a run"]),
     ],
 )
 def test_wrong_sources(tmp_path, texts, source, says):
@@ -285,13 +291,13 @@ def test_one_window_is_enough():
     ("options", "says"),
     [
         ({"length": 900}, ["901", "900"]),
-        ({"length": 0}, ["length", "at least 1"]),
-        ({"batch": 0}, ["batch", "at least 1"]),
-        ({"seed": -1}, ["seed", "at least 0"]),
+        ({"length": 0}, ["length must be >= 1"]),
+        ({"batch": 0}, ["batch must be >= 1"]),
+        ({"seed": -1}, ["seed must be >= 0"]),
         ({"start": -5}, ["start", "-5"]),
-        ({"shard": (0, 2)}, ["batch 5", "2 processes"]),
-        ({"shard": (5, 5)}, ["0 to 4", "5"]),
-        ({"shard": (0, 0)}, ["processes", "at least 1"]),
+        ({"shard": (0, 2)}, ["multiple of 2 processes, got 5"]),
+        ({"shard": (5, 5)}, ["<= 4", "got 5"]),
+        ({"shard": (0, 0)}, ["processes must be >= 1"]),
     ],
 )
 def test_wrong_batches(options, says):
@@ -353,8 +359,8 @@ def test_the_shards_of_validation_are_validation():
     [
         ({"batch": 101}, ["101 x 9 = 909", "900"]),
         ({"batch": 1, "length": 900}, ["901", "900"]),
-        ({"count": 0}, ["count", "at least 1"]),
-        ({"shard": (1, 3)}, ["batch 4", "3 processes"]),
+        ({"count": 0}, ["count must be >= 1"]),
+        ({"shard": (1, 3)}, ["multiple of 3 processes, got 4"]),
     ],
 )
 def test_wrong_validation(options, says):

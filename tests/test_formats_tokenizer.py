@@ -119,7 +119,7 @@ def altered(home):
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(moved, "is not here any more"), (replaced, "has changed"), (altered, "is not the tokenizer that made")],
+    [(moved, "is not here any more"), (replaced, "has changed"), (altered, "must be the tokenizer that made")],
 )
 def test_without_its_corpus_it_goes_on_and_says_so(home, tmp_path, monkeypatch, capsys, damage, said):
     """And gets the tokenizer again where it trains on from there on such a corpus."""

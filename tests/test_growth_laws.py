@@ -14,9 +14,9 @@ import growlm.laws
 from growlm import laws
 from growlm.errors import InputError
 from growlm.laws import RangeWarning, average_params, fit_growth_factor, fit_growth_timing, growth_timing, null_loss
-from growlm.laws.guidelines import factor_caveats, timing_caveats
 from growlm.laws.intervals import percentile_interval, t_interval
 from growlm.laws.isoflop import slices_of
+from growlm.laws.published import factor_caveats, timing_caveats
 
 
 def test_laws_import_nothing_of_growlm_but_errors():
@@ -97,7 +97,7 @@ def test_the_factor_at_growth_is_what_step_law_says_of_both_sizes(factor, params
 
 def test_the_average_size_is_weighted_by_tokens():
     assert average_params([1e8, 4e8], [1e9, 3e9]) == pytest.approx(3.25e8)
-    with pytest.raises(InputError, match="2 sizes and 1"):
+    with pytest.raises(InputError, match="got 2 and 1"):
         average_params([1e8, 4e8], [1e9])
 
 
@@ -230,8 +230,8 @@ def test_too_few_slices_say_how_many_more(chosen, missing):
     ("change", "said"),
     [
         ({"seed": None}, "record 5 has no 'seed'"),
-        ({"loss": math.nan}, "record 5 has loss nan"),
-        ({"loss": math.inf}, "record 5 has loss inf"),
+        ({"loss": math.nan}, "loss of record 5 must be > 0, got nan"),
+        ({"loss": math.inf}, "loss of record 5 must be finite, got inf"),
         ({"grown_at": -1.0}, "record 5"),
     ],
 )

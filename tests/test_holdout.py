@@ -82,12 +82,12 @@ def test_few_documents_are_split_by_chunks(tmp_path):
         (["", ""], None, "holds no text"),
         (["short"], None, "too small to hold anything out: it is one chunk"),
         (["same"] * 60, None, "too small.*one document"),
-        ([f"{i}" for i in range(60)], "60", r"--validation=60 leaves nothing to train on: of 60 documents"),
+        ([f"{i}" for i in range(60)], "60", r"--validation=60 leaves nothing to train on: there are 60 documents"),
         ([f"{i}" for i in range(60)], "10000", "--validation=10000 leaves nothing"),
-        (["a"], "0", "--validation=0 is not allowed: a share such as 0.005"),
-        (["a"], "1.0", "--validation=1.0 is not allowed"),
-        (["a"], "-1", "--validation=-1 is not allowed"),
-        (["a"], "some", "--validation=some is not allowed"),
+        (["a"], "0", "--validation must be a share such as 0.005 or a number of documents, got '0'"),
+        (["a"], "1.0", "--validation must be a share .* got '1.0'"),
+        (["a"], "-1", "--validation must be a share .* got '-1'"),
+        (["a"], "some", "--validation must be a share .* got 'some'"),
     ],
 )
 def test_wrong_validation(texts, validation, says):

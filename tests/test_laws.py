@@ -234,7 +234,7 @@ def test_a_seed_that_does_not_reach_the_loss_leaves_no_mean():
 
 def test_seeds_come_in_pairs():
     grown, scratch = seeds_of([0.3, 0.3])
-    with pytest.raises(InputError, match="2 grown runs and 1 from scratch"):
+    with pytest.raises(InputError, match="got 2 and 1"):
         speedup_over_seeds(grown, scratch[:1])
 
 

@@ -13,8 +13,7 @@ from growlm.commands import options
 from growlm.commands.plan import describe
 from growlm.errors import InputError
 from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
-from growlm.laws.flops import exact_flops_per_token
-from growlm.laws.planner import CHIPS
+from growlm.laws.compute import CHIPS, exact_flops_per_token
 from growlm.laws.shapes import shape_for
 from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
 from growlm.training.config import build_run, build_sweep, load_config
@@ -64,8 +63,8 @@ def test_the_plan_grows_when_the_paper_says_and_by_four():
 def test_rates_are_step_laws_at_both_sizes_for_all_tokens():
     found = plan(1.2e9, 1e11)
     for phase in (found.before, found.after):
-        assert phase.rate == pytest.approx(step_law_rate(phase.shape.block_params, 1e11))
-    assert found.after.rate / found.before.rate == pytest.approx(4**-0.713)
+        assert phase.peak_lr == pytest.approx(step_law_rate(phase.shape.block_params, 1e11))
+    assert found.after.peak_lr / found.before.peak_lr == pytest.approx(4**-0.713)
     assert found.after.batch * found.length == pytest.approx(0.58 * 1e11**0.571, rel=0.42)  # to a power of two
 
 
@@ -79,7 +78,7 @@ def test_small_runs_get_a_share_of_compute_and_no_expected_loss():
     assert found.loss is None and found.null is None
     for said in ("explodes at small budgets", "which is a guess", "Step Law: N", "loss: D"):
         assert any(said in line for line in found.caveats), said
-    assert found.after.rate < 0.01
+    assert found.after.peak_lr < 0.01
 
 
 def test_the_expected_loss_and_the_null_hypothesis():
@@ -164,7 +163,7 @@ def test_the_command_writes_an_experiment_that_is_the_plan(tmp_path, capsys):
     assert grown.tokens == pytest.approx(found.after.tokens, abs=2)
     assert grown.growth.operator == "g_stack" and sweep.runs.keys() == {"grown", "scratch"}
     assert sweep.runs["scratch"].stages[0].tokens == round(found.scratch.tokens)
-    assert grown.schedule.peak_lr == pytest.approx(found.after.rate, rel=1e-2)
+    assert grown.schedule.peak_lr == pytest.approx(found.after.peak_lr, rel=1e-2)
     assert base.schedule.kind == "constant" and base.schedule.warmup_tokens < base.tokens
     assert main(["sweep", f"--config={path}", f"--workdir={tmp_path / 'w'}", "--list"]) == 0
     assert "2 runs" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def source(tmp_path):
 
 def small_parts(monkeypatch, size=4000):
     """Sources in parts of a few files or lines, as those of real size are in larger ones."""
-    monkeypatch.setattr("growlm.data.textfiles.SMALLEST", size)
+    monkeypatch.setattr("growlm.data.textfiles.SMALLEST_PART", size)
 
 
 def read(source, **options):
@@ -125,7 +125,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, source):
 
 def test_sources_of_every_kind_hold_the_same_texts(source, monkeypatch):
     assert read(source) == TEXTS
-    monkeypatch.setattr("growlm.data.textfiles.PARTS", 10**6)
+    monkeypatch.setattr("growlm.data.textfiles.MOST_PARTS", 10**6)
     for size in (1, 100, 5000):  # wherever a range of lines begins
         small_parts(monkeypatch, size)
         assert read(source) == TEXTS
@@ -206,7 +206,7 @@ def test_a_hugging_face_folder_is_streamed(tmp_path, monkeypatch):
     for i in range(4):
         lines = [json.dumps({"text": text, "meta": {"i": i}}) + "\n" for text in TEXTS[100 * i : 100 * i + 100]]
         (tmp_path / "set" / f"train-{i}.jsonl").write_text("".join(lines))
-    monkeypatch.setattr("growlm.data.sources.STREAMS", 3)
+    monkeypatch.setattr("growlm.data.sources.MOST_STREAMS", 3)
     assert len(list_parts([f"hf:{tmp_path / 'set'}"], "train")) == 3
     folder = prepared(f"hf:{tmp_path / 'set'}", tmp_path / "out", validation="7")
     held = documents(folder, "validation")
@@ -227,7 +227,7 @@ def start(source, output, *options, largest_file=resource.RLIM_INFINITY):
     code = (
         f"import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file}));"
         "signal.signal(signal.SIGINT, signal.default_int_handler);"  # background jobs of a shell begin ignoring it
-        "from growlm import __main__, data; data.textfiles.SMALLEST = 400_000; sys.exit(__main__.main())"
+        "from growlm import __main__, data; data.textfiles.SMALLEST_PART = 400_000; sys.exit(__main__.main())"
     )
     command = [sys.executable, "-c", code, "prepare", f"--source={source}", f"--output={output}", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
@@ -337,31 +337,46 @@ def test_a_folder_that_is_done_is_left_as_it_is(source, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "options", "says"),
     [
-        ("a.txt", b"ab\xffcd", [], ["a.txt is not text", "0xff at position 2", "--errors=replace"]),
+        ("a.txt", b"ab\xffcd", [], ["a.txt must be UTF-8", "0xff at position 2", "--errors=replace"]),
         ("a.txt", b"x" * 3_000_000 + b"\n\xc3", [], ["0xc3 at position 3000001"]),
         ("a.txt", "é".encode() * 1_000_000 + b"\xe9", [], ["0xe9 at position 2000000"]),
         (
             "a.jsonl",
             b'{"text": "x"}\n\n{"txt": "y", "b": 2}\n',
             [],
-            ["a.jsonl line 3 has no text in field 'text'", "txt, b"],
+            ["line 3 of ", "a.jsonl has no text in field 'text'", "txt, b"],
         ),
-        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', [], ["line 2 has no text in field 'text'"]),
-        ("a.jsonl", b'{"text": "x"}\n', ["--field=body"], ["line 1 has no text in field 'body'", "are text"]),
-        ("a.jsonl", b'{"text": "x"}\n[1]\n', [], ["line 2 has no text", "fields are none"]),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\n', [], ["line 2 is not JSON"]),
-        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', [], ["line 2 is not text: byte 0xff at position 10"]),
-        ("a.jsonl", b'{"text": "ab\\ud800"}\n', [], ["line 1 is not text: half a character, U+D800, at position 2"]),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{}', mtime=0)[:-9], [], ["a.jsonl.gz is no whole .gz file"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 5}\n', [], ["line 2 of ", "has no text in field 'text'"]),
+        ("a.jsonl", b'{"text": "x"}\n', ["--field=body"], ["line 1 of ", "has no text in field 'body'", "are text"]),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', [], ["line 2 of ", "has no text", "fields are none"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\n', [], ["line 2 of ", "a.jsonl must be JSON"]),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"text": "\xff"}\n',
+            [],
+            ["line 2 of ", "must be UTF-8", "byte 0xff at position 10"],
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "ab\\ud800"}\n',
+            [],
+            ["line 1 of ", "must be UTF-8", "half a character, U+D800 at position 2"],
+        ),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n{}', mtime=0)[:-9], [], ["a.jsonl.gz must be a whole .gz file"]),
         ("a.txt.gz", b"no gzip", [], ["a.txt.gz"]),
-        ("a.txt.zst", b"no zstandard", [], ["a.txt.zst is no whole .zst file"]),
+        ("a.txt.zst", b"no zstandard", [], ["a.txt.zst must be a whole .zst file"]),
         ("a.txt", b"", [], ["holds no text"]),
-        ("a.bin", b"x", [], ["no text in"]),
-        ("a.txt", b"text " * 2000, ["--validation=3"], ["--validation=3 leaves nothing to train on", "of 3 chunks"]),
+        ("a.bin", b"x", [], ["must hold text files"]),
+        (
+            "a.txt",
+            b"text " * 2000,
+            ["--validation=3"],
+            ["--validation=3 leaves nothing to train on", "there are 3 chunks"],
+        ),
         ("a.txt", b"text", ["--errors=ignore"], ["'ignore'", "strict"]),
-        ("a.txt", b"text", ["--workers=0"], ["--workers=0"]),
+        ("a.txt", b"text", ["--workers=0"], ["--workers must be >= 1, got 0"]),
         ("a.txt", b"text", ["--vocab=300"], ["--vocab=N and --train_tokenizer go together"]),
-        ("a.txt", b"text", ["--eos=x"], ["--eos=x is not allowed with the tokenizer bytes"]),
+        ("a.txt", b"text", ["--eos=x"], ["--eos must be left out with the tokenizer bytes"]),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, name, content, options, says):
@@ -388,20 +403,20 @@ def test_a_wrong_line_is_named_from_wherever_its_range_begins(tmp_path, monkeypa
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     for size in (100, 10_000):
         small_parts(monkeypatch, size)
-        with pytest.raises(InputError, match="line 334 has no text"):
+        with pytest.raises(InputError, match=r"line 334 of .*a\.jsonl has no text"):
             read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"ab\xff", "d050.txt is not text: byte 0xff at position 2"),
-        (b"ab\0", "d050.txt: byte 0x00 at position 2; allowed for the tokenizer bytes: text without NUL"),
+        (b"ab\xff", "d050.txt must be UTF-8 (or --errors=replace), got byte 0xff at position 2"),
+        (b"ab\0", "d050.txt: text for the tokenizer bytes must have no NUL, got one at position 2"),
     ],
 )
 def test_an_error_within_a_worker_is_one_line(source, tmp_path, capsys, monkeypatch, text, says):
     small_parts(monkeypatch)
-    monkeypatch.setattr("growlm.data.holdout.LOOKED_AT", 5)  # the first look does not come so far
+    monkeypatch.setattr("growlm.data.holdout.SURVEYED", 5)  # the first look does not come so far
     (source / "d050.txt").write_bytes(text)
     output = tmp_path / "out"
     options = (f"--source={source}", "--tokenizer=bytes", f"--output={output}", "--validation=0.1")
@@ -427,6 +442,22 @@ def test_other_settings_need_another_folder(source, tmp_path, change, says):
     assert tiny.snapshot(folder) == before
 
 
+def test_the_shards_are_those_of_earlier_releases(source, tmp_path):
+    """The hashes of stages hold the fingerprint, so that a new way to split or to pack must be a decision."""
+    names = [load_corpus(str(prepared(source, tmp_path / f"{v}", validation=v))).fingerprint for v in (None, "50")]
+    assert names == [
+        "2c2c806f9be3519a3b6cf6b6f16ed7161033538241d4dba315399bcc2a589b62",
+        "892cdc2c59c1164477ae55a9390b29e5a7cffbb478af5a8e79b25800d69d4d6d",
+    ]
+
+
+def test_the_folder_of_a_run_is_no_source(tmp_path, capsys):
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_text('{"text": "{}"}')
+    line = failed(capsys, f"--source={tmp_path}", "--tokenizer=bytes", f"--output={tmp_path.parent / 'out'}")
+    assert "must be text, got the folder of a run" in line
+
+
 def test_a_changed_source_is_noticed(source, tmp_path):
     folder = prepared(source, tmp_path / "out")
     (source / "e.txt").write_text("more")
@@ -437,15 +468,15 @@ def test_a_changed_source_is_noticed(source, tmp_path):
 def test_a_folder_with_something_else_is_refused(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
-    with pytest.raises(InputError, match=r"out holds mine\.txt: allowed is a new or empty folder"):
+    with pytest.raises(InputError, match=r"out must be a new or empty folder, it holds mine\.txt"):
         prepare(request(source, tmp_path / "out"))
-    with pytest.raises(InputError, match="exists and is no folder"):
+    with pytest.raises(InputError, match="output must be a new or empty folder, got"):
         prepare(request(source, tmp_path / "out" / "mine.txt"))
 
 
 def test_what_is_written_is_not_read(source, monkeypatch):
     monkeypatch.chdir(source)
-    with pytest.raises(InputError, match=r"output runs/out lies within source \.: allowed is a folder elsewhere"):
+    with pytest.raises(InputError, match=r"output must be outside of source \., got 'runs/out'"):
         prepare(request(".", Path("runs/out")))
     assert not (source / "runs").exists()
 
@@ -457,8 +488,11 @@ def test_what_is_written_is_not_read(source, monkeypatch):
         (["--source=x"], "one of --tokenizer"),
         (["--source=x", "--tokenizer=bytes", "--train_tokenizer=bpe"], "one of --tokenizer"),
         (["--source=x", "--train_tokenizer=bpe"], "--vocab=N"),
-        (["--source=missing", "--tokenizer=bytes"], "no file or folder 'missing'"),
-        (["--source=hf:", "--tokenizer=bytes"], "hf: names no dataset"),
+        (
+            ["--source=missing", "--tokenizer=bytes"],
+            "--source must be a file, a folder, tfds:NAME or hf:NAME, got 'missing'",
+        ),
+        (["--source=hf:", "--tokenizer=bytes"], "--source must be hf:NAME, got 'hf:'"),
     ],
 )
 def test_incomplete_requests(tmp_path, capsys, options, says):
@@ -472,8 +506,8 @@ def test_prepare_needs_an_output(capsys):
 @pytest.mark.parametrize(
     ("kind", "vocab", "says"),
     [
-        ("word", 300, "unknown tokenizer to train 'word'"),
-        ("bpe", 256, "--vocab=256 is too small"),
+        ("word", 300, "--train_tokenizer must be one of bpe, sentencepiece, got 'word'"),
+        ("bpe", 256, "--vocab must be > 256"),
         ("bpe", 100_000, "--vocab=100000 is more than this text gives: it has"),
         ("sentencepiece", 100_000, "--vocab=100000 does not fit this text"),
     ],

@@ -19,11 +19,11 @@ from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
 from growlm.evaluation import score as module
-from growlm.evaluation.generate import _cut
+from growlm.evaluation.sampling import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
+from growlm.evaluation.table import table
 from growlm.models import ModelConfig, apply, init, loss
 from growlm.models.loss import token_losses
-from growlm.report.scores import table
 from growlm.training.mesh import make_mesh
 from growlm.training.settings import MeshConfig
 
@@ -208,7 +208,7 @@ def test_perplexity_is_the_mean_over_tokens_bytes_and_words(model):
     assert found["byte_perplexity"] == pytest.approx(found["token_perplexity"])
     assert found["word_perplexity"] == pytest.approx(math.exp(-total / words), rel=1e-3)
     assert found["bits_per_byte"] == pytest.approx(math.log2(found["byte_perplexity"]))
-    with pytest.raises(InputError, match="no text"):
+    with pytest.raises(InputError, match="at least one token"):
         perplexity(model, [""])
 
 
@@ -222,9 +222,12 @@ def test_a_model_that_knows_bos_has_it_before_a_text_and_does_not_predict_it():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"dtype": "float16"}, "dtype must be float32, bfloat16, got 'float16'"),
-        ({"length": 0}, "length is 0"),
-        ({"config": dataclasses.replace(CONFIG, vocab=100)}, "bytes has 256 tokens and the model knows 100"),
+        ({"dtype": "float16"}, "dtype must be one of bfloat16, float32, got 'float16'"),
+        ({"length": 0}, "length must be >= 1, got 0"),
+        (
+            {"config": dataclasses.replace(CONFIG, vocab=100)},
+            "bytes must be of at most the model's 100 tokens, got 256",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_measured(model, options, says):
@@ -311,7 +314,9 @@ def test_draws_follow_the_softmax(model):
     assert generate(model, ["a"] * 50, sampling) != generate(model, ["a"] * 50, other)
 
 
-@pytest.mark.parametrize(("options", "says"), [({"most": 0}, "is 0"), ({"temperature": -1.0}, "temperature is -1.0")])
+@pytest.mark.parametrize(
+    ("options", "says"), [({"most": 0}, "must be >= 1, got 0"), ({"temperature": -1.0}, "temperature must be >= 0")]
+)
 def test_wrong_sampling(options, says):
     with pytest.raises(InputError, match=says):
         Sampling(**options)

@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     source = write_sources(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growlm.data.textfiles.SMALLEST", 4000)
+        patch.setattr("growlm.data.textfiles.SMALLEST_PART", 4000)
         return prepared(source, folder / "corpus", validation="0.1")
 
 
@@ -183,12 +183,12 @@ def test_verify_reads_what_the_index_says(corpus):
 def test_a_tokenizer_that_did_not_make_the_shards_is_refused(corpus):
     path = corpus / "tokenizer_config.json"
     path.write_text(path.read_text().replace("bytes", "other"))
-    with pytest.raises(InputError, match=r"tokenizer_config\.json is not the tokenizer that made these shards"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json must be the tokenizer that made these shards"):
         load_corpus(str(corpus))
-    with pytest.raises(InputError, match="is not the tokenizer"):
+    with pytest.raises(InputError, match="must be the tokenizer"):
         verify(corpus)
     path.unlink()
-    with pytest.raises(InputError, match="is not the tokenizer"):
+    with pytest.raises(InputError, match="must be the tokenizer"):
         load_corpus(str(corpus))
 
 
@@ -201,12 +201,12 @@ def test_a_folder_that_is_not_finished_is_no_corpus(corpus):
 def test_another_format_is_refused(corpus):
     path = corpus / "manifest.json"
     path.write_text(path.read_text().replace("growlm token shards 1", "growlm token shards 2"))
-    with pytest.raises(InputError, match=r"format 'growlm token shards 2'.*'growlm token shards 1'"):
+    with pytest.raises(InputError, match=r"must be .growlm token shards 1., got .growlm token shards 2."):
         load_corpus(str(corpus))
 
 
 def test_verify_needs_a_prepared_folder(tmp_path):
-    with pytest.raises(InputError, match=r"no folder of growlm prepare: it has no manifest\.json"):
+    with pytest.raises(InputError, match=r"must be a folder of growlm prepare, it has no manifest\.json"):
         verify(tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_a_finished_folder_is_not_taken_for_whole_when_it_is_not(corpus, whole):
     first(corpus).unlink()
     (source,) = json.loads((whole / "manifest.json").read_text())["settings"]["sources"]
     with pytest.raises(InputError, match="missing"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("growlm.data.textfiles.SMALLEST", 4000)
+        patch.setattr("growlm.data.textfiles.SMALLEST_PART", 4000)
         prepare(request(source, corpus, validation="0.1"))
 
 

@@ -38,7 +38,7 @@ from collectives import Sent, sent
 
 from growlm.errors import InputError, unknown
 from growlm.laws import exact_flops_per_token
-from growlm.laws.chips import GIB, Chip, chip_of
+from growlm.laws.compute import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
 from growlm.training.mesh import make_mesh, replicated

@@ -9,7 +9,7 @@ On a CPU --shape=demo, the default, takes a minute or two.
 
 Prints tokens/s, model FLOP/s (products and causal attention, forward and backward, nothing counted twice for
 rematerialisation) and two shares. "of product": of one large square product in the same dtype, the better of JAX's and
-PyTorch's where both run. "MFU": of the bfloat16 peak that the chip's maker names, where growlm/laws/chips.py knows it.
+PyTorch's where both run. "MFU": of the bfloat16 peak that the chip's maker names, if growlm/laws/compute.py has it.
 
 With --compare=torch the same model takes the same step (forward, backward, clip, AdamW) in PyTorch under torch.compile,
 with --compare=torch_eager in eager PyTorch: on the same device and batch, with as many threads, from the same
@@ -70,7 +70,7 @@ from cores import about_load, busy_cores, host_threads
 from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
 from growlm.laws import exact_flops_per_token
-from growlm.laws.chips import peak_flops
+from growlm.laws.compute import peak_flops
 from growlm.models import (
     REMAT_POLICIES,
     ModelConfig,

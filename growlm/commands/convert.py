@@ -17,7 +17,7 @@ import numpy as np
 from growlm.commands.options import STEP, Keys, flag, one
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
-from growlm.data.tokenizers import BYTES, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
+from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
 from growlm.errors import InputError, check_name
 from growlm.files import check_output, check_space, write_json
 from growlm.formats.export import LENGTH, progress_bar, write_model
@@ -201,7 +201,7 @@ def _tokenizer_files(corpus: str, fingerprint: str) -> TokenizerFiles:
         raise InputError(f"corpus {corpus!r} is not here any more")
     manifest = read_manifest(folder)
     if manifest is None:
-        return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTES).eos})
+        return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTE_TOKENIZER).eos})
     if fingerprint_of(manifest) != fingerprint:
         raise InputError(f"corpus {corpus!r} has changed since the run was trained")
     check_tokenizer(folder, manifest)

@@ -14,11 +14,11 @@ from growlm.data import tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
+from growlm.evaluation.table import table
 from growlm.files import write_json
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import read_object
 from growlm.models import parameter_count, plain
-from growlm.report.scores import table
 from growlm.training.mesh import make_mesh
 from growlm.training.processes import is_first, join_processes
 from growlm.training.saved import IMPORTED, Saved, find_saved, read_state

@@ -8,8 +8,8 @@ from pathlib import Path
 from growlm.commands.options import Keys, command_line, one, positive
 from growlm.errors import must_be
 from growlm.files import write_whole
-from growlm.laws.guidelines import PAPER_RATES
 from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
+from growlm.laws.published import PAPER_RATES
 from growlm.report import style as numbers
 
 OPTIONS = {
@@ -120,8 +120,8 @@ def write_experiment(plan: Plan, path: Path, command: str, corpus: str) -> None:
         tokens=f"{round(plan.scratch.tokens):_}",
         batch=after.batch,
         length=plan.length,
-        base_lr=before.rate,
-        peak_lr=after.rate,
+        base_lr=before.peak_lr,
+        peak_lr=after.peak_lr,
         dtype="bfloat16" if hardware else "float32",
         microbatches=hardware.microbatches if hardware else 1,
         warmup=f"{round(min(WARMUP_STEPS * after.batch * plan.length, WARMUP_SHARE * before.tokens)):_}",
@@ -170,7 +170,7 @@ def _loss(plan: Plan) -> str:
 
 def _rates(plan: Plan) -> str:
     near = min(PAPER_RATES, key=lambda params: abs(params / plan.params - plan.params / params))
-    factor = plan.after.rate / plan.before.rate
+    factor = plan.after.peak_lr / plan.before.peak_lr
     return (
         f"by Step Law, times {factor:.2f} at growth; the paper used {_rate(PAPER_RATES[near])} at "
         f"{numbers.count(near)} parameters, and 1e-3 for the base of its 1.1B. Grown models have no law: try some"
@@ -207,7 +207,7 @@ def _table(plan: Plan) -> str:
         ("parameters", *(numbers.count(phase.shape.params) for phase in phases)),
         ("tokens", *(numbers.count(phase.tokens) for phase in phases)),
         ("FLOPs", *(numbers.flops(phase.flops) for phase in phases)),
-        ("learning rate", *(_rate(phase.rate) for phase in phases)),
+        ("learning rate", *(_rate(phase.peak_lr) for phase in phases)),
         ("batch", *(f"{phase.batch} x {plan.length}" for phase in phases)),
     ]
     return numbers.table(rows[0], rows[1:])

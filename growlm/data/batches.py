@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from growlm.data.shards import ShardedTokens
-from growlm.errors import InputError
+from growlm.errors import check_range, must_be
 
 
 def batches(
@@ -47,7 +47,8 @@ def batches(
     """
     import grain  # and with it JAX, which the processes of `growlm prepare` need not wait for
 
-    _at_least(0, seed=seed, start=start)
+    check_range("seed", seed, low=0)
+    check_range("start", start, low=0)
     process, processes = _check_shard(batch, shard)
     windows = _Windows(tokens, length, at_least=1)
     examples = grain.MapDataset.source(windows).shuffle(seed=_spread(seed)).repeat()[start:]
@@ -78,7 +79,7 @@ def validation_batches(
     Raises:
       InputError: the tokens hold not one batch, or a number is out of range.
     """
-    _at_least(1, count=count)
+    check_range("count", count, low=1)
     process, processes = _check_shard(batch, shard)
     windows = _Windows(tokens, length, at_least=batch)
     count = min(count, len(windows) // batch)
@@ -91,11 +92,11 @@ class _Windows:
     """The windows of length + 1 tokens, back to back; the few tokens left over at the end are not used."""
 
     def __init__(self, tokens: np.ndarray | ShardedTokens, length: int, at_least: int):
-        _at_least(1, length=length)
+        check_range("length", length, low=1)
         self._tokens, self._width = tokens, length + 1
         if len(self) < at_least:
             needed = f"{at_least} x {self._width} = {at_least * self._width}" if at_least > 1 else str(self._width)
-            raise InputError(f"too little text: {needed} tokens are needed, the split holds {len(tokens)}")
+            raise must_be("the split", f"of {needed} tokens at least", len(tokens))
 
     def __len__(self) -> int:
         return len(self._tokens) // self._width
@@ -114,18 +115,11 @@ def _spread(seed: int) -> int:
 
 
 def _check_shard(batch: int, shard: tuple[int, int]) -> tuple[int, int]:
-    """The shard, checked to be one of equal parts of the batch."""
+    """The shard. Raises InputError unless it is one of equal parts of the batch."""
     process, processes = shard
-    _at_least(1, batch=batch, processes=processes)
+    check_range("batch", batch, low=1)
+    check_range("processes", processes, low=1)
     if batch % processes:
-        raise InputError(f"batch {batch} does not split evenly over {processes} processes")
-    if not 0 <= process < processes:
-        raise InputError(f"process must be 0 to {processes - 1}, not {process}")
+        raise must_be("batch", f"a multiple of {processes} processes", batch)
+    check_range("process", process, low=0, high=processes - 1)
     return process, processes
-
-
-def _at_least(bound: int, **values: int) -> None:
-    """Checks every value; its name is for the message."""
-    for name, value in values.items():
-        if value < bound:
-            raise InputError(f"{name} must be at least {bound}, not {value}")

@@ -1,8 +1,8 @@
 """Corpora: token shards of `growlm prepare`, or text as bytes, such as the Python standard library's.
 
 Text that is not prepared needs no tokenizer: a token is a byte of UTF-8. Every file is a document and
-ends with EOS. A hash of names, not a random draw, says what is held out for validation, so that adding a file
-does not move the others across the border.
+ends with EOS. The held-out files, or chunks of few files, are those with the lowest hashes of their names
+(`growlm.data.holdout`).
 """
 
 import contextlib
@@ -17,24 +17,21 @@ from typing import Any
 
 import numpy as np
 
+from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
 from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
-from growlm.data.tokenizers import BYTES
-from growlm.errors import InputError
+from growlm.data.tokenizers import BYTE_TOKENIZER
+from growlm.errors import InputError, must_be
 
 VOCAB = 256
 EOS = b"\0"  # never inside a document: text with a NUL byte is refused
 
-FILES_HELD_OUT = 0.02
-# Under this many files, 2 % of them is less than one, so chunks of files are held out instead. A larger
-# share: such corpora are small.
-MANY_FILES = 50
-CHUNK = 4096
-CHUNKS_HELD_OUT = 0.05
+FILES_HELD_OUT = 0.02  # of MANY or more; of fewer, CHUNKS_HELD_OUT of their chunks
 
 PROSE = (".markdown", ".md", ".org", ".rst", ".tex", ".text", ".txt")
 CODE = (".c", ".cc", ".cpp", ".go", ".h", ".hpp", ".java", ".js", ".py", ".pyi", ".rs", ".sh", ".sql", ".ts")
 DATA = (".cfg", ".css", ".csv", ".html", ".ini", ".json", ".jsonl", ".toml", ".tsv", ".xml", ".yaml", ".yml")
 SUFFIXES = PROSE + CODE + DATA
+RUN_FILES = ("checkpoints", "metrics.jsonl", "sweep.json")  # beside config.json
 SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
 # Written when the interpreter was built, with that machine's paths in them. Without these files, two builds
 # of one Python version are one corpus.
@@ -50,7 +47,7 @@ class Corpus:
       train: uint8[train tokens], read-only; the documents one after another, EOS after each. Of token shards:
         uint16 or uint32, in memory only where it is read.
       validation: likewise; shares no file, or no chunk of a file, with `train`; of token shards, no text.
-      vocab: number of different tokens a model must know.
+      vocab: the vocabulary size that a model needs.
       eos: the token after each document.
       fingerprint: SHA-256 (hex) of the split tokens: equal for two corpora if both their splits are.
       documents: number of files; of token shards, of documents.
@@ -79,20 +76,17 @@ def load_corpus(source: str) -> Corpus:
 
     Returns:
       The corpus. Of 50 files or more, about 2 % are held out whole, by the hash of their relative path. Of
-      fewer, about 5 % of their 4096-byte chunks are, by the hash of path and chunk number.
+      fewer, about 5 % of their 4096-byte chunks are, by the hash of path and chunk number. One at least is.
 
     Raises:
-      InputError: nothing is there, it holds no text, a file is not UTF-8 or has NUL bytes, or there is too
-        little for a part to be held out; token shards are not finished, or have not the sizes or the tokenizer
-        that their manifest names.
+      InputError: nothing is there, it is the folder of a run, it holds no text, a file is not UTF-8 or has NUL
+        bytes, or there is too little for a part to be held out; token shards are not finished, or have not the
+        sizes or the tokenizer that their manifest names.
     """
     if source and (manifest := read_manifest(Path(source))):
         return _prepared(source, manifest)
     documents = _stdlib() if source == "stdlib" else _read(source)
-    train, validation = _split(documents)
-    if not train:  # all there is is one chunk
-        size = len(validation) - len(EOS)
-        raise InputError(f"{source} is too small to split: {size} bytes, at least {CHUNK + 1} are needed")
+    train, validation = _split(source, documents)
     return Corpus(
         name=source,
         train=np.frombuffer(train, np.uint8),
@@ -105,8 +99,8 @@ def load_corpus(source: str) -> Corpus:
 
 
 def tokenizer_of(source: str) -> str:
-    """The tokenizer of a corpus, as `load_tokenizer` takes it: a prepared one holds it, and text is read as bytes."""
-    return source if source and read_manifest(Path(source)) else BYTES
+    """The argument of `load_tokenizer` for a corpus: a prepared folder itself, or "bytes" for text."""
+    return source if source and read_manifest(Path(source)) else BYTE_TOKENIZER
 
 
 def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
@@ -132,10 +126,10 @@ def _read(source: str) -> dict[str, bytes]:
     elif source and path.is_dir():
         documents = {name: _text(path / name) for name in text_files(path)}
     else:
-        raise InputError(f"no file or folder {source!r}; allowed: 'stdlib', a text file, a folder of them")
+        raise must_be("corpus", "'stdlib', a prepared folder, a text file or a folder of them", source)
     documents = {name: text for name, text in documents.items() if text}
     if not documents:
-        raise InputError(f"no text in {source}; allowed: a text file, a folder of {' '.join(SUFFIXES)} files")
+        raise InputError(f"{source} must hold text, such as {' '.join(SUFFIXES)} files, got none")
     return documents
 
 
@@ -150,17 +144,20 @@ def _stdlib() -> dict[str, bytes]:
 
 
 def text_files(root: Path, suffixes: Sequence[str] = SUFFIXES, packed: Sequence[str] = ()) -> list[str]:
-    """The files with one of the suffixes, a packed one after it or not: relative paths with forward slashes, sorted.
+    """Files with one of the suffixes, alone or before a `packed` one, as sorted relative paths with forward slashes.
 
-    Raises InputError where a folder cannot be read.
+    Raises:
+      InputError: a folder cannot be read, or `root` is the folder of a run or a sweep.
     """
+    if (root / "config.json").exists() and any((root / name).exists() for name in RUN_FILES):
+        raise InputError(f"{root} must be text, got the folder of a run: name the corpus that it was trained on")
     endings = tuple(suffix + after for suffix in suffixes for after in ("", *packed))
     paths = [path for path in _walk(root) if path.name.lower().endswith(endings) and path.suffix]
     return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """All files but hidden ones and installed packages; those folders may be huge and are never entered."""
+    """All files but hidden ones and installed packages, whose folders may be huge and are never entered."""
 
     def fail(error: OSError):  # os.walk would leave an unreadable folder out without a word
         raise InputError(f"cannot read {error.filename}: {error.strerror}")
@@ -178,13 +175,12 @@ def _text(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     position = _text_length(data)
     if position < len(data):
-        found = f"byte 0x{data[position]:02x} at position {position}"
-        raise InputError(f"{path} is not text: {found}; allowed: UTF-8 without NUL bytes")
+        raise InputError(f"{path} must be UTF-8 without NUL bytes, got 0x{data[position]:02x} at position {position}")
     return data
 
 
 def _text_length(data: bytes) -> int:
-    """How many bytes come before the first one that is NUL or not UTF-8; of a text, all of them."""
+    """The number of bytes before the first one that is NUL or not UTF-8."""
     head, _, _ = data.partition(EOS)
     try:
         head.decode()
@@ -193,39 +189,29 @@ def _text_length(data: bytes) -> int:
     return len(head)
 
 
-def _split(documents: dict[str, bytes]) -> tuple[bytes, bytes]:
-    """Training and validation tokens. Neighbouring chunks of one side stay joined; EOS ends every run."""
-    pieces = _pieces(documents)
-    share = FILES_HELD_OUT if len(documents) >= MANY_FILES else CHUNKS_HELD_OUT
-    held = _held_out([key for _, key, _ in pieces], share)
-    sides = {False: [], True: []}
-    for (_, side), run in itertools.groupby(pieces, lambda piece: (piece[0], piece[1] in held)):
-        sides[side] += [*(text for _, _, text in run), EOS]
-    return b"".join(sides[False]), b"".join(sides[True])
+def _split(source: str, documents: dict[str, bytes]) -> tuple[bytes, bytes]:
+    """Training and validation tokens. Neighbouring chunks of a split stay joined; EOS ends every run of them."""
+    units = list(_units(documents))
+    ranks = [rank(name) for _, name, _ in units]
+    if len(units) == 1:
+        raise InputError(f"{source} must be at least {CHUNK_BYTES + 1} bytes to be split, got {len(units[0][2])}")
+    share = FILES_HELD_OUT if len(documents) >= MANY else CHUNKS_HELD_OUT
+    below = bound(share, min(ranks), max(ranks))
+    splits = {False: [], True: []}
+    rows = zip(units, ranks, strict=True)
+    for (_, held_out), run in itertools.groupby(rows, lambda row: (row[0][0], row[1] < below)):
+        splits[held_out] += [*(text for (_, _, text), _ in run), EOS]
+    return b"".join(splits[False]), b"".join(splits[True])
 
 
-def _pieces(documents: dict[str, bytes]) -> list[tuple[str, str, bytes]]:
-    """What stays on one side, files or chunks of few files, each as (document, key to hash, text)."""
-    if len(documents) >= MANY_FILES:
-        return [(name, name, text) for name, text in documents.items()]
-    return [
-        (name, f"{name}:{start // CHUNK}", text[start : start + CHUNK])
-        for name, text in documents.items()
-        for start in range(0, len(text), CHUNK)
-    ]
-
-
-def _held_out(keys: list[str], share: float) -> set[str]:
-    """The keys whose hash, as a number in [0, 1), is below `share`; where none or all are, the lowest one."""
-    ranks = {key: _rank(key) for key in keys}
-    below = {key for key, rank in ranks.items() if rank < share}
-    return below if 0 < len(below) < len(keys) else {min(ranks, key=ranks.get)}
-
-
-def _rank(key: str) -> float:
-    # surrogateescape: the name of a file need not be UTF-8 for its text to be.
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _units(documents: dict[str, bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """(document, name that is hashed, text) of what stays on one side: files, or chunks of few files."""
+    for name, text in documents.items():
+        if len(documents) >= MANY:
+            yield name, name, text
+        else:
+            for start in range(0, len(text), CHUNK_BYTES):
+                yield name, f"{name}:{start // CHUNK_BYTES}", text[start : start + CHUNK_BYTES]
 
 
 def _fingerprint(train: bytes, validation: bytes) -> str:

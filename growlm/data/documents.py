@@ -7,12 +7,12 @@ from typing import Any, BinaryIO
 
 from growlm.errors import InputError
 
-PIECE = 2**20
+PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, in pieces that are read as they are taken; `place` is what messages call it."""
+    """A text, in pieces that are read as they are taken; `place` names it in messages."""
 
     place: str
     pieces: Iterator[str]
@@ -20,7 +20,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Reading:
-    """How text is taken out of a source: the field of records, and "strict" or "replace" for what is not UTF-8."""
+    """How text is read: the field of records, and "strict" or "replace" for bytes that are not UTF-8."""
 
     field: str = "text"
     errors: str = "strict"
@@ -32,44 +32,43 @@ def cut(text: str, size: int) -> Iterator[str]:
 
 
 def of_record(record: Any, place: str, reading: Reading) -> Document:
-    """The document in a field of a record. Raises InputError where there is none, or it is not text."""
+    """The document in a field of a record. Raises InputError where the field is missing or is not text."""
     fields = record if isinstance(record, dict) else {}
     text = fields.get(reading.field)
     if isinstance(text, bytes):
         text = decode(text, place, 0, reading.errors)
     if not isinstance(text, str):
-        found = ", ".join(map(str, fields)) or "none"
-        raise InputError(f"{place} has no text in field {reading.field!r}: its fields are {found} (--field=NAME)")
+        names = ", ".join(map(str, fields)) or "none"
+        raise InputError(f"{place} has no text in field {reading.field!r}: its fields are {names} (--field=NAME)")
     if not text.isascii():
         text = _without_surrogates(text, place, reading.errors)
     if reading.errors == "replace":
         text = text.replace("\0", "\ufffd")
-    return Document(place, iter([text]) if len(text) <= PIECE // 4 else cut(text, PIECE))
+    return Document(place, iter([text]) if len(text) <= PIECE_BYTES // 4 else cut(text, PIECE_BYTES))
 
 
 def _without_surrogates(text: str, place: str, errors: str) -> str:
-    """JSON can escape half a character, which UTF-8 cannot hold."""
+    """The text without the half characters that JSON can escape and UTF-8 cannot hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         if errors == "strict":
-            half = f"half a character, U+{ord(text[error.start]):04X}, at position {error.start}"
-            raise InputError(f"{place} is not text: {half}; allowed: UTF-8, or --errors=replace") from None
+            raise _not_utf8(place, f"half a character, U+{ord(text[error.start]):04X}", error.start) from None
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def pieces_of(stream: BinaryIO, place: str, errors: str, size: int) -> Iterator[str]:
     """The text of a stream, cut where tokenizers cut too: after a line, or else before a space."""
-    held, start = b"", 0
-    while held := held + stream.read(size - len(held)):
-        end = len(held) if len(held) < size else _border(held)
-        yield decode(held[:end], place, start, errors)
-        held, start = held[end:], start + end
+    buffer, start = b"", 0
+    while buffer := buffer + stream.read(size - len(buffer)):
+        end = len(buffer) if len(buffer) < size else _border(buffer)
+        yield decode(buffer[:end], place, start, errors)
+        buffer, start = buffer[end:], start + end
 
 
 def _border(data: bytes) -> int:
-    """Where to cut what goes on: never within a character."""
+    """The position to cut text that goes on, never within a character."""
     if (end := data.rfind(b"\n") + 1) or (end := data.rfind(b" ")) > 0:
         return end
     lead = next((i for i in range(1, min(4, len(data))) if data[-i] >= 0xC0), None)  # a character of several bytes
@@ -77,15 +76,18 @@ def _border(data: bytes) -> int:
 
 
 def decode(data: bytes, place: str, start: int, errors: str) -> str:
-    """The text of bytes that begin at position `start`. Raises InputError that names the first that is not UTF-8."""
+    """The text of bytes that begin at position `start`. Raises InputError at the first byte that is not UTF-8."""
     try:
         text = data.decode("utf-8", errors)
     except UnicodeDecodeError as error:
-        found = f"byte 0x{data[error.start]:02x} at position {start + error.start}"
-        raise InputError(f"{place} is not text: {found}; allowed: UTF-8, or --errors=replace") from None
+        raise _not_utf8(place, f"byte 0x{data[error.start]:02x}", start + error.start) from None
     return text.replace("\0", "\ufffd") if errors == "replace" else text
 
 
+def _not_utf8(place: str, found: str, position: int) -> InputError:
+    return InputError(f"{place} must be UTF-8 (or --errors=replace), got {found} at position {position}")
+
+
 def in_one_line(error: Exception) -> str:
-    """What a library says, for a message of one line."""
+    """The message of a library's error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,8 +1,9 @@
-"""What is held out for validation: texts whose hash is below a bound.
+"""The held-out split: documents, or chunks of few of them, whose hash is below a bound.
 
-The hash is of the text itself, so that neither the order nor the names of files move a document across the border,
-an added file moves no other, and two copies of a document are on one side. It is of the document's first piece (1 MiB),
-so that a document of any size is read once.
+A hash, not a random draw, so that an added document moves no other across the border. `growlm prepare` hashes the text
+itself: neither order nor names matter, and two copies of a document are on one side. It takes the first piece (1 MiB),
+so that a document of any size is read once. Text that is not prepared is hashed by name (`growlm.data.corpus`), as
+stored runs count on it.
 """
 
 import hashlib
@@ -12,14 +13,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from growlm.data.corpus import CHUNK, CHUNKS_HELD_OUT, MANY_FILES
-from growlm.data.documents import PIECE, Document, cut
-from growlm.errors import InputError
+from growlm.data.documents import PIECE_BYTES, Document, cut
+from growlm.errors import InputError, must_be
 
-SHARE = 0.005
-# Among 8 / share documents none is held out with a probability of exp(-8). So many are looked at before anything is
+MANY = 50  # fewer documents are split by chunks, of which a larger share is held out: such corpora are small
+CHUNK_BYTES = 4096
+CHUNKS_HELD_OUT = 0.05
+DOCUMENTS_HELD_OUT = 0.005
+# Of n / share documents none is held out with a probability of exp(-n). So many are surveyed before anything is
 # written, and if there are no more, the one with the lowest hash is held out.
-LOOKED_AT = 8
+SURVEYED = 8
 
 
 @dataclass(frozen=True)
@@ -35,62 +38,65 @@ class Rule:
 
 
 def rank(text: str) -> int:
-    """The first 64 bits of the SHA-256 of a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    """The first 64 bits of the SHA-256 of a text, or of the name of a file, which may be any bytes."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+
+
+def bound(share: float, lowest: int, highest: int) -> int:
+    """The bound below which a share of the ranks lies, and at least one of them but not all."""
+    return min(max(int(share * 2**64), lowest + 1), highest)
 
 
 def find_rule(read: Callable[[], Iterable[Document]], validation: str | None) -> Rule:
     """The rule for a source.
 
     Args:
-      read: gives the documents from the first one on, each time it is called.
-      validation: a share such as "0.005", of which about as many are held out; or a number of documents such as
-        "100", exactly so many different ones, for which all are read once. By default 0.5 % of the documents, or
-        5 % of the chunks where there are fewer than 50 documents.
+      read: opens the documents, from the first one at every call.
+      validation: a share of the documents such as "0.005"; or a number of them such as "100", of different texts,
+        for which all are read once. By default 0.5 % of the documents, or 5 % of the chunks of fewer than 50.
 
     Raises:
-      InputError: another text than that; no document; as many as there are, or more.
+      InputError: `validation` is neither; there is no document; nothing would be left to train on.
     """
     share, count = _parse(validation)
-    look_at = math.ceil(LOOKED_AT / (share or SHARE)) if count is None else None
-    unit, found = "document", _survey(_firsts(read()), count or 1, look_at)
-    if found.number < MANY_FILES:
+    limit = math.ceil(SURVEYED / (share or DOCUMENTS_HELD_OUT)) if count is None else None
+    unit, found = "document", _survey(_firsts(read()), count or 1, limit)
+    if found.number < MANY:
         unit, found = "chunk", _survey(_chunks(read()), count or 1, None)
     if not found.number:
-        raise InputError("the source holds no text: allowed are documents that are not empty")
+        raise InputError("the source holds no text")
     if found.lowest[0] == found.highest:
         raise InputError(f"the source is too small to hold anything out: it is one {unit} of text")
     if count is None:
-        share = share or (SHARE if unit == "document" else CHUNKS_HELD_OUT)
-        least = found.lowest[0] + 1 if found.all else 0
-        return Rule(unit, min(max(int(share * 2**64), least), found.highest if found.all else 2**64))
+        share = share or (DOCUMENTS_HELD_OUT if unit == "document" else CHUNKS_HELD_OUT)
+        return Rule(unit, bound(share, found.lowest[0], found.highest) if found.all else int(share * 2**64))
     if len(found.lowest) < count or found.lowest[count - 1] == found.highest:
-        raise InputError(f"--validation={count} leaves nothing to train on: of {found.number} {unit}s, allowed is less")
+        raise InputError(f"--validation={count} leaves nothing to train on: there are {found.number} {unit}s")
     return Rule(unit, found.lowest[count - 1] + 1)
 
 
 def runs(document: Document, rule: Rule) -> Iterator[tuple[str, Iterator[str]]]:
-    """What of a document goes where, in order: the split, and the text in pieces. Neighbouring chunks stay joined."""
+    """The split and the text, in pieces, of each run of a document. Neighbouring chunks of a split stay joined."""
     if rule.unit == "document":
         if first := next(document.pieces, ""):
             yield rule.split(first), itertools.chain([first], document.pieces)
         return
-    chunks = (chunk for piece in document.pieces for chunk in cut(piece, CHUNK))
+    chunks = (chunk for piece in document.pieces for chunk in cut(piece, CHUNK_BYTES))
     for split, run in itertools.groupby(chunks, rule.split):
         yield split, _joined(run)
 
 
 def _joined(texts: Iterable[str]) -> Iterator[str]:
-    """Neighbours together up to the size of a piece, as a tokenizer may mark where a text begins."""
-    held, size = [], 0
+    """Joins neighbours up to the size of a piece: a tokenizer may mark where a text begins."""
+    buffer, size = [], 0
     for text in texts:
-        held.append(text)
+        buffer.append(text)
         size += len(text)
-        if size >= PIECE:
-            yield "".join(held)
-            held, size = [], 0
-    if held:
-        yield "".join(held)
+        if size >= PIECE_BYTES:
+            yield "".join(buffer)
+            buffer, size = [], 0
+    if buffer:
+        yield "".join(buffer)
 
 
 def _parse(validation: str | None) -> tuple[float | None, int | None]:
@@ -104,13 +110,13 @@ def _parse(validation: str | None) -> tuple[float | None, int | None]:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise InputError(f"--validation={validation} is not allowed: a share such as 0.005, or a number of documents")
+        raise must_be("--validation", "a share such as 0.005 or a number of documents", validation)
     return share, None
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """Of the texts looked at: how many, the lowest different ranks, the highest; and whether that is all texts."""
+    """Statistics of text hashes: count, the lowest distinct ranks, the highest, and whether all texts were seen."""
 
     number: int
     lowest: list[int]
@@ -121,10 +127,10 @@ class _Survey:
 def _survey(texts: Iterator[str], keep: int, limit: int | None) -> _Survey:
     number, highest = 0, 0
     lowest: list[int] = []  # a heap of their negatives: the highest of them is the first to go
-    for found in map(rank, itertools.islice(texts, limit)):
-        number, highest = number + 1, max(highest, found)
-        if (len(lowest) < keep or found < -lowest[0]) and -found not in lowest:
-            (heapq.heappush if len(lowest) < keep else heapq.heapreplace)(lowest, -found)
+    for each in map(rank, itertools.islice(texts, limit)):
+        number, highest = number + 1, max(highest, each)
+        if (len(lowest) < keep or each < -lowest[0]) and -each not in lowest:
+            (heapq.heappush if len(lowest) < keep else heapq.heapreplace)(lowest, -each)
     return _Survey(number, sorted(-each for each in lowest), highest, next(texts, None) is None)
 
 
@@ -133,4 +139,4 @@ def _firsts(documents: Iterable[Document]) -> Iterator[str]:
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[str]:
-    return (chunk for document in documents for piece in document.pieces for chunk in cut(piece, CHUNK))
+    return (chunk for document in documents for piece in document.pieces for chunk in cut(piece, CHUNK_BYTES))

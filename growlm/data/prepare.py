@@ -1,12 +1,12 @@
 """`growlm prepare`: the text of a source becomes token shards.
 
-One worker turns one part of the source into the shards of one number, and then writes down what they are in
-parts/NUMBER.json. All depends on the part alone, so that whoever goes on after a kill writes the same bytes.
+A worker turns one part of the source into the shards of its number, and the part's record is written after them. The
+shards depend on the part alone, so that after a kill the same command goes on and writes the same bytes.
 
-    plan.json            settings and the rule of what is held out: written first
-    tokenizer files      then
+    plan.json            settings and hold-out rule: written first
+    tokenizer files      second
     parts/NUMBER.json    as each part is done, after its shards
-    manifest.json        when all are; plan.json and parts/ go
+    manifest.json        last; plan.json and parts/ are removed
 """
 
 import contextlib
@@ -33,33 +33,34 @@ from growlm.data.shards import (
     dtype_of,
     hash_file,
     open_split,
+    read_format,
     read_manifest,
-    read_own,
 )
 from growlm.data.sources import Part, list_parts, listing
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, run_parts
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, check_name, check_range, must_be
 from growlm.files import is_part, locked, write_json
 
-PARTS = "parts"
+RECORDS = "parts"  # folder of the records of finished parts
+GOES_ON = "finished parts are kept, and the same command goes on"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to prepare.
+    """Arguments of `prepare`.
 
     Attributes:
-      sources: as `growlm.data.sources.list_parts` takes them.
-      output: a new or empty folder, or one of an equal request that was stopped.
-      tokenizer: as `load_tokenizer` takes it, or None where one is trained.
-      train_tokenizer: "bpe" or "sentencepiece", to make one of `vocab` tokens from the training text.
+      sources: as in `growlm.data.sources.list_parts`.
+      output: a new or empty folder, or the one of an equal request that was stopped.
+      tokenizer: as in `load_tokenizer`, or None to train one.
+      train_tokenizer: "bpe" or "sentencepiece", to train one of `vocab` tokens on the training text.
       eos: the token that ends documents, if it is not the tokenizer's.
       validation: a share of the documents or a number of them; see `growlm.data.holdout.find_rule`.
-      split, data_dir: of datasets by name.
-      reading: the field of records, and what becomes of text that is not UTF-8.
-      workers: processes; as many as there are cores unless it is given.
+      split, data_dir: the split and the folder of named datasets.
+      reading: the field of records, and the treatment of text that is not UTF-8.
+      workers: number of processes, by default one a core.
     """
 
     sources: tuple[str, ...]
@@ -76,14 +77,11 @@ class Request:
 
 
 def prepare(request: Request) -> dict[str, Any]:
-    """Writes token shards, or goes on with them; a folder that is done is left as it is.
-
-    Returns:
-      The manifest.
+    """Writes token shards, or goes on with them, and returns the manifest; a finished folder is not touched.
 
     Raises:
-      InputError: text or a record is not what it should be, with its place; a folder with something else in it;
-        a full disk; any other mistake in the request.
+      InputError: a document is not text, with its place; the folder holds something else; the disk is full; or the
+        request is wrong.
     """
     _check(request)
     parts = list_parts(request.sources, request.split, request.data_dir)
@@ -93,26 +91,23 @@ def prepare(request: Request) -> dict[str, Any]:
         return manifest
     rule = _planned(request.output, settings) or _find_rule(parts, request)
     try:
-        return _write(request, parts, tokenizer, {"format": FORMAT, "settings": settings, "rule": _plain(rule)}, rule)
+        return _write(request, parts, tokenizer, settings, rule)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or request.output}: {_reason(error)}") from error
     except KeyboardInterrupt:
-        print("growlm: what is done is kept, and the same command goes on", file=sys.stderr)
+        print(f"growlm: {GOES_ON}", file=sys.stderr)
         raise
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Reads every byte of a prepared folder.
-
-    Returns:
-      The manifest.
+    """Reads every byte of a prepared folder and returns its manifest.
 
     Raises:
-      InputError: it is no prepared folder, or a file is not what the manifest says; the file is named.
+      InputError: the folder is not a prepared one, or a file differs from the manifest; the file is named.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"{folder} is no folder of growlm prepare: it has no {MANIFEST}")
+        raise InputError(f"{folder} must be a folder of growlm prepare, it has no {MANIFEST}")
     check_tokenizer(folder, manifest)
     for split in SPLITS:
         open_split(folder, manifest, split)
@@ -121,13 +116,13 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def describe(folder: Path, manifest: dict[str, Any]) -> str:
-    """What a prepared folder holds, in a few lines."""
+    """A summary of a prepared folder, in a few lines."""
     tokenizer = manifest["tokenizer"]
     lines = [f"{folder}: {len(manifest['shards'])} shards of {manifest['dtype']}"]
     lines.append(f"  tokenizer   {tokenizer['name']}, {tokenizer['vocab']:,} tokens, EOS is {tokenizer['eos']}")
-    for split, held in manifest["splits"].items():
-        ratio = f"{held['bytes'] / held['tokens']:.2f} bytes a token"
-        lines.append(f"  {split:<10}  {held['tokens']:,} tokens in {held['documents']:,} documents, {ratio}")
+    for split, counts in manifest["splits"].items():
+        ratio = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
+        lines.append(f"  {split:<10}  {counts['tokens']:,} tokens in {counts['documents']:,} documents, {ratio}")
     return "\n".join(lines)
 
 
@@ -142,20 +137,19 @@ def _check(request: Request) -> None:
     if (request.train_tokenizer is None) != (request.vocab is None):
         raise InputError("--vocab=N and --train_tokenizer go together: a tokenizer that is there has its own size")
     if request.train_tokenizer and request.eos:
-        raise InputError(f"--eos={request.eos} is not allowed with --train_tokenizer: it makes its own")
-    if request.reading.errors not in ("strict", "replace"):
-        raise unknown("way to treat errors", request.reading.errors, ("strict", "replace"))
-    if request.workers is not None and request.workers < 1:
-        raise InputError(f"--workers={request.workers} is not allowed: at least 1 is")
+        raise InputError("--eos and --train_tokenizer exclude each other: a trained tokenizer has its own EOS")
+    check_name("--errors", request.reading.errors, ("strict", "replace"))
+    if request.workers is not None:
+        check_range("--workers", request.workers, low=1)
     for source in request.sources:  # what is written would be read
         if source and Path(source).is_dir() and request.output.resolve().is_relative_to(Path(source).resolve()):
-            raise InputError(f"output {request.output} lies within source {source}: allowed is a folder elsewhere")
+            raise must_be("output", f"outside of source {source}", str(request.output))
     if request.output.exists() and not request.output.is_dir():
-        raise InputError(f"output {request.output} exists and is no folder: allowed is a new or empty folder")
+        raise must_be("output", "a new or empty folder", str(request.output))
 
 
 def _settings(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """All that determines the shards, but for the text itself: that is known by the files' sizes and times."""
+    """Everything that determines the shards; the text itself by the sizes and times of its files."""
     trained = {"trained": request.train_tokenizer, "vocab": request.vocab}
     return {
         "sources": [_place(source) for source in request.sources],
@@ -175,8 +169,8 @@ def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
     from tqdm import tqdm
 
     def read() -> Iterator[Document]:
-        found = (document for part in parts for document in part.documents(request.reading))
-        return iter(tqdm(found, desc="what to hold out", unit=" documents", delay=2))  # seconds: mostly it is quick
+        documents = (document for part in parts for document in part.documents(request.reading))
+        return iter(tqdm(documents, desc="hold-out", unit=" documents", delay=2))  # seconds: mostly it is quick
 
     return find_rule(read, request.validation)
 
@@ -185,7 +179,7 @@ def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
 
 
 def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an equal request that is done."""
+    """The manifest of an equal request that is done, or None."""
     manifest = None if (output / PLAN).exists() else read_manifest(output)
     if manifest:
         _check_equal(output, manifest["settings"], settings)
@@ -195,57 +189,56 @@ def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _planned(output: Path, settings: dict[str, Any]) -> Rule | None:
-    """The rule of an equal request that was begun; anything else in the folder is an error."""
+    """The rule of an equal request that was begun, or None. Raises InputError for anything else in the folder."""
     if not output.is_dir():
         return None
-    if plan := read_own(output / PLAN):
+    if plan := read_format(output / PLAN):
         _check_equal(output, plan["settings"], settings)
         return Rule(**plan["rule"])
-    strangers = [path.name for path in output.iterdir() if path.name != ".lock" and not is_part(path)]
-    if strangers:
-        raise InputError(f"output {output} holds {min(strangers)}: allowed is a new or empty folder")
+    others = [path.name for path in output.iterdir() if path.name != ".lock" and not is_part(path)]
+    if others:
+        raise InputError(f"output {output} must be a new or empty folder, it holds {min(others)}")
     return None
 
 
-def _check_equal(output: Path, held: dict[str, Any], asked: dict[str, Any]) -> None:
+def _check_equal(output: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises InputError that names the first setting in which two requests differ."""
     for key, value in asked.items():
-        if held.get(key) != value:
-            of_files = (
-                "the source's files changed since" if key == "files" else f"{key} was {held.get(key)}, not {value}"
-            )
-            raise InputError(f"output {output} is of other settings: {of_files}; allowed is a new folder")
+        if (before := written.get(key)) != value:
+            change = "the source's files changed since" if key == "files" else f"{key} was {before}, not {value}"
+            raise InputError(f"output {output} is of other settings: {change}; take a new folder")
 
 
 def _write(
-    request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, plan: dict[str, Any], rule: Rule
+    request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, settings: dict[str, Any], rule: Rule
 ) -> dict[str, Any]:
-    output = request.output
+    """Writes everything that the folder lacks; returns the manifest."""
+    output, plan = request.output, {"format": FORMAT, "settings": settings, "rule": dataclasses.asdict(rule)}
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        if manifest := _finished(output, plan["settings"]):  # by the one that had the lock
+        if manifest := _finished(output, settings):  # by the process that had the lock
             return manifest
         _clear_parts(output)
         write_json(output / PLAN, plan)
-        (output / PARTS).mkdir(exist_ok=True)
-        tokenizer = _put_tokenizer(request, parts, tokenizer, rule)
-        rows = [row for record in _run(request, parts, tokenizer, rule) for row in record["shards"]]
+        (output / RECORDS).mkdir(exist_ok=True)
+        tokenizer = _save_tokenizer(request, parts, tokenizer, rule)
+        rows = _write_shards(request, parts, tokenizer, rule)
         manifest = plan | _manifest(request, tokenizer, rows)
         write_json(output / MANIFEST, manifest)
         (output / PLAN).unlink()
-        shutil.rmtree(output / PARTS)
+        shutil.rmtree(output / RECORDS)
     return manifest
 
 
 def _clear_parts(output: Path) -> None:
-    """Removes what killed processes left half-written."""
-    for path in [*output.iterdir(), *(output / PARTS).glob("*")]:
+    """Removes half-written files of killed processes."""
+    for path in [*output.iterdir(), *(output / RECORDS).glob("*")]:
         if is_part(path):
             path.unlink(missing_ok=True)
 
 
-def _put_tokenizer(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, rule: Rule) -> Tokenizer:
-    """The tokenizer as it lies in the folder, made first where it is to be trained."""
+def _save_tokenizer(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, rule: Rule) -> Tokenizer:
+    """Writes the tokenizer into the folder, trained first if asked for, and loads it from there."""
     output = request.output
     if not (output / SETTINGS).exists():
         if tokenizer:
@@ -256,25 +249,22 @@ def _put_tokenizer(request: Request, parts: Sequence[Part], tokenizer: Tokenizer
     return load_tokenizer(output)
 
 
-def _run(request: Request, parts: Sequence[Part], tokenizer: Tokenizer, rule: Rule) -> Iterator[dict[str, Any]]:
-    """The records of all parts in their order; those that are done are only read."""
-    folder = request.output / PARTS
-    done = {i: _record(folder, i) for i in range(len(parts)) if (folder / f"{i:05}.json").exists()}
+def _write_shards(request: Request, parts: Sequence[Part], tokenizer: Tokenizer, rule: Rule) -> list[dict[str, Any]]:
+    """Writes the shards of all parts that have no record yet; returns the manifest's rows of all in order."""
+    folder = request.output / RECORDS
+    records = {int(path.stem): path for path in folder.glob("[0-9]*.json")}
+    done = {number: json.loads(path.read_text(encoding="utf-8"))["shards"] for number, path in records.items()}
     job = Job(str(request.output), dtype_of(tokenizer.vocab).str, rule, request.reading)
     with contextlib.closing(run_parts(job, parts, done, request.workers or _cores())) as results:
         for number, rows in results:
             write_json(folder / f"{number:05}.json", {"shards": rows})
-            done[number] = {"shards": rows}
-    return (done[i] for i in range(len(parts)))
+            done[number] = rows
+    return [row for number in range(len(parts)) for row in done[number]]
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _record(folder: Path, number: int) -> dict[str, Any]:
-    return json.loads((folder / f"{number:05}.json").read_text(encoding="utf-8"))
 
 
 def _manifest(request: Request, tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -282,9 +272,9 @@ def _manifest(request: Request, tokenizer: Tokenizer, rows: list[dict[str, Any]]
         split: {key: sum(row[key] for row in rows if row["split"] == split) for key in ("documents", "tokens", "bytes")}
         for split in SPLITS
     }
-    if empty := [split for split, held in counts.items() if not held["tokens"]]:
-        raise InputError(f"no document is in the split {empty[0]!r}: allowed is another --validation, such as 1")
-    held = {
+    if empty := [split for split, count in counts.items() if not count["tokens"]]:
+        raise InputError(f"the split {empty[0]!r} has no document: take another --validation, such as 1")
+    settings = {
         "name": request.tokenizer or f"{request.train_tokenizer}, trained on the source",
         "vocab": tokenizer.vocab,
         "eos": tokenizer.eos,
@@ -292,13 +282,9 @@ def _manifest(request: Request, tokenizer: Tokenizer, rows: list[dict[str, Any]]
         "fingerprint": tokenizer.fingerprint,
         "files": {name: hash_file(request.output / name) for name in (*tokenizer.files, SETTINGS)},
     }
-    return {"tokenizer": held, "dtype": dtype_of(tokenizer.vocab).str, "splits": counts, "shards": rows}
-
-
-def _plain(rule: Rule) -> dict[str, Any]:
-    return dataclasses.asdict(rule)
+    return {"tokenizer": settings, "dtype": dtype_of(tokenizer.vocab).str, "splits": counts, "shards": rows}
 
 
 def _reason(error: OSError) -> str:
-    more = "; what is done is kept, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    more = f"; {GOES_ON}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     return f"{error.strerror or error}{more}"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, must_be
 
 FORMAT = "growlm token shards 1"
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -57,7 +57,7 @@ class ShardedTokens:
     def __getitem__(self, span: slice) -> np.ndarray:
         start, stop, step = span.indices(len(self))
         if step != 1:
-            raise IndexError(f"step {step} is not allowed: tokens are read one after another")
+            raise IndexError(f"step must be 1, got {step}")
         stop = max(start, stop)
         first = min(bisect.bisect_right(self._starts, start), len(self._shards)) - 1
         if stop <= self._starts[first + 1]:
@@ -74,19 +74,16 @@ def dtype_of(vocab: int) -> np.dtype:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a prepared folder, or None where the folder is of another kind.
-
-    Raises InputError where `growlm prepare` has not finished it, or the manifest was altered.
-    """
+    """The manifest of a prepared folder, or None for anything else. Raises InputError for an unfinished one."""
     if not folder.is_dir():
         return None
-    manifest = read_own(folder / MANIFEST)
-    if manifest is None and read_own(folder / PLAN) is not None:
+    manifest = read_format(folder / MANIFEST)
+    if manifest is None and read_format(folder / PLAN) is not None:
         raise InputError(f"{folder} is not finished: the same growlm prepare goes on with it")
     return manifest
 
 
-def read_own(path: Path) -> dict[str, Any] | None:
+def read_format(path: Path) -> dict[str, Any] | None:
     """A manifest or plan; None where there is none, as a folder of text may have any manifest.json.
 
     Raises InputError where it is of another version.
@@ -94,18 +91,18 @@ def read_own(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if not isinstance(held, dict) or not str(held.get("format", "")).startswith("growlm token shards"):
+    if not isinstance(content, dict) or not str(content.get("format", "")).startswith("growlm token shards"):
         return None
-    if held["format"] != FORMAT:
-        raise InputError(f"{path} is of format {held['format']!r}: allowed is {FORMAT!r}")
-    return held
+    if content["format"] != FORMAT:
+        raise must_be(f"format of {path}", repr(FORMAT), content["format"])
+    return content
 
 
 def open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTokens:
-    """The tokens of a split, mapped into memory. Raises InputError where a shard has not its size."""
+    """The tokens of a split, mapped into memory. Raises InputError where the size of a shard is wrong."""
     dtype = np.dtype(manifest["dtype"])
     shards = [shard for shard in shards_of(manifest) if shard.split == split]
     return ShardedTokens([_map(folder / f"{shard.name}{TOKENS}", dtype, shard.tokens) for shard in shards])
@@ -119,19 +116,19 @@ def shards_of(manifest: dict[str, Any]) -> list[Shard]:
 def fingerprint(manifest: dict[str, Any]) -> str:
     """SHA-256 (hex) of the tokens of both splits, their order, and what they mean."""
     shards = [[shard.split, shard.tokens, shard.sha256] for shard in shards_of(manifest)]
-    held = [manifest["dtype"], manifest["tokenizer"]["fingerprint"], shards]
-    return hashlib.sha256(json.dumps(held).encode()).hexdigest()
+    content = [manifest["dtype"], manifest["tokenizer"]["fingerprint"], shards]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check_tokenizer(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises InputError where the tokenizer beside the shards is not the one that made them."""
     for name, expected in manifest["tokenizer"]["files"].items():
         if not (folder / name).is_file() or hash_file(folder / name) != expected:
-            raise InputError(f"{folder / name} is not the tokenizer that made these shards: allowed is the one it was")
+            raise InputError(f"{folder / name} must be the tokenizer that made these shards, got another")
 
 
 def check_shards(folder: Path, manifest: dict[str, Any]) -> None:
-    """Reads every byte. Raises InputError that names the first file that is not what the manifest says."""
+    """Reads every byte. Raises InputError that names the first file that differs from the manifest."""
     from tqdm import tqdm
 
     dtype, eos = np.dtype(manifest["dtype"]), manifest["tokenizer"]["eos"]
@@ -158,10 +155,10 @@ def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     """A file as an array that is read when it is used."""
     expected = count * dtype.itemsize
     try:
-        found = path.stat().st_size
+        size = path.stat().st_size
     except OSError:
         raise InputError(f"{path} is missing: the manifest says {expected} bytes") from None
-    if found != expected:
-        raise InputError(f"{path} has {found} bytes: the manifest says {expected}")
+    if size != expected:
+        raise InputError(f"{path} has {size} bytes: the manifest says {expected}")
     # A plain array on the map: slices of np.memmap itself cost several times as much to make.
     return np.asarray(np.memmap(path, dtype, mode="r")) if count else np.zeros(0, dtype)

@@ -1,7 +1,7 @@
-"""Sources of text: files, and datasets by name, in parts that can be read apart from each other.
+"""Sources of text: files, and datasets by name, in parts that can be read independently.
 
-How a source is cut into parts depends on nothing but the source, so that any number of processes, stopped and
-started at any time, write the same shards.
+The parts depend on the source alone, so that any number of processes, stopped and started at any time, write the same
+shards.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from growlm.data.documents import Document, Reading, in_one_line, of_record
-from growlm.data.textfiles import PARTS, FilesPart, find_files, group_files, is_packed
+from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, is_packed
 from growlm.data.tokenizers import import_library
-from growlm.errors import InputError
+from growlm.errors import InputError, must_be
 
-FEWEST = 1000  # records of TFDS in a part
-READ_AT_ONCE = 100
-STREAMS = 1024  # at most so many parts of a Hugging Face dataset, whose size is not known
+TFDS_PART = 1000  # records in a part at least
+TFDS_BATCH = 100  # records read at a time
+MOST_STREAMS = 1024  # parts of a Hugging Face dataset, whose size is not known
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class TfdsPart:
     def documents(self, reading: Reading) -> Iterator[Document]:
         """One document a record."""
         source = _tfds(self.name, self.data_dir, self.split)
-        for start in range(self.start, self.stop, READ_AT_ONCE):
-            numbers = range(start, min(start + READ_AT_ONCE, self.stop))
+        for start in range(self.start, self.stop, TFDS_BATCH):
+            numbers = range(start, min(start + TFDS_BATCH, self.stop))
             with _named_errors(f"tfds:{self.name}", self.split):
                 records = source.__getitems__(numbers)
             for number, record in zip(numbers, records, strict=True):
@@ -73,15 +73,15 @@ def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) 
 
     Args:
       sources: each one of
-        - a file: .jsonl (or .ndjson), a record a line; any other, one document. With .gz or .zst after it: of these.
+        - a file: .jsonl or .ndjson, a record a line; any other, one document. Either may be packed: .gz, .zst.
         - a folder: all its files with a text suffix, packed or not, in the order of their paths.
         - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
         - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed (extra `huggingface`).
-      split: of datasets by name.
-      data_dir: where TFDS datasets lie.
+      split: the split of named datasets.
+      data_dir: the folder of TFDS datasets.
 
     Raises:
-      InputError: a source that is not there, that has no text, or whose library is not installed.
+      InputError: a source is missing, is the folder of a run, holds no text, or its library is not installed.
     """
     named = [source for source in sources if source.startswith(("tfds:", "hf:"))]
     files = group_files([file for source in sources if source not in named for file in find_files(source)])
@@ -89,29 +89,29 @@ def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) 
 
 
 def listing(parts: Sequence[Part]) -> str:
-    """SHA-256 (hex) of what the parts say of their source: for files, their names, sizes and times."""
-    held = [dataclasses.asdict(part) for part in parts]
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+    """SHA-256 (hex) of the parts: for files, of their names, sizes and times."""
+    rows = [dataclasses.asdict(part) for part in parts]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def text_bytes(parts: Sequence[Part]) -> int | None:
-    """About the size of all text, where it can be told before it is read: that of the files, if none is packed."""
+    """The size of all files, which is about that of the text; None if one is packed, or for named datasets."""
     files = [file for part in parts if isinstance(part, FilesPart) for file in part.files]
-    told = all(isinstance(part, FilesPart) for part in parts) and not any(is_packed(file.path) for file in files)
-    return sum(min(file.stop, file.size) - file.start for file in files) if told else None
+    known = all(isinstance(part, FilesPart) for part in parts) and not any(is_packed(file.path) for file in files)
+    return sum(min(file.stop, file.size) - file.start for file in files) if known else None
 
 
 def _named(source: str, split: str, data_dir: str | None) -> list[Part]:
     """The parts of a dataset of one of the two libraries."""
     library, name = source.split(":", 1)
     if not name:
-        raise InputError(f"{source} names no dataset: allowed is {library}:NAME")
+        raise must_be("--source", f"{library}:NAME", source)
     if library == "tfds":
         number = len(_tfds(name, data_dir, split))
-        step = max(FEWEST, math.ceil(number / PARTS))
+        step = max(TFDS_PART, math.ceil(number / MOST_PARTS))
         return [TfdsPart(name, data_dir, split, i, min(i + step, number)) for i in range(0, number, step)]
     name, config = (name, None) if Path(name).exists() or ":" not in name else name.rsplit(":", 1)
-    count = min(_huggingface(name, config, split).num_shards, STREAMS)
+    count = min(_huggingface(name, config, split).num_shards, MOST_STREAMS)
     return [HuggingFacePart(name, config, split, count, i) for i in range(count)]
 
 
@@ -133,7 +133,7 @@ def _huggingface(name: str, config: str | None, split: str) -> Any:
 
 @contextlib.contextmanager
 def _named_errors(name: str, split: str) -> Iterator[None]:
-    """What a library raises, which has no common kind, as an InputError that names the dataset."""
+    """Turns errors of a library, which have no common class, into InputErrors that name the dataset."""
     try:
         yield
     except InputError:

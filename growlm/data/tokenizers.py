@@ -1,7 +1,7 @@
-"""Tokenizers: bytes, SentencePiece models, and the tokenizer.json of the `tokenizers` library, behind one face.
+"""Tokenizers: bytes, SentencePiece models, and the tokenizer.json of the `tokenizers` library, behind one interface.
 
-What a file is is told by its content, as SentencePiece models go by many names. No text ever becomes a special
-token: a document that has '</s>' or '<|endoftext|>' in it must not end there.
+The kind of a file is read off its content, as SentencePiece models go by many names. No text ever becomes a special
+token: a document with '</s>' or '<|endoftext|>' in it must not end there.
 """
 
 import hashlib
@@ -13,16 +13,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from growlm.errors import InputError
+from growlm.data.documents import in_one_line
+from growlm.errors import InputError, must_be
 from growlm.files import write_json, write_whole
 
-BYTES = "bytes"
+BYTE_TOKENIZER = "bytes"
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"  # a byte-level BPE in two files, as GPT-2 was published
 SETTINGS = "tokenizer_config.json"
 
-# Where files beside a tokenizer name its special tokens: as text, or as a number. The first that does is taken.
-BESIDE = (SETTINGS, "special_tokens_map.json", "generation_config.json", "config.json")
+# Files beside a tokenizer that may name its special tokens, as text or as a number, in order of precedence.
+SETTINGS_FILES = (SETTINGS, "special_tokens_map.json", "generation_config.json", "config.json")
 EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 
@@ -38,8 +39,9 @@ class Tokenizer:
       vocab: one more than the largest token.
       eos: the token after every document.
       bos: the token before a text, for models that were trained with one.
-      fingerprint: SHA-256 (hex) of its files, eos and bos: equal for two if they are the same tokenizer.
-      files: what it is made of, by the names that `save` gives them; none for bytes.
+      fingerprint: SHA-256 (hex) of its files, eos and bos.
+      files: content of its files by the names under which `save` writes them; none for bytes.
+      settings: content of tokenizer_config.json, which `save` writes too.
       encode_all: texts -> a list of tokens for each. No special token is added or made from the text.
       decode: tokens -> text; special tokens are left out.
     """
@@ -55,11 +57,11 @@ class Tokenizer:
     decode: Callable[[Sequence[int]], str]
 
     def encode(self, text: str) -> Ids:
-        """The tokens of one text, with no special token added. Raises InputError as the source's limits say."""
+        """The tokens of one text, with no special token added. Raises InputError for text that has no encoding."""
         return self.encode_all([text])[0]
 
     def save(self, folder: Path) -> None:
-        """Writes what `load_tokenizer(folder)` needs to give this tokenizer again, with its eos and bos."""
+        """Writes the files from which `load_tokenizer(folder)` loads this tokenizer, with its eos and bos."""
         for name, content in self.files.items():
             write_whole(folder / name, content)
         write_json(folder / SETTINGS, self.settings)
@@ -67,19 +69,19 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Library:
-    """A tokenizer as its library has it."""
+    """A tokenizer of one of the libraries."""
 
     vocab: int
     token: Callable[[int], str | None]
     number: Callable[[str], int | None]
-    eos: int | None  # where the file itself says it
+    eos: int | None  # None where the file itself does not say it
     bos: int | None
     encode_all: Callable[[Sequence[str]], list[Ids]]
     decode: Callable[[Sequence[int]], str]
 
 
 def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
-    """A tokenizer from where it lies.
+    """Loads a tokenizer.
 
     Args:
       source: one of
@@ -93,15 +95,15 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
         then the first of EOS_NAMES that it has.
 
     Raises:
-      InputError: nothing is there, it is no tokenizer, it has no such token, none can be told to be EOS, or the
+      InputError: the source is missing or no tokenizer, it has no token `eos`, no token is known to be EOS, or the
         extra `data` is not installed.
     """
-    if str(source) == BYTES or _says_bytes(Path(source)):
+    if str(source) == BYTE_TOKENIZER or _is_byte_folder(Path(source)):
         return _bytes(str(source), eos)
     files = {name: _read(path) for name, path in _find(Path(source)).items()}
     library = _READERS[next(iter(files))](str(source), files)
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    named = _beside(folder)
+    named = _special_tokens(folder)
     end = _token(library, source, eos) if eos else _special("eos", library, named, EOS_NAMES)
     if end is None:
         names = ", ".join(EOS_NAMES)
@@ -121,19 +123,19 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
     )
 
 
-def _says_bytes(folder: Path) -> bool:
-    return folder.is_dir() and _json(folder / SETTINGS).get("tokenizer_class") == BYTES
+def _is_byte_folder(folder: Path) -> bool:
+    return folder.is_dir() and _json(folder / SETTINGS).get("tokenizer_class") == BYTE_TOKENIZER
 
 
 def _bytes(name: str, eos: str | None) -> Tokenizer:
     """Bytes of UTF-8 as tokens; a NUL byte would end the document."""
     if eos is not None:
-        raise InputError(f"--eos={eos} is not allowed with the tokenizer bytes: its EOS is byte 0")
+        raise InputError(f"--eos must be left out with the tokenizer bytes, whose EOS is byte 0, got {eos!r}")
 
     def encode_all(texts: Sequence[str]) -> list[Ids]:
-        if found := next((text for text in texts if "\0" in text), None):
-            position = len(found[: found.index("\0")].encode())
-            raise InputError(f"byte 0x00 at position {position}; allowed for the tokenizer bytes: text without NUL")
+        if wrong := next((text for text in texts if "\0" in text), None):
+            position = len(wrong[: wrong.index("\0")].encode())
+            raise InputError(f"text for the tokenizer bytes must have no NUL, got one at position {position}")
         return [list(text.encode()) for text in texts]
 
     return Tokenizer(
@@ -141,20 +143,20 @@ def _bytes(name: str, eos: str | None) -> Tokenizer:
         vocab=256,
         eos=0,
         bos=None,
-        fingerprint=hashlib.sha256(BYTES.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(BYTE_TOKENIZER.encode()).hexdigest(),
         files={},
-        settings={"tokenizer_class": BYTES},
+        settings={"tokenizer_class": BYTE_TOKENIZER},
         encode_all=encode_all,
         decode=lambda ids: bytes(id for id in ids if id).decode(errors="replace"),
     )
 
 
 def _find(source: Path) -> dict[str, Path]:
-    """The files of a tokenizer, by the names that `save` gives them."""
+    """The files of a tokenizer, by the names under which `save` writes them."""
     if source.is_file():
         return {_kind(source): source}
     if not source.is_dir():
-        raise InputError(f"no tokenizer {str(source)!r}; allowed: 'bytes', a SentencePiece model, a tokenizer.json")
+        raise must_be("tokenizer", "'bytes', a SentencePiece model, a tokenizer.json or a folder", str(source))
     for name in (JSON, MODEL):
         if (source / name).is_file():
             return {name: source / name}
@@ -163,13 +165,13 @@ def _find(source: Path) -> dict[str, Path]:
             return dict(zip((VOCABULARY, MERGES), (source / name for name in pair), strict=True))
     others = sorted({*source.glob("*.model"), *source.glob("*tokenizer.json"), *source.glob("tokenizer.default")})
     if len(others) != 1:
-        found = ", ".join(path.name for path in others) or "none"
-        raise InputError(f"folder {source} must hold one tokenizer, such as {JSON} or {MODEL}: it has {found}")
+        names = ", ".join(path.name for path in others) or "none"
+        raise InputError(f"folder {source} must hold one tokenizer, such as {JSON} or {MODEL}, got {names}")
     return {_kind(others[0]): others[0]}
 
 
 def _kind(path: Path) -> str:
-    """What a file is: JSON begins with a brace, the protocol buffer of SentencePiece does not."""
+    """The kind of a file: JSON begins with a brace, the protocol buffer of SentencePiece does not."""
     return JSON if _read(path)[:256].lstrip()[:1] == b"{" else MODEL
 
 
@@ -179,7 +181,7 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
     try:
         model = library.SentencePieceProcessor(model_proto=files[MODEL])
     except RuntimeError:
-        raise InputError(f"{source} is no tokenizer: allowed are a SentencePiece model, a tokenizer.json") from None
+        raise InputError(f"{source} must be a SentencePiece model or a tokenizer.json") from None
 
     def number(token: str) -> int | None:
         id = model.piece_to_id(token)
@@ -191,7 +193,7 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
         number=number,
         eos=model.eos_id() if model.eos_id() >= 0 else None,
         bos=model.bos_id() if model.bos_id() >= 0 else None,
-        encode_all=lambda texts: [model.encode(text) for text in texts],  # given them all, it would use every core
+        encode_all=lambda texts: [model.encode(text) for text in texts],  # a list at once would use every core
         decode=lambda ids: model.decode([int(id) for id in ids]),
     )
 
@@ -202,7 +204,7 @@ def _fast(source: str, files: dict[str, bytes]) -> _Library:
     try:
         tokenizer = library.Tokenizer.from_str(files[JSON].decode())
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{source} is no tokenizer.json: {_line(error)}") from None
+        raise InputError(f"{source} must be a tokenizer.json, got {in_one_line(error)}") from None
     return _of_library(tokenizer)
 
 
@@ -214,7 +216,7 @@ def _two_files(source: str, files: dict[str, bytes]) -> _Library:
         lines = [line for line in files[MERGES].decode().splitlines() if line and not line.startswith("#version")]
         model = library.models.BPE(vocabulary, [tuple(line.split(" ")) for line in lines])
     except Exception as error:
-        raise InputError(f"{source} is no byte-level BPE: {_line(error)}") from None
+        raise InputError(f"{source} must be a byte-level BPE, got {in_one_line(error)}") from None
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
@@ -223,12 +225,12 @@ def _two_files(source: str, files: dict[str, bytes]) -> _Library:
 
 
 def _of_library(tokenizer: Any) -> _Library:
-    tokenizer.encode_special_tokens = True  # that is, as the text that they are
+    tokenizer.encode_special_tokens = True  # as plain text
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def encode_all(texts: Sequence[str]) -> list[Ids]:
-        return [found.ids for found in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     return _Library(
         vocab=max(tokenizer.get_vocab().values()) + 1,
@@ -244,36 +246,36 @@ def _of_library(tokenizer: Any) -> _Library:
 _READERS = {MODEL: _sentencepiece, JSON: _fast, VOCABULARY: _two_files}
 
 
-def _beside(folder: Path) -> dict[str, str | int | None]:
-    """What the files of a folder say of its special tokens: "eos" and "bos", as text or number; None is "none"."""
-    held = [_json(folder / name) for name in BESIDE]
-    named = {"bos": None} if "bos_token" in held[0] else {}  # null there is a decision: a Qwen has no BOS, say
+def _special_tokens(folder: Path) -> dict[str, str | int | None]:
+    """ "eos" and "bos" as text or number, where the files of a folder name them; None: it has none."""
+    contents = [_json(folder / name) for name in SETTINGS_FILES]
+    named = {"bos": None} if "bos_token" in contents[0] else {}  # null there is a decision: a Qwen has no BOS, say
     for key in ("eos", "bos"):
-        said = [each.get(f"{key}_token", each.get(f"{key}_token_id")) for each in held]
-        if found := [each for each in said if each not in (None, [])]:
-            first = found[0][0] if isinstance(found[0], list) else found[0]  # a chat model may have several
-            named[key] = first["content"] if isinstance(first, dict) else first
+        values = [content.get(f"{key}_token", content.get(f"{key}_token_id")) for content in contents]
+        value = next((value for value in values if value not in (None, [])), None)
+        if value is not None:
+            value = value[0] if isinstance(value, list) else value  # a chat model may have several
+            named[key] = value["content"] if isinstance(value, dict) else value
     return named
 
 
 def _special(key: str, library: _Library, named: dict[str, str | int | None], names: Sequence[str]) -> int | None:
-    """A special token: what stands beside the file, else in it, else the first known name that it has."""
-    said = named.get(key)
-    if said is not None:
-        number = library.number(said) if isinstance(said, str) else said
+    """A special token: as named beside the file, else in the file, else the first of `names` that it has."""
+    if (value := named.get(key)) is not None:
+        number = library.number(value) if isinstance(value, str) else value
         if number is None or not 0 <= number < library.vocab:
-            raise InputError(f"a file beside the tokenizer names {key} {said!r}, which it does not have: --eos=TOKEN")
+            raise InputError(f"the tokenizer lacks the {key} {value!r} that a file beside it names: --eos=TOKEN")
         return number
     if key == "bos" and key in named:
         return None
-    own = library.eos if key == "eos" else library.bos
-    return own if own is not None else next((n for n in map(library.number, names) if n is not None), None)
+    number = library.eos if key == "eos" else library.bos
+    return number if number is not None else next((n for n in map(library.number, names) if n is not None), None)
 
 
 def _token(library: _Library, source: str | Path, token: str) -> int:
     number = library.number(token)
     if number is None:
-        raise InputError(f"tokenizer {source} has no token {token!r}: --eos must be one of its {library.vocab} tokens")
+        raise must_be("--eos", f"one of the {library.vocab} tokens of {source}", token)
     return number
 
 
@@ -302,11 +304,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        held = json.loads(_read(path))
-    except ValueError:
-        raise InputError(f"{path} is not JSON: allowed is a file as its library wrote it") from None
-    return held if isinstance(held, dict) else {}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise InputError(f"{path} must be JSON, got {error}") from None
+    return content if isinstance(content, dict) else {}

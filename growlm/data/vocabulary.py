@@ -9,44 +9,43 @@ from growlm.data.documents import Reading, cut
 from growlm.data.holdout import Rule, runs
 from growlm.data.sources import Part
 from growlm.data.tokenizers import EOS_NAMES, JSON, MODEL, import_library, load_tokenizer
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, check_name, must_be
 from growlm.files import write_whole
 
-# More text hardly changes a vocabulary, and both libraries hold what they count in memory.
-SAMPLE = 2**27
+# More text hardly changes a vocabulary, and both libraries keep their counts in memory.
+SAMPLE_BYTES = 2**27
 SAMPLED_PARTS = 64
-LINE = 8192  # SentencePiece leaves out longer lines than it is told, without a word
-BYTES = 256
+LINE_BYTES = 8192  # SentencePiece silently drops longer lines than it is told
+BYTE_VALUES = 256
 
 
 def train_tokenizer(kind: str, vocab: int, texts: Iterable[str], folder: Path) -> None:
-    """Makes a tokenizer and saves it as `load_tokenizer(folder)` reads it.
+    """Trains a tokenizer and saves it for `load_tokenizer(folder)`.
 
     Args:
-      kind: "bpe", byte-level BPE as GPT-2's, a tokenizer.json; or "sentencepiece", BPE with bytes for what is not in
-        the vocabulary and digits apart, as Llama's, a tokenizer.model.
-      vocab: number of its tokens, EOS included.
-      texts: what it is made from.
-      folder: where it goes; there is none of it until it is done.
+      kind: "bpe", byte-level BPE as GPT-2's, a tokenizer.json; or "sentencepiece", BPE with byte fallback and split
+        digits, as Llama's, a tokenizer.model.
+      vocab: number of tokens, EOS included.
+      texts: the text to train on.
+      folder: an existing folder.
 
     Raises:
-      InputError: another kind, more tokens than the texts give, fewer than there are bytes.
+      InputError: an unknown kind; more tokens than the texts give, or no more than there are bytes.
     """
-    if kind not in TRAINERS:
-        raise unknown("tokenizer to train", kind, TRAINERS)
-    if vocab <= BYTES:
-        raise InputError(f"--vocab={vocab} is too small: allowed is more than {BYTES}, one for each byte and EOS")
+    check_name("--train_tokenizer", kind, TRAINERS)
+    if vocab <= BYTE_VALUES:
+        raise must_be("--vocab", f"> {BYTE_VALUES}, one for each byte and EOS", vocab)
     name, train = TRAINERS[kind]
     write_whole(folder / name, train(vocab, texts))
     load_tokenizer(folder / name).save(folder)
 
 
 def sample(parts: Sequence[Part], reading: Reading, rule: Rule) -> Iterator[str]:
-    """About SAMPLE bytes of the training text, from parts that are spread evenly."""
+    """About SAMPLE_BYTES of the training text, from evenly spread parts."""
     step = max(1, -(-len(parts) // SAMPLED_PARTS))
     chosen = parts[::step]
     for part in chosen:
-        left = SAMPLE // len(chosen)
+        left = SAMPLE_BYTES // len(chosen)
         for text in _training_text(part, reading, rule):
             yield text
             left -= len(text)
@@ -55,8 +54,8 @@ def sample(parts: Sequence[Part], reading: Reading, rule: Rule) -> Iterator[str]
 
 
 def _training_text(part: Part, reading: Reading, rule: Rule) -> Iterator[str]:
-    found = (run for document in part.documents(reading) for run in runs(document, rule))
-    return itertools.chain.from_iterable(pieces for split, pieces in found if split == "train")
+    texts = (run for document in part.documents(reading) for run in runs(document, rule))
+    return itertools.chain.from_iterable(pieces for split, pieces in texts if split == "train")
 
 
 def _byte_level_bpe(vocab: int, texts: Iterable[str]) -> bytes:
@@ -77,7 +76,7 @@ def _byte_level_bpe(vocab: int, texts: Iterable[str]) -> bytes:
 
 def _sentencepiece(vocab: int, texts: Iterable[str]) -> bytes:
     library = import_library("sentencepiece")
-    lines = (piece for text in texts for line in text.split("\n") if line.strip() for piece in cut(line, LINE))
+    lines = (piece for text in texts for line in text.split("\n") if line.strip() for piece in cut(line, LINE_BYTES))
     model = io.BytesIO()
     try:
         library.SentencePieceTrainer.train(
@@ -85,7 +84,7 @@ def _sentencepiece(vocab: int, texts: Iterable[str]) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab,
-            max_sentence_length=LINE,
+            max_sentence_length=LINE_BYTES,
             byte_fallback=True,
             split_digits=True,
             normalization_rule_name="identity",
@@ -93,8 +92,8 @@ def _sentencepiece(vocab: int, texts: Iterable[str]) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = str(error).rpartition("] ")[2]  # after the place in its source
-        raise InputError(f"--vocab={vocab} does not fit this text: {said}") from None
+        reason = str(error).rpartition("] ")[2]  # after the place in its source
+        raise InputError(f"--vocab={vocab} does not fit this text: {reason}") from None
     return model.getvalue()
 
 

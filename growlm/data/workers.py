@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from growlm.data.documents import PIECE, Document, Reading
+from growlm.data.documents import PIECE_BYTES, Document, Reading
 from growlm.data.holdout import Rule, runs
 from growlm.data.shards import INDEX, INDEX_DTYPE, TOKENS, Shard
 from growlm.data.sources import Part, text_bytes
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts have in common: the folder, which holds the tokenizer, and how text is read and split."""
+    """Settings of all parts: the folder, which holds the tokenizer, and how text is read and split."""
 
     output: str
     dtype: str
@@ -52,22 +52,20 @@ class _Text(NamedTuple):
 Rows = list[dict[str, Any]]
 
 
-def run_parts(
-    job: Job, parts: Sequence[Part], done: Mapping[int, dict[str, Any]], workers: int
-) -> Iterator[tuple[int, Rows]]:
-    """Writes the shards of all parts but those that are done, with a bar of the text that is read.
+def run_parts(job: Job, parts: Sequence[Part], done: Mapping[int, Rows], workers: int) -> Iterator[tuple[int, Rows]]:
+    """Writes the shards of all parts that are not done, with a progress bar of bytes read.
 
     Args:
-      job: what all have in common.
-      parts: all of them.
-      done: what earlier processes wrote down, by the number of the part.
-      workers: processes.
+      job: settings of all parts.
+      parts: all parts.
+      done: the manifest's rows of finished parts, by the number of the part.
+      workers: number of processes.
 
-    Returns:
+    Yields:
       The number of each part, as it is done, and the manifest's rows of its shards.
 
     Raises:
-      InputError: as one of the documents leads to.
+      InputError: a document is not text or cannot be encoded, or a worker was killed.
       OSError: a shard cannot be written.
     """
     left = [(number, part) for number, part in enumerate(parts) if number not in done]
@@ -90,7 +88,7 @@ def run_parts(
 
 
 def _collect(futures: dict[Future, int], bar: Any, read: Synchronized, parts: int) -> Iterator[tuple[int, Rows]]:
-    """The results as they come."""
+    """The results of parts in the order in which they end."""
     before, pending = bar.n, set(futures)
     while pending:
         finished, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
@@ -100,10 +98,10 @@ def _collect(futures: dict[Future, int], bar: Any, read: Synchronized, parts: in
         bar.update(before + read.value - bar.n)
 
 
-def _bar(parts: Sequence[Part], done: Mapping[int, dict[str, Any]]) -> Any:
+def _bar(parts: Sequence[Part], done: Mapping[int, Rows]) -> Any:
     from tqdm import tqdm
 
-    before = sum(row["bytes"] for record in done.values() for row in record["shards"])
+    before = sum(row["bytes"] for rows in done.values() for row in rows)
     title = f"{len(done)}/{len(parts)} parts"
     return tqdm(total=text_bytes(parts), initial=before, desc=title, unit="B", unit_scale=True, smoothing=0.05)
 
@@ -112,33 +110,33 @@ def _bar(parts: Sequence[Part], done: Mapping[int, dict[str, Any]]) -> Any:
 
 
 class _Worker(NamedTuple):
-    """What a process keeps from part to part."""
+    """State of a worker process."""
 
     job: Job
     tokenizer: Tokenizer
     stop: Event
-    read: Synchronized
+    read: Synchronized  # bytes, of all workers
 
 
-_here: list[_Worker] = []  # the one of this process
+_worker: list[_Worker] = []  # one, set at the start of the process
 
 
 def _start(job: Job, stop: Event, read: Synchronized) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sets `stop`
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _here[:] = [_Worker(job, load_tokenizer(job.output), stop, read)]
+    _worker[:] = [_Worker(job, load_tokenizer(job.output), stop, read)]
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers, and they would wait for work forever."""
+    """Ends the process with its parent: a killed parent sets no `stop`, and workers would wait forever."""
     wait_for([multiprocessing.parent_process().sentinel])
     os._exit(1)
 
 
 def _prepare_part(number: int, part: Part) -> Rows:
-    """Writes the shards of a part, whole or not at all; gives their rows."""
-    (worker,) = _here
+    """Writes the shards of a part, whole or not at all; returns their rows."""
+    (worker,) = _worker
     job = worker.job
     with contextlib.ExitStack() as stack:
         writers: dict[str, _Writer] = {}
@@ -157,16 +155,16 @@ def _prepare_part(number: int, part: Part) -> Rows:
 
 def _batches(documents: Iterable[Document], rule: Rule) -> Iterator[list[_Text]]:
     """About 1 MiB of text at a time."""
-    held: list[_Text] = []
+    batch: list[_Text] = []
     size = 0
     for text in _texts(documents, rule):
-        held.append(text)
+        batch.append(text)
         size += len(text.text)
-        if size >= PIECE:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+        if size >= PIECE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _texts(documents: Iterable[Document], rule: Rule) -> Iterator[_Text]:
@@ -177,7 +175,7 @@ def _texts(documents: Iterable[Document], rule: Rule) -> Iterator[_Text]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[_Text]) -> list[list[int]]:
-    """The tokens of each text; one that cannot be encoded is named."""
+    """The tokens of each text. Raises InputError that names a document that cannot be encoded."""
     try:
         return tokenizer.encode_all([text.text for text in texts])
     except InputError:
@@ -190,7 +188,7 @@ def _encode(tokenizer: Tokenizer, texts: list[_Text]) -> list[list[int]]:
 
 
 class _Writer:
-    """A shard beside its place, moved there when it is whole; gone if it never is."""
+    """A shard in a temporary file, which `finish` renames to its name and leaving the context removes."""
 
     def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype):
         self._folder, self._name, self._split, self._dtype = folder, name, split, dtype
@@ -204,7 +202,7 @@ class _Writer:
         return self
 
     def add(self, ids: list[int], eos: int | None, size: int) -> None:
-        """Tokens of a document; with `eos`, its last."""
+        """Appends tokens of a document; with `eos`, its last ones."""
         data = np.array(ids if eos is None else [*ids, eos], self._dtype).tobytes()
         self._file.write(data)
         self._digest.update(data)
@@ -214,7 +212,7 @@ class _Writer:
             self._ends.append(self._tokens)
 
     def finish(self) -> Shard:
-        """Moves the files into their place. What is written down as done must outlive the machine: hence fsync."""
+        """Renames the files to their names, after fsync: a part that is recorded as done must survive a crash."""
         _sync(self._file)
         index = np.array(self._ends, INDEX_DTYPE).tobytes()
         with self._index_part.open("wb") as file:
@@ -226,7 +224,7 @@ class _Writer:
         return Shard(self._name, self._split, len(self._ends), self._tokens, self._bytes, *hashes)
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError):  # a full disk has been told of by what came before
+        with contextlib.suppress(OSError):  # a full disk was reported by `add`
             self._file.close()
         self._part.unlink(missing_ok=True)
         self._index_part.unlink(missing_ok=True)

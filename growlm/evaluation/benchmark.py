@@ -1,4 +1,4 @@
-"""Models on the tasks of lm-evaluation-harness, as one call; its own scores, and the paper's average of them."""
+"""Scores on the tasks of lm-evaluation-harness in one call, and the paper's average of them."""
 
 import contextlib
 import logging
@@ -31,12 +31,12 @@ def evaluate(
     Programs are compiled once for every shape in a process: evaluating again, with other parameters, is fast.
 
     Args:
-      model: what is evaluated.
+      model: the model.
       tasks: names of tasks, groups and tags that the harness knows; "paper" stands for the eight of the paper.
-      data_dir: a folder with the tasks' data, as `growlm.evaluation.tasks.manager` says. By default the harness fetches
-        what a task names from the Hugging Face hub.
-      limit: the first so many documents of every task.
-      shots: so many examples before every question; by default as the task has it, which is none for the paper's.
+      data_dir: a folder with the tasks' data, as in `growlm.evaluation.tasks.manager`. By default the harness fetches
+        the tasks' datasets from the Hugging Face hub.
+      limit: evaluate only the first `limit` documents of every task.
+      shots: examples before every question; by default the task's own number, which is none for the paper's.
       batch: rows of a batch; by default as many as make some thousand positions on every device.
 
     Returns:
@@ -65,7 +65,7 @@ def evaluate(
 
 
 def check_tasks(tasks: Sequence[str], data_dir: Path | None = None, shots: int | None = None) -> None:
-    """What `evaluate` would refuse of these arguments, at once: before a large model is read. Raises InputError."""
+    """Raises InputError where `evaluate` would refuse these arguments: before a large model is read."""
     _harness()
     from growlm.evaluation.tasks import manager, named
 
@@ -105,13 +105,13 @@ def _load(tasks_manager: Any, names: list[str], shots: int | None, data_dir: Pat
         try:
             found = tasks_manager.load([name])
         except OSError as error:
-            says = " ".join(str(error).split())
-            raise InputError(f"task {name} has no data: {says}; allowed: --data_dir=DIR with {name}.jsonl") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"task {name} has no data: {reason}; put {name}.jsonl into --data_dir=DIR") from None
         except Exception as error:  # the harness, its templates and its data library all raise their own
             if data_dir is None:
                 raise
-            says = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise InputError(f"{data_dir} does not hold what {name} reads ({says}): allowed are its records") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise InputError(f"data_dir must hold the records of {name}, {data_dir} does not ({reason})") from error
         for part in loaded:
             loaded[part] |= found[part]
     for task in loaded["tasks"].values():
@@ -123,7 +123,7 @@ def _load(tasks_manager: Any, names: list[str], shots: int | None, data_dir: Pat
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness without its talk; and without processes of its own, which must not be forked beside JAX's threads."""
+    """Silences the harness, and keeps it from forking processes, which is unsafe beside JAX's threads."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     before = {name: os.environ.get(name) for name in _SETTINGS}
@@ -144,7 +144,7 @@ _SETTINGS = {"DISABLE_MULTIPROC": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it: functions in a task's config by name, NumPy's numbers as numbers."""
+    """The value as JSON types: functions in a task's config by name, NumPy's numbers as numbers."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

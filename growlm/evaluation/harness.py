@@ -11,11 +11,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from growlm.errors import InputError
-from growlm.evaluation.generate import Sampling, generate
+from growlm.errors import unknown
+from growlm.evaluation.sampling import Sampling, generate
 from growlm.evaluation.score import LanguageModel, score, windows
 
-# Of what a task may ask of generation; `do_sample` is what a temperature above 0 says.
+# Generation settings of tasks that are supported; `do_sample` follows from a temperature above 0.
 KNOWN = ("until", "max_gen_toks", "temperature", "do_sample")
 
 
@@ -23,7 +23,7 @@ class Adapter(LM):
     """The three requests of the harness, answered by a model of ours.
 
     Args:
-      model: what is evaluated.
+      model: the model.
       batch: rows of a batch; by default as many as make some thousand positions.
     """
 
@@ -32,24 +32,24 @@ class Adapter(LM):
         self._model, self._batch = model, batch
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Of every (context, continuation): its log-likelihood and whether greedy decoding would write it."""
+        """The log-likelihood of every (context, continuation), and whether greedy decoding gives it."""
         pairs = encode_pairs(self._model, [request.args for request in requests])
         found = [windows(context, continuation, self._model.length) for context, continuation in pairs]
         return [tuple(each) for each in score(self._model, found, self._batch, "log-likelihoods")]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Of every text, read in disjoint windows."""
+        """The log-likelihood of every text, in disjoint windows."""
         texts = self._model.encode_all([request.args[0] for request in requests])
         found = [windows([self._model.prefix], tokens, self._model.length) for tokens in texts]
         return [each.log_likelihood for each in score(self._model, found, self._batch, "rolling windows")]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Of every (context, settings): what the model writes. Those with equal settings are written together."""
-        alike: dict[str, list[int]] = {}
+        """The generated text of every (context, settings); those with equal settings are batched together."""
+        by_settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+            by_settings.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
         texts = [""] * len(requests)
-        for settings, numbers in alike.items():
+        for settings, numbers in by_settings.items():
             contexts = [requests[number].args[0] for number in numbers]
             written = generate(self._model, contexts, _sampling(json.loads(settings)), self._batch)
             for number, text in zip(numbers, written, strict=True):
@@ -58,17 +58,17 @@ class Adapter(LM):
 
 
 def _sampling(settings: dict) -> Sampling:
-    """A task's generation settings. Raises InputError for those that are not known here."""
+    """A task's generation settings. Raises InputError for those that are not supported."""
     asked = normalize_gen_kwargs(settings)
     drawn = asked["do_sample"]
     if others := [name for name in asked if name not in KNOWN and drawn]:
-        raise InputError(f"the task asks for sampling with {others[0]!r}: allowed are {', '.join(KNOWN)}")
+        raise unknown("generation setting of a task", others[0], KNOWN)
     until = tuple(asked["until"])
     return Sampling(until, asked["max_gen_toks"], float(asked.get("temperature", 1.0)) if drawn else 0.0)
 
 
 def encode_pairs(model: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """Contexts and continuations as tokens: both are encoded as one text, and cut where the context alone would end.
+    """Tokens of contexts and continuations: both are encoded as one text, and cut where the context alone would end.
 
     Spaces at the end of a context belong to the continuation. Before an empty context stands the model's prefix.
     """
@@ -83,8 +83,8 @@ def encode_pairs(model: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list
             found.append((before or [model.prefix], whole[context + continuation][len(before) :]))
         else:
             tokens = bare[continuation]
-            own = tokens[:1] == [model.prefix]  # it brings its own beginning
-            found.append((tokens[:1], tokens[1:]) if own else ([model.prefix], tokens))
+            has_prefix = tokens[:1] == [model.prefix]
+            found.append((tokens[:1], tokens[1:]) if has_prefix else ([model.prefix], tokens))
     return found
 
 

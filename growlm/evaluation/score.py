@@ -1,4 +1,4 @@
-"""How likely a model finds tokens: windows of text in batches of few shapes, each compiled once in a process.
+"""Log-likelihoods and perplexity: windows of text in batches of few shapes, each compiled once in a process.
 
 Shape suffixes: B batch, T positions, K scored tokens of a row, D embed, V vocab, L layers.
 """
@@ -6,6 +6,8 @@ Shape suffixes: B batch, T positions, K scored tokens of a row, D embed, V vocab
 import collections
 import dataclasses
 import itertools
+import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from growlm.data.tokenizers import Tokenizer
-from growlm.errors import InputError
+from growlm.errors import InputError, check_name, check_range, must_be
 from growlm.models import ModelConfig, Params, hidden_states
 from growlm.models.loss import token_losses
 from growlm.models.sharding import BATCH, batch_parts, by_batch, shardings_of
@@ -28,7 +30,7 @@ TOKENS = 2**13  # positions of a batch on one device, unless a number of rows is
 
 
 class Forward(NamedTuple):
-    """What of a model a program is compiled for."""
+    """Static arguments of a forward pass."""
 
     config: ModelConfig
     dtype: str
@@ -37,19 +39,19 @@ class Forward(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model that reads text: all that an evaluation knows of it.
+    """A model with its tokenizer: the argument of `evaluate`, `perplexity` and `generate`.
 
     Attributes:
-      config: its shape.
-      params: its parameters, on the mesh as training has them (`on_mesh`), or on one device where there is none.
-      tokenizer: of the text that it was trained on; has no more tokens than the model.
-      length: the most tokens that it reads at once, such as its examples had in training.
-      prefix: the token that stands before a text of which nothing comes before: EOS, or BOS for a model that knows one.
-      add_bos: whether `prefix` stands before every text, as the tokenizers of Llama and Gemma do.
+      config: the model's config.
+      params: parameters, sharded over the mesh as in training (`on_mesh`), or on one device where there is none.
+      tokenizer: the tokenizer of the training text; its vocabulary is at most the model's.
+      length: the most tokens in one forward pass, such as the length of training examples.
+      prefix: the token before a text that has no context: EOS, or BOS for a model that was trained with one.
+      add_bos: whether `prefix` stands before every text, as with the tokenizers of Llama and Gemma.
       dtype: the compute dtype, a name in DTYPES.
       block_scale: float[layers], as in `growlm.apply`; None for ones.
-      document_end: the token that ends a document, for a model that was trained to see its own document alone.
-      mesh: over whose devices a batch is split.
+      document_end: the token that ends a document, for a model trained with attention within documents only.
+      mesh: the mesh over which a batch is split.
     """
 
     config: ModelConfig
@@ -64,41 +66,37 @@ class LanguageModel:
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype must be {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.length < 1:
-            raise InputError(f"length must be >= 1, got {self.length}")
+        check_name("dtype", self.dtype, DTYPES)
+        check_range("length", self.length, low=1)
         if self.tokenizer.vocab > self.config.vocab:
-            raise InputError(
-                f"tokenizer {self.tokenizer.name} has {self.tokenizer.vocab} tokens and the model knows "
-                f"{self.config.vocab}: allowed is the tokenizer that it was trained with"
-            )
+            rule = f"of at most the model's {self.config.vocab} tokens"
+            raise must_be(f"tokenizer {self.tokenizer.name}", rule, self.tokenizer.vocab)
 
     def on_mesh(self, mesh: Mesh) -> "LanguageModel":
-        """The same with its parameters laid out on a mesh."""
+        """A copy with parameters sharded over a mesh."""
         params = jax.device_put(self.params, shardings_of(self.params, self.config, mesh))
         return dataclasses.replace(self, params=params, mesh=mesh)
 
     def encode_all(self, texts: Sequence[str], add_bos: bool | None = None) -> list[list[int]]:
-        """The tokens of texts, after BOS where the model has it there (or as `add_bos` says)."""
+        """The tokens of texts, each after `prefix` if `add_bos`, which is the model's own by default."""
         before = [self.prefix] if (self.add_bos if add_bos is None else add_bos) else []
         return [before + tokens for tokens in self.tokenizer.encode_all(list(texts))]
 
     @property
     def parts(self) -> int:
-        """Into how many parts a batch is split."""
+        """The number of shards of a batch."""
         return batch_parts(self.mesh) if self.mesh else 1
 
 
 class Window(NamedTuple):
-    """Tokens that the model reads at once, of which the last `scored` are predicted, each from all before it."""
+    """Tokens of one forward pass; the last `scored` are predicted, each from all before it."""
 
     tokens: tuple[int, ...]
     scored: int
 
 
 class Score(NamedTuple):
-    """The log-likelihood, in nats, of what is scored; and whether every token of it is the model's first choice."""
+    """The log-likelihood of the scored tokens in nats, and whether each is the model's first choice."""
 
     log_likelihood: float
     greedy: bool
@@ -113,8 +111,8 @@ def windows(context: Sequence[int], continuation: Sequence[int], length: int) ->
 
     Args:
       context: at least one token, such as the model's prefix.
-      continuation: what is scored; no window where it is empty.
-      length: tokens that the model reads at once; a window holds one more, which it predicts.
+      continuation: the tokens to score; no window where it is empty.
+      length: tokens of one forward pass; a window holds one more, which is only predicted.
     """
     if len(continuation) <= length:
         both = (*context, *continuation)[-(length + 1) :]
@@ -127,7 +125,7 @@ def windows(context: Sequence[int], continuation: Sequence[int], length: int) ->
 
 
 class _Row(NamedTuple):
-    """What the model reads, and what is scored on it: (position that predicts, token, number of the window)."""
+    """Input tokens, and (predicting position, token, number of the window) of every scored token."""
 
     tokens: tuple[int, ...]
     scored: list[tuple[int, int, int]]
@@ -136,17 +134,17 @@ class _Row(NamedTuple):
 def score(
     model: LanguageModel, requests: Sequence[Sequence[Window]], rows: int | None = None, title: str = "scoring"
 ) -> list[Score]:
-    """The score of every request: of all its windows together.
+    """The score of every request, summed over its windows.
 
-    Windows that read the same tokens, or the beginning of what another reads, share a pass: the choices of a question
-    that are a token each cost one. Batches are padded to powers of two, longest first, and hold about TOKENS positions
-    a device, or so many rows.
+    Windows with equal inputs, or whose inputs are the beginning of another's, share a row: the choices of a question
+    that are a token each cost one. Batches are padded to powers of two, longest first, and hold `rows` rows, by default
+    about TOKENS positions a device.
 
     Raises:
-      InputError: `rows` is no positive number.
+      InputError: `rows` is not positive.
     """
-    if rows is not None and rows < 1:
-        raise InputError(f"batch must be >= 1, got {rows}")
+    if rows is not None:
+        check_range("batch", rows, low=1)
     flat = list(itertools.chain.from_iterable(requests))
     sums, greedy = np.zeros(len(flat)), np.ones(len(flat), bool)
     with tqdm(total=len(flat), desc=title, unit="window", disable=None) as bar:
@@ -159,8 +157,43 @@ def score(
     return [Score(float(sums[part].sum()), bool(greedy[part].all())) for part in parts]
 
 
+def perplexity(model: LanguageModel, texts: Sequence[str], batch: int | None = None) -> dict[str, Any]:
+    """The perplexity of texts, each on its own, in disjoint windows after the model's prefix.
+
+    Args:
+      model: the model.
+      texts: documents, unchanged.
+      batch: rows of a batch.
+
+    Returns:
+      log_likelihood (nats), tokens, bytes (of UTF-8) and words (parted by white space, counted as lm-evaluation-harness
+      does: one more than there are gaps); perplexity by each of the three, exp(-log_likelihood / count); bits_per_byte.
+
+    Raises:
+      InputError: there is no text.
+    """
+    encoded = model.encode_all(texts, add_bos=False)
+    counts = {
+        "token": sum(map(len, encoded)),
+        "byte": sum(len(text.encode()) for text in texts),
+        "word": sum(len(re.split(r"\s+", text)) for text in texts),
+    }
+    if not counts["token"]:
+        raise InputError("texts must hold at least one token for a perplexity, got none")
+    found = [windows([model.prefix], tokens, model.length) for tokens in encoded]
+    total = sum(each.log_likelihood for each in score(model, found, batch, "perplexity"))
+    per = {f"{unit}_perplexity": _exp(-total / count) for unit, count in counts.items()}
+    bits = {"bits_per_byte": -total / counts["byte"] / math.log(2)}
+    return per | bits | {"log_likelihood": total} | {f"{unit}s": count for unit, count in counts.items()}
+
+
+def _exp(x: float) -> float:
+    """exp, infinite where it overflows: a word has many bytes, and a fresh model may find each unlikely."""
+    return math.exp(x) if x < 709 else math.inf
+
+
 def _shared(flat: Sequence[Window]) -> list[_Row]:
-    """The rows that have to be read. In order, what begins another row comes right before one that it begins."""
+    """The rows to compute. Sorted, inputs that begin another row's come right after it, and share it."""
     order = sorted(range(len(flat)), key=lambda number: flat[number].tokens[:-1], reverse=True)
     rows: list[_Row] = []
     for number in order:
@@ -184,12 +217,12 @@ class _Batch(NamedTuple):
 
 
 def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> Iterator[_Batch]:
-    """Rows of like length and like number of scored tokens, in as few shapes as there are such likenesses."""
-    alike: dict[tuple[int, int], list[_Row]] = collections.defaultdict(list)
+    """Batches of rows whose padded length and padded number of scored tokens are equal."""
+    by_shape: dict[tuple[int, int], list[_Row]] = collections.defaultdict(list)
     for row in rows:
         length = padded_length(len(row.tokens), model.length)
-        alike[length, _padded_count(len(row.scored), length)].append(row)
-    for (length, count), group in sorted(alike.items(), reverse=True):
+        by_shape[length, _padded_count(len(row.scored), length)].append(row)
+    for (length, count), group in sorted(by_shape.items(), reverse=True):
         size = most or min(max(TOKENS // length, 1) * model.parts, _power_of_two(len(group)))
         size = -(-size // model.parts) * model.parts
         for start in range(0, len(group), size):
@@ -197,12 +230,12 @@ def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> It
 
 
 def padded_length(tokens: int, most: int) -> int:
-    """How many positions so many tokens are padded to: a power of two, but no more than the model reads."""
+    """The positions that a row is padded to: a power of two, at most `most`."""
     return min(max(_power_of_two(tokens), SHORTEST), most)
 
 
 def _padded_count(tokens: int, length: int) -> int:
-    """8, 64, 512, ... or all positions: few shapes, and where little is scored few logits are made."""
+    """8, 64, 512, ... or all positions: few shapes, and few logits where few tokens are scored."""
     eights = next(8**power for power in itertools.count(1) if 8**power >= tokens)
     return min(eights, length) if tokens <= length else eights
 
@@ -223,7 +256,7 @@ def _batch(rows: Sequence[_Row], size: int, length: int, count: int) -> _Batch:
 
 
 def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(window, loss, first choice) of the scored tokens, a batch at a time, of which the next is on its way already."""
+    """(window, loss, first choice) of the scored tokens by batch; the next batch is dispatched meanwhile."""
     waiting: collections.deque = collections.deque()
     for batch in itertools.chain(batches, [None]):
         if batch is not None:
@@ -245,7 +278,7 @@ def _token_scores(
     position_BK: jax.Array,
     target_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of the target after each of these positions, and whether it is the first choice."""
+    """The loss of the target at each position, and whether it is the first choice."""
     x_BKD, head_DV = states_at(forward, weights, tokens_BT, position_BK)
     results = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1))
     return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in results)
@@ -254,7 +287,7 @@ def _token_scores(
 def states_at(
     forward: Forward, weights: tuple[Params, Any], tokens_BT: jax.Array, position_BK: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The hidden states at these positions, [B, K, D], and the head: the logits of others are never made."""
+    """The hidden states at some positions, [B, K, D], and the head: logits of other positions are never made."""
     config, dtype, document_end = forward
     params, scale_L = weights
     options = {"dtype": jnp.dtype(dtype), "block_scale": scale_L, "document_end": document_end}
@@ -264,12 +297,12 @@ def states_at(
 
 
 def on_all(mesh: Mesh | None, x: jax.Array) -> jax.Array:
-    """Whole on every device, so that every process has it."""
+    """Replicates an array, so that every process can read it."""
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec())) if mesh else x
 
 
 def run(model: LanguageModel, program: Any, *arrays: np.ndarray) -> Any:
-    """The program (forward, mesh, weights, *arrays) on a batch; every process gives it the whole of it."""
+    """Runs program(forward, mesh, weights, *arrays) on a batch; every process passes the whole batch."""
     forward = Forward(model.config, model.dtype, model.document_end)
     weights = model.params, model.block_scale
     if model.mesh is None:

@@ -1,7 +1,9 @@
 """The tasks of lm-evaluation-harness, by name, on data from the network or from local files.
 
-A local task is the harness's own, with its data put under it: a YAML file that includes the task's and says where
-its records lie. Groups and tags are the harness's too. Imported only where the extra `eval` is there.
+A local task is a YAML file that includes the harness's own and names the files of its records. Groups and tags are the
+harness's. The harness parses all of its fourteen thousand YAML files to know one task, which takes ten seconds: here
+their text is searched for names, and only the folders of the tasks that are asked for are given to it. Imported only
+where the extra `eval` is there.
 """
 
 import collections
@@ -9,15 +11,17 @@ import contextlib
 import difflib
 import functools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
-from growlm.errors import InputError
+from growlm.errors import InputError, must_be
 
 # The zero-shot tasks of the paper (arXiv 2405.15319, table 3); its average is that of the first seven accuracies.
 PAPER = ("lambada_openai", "arc_challenge", "arc_easy", "logiqa", "piqa", "sciq", "winogrande", "wikitext")
@@ -27,28 +31,67 @@ AVERAGED = PAPER[:7]
 WIKITEXT = ("wikitext.txt", "wikitext-2-raw-test.txt", "wiki.test.raw")
 
 
-@functools.cache
-def all_tasks() -> TaskManager:
-    """Every task, group and tag of the harness: some ten thousand files are read, once in a process."""
-    return TaskManager()
+# Lines of a task's YAML that may name it, its tags or the members of its group, and the file that it extends.
+_NAMES = re.compile(r"""^[\s{]*["']?(?:-|(?:task|group|tag)["']?:)(.*)$""", re.M)
+_INCLUDE = re.compile(r"""^["']?include["']?:\s*["']?([^\s"']+)""", re.M)
 
 
 def named(tasks: Sequence[str]) -> list[str]:
-    """The names with `paper` as the eight that it stands for, each once. Raises InputError for one that is unknown."""
+    """The names, each once, with the eight of the paper for `paper`. Raises InputError for an unknown one."""
     names = list(dict.fromkeys(part for name in tasks for part in (PAPER if name == "paper" else (name,))))
-    known = all_tasks().task_index
+    known = load_index(tuple(names)).task_index
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, ["paper", *known], n=3)
-            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-            raise InputError(f"unknown task {name!r}: {hint}allowed: paper, and the names of lm_eval ls tasks")
+            near = difflib.get_close_matches(name, ["paper", *folders_by_name()], n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise InputError(f"task must be paper or one of `lm_eval ls tasks`, got {name!r}{hint}")
     if not names:
-        raise InputError("there are no tasks: allowed are names of lm-evaluation-harness, or paper")
+        raise InputError("tasks must be names of lm-evaluation-harness, or paper, got none")
     return names
 
 
+@functools.cache
+def folders_by_name() -> dict[str, set[Path]]:
+    """The harness's folders with a YAML file that has this name as a task, group, tag or member; a superset."""
+    folders = collections.defaultdict(set)
+    for folder, _, files in os.walk(Path(lm_eval.tasks.__file__).parent):
+        for file in files:
+            if file.endswith(".yaml"):
+                for name in _names_in(Path(folder, file)):
+                    folders[name].add(Path(folder))
+    return dict(folders)
+
+
+@functools.cache
+def _names_in(path: Path) -> frozenset[str]:
+    """Names in a YAML file and in those that it includes."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return frozenset()
+    found = {word.strip("\"' ,") for line in _NAMES.findall(text) for word in line.strip(" []").split(",")}
+    return frozenset(found).union(*(_names_in(path.parent / other) for other in _INCLUDE.findall(text)))
+
+
+@functools.lru_cache(maxsize=8)
+def load_index(names: tuple[str, ...]) -> TaskManager:
+    """The harness's index of these names and of what groups and tags among them are made of."""
+    wanted = set(names)
+    while True:
+        folders = {folder for name in wanted for folder in folders_by_name().get(name, ())}
+        outermost = [folder for folder in folders if folders.isdisjoint(folder.parents)]
+        harness = TaskManager(include_defaults=False)
+        for folder in sorted(outermost, key=lambda folder: f"{folder}/"):  # given several, it would drop parts of tags
+            for name, entry in TaskManager(include_path=folder, include_defaults=False).task_index.items():
+                harness.task_index.setdefault(name, entry).tags.update(entry.tags)
+        _, elsewhere = _expanded(harness, names)
+        if not (more := (elsewhere & folders_by_name().keys()) - wanted):
+            return harness
+        wanted |= more
+
+
 @contextlib.contextmanager
-def manager(names: Iterable[str], data_dir: Path | None, shots: int | None = None) -> Iterator[TaskManager]:
+def manager(names: Sequence[str], data_dir: Path | None, shots: int | None = None) -> Iterator[TaskManager]:
     """What loads these tasks: with the data that they name, or with that of a folder, while the context lasts.
 
     Args:
@@ -60,12 +103,13 @@ def manager(names: Iterable[str], data_dir: Path | None, shots: int | None = Non
     Raises:
       InputError: a file is missing, or is not what it should be.
     """
+    harness = load_index(tuple(names))
     if data_dir is None:
-        yield all_tasks()
+        yield harness
         return
     if not data_dir.is_dir():
-        raise InputError(f"data_dir {data_dir} is no folder: allowed is one with a file TASK.jsonl for every task")
-    entries = _needed(names)
+        raise must_be("data_dir", "a folder with a file TASK.jsonl for every task", str(data_dir))
+    entries, _ = _expanded(harness, names)
     _check_files(entries, data_dir, shots)
     with tempfile.TemporaryDirectory() as folder:
         for number, entry in enumerate(entries.values()):
@@ -78,23 +122,32 @@ def _is_task(entry: Any) -> bool:
     return entry.kind.name in ("TASK", "PY_TASK")
 
 
-def _needed(names: Iterable[str]) -> dict[str, Any]:
-    """The harness's entries of these names, and of all that groups and tags among them are made of."""
-    index, found, todo = all_tasks().task_index, {}, collections.deque(names)
+def _expanded(harness: TaskManager, names: Iterable[str]) -> tuple[dict[str, Any], set[str]]:
+    """Entries of tasks and groups by name, those within groups and tags too; and the names that have none."""
+    entries, elsewhere, todo = {}, set(), collections.deque(names)
     while todo:
         name = todo.popleft()
-        if name in found or name not in index:
-            continue
-        entry = index[name]
-        if entry.kind.name == "TAG":
+        entry = harness.task_index.get(name)
+        if entry is None:
+            elsewhere.add(name)
+        elif entry.kind.name == "TAG":
             todo.extend(sorted(entry.tags))
-            continue
-        found[name] = entry
-        if not _is_task(entry):
-            members = entry.cfg.get("task") or []
-            members = members if isinstance(members, list) else [members]
-            todo.extend(m if isinstance(m, str) else m.get("task") or m.get("group") for m in members)
-    return found
+        elif name not in entries:
+            entries[name] = entry
+            if not _is_task(entry):
+                todo.extend(_members(entry.cfg.get("task") or []))
+    return entries, elsewhere
+
+
+def _members(task: Any) -> Iterator[str]:
+    """Names in the field `task` of a group, which may hold settings of tasks and groups of its own."""
+    if isinstance(task, str):
+        yield task
+    elif isinstance(task, list):
+        for member in task:
+            yield from _members(member)
+    else:
+        yield from _members(task.get("task") or task.get("group") or [])
 
 
 def _as_it_is(entry: Any) -> dict[str, Any]:
@@ -102,7 +155,7 @@ def _as_it_is(entry: Any) -> dict[str, Any]:
 
 
 def _splits(entry: Any) -> tuple[str, dict[str, str]]:
-    """The split that is evaluated, and those that the task names, by what it names them for."""
+    """The split that is evaluated; and the task's splits by setting, such as `test_split`."""
     kinds = ("training_split", "validation_split", "test_split", "fewshot_split")
     splits = {kind: entry.cfg[kind] for kind in kinds if entry.cfg.get(kind)}
     if inner := (entry.cfg.get("fewshot_config") or {}).get("split"):
@@ -124,7 +177,7 @@ def _check_files(entries: dict[str, Any], data_dir: Path, shots: int | None) -> 
         if not _is_task(entry):
             continue
         if entry.kind.name == "PY_TASK" or entry.cfg.get("custom_dataset"):
-            raise InputError(f"task {name} makes its data itself: allowed is to run it without data_dir")
+            raise InputError(f"task {name} makes its data itself: run it without data_dir")
         evaluated, splits = _splits(entry)
         if (file := _records(entry, data_dir, evaluated)) is None:
             missing.append(f"{name}.jsonl" + (f" or {WIKITEXT[0]}" if name == "wikitext" else ""))
@@ -136,7 +189,7 @@ def _check_files(entries: dict[str, Any], data_dir: Path, shots: int | None) -> 
             missing.append(f"{name}.{split}.jsonl (of which {examples} stand before a question)")
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise InputError(f"data_dir {data_dir} lacks {shown}: allowed is a file for every task, TASK.jsonl")
+        raise InputError(f"data_dir must hold a file TASK.jsonl for every task, {data_dir} lacks {shown}")
 
 
 def _check_records(file: Path) -> None:
@@ -149,16 +202,16 @@ def _check_records(file: Path) -> None:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise InputError(f"{file} line {number} is no record: allowed is a JSON object on every line")
+                raise InputError(f"{file} line {number} must be a JSON object")
             fields = fields or set(record)
             if lacking := sorted(fields - set(record)):
-                raise InputError(f"{file} line {number} has no {lacking[0]!r}: allowed are records with equal fields")
+                raise InputError(f"{file} line {number} must have the fields of line 1, it lacks {lacking[0]!r}")
         if not lines.tell():
-            raise InputError(f"{file} is empty: allowed is a JSON object on every line")
+            raise InputError(f"{file} must hold a JSON object a line, got no line")
 
 
 def _local(entry: Any, data_dir: Path, folder: Path) -> dict[str, Any]:
-    """The task with its data from files: of the splits that it names, those that are there."""
+    """The settings of a task that reads the files of its splits; a split without a file is switched off."""
     evaluated, splits = _splits(entry)
     files = {split: _records(entry, data_dir, split) for split in {evaluated, *splits.values()}}
     data_files = {split: str(_as_records(file, folder)) for split, file in files.items() if file}

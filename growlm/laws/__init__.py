@@ -1,10 +1,11 @@
-"""Laws of training and of growth, and their fits to the records of runs. Plain NumPy and SciPy."""
+"""Laws of training and of growth, and their fits to the records of runs. Plain NumPy and SciPy.
+
+SciPy is imported where it is used: it takes a third of a second, and training only counts FLOPs.
+"""
 
 from growlm.laws.chinchilla import HOFFMANN, REANALYSIS, Chinchilla, ChinchillaFit, fit_chinchilla
-from growlm.laws.flops import exact_flops_per_token, training_flops
-from growlm.laws.guidelines import GROWTH_FACTOR, growth_factor_equation, growth_timing
-from growlm.laws.hypotheses import average_params, null_loss, saturated_loss
-from growlm.laws.intervals import Interval, RangeWarning
+from growlm.laws.compute import exact_flops_per_token, training_flops
+from growlm.laws.intervals import Interval, RangeWarning, SeedSpeedup, speedup_over_seeds
 from growlm.laws.isoflop import (
     GuidelineFit,
     Slice,
@@ -13,10 +14,19 @@ from growlm.laws.isoflop import (
     fit_growth_timing,
 )
 from growlm.laws.planner import Plan, plan
+from growlm.laws.published import (
+    GROWTH_FACTOR,
+    average_params,
+    growth_factor_equation,
+    growth_timing,
+    null_loss,
+    rate_factor_at_growth,
+    saturated_loss,
+    step_law_batch,
+    step_law_rate,
+)
 from growlm.laws.scaling import PowerLaw, fit_power_law, power_law
-from growlm.laws.seeds import SeedSpeedup, speedup_over_seeds
 from growlm.laws.speedup import Curve, Speedup, cost_to_reach, curve, loss_at, smooth, speedup
-from growlm.laws.step_law import rate_factor_at_growth, step_law_batch, step_law_rate
 
 __all__ = [
     "GROWTH_FACTOR",

@@ -1,15 +1,14 @@
 """The loss as a function of parameters and tokens, L(N, D) = E + A / N^alpha + B / D^beta, and its fit."""
 
 import itertools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import huber
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval
+from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
 
 # Where the Huber loss of log-losses turns from squares to absolute values.
 DELTA = 1e-3
@@ -26,7 +25,7 @@ _STARTS = np.array(
     ),
     np.float64,
 )
-_DESCENTS = 6  # so many of the best starts are followed down
+_DESCENTS = 6  # of the best starts, followed down by L-BFGS
 LEAST_POINTS = 8  # five coefficients, and points that may contradict them
 
 
@@ -44,11 +43,11 @@ class Chinchilla:
     beta: float
 
     def loss(self, params: float, tokens: float) -> float:
-        """The loss of a model of so many parameters after so many tokens (numbers or arrays)."""
+        """The loss of a model of `params` parameters after `tokens` tokens (numbers or arrays)."""
         return self.E + self.A * np.power(params, -self.alpha) + self.B * np.power(tokens, -self.beta)
 
     def tokens_to(self, params: float, loss: float) -> float | None:
-        """The tokens on which a model of that size comes down to a loss; None where it never does."""
+        """The tokens that a model of `params` parameters needs to reach a loss; None where it never does."""
         left = loss - self.E - self.A * params**-self.alpha
         return (self.B / left) ** (1 / self.beta) if left > 0 else None
 
@@ -64,8 +63,8 @@ class Chinchilla:
 HOFFMANN = Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28)
 REANALYSIS = Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 # As read off the figure by the re-analysis: 245 runs, 1.4e18 to 1.3e22 FLOPs.
-FITTED_PARAMS = (5.7e7, 1.62e10)
-FITTED_TOKENS = (2.5e8, 3.2e11)
+CHINCHILLA_PARAMS = (5.7e7, 1.62e10)
+CHINCHILLA_TOKENS = (2.5e8, 3.2e11)
 
 
 @dataclass(frozen=True)
@@ -133,20 +132,17 @@ def fit_chinchilla(
     laws = [_law(sample) for sample in samples]
 
     def interval(read: Callable[[Chinchilla], float]) -> Interval:
-        return percentile_interval(read(law), np.array([read(one) for one in laws]), level)
+        return percentile_interval(read(law), np.array([read(sample) for sample in laws]), level)
 
-    coefficients = {name: interval(lambda one, name=name: getattr(one, name)) for name in Chinchilla.__annotations__}
+    coefficients = {name: interval(operator.attrgetter(name)) for name in Chinchilla.__annotations__}
     exponent = interval(Chinchilla.compute_optimal_exponent)
     residual = float(np.sqrt(np.mean(np.square(_residuals(best, data)))))
     return ChinchillaFit(law, **coefficients, exponent=exponent, residual=residual, points=count)
 
 
 def _checked(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The logarithms of the three, if five coefficients can be told from them."""
-    columns = tuple(np.asarray(column, np.float64) for column in (params, tokens, loss))
-    for name, column in zip(("params", "tokens", "loss"), columns, strict=True):
-        if column.shape != columns[0].shape or not (np.isfinite(column) & (column > 0)).all():
-            raise InputError(f"{name}: allowed are positive finite numbers, one for every point")
+    """The logarithms of the three. Raises InputError where they cannot determine five coefficients."""
+    columns = positive_columns(params=params, tokens=tokens, loss=loss)
     for what, have, need in (
         ("points", len(columns[0]), LEAST_POINTS),
         ("sizes", distinct(columns[0]), 3),
@@ -170,13 +166,17 @@ def _residuals(start: np.ndarray, data: tuple) -> np.ndarray:
 
 
 def _promising(data: tuple) -> np.ndarray:
-    """The starts from which the objective is lowest already."""
+    """The starts at which the objective is lowest."""
+    from scipy.special import huber
+
     cost = np.array([huber(DELTA, _residuals(part, data)).sum(-1) for part in np.array_split(_STARTS, 10)], object)
     return _STARTS[np.argsort(np.concatenate(cost).astype(np.float64))[:_DESCENTS]]
 
 
 def _objective(start: np.ndarray, data: tuple) -> tuple[float, np.ndarray]:
     """The sum of Huber losses over delta, and its gradient."""
+    from scipy.special import huber
+
     terms = np.stack(_terms(start, data))
     predicted = np.logaddexp.reduce(terms)
     residual = predicted - data[2]
@@ -193,6 +193,8 @@ def _descend(data: tuple, starts: np.ndarray) -> np.ndarray:
     It goes down in (log A - alpha mean log N, log B - beta mean log D, ...), where coefficients and exponents hardly
     depend on each other: in the coefficients themselves the valley is so narrow that it takes ten times as long.
     """
+    from scipy.optimize import minimize
+
     size, tokens = data[0].mean(), data[1].mean()
     centre = np.eye(5)
     centre[0, 3], centre[1, 4] = -size, -tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_range
 from growlm.laws.intervals import LEVEL, Interval, check_level, distinct, percentile_interval
 
 LEAST_VALUES = 4  # three for a parabola, and one that may contradict it
@@ -176,11 +176,11 @@ def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "th
     Raises:
         InputError: fewer than four slices with a minimum, or they do not differ in N or in C (says how many more).
     """
-    used = [one for one in slices if one.best is not None]
+    used = [each for each in slices if each.best is not None]
     _check_slices(used, slices, what)
     design_SK = _guideline_design(used)
-    minima_S = np.log10([one.best.value for one in used])
-    samples_RS = np.stack([one.samples for one in used], -1)
+    minima_S = np.log10([each.best.value for each in used])
+    samples_RS = np.stack([each.samples for each in used], -1)
     samples_RS = samples_RS[np.isfinite(samples_RS).all(-1)]
     solve_SK = np.linalg.pinv(design_SK).T
     a, b, c = (
@@ -218,59 +218,55 @@ def fit_compute_optimal(
         first = int(np.clip(np.argmin(y) - nearest // 2, 0, max(len(x) - nearest, 0)))
         x, y = x[first : first + nearest], y[first : first + nearest]
         slices.append(slice_of(None, float(budget), x, y, np.zeros(len(x)), rng, resamples))
-    used = [one for one in slices if one.best is not None]
+    used = [each for each in slices if each.best is not None]
     if (missing := 3 - len(used)) > 0:
         raise InputError(
             f"the compute-optimal exponent needs 3 slices with a minimum and has {len(used)}: {missing} more"
         )
-    design_SK = np.column_stack([np.log10([one.flops for one in used]), np.ones(len(used))])
+    design_SK = np.column_stack([np.log10([each.flops for each in used]), np.ones(len(used))])
     solve_S = np.linalg.pinv(design_SK)[0]
-    samples_RS = np.stack([one.samples for one in used], -1)
+    samples_RS = np.stack([each.samples for each in used], -1)
     samples_R = samples_RS[np.isfinite(samples_RS).all(-1)] @ solve_S
-    return percentile_interval(np.log10([one.best.value for one in used]) @ solve_S, samples_R), tuple(slices)
+    return percentile_interval(np.log10([each.best.value for each in used]) @ solve_S, samples_R), tuple(slices)
 
 
 def _check_record(record: Mapping[str, Any], number: int, key: str) -> None:
     for name in ("params", "flops", key, "loss", "seed"):
         if record.get(name) is None:
-            raise InputError(
-                f"record {number} has no {name!r}: allowed are params, flops, {key}, loss and seed in each"
-            )
-        if not np.isfinite(record[name]):
-            raise InputError(f"record {number} has {name} {record[name]}: allowed are finite numbers")
-    if record["params"] <= 0 or record["flops"] <= 0 or record["loss"] <= 0 or record[key] < 0:
-        raise InputError(f"record {number}: allowed are params, flops and loss > 0 and {key} >= 0")
+            raise InputError(f"record {number} has no {name!r}: each needs params, flops, {key}, loss and seed")
+        low = None if name == "seed" else 0
+        check_range(f"{name} of record {number}", record[name], low=low, low_allowed=name == key)
 
 
 def _check_seeds(rows: list[Mapping[str, Any]], key: str, params: float, flops: float) -> None:
-    """A seed that is missing at one value would pull the parabola there: every seed is at every value, once."""
+    """Raises InputError unless every seed is at every value once: a missing one would pull the parabola there."""
     have = [(row["seed"], row[key]) for row in rows]
     seeds, values = sorted({seed for seed, _ in have}), sorted({value for _, value in have})
     where = f"the slice of {params:.3g} parameters and {flops:.3g} FLOPs"
     if twice := [pair for pair in have if have.count(pair) > 1]:
-        raise InputError(f"{where} has seed {twice[0][0]} twice at {key} {twice[0][1]:.3g}: allowed is once")
+        raise InputError(f"{where} has seed {twice[0][0]} twice at {key} {twice[0][1]:.3g}")
     if lacking := [(seed, value) for seed in seeds for value in values if (seed, value) not in have]:
         seed, value = lacking[0]
-        raise InputError(f"{where} has no seed {seed} at {key} {value:.3g}: allowed is every seed at every value")
+        raise InputError(f"{where} has no seed {seed} at {key} {value:.3g}: every value needs every seed")
 
 
 def _check_slices(used: Sequence[Slice], slices: Sequence[Slice], what: str) -> None:
     lacking = {
         "slice": LEAST_SLICES - len(used),
-        "size": 2 - distinct([one.params for one in used]),
-        "budget": 2 - distinct([one.flops for one in used]),
+        "size": 2 - distinct([each.params for each in used]),
+        "budget": 2 - distinct([each.flops for each in used]),
     }
     missing = [f"{count} more {name}{'s' * (count > 1)}" for name, count in lacking.items() if count > 0]
     if not missing and np.linalg.matrix_rank(_guideline_design(used)) < 3:
         missing = ["1 more slice, of a size at two budgets"]
     if missing:
-        why = next((f"; one of {len(slices)} has none: {one.reason}" for one in slices if one.best is None), "")
+        why = next((f"; one of {len(slices)} has none: {each.reason}" for each in slices if each.best is None), "")
         raise InputError(f"{what} needs {', '.join(missing)} with a minimum inside of what was tried{why}")
 
 
 def _guideline_design(slices: Sequence[Slice]) -> np.ndarray:
     """[slices, 3]: log10 N, 1 / log10 C, 1."""
-    size, budget = (np.log10([getattr(one, name) for one in slices]) for name in ("params", "flops"))
+    size, budget = (np.log10([getattr(each, name) for each in slices]) for name in ("params", "flops"))
     return np.column_stack([size, 1 / budget, np.ones(len(slices))])
 
 

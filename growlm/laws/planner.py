@@ -3,16 +3,23 @@
 import math
 from dataclasses import dataclass
 
-from growlm.errors import InputError, unknown
-from growlm.laws.chinchilla import FITTED_PARAMS, FITTED_TOKENS, HOFFMANN, REANALYSIS
-from growlm.laws.chips import CHIPS, GIB
-from growlm.laws.flops import exact_flops_per_token, training_flops
-from growlm.laws.guidelines import GROWTH_FACTOR, TIMING, factor_caveats, law_at, timing_caveats
-from growlm.laws.hypotheses import null_loss
+from growlm.errors import InputError, check_name, check_positive, check_range
+from growlm.laws.chinchilla import CHINCHILLA_PARAMS, CHINCHILLA_TOKENS, HOFFMANN, REANALYSIS
+from growlm.laws.compute import CHIPS, GIB, exact_flops_per_token, training_flops
+from growlm.laws.published import (
+    GROWTH_FACTOR,
+    STEP_LAW_PARAMS,
+    STEP_LAW_TOKENS,
+    TIMING,
+    factor_caveats,
+    law_at,
+    null_loss,
+    step_law_at,
+    step_law_batch,
+    step_law_caveats,
+    timing_caveats,
+)
 from growlm.laws.shapes import Shape, shape_for
-from growlm.laws.step_law import FITTED_PARAMS as STEP_LAW_PARAMS
-from growlm.laws.step_law import FITTED_TOKENS as STEP_LAW_TOKENS
-from growlm.laws.step_law import rate_at, step_law_batch, step_law_caveats
 
 VOCAB = 32_000
 LENGTH = 2048
@@ -22,8 +29,7 @@ MFU = 0.4
 MOST_SHARE, FALLBACK_SHARE = 0.2, 0.05
 # Bytes of training state per parameter: weights and two moments in float32, and the gradient.
 STATE_BYTES = 16
-# So much of a device's memory may the state take; the rest is activations.
-STATE_MEMORY = 0.5
+STATE_MEMORY = 0.5  # share of a device's memory that the state may take; the rest is activations
 ROWS_PER_DEVICE = 8  # examples that are worked on at a time
 
 
@@ -38,8 +44,7 @@ class Evidence:
     source: str
 
 
-# What was measured within so many times the size is taken for near.
-NEAR = 4
+NEAR = 4  # a measurement is near if its size is within this factor
 _PAPER = "arXiv 2405.15319"
 EVIDENCE = (
     Evidence(4.35e5, 2.4e6, 0.06, 0.29, "this project's demo, 3 seeds, over scratch with its own rate"),
@@ -59,7 +64,7 @@ class Phase:
 
     shape: Shape
     tokens: float
-    rate: float
+    peak_lr: float
     batch: int
     flops: float
     flops_exact: float
@@ -67,15 +72,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the plan takes on so many devices.
+    """Time, cost class and layout of the plan on `count` devices.
 
     Attributes:
         chip, count, mfu: the devices, and the share of their peak that is assumed.
         hours_before, hours_after: of each stage.
         device_hours: of both, over all devices.
         cost_class: "workstation", "lab", "cluster" or "frontier", by device-hours (COST_CLASSES, and beyond).
-        fsdp: over how many devices the state is spread, so that it takes half of their memory at most.
-        microbatches: in how many parts a batch is worked on.
+        fsdp: devices over which the state is sharded, so that it takes at most half of their memory.
+        microbatches: parts into which a batch is cut.
     """
 
     chip: str
@@ -105,12 +110,12 @@ class Plan:
         loss: expected of `scratch`, lowest and highest of two published laws, on their text and tokenizer; None below
             the range of the laws.
         speedup: lowest and highest of what was measured within 4 times the size (EVIDENCE), or at the nearest.
-        saved: the same as compute saved.
+        saved: lowest and highest compute saved, of the same evidence.
         evidence: all that was measured.
         null: the loss of the grown run less that of `scratch`, if growing did nothing (the average-size law); None
-            like `loss`.
-        hardware: what it takes; None without a chip.
-        caveats: what not to trust, a line each.
+            where `loss` is.
+        hardware: time and layout; None without a chip.
+        caveats: reasons not to trust a number, a line each.
     """
 
     params: float
@@ -140,7 +145,7 @@ def plan(
     vocab: int = VOCAB,
     length: int = LENGTH,
 ) -> Plan:
-    """How to train a model of so many parameters by growing it once by stacking, at the cost of so many tokens.
+    """Plans one growth by stacking, at the compute of training the same shape from scratch.
 
     The base is trained on the tokens of the paper's timing law (equation 2); the grown model on what is left of 6 N D.
     Where the law asks for a fifth of the compute or more, 5 % of it go into the base. The learning rates are
@@ -174,14 +179,14 @@ def plan(
     after = _phase(shape, (cost - before.flops) / (6 * shape.params), tokens, batch, length)
     scratch = _phase(shape, tokens, tokens, batch, length)
     near = _near(params)
-    speedup = min(one.low for one in near), max(one.high for one in near)
+    speedup = min(each.low for each in near), max(each.high for each in near)
     losses = [float(law.loss(shape.params, tokens)) for law in (REANALYSIS, HOFFMANN)]
     stages = [base.params, shape.params], [before.tokens, after.tokens]
     null = null_loss(REANALYSIS, *stages) - losses[0]
     hardware = _hardware(before, after, chip, count, mfu) if chip else None
     caveats = _caveats(params, flops, shape, tokens, base, factor, asked_too_much)
     caveats += _limits(hardware, after) if hardware else []
-    known = shape.params >= FITTED_PARAMS[0] and tokens >= FITTED_TOKENS[0]
+    known = shape.params >= CHINCHILLA_PARAMS[0] and tokens >= CHINCHILLA_TOKENS[0]
     return Plan(
         params=params,
         tokens=tokens,
@@ -202,56 +207,68 @@ def plan(
 
 
 def _check(params, tokens, chip, count, mfu, factor, vocab, length) -> None:
-    for name, value in (("params", params), ("tokens", tokens)):
-        if not 0 < value < math.inf:
-            raise InputError(f"--{name} must be positive numbers such as 7e9, got {value!r}")
-    for name, value in (("count", count), ("vocab", vocab), ("length", length)):
-        if value < 1:
-            raise InputError(f"--{name} must be integers >= 1, got {value!r}")
-    if factor < 2:
-        raise InputError(f"--factor must be integers >= 2, got {factor!r}")
-    if not 0 < mfu <= 1:
-        raise InputError(f"--mfu must be > 0 and <= 1, the share of the chips' peak, got {mfu!r}")
-    if chip is not None and chip not in CHIPS:
-        raise unknown("chip", chip, CHIPS)
+    check_positive("--params", params)
+    check_positive("--tokens", tokens)
+    for name, value in (("--count", count), ("--vocab", vocab), ("--length", length)):
+        check_range(name, value, low=1)
+    check_range("--factor", factor, low=2)
+    check_range("--mfu", mfu, low=0, high=1, low_allowed=False)
+    if chip is not None:
+        check_name("--chip", chip, CHIPS)
 
 
 def _tokens_before(params: float, flops: float, cost: float, base: Shape) -> tuple[float, bool]:
-    """The tokens of the base, and whether the law asked for too many, so that it was not heard."""
+    """The tokens of the base; and whether the law asked for too many, so that the fallback was taken."""
     early = float(law_at(TIMING, params, flops))
     too_much = early >= flops / (6 * params) or training_flops(base.params, early) > MOST_SHARE * cost
     return (FALLBACK_SHARE * cost / (6 * base.params) if too_much else early), too_much
 
 
 def _batch(tokens: float, early: float, length: int, count: int) -> int:
-    """Examples of a batch: Step Law's, but at least 50 steps for the base, in whole examples for every device."""
+    """Examples in a batch: Step Law's, capped so that the base trains for 50 steps, a multiple of the devices."""
     examples = min(step_law_batch(tokens), early / 50) / length
     if early < 50 * length:
         raise InputError(
-            f"{early:.3g} tokens before growth are fewer than 50 examples of {length}: allowed are more --tokens or a "
-            "smaller --length"
+            f"tokens before growth must be >= {50 * length:,} (50 examples), got {early:.3g}: take more --tokens"
         )
     unit = count if examples >= count else 1
     return max(int(2 ** round(math.log2(examples / unit))), 1) * unit
 
 
 def _phase(shape: Shape, tokens: float, horizon: float, batch: int, length: int) -> Phase:
-    """A stage at Step Law's rate for all tokens of the run; not below the law's range, where it runs off."""
-    rate = rate_at(max(shape.block_params, STEP_LAW_PARAMS[0]), max(horizon, STEP_LAW_TOKENS[0]))
+    """A stage at Step Law's learning rate for all tokens of the run, which is clamped to the law's range from below."""
+    peak_lr = step_law_at(max(shape.block_params, STEP_LAW_PARAMS[0]), max(horizon, STEP_LAW_TOKENS[0]))
     exact = exact_flops_per_token(shape.matmul_params, shape.layers, shape.heads, shape.head_dim, length)
-    return Phase(shape, tokens, float(rate), batch, training_flops(shape.params, tokens), exact * tokens)
+    return Phase(
+        shape=shape,
+        tokens=tokens,
+        peak_lr=float(peak_lr),
+        batch=batch,
+        flops=training_flops(shape.params, tokens),
+        flops_exact=exact * tokens,
+    )
 
 
 def _hardware(before: Phase, after: Phase, name: str, count: int, mfu: float) -> Hardware:
     chip = CHIPS[name]
     hours = [phase.flops_exact / (mfu * chip.peak_flops * count) / 3600 for phase in (before, after)]
-    spent = sum(hours) * count
-    cost_class = next((label for label, most in COST_CLASSES.items() if spent <= most), "frontier")
+    device_hours = sum(hours) * count
+    cost_class = next((label for label, most in COST_CLASSES.items() if device_hours <= most), "frontier")
     wanted = STATE_BYTES * after.shape.params / (STATE_MEMORY * chip.hbm_bytes)
     fsdp = next((part for part in _divisors(count) if part >= wanted), count)
     parts = [part for part in _divisors(after.batch) if after.batch // part % count == 0]
     microbatches = next((part for part in parts if after.batch // part <= ROWS_PER_DEVICE * count), 1)
-    return Hardware(name, count, mfu, *hours, spent, cost_class, fsdp, microbatches)
+    return Hardware(
+        chip=name,
+        count=count,
+        mfu=mfu,
+        hours_before=hours[0],
+        hours_after=hours[1],
+        device_hours=device_hours,
+        cost_class=cost_class,
+        fsdp=fsdp,
+        microbatches=microbatches,
+    )
 
 
 def _divisors(number: int) -> list[int]:
@@ -259,39 +276,41 @@ def _divisors(number: int) -> list[int]:
 
 
 def _caveats(params, flops, shape, tokens, base, factor, asked_too_much) -> list[str]:
-    said = [*timing_caveats(params, flops), *factor_caveats(factor, base.layers)]
+    caveats = [*timing_caveats(params, flops), *factor_caveats(factor, base.layers)]
     if asked_too_much:
-        said.append(f"growth timing: the base gets {FALLBACK_SHARE:.0%} of the compute instead, which is a guess")
-    said += step_law_caveats(shape.block_params, tokens)
+        caveats.append(f"growth timing: the base gets {FALLBACK_SHARE:.0%} of the compute instead, which is a guess")
+    caveats += step_law_caveats(shape.block_params, tokens)
     if base.block_params < STEP_LAW_PARAMS[0] or tokens < STEP_LAW_TOKENS[0]:
-        said.append("Step Law: below its range, the base's too, the rates are those at its edge")
-    for name, value, (low, high) in (("N", shape.params, FITTED_PARAMS), ("D", tokens, FITTED_TOKENS)):
+        caveats.append("Step Law: below its range, the base's too, the rates are those at its edge")
+    for name, value, (low, high) in (("N", shape.params, CHINCHILLA_PARAMS), ("D", tokens, CHINCHILLA_TOKENS)):
         if not low <= value <= high:
-            said.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, where the law was fitted")
+            caveats.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, the law's range")
     near = _near(params)
     if not 1 / NEAR <= near[0].params / params <= NEAR:
-        said.append(f"saving: nothing was measured near {params:.2g} parameters; the nearest is {near[0].params:.2g}")
-    elif not any(1 / NEAR <= one.tokens / tokens <= NEAR for one in near):
-        at = " and ".join(f"{one.tokens:.2g}" for one in near)
-        said.append(f"saving: it was measured at {at} tokens, far from the {tokens:.2g} of this plan")
-    return said
+        caveats.append(
+            f"saving: nothing was measured near {params:.2g} parameters, the nearest at {near[0].params:.2g}"
+        )
+    elif not any(1 / NEAR <= each.tokens / tokens <= NEAR for each in near):
+        at = " and ".join(f"{each.tokens:.2g}" for each in near)
+        caveats.append(f"saving: it was measured at {at} tokens, far from the {tokens:.2g} of this plan")
+    return caveats
 
 
 def _near(params: float) -> list[Evidence]:
-    """What was measured within NEAR times the size, the nearest first; if nothing was, the nearest alone."""
-    ordered = sorted(EVIDENCE, key=lambda one: abs(math.log(one.params / params)))
-    return [one for one in ordered if 1 / NEAR <= one.params / params <= NEAR] or ordered[:1]
+    """The evidence within NEAR times the size, the nearest first; if there is none, the nearest alone."""
+    ordered = sorted(EVIDENCE, key=lambda evidence: abs(math.log(evidence.params / params)))
+    return [evidence for evidence in ordered if 1 / NEAR <= evidence.params / params <= NEAR] or ordered[:1]
 
 
 def _limits(hardware: Hardware, after: Phase) -> list[str]:
-    """What of the plan these devices cannot do, a line each."""
-    said, memory = [], CHIPS[hardware.chip].hbm_bytes
+    """Parts of the plan that do not fit these devices, a line each."""
+    caveats, memory = [], CHIPS[hardware.chip].hbm_bytes
     state = STATE_BYTES * after.shape.params / hardware.fsdp
     if state > STATE_MEMORY * memory:
-        said.append(
+        caveats.append(
             f"hardware: weights, gradients and moments take {state / GIB:.1f} GiB of the {memory / GIB:.0f} GiB memory "
             f"of each {hardware.chip}, more than half: take more of them"
         )
     if after.batch % hardware.count:
-        said.append(f"hardware: a batch of {after.batch} examples cannot be shared out to {hardware.count} chips")
-    return said
+        caveats.append(f"hardware: a batch of {after.batch} examples cannot be shared out to {hardware.count} chips")
+    return caveats

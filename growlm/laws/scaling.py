@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval
+from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ def fit_power_law(
         InputError: fewer points or budgets than one more than there are coefficients (says how many more), or values
             that are not positive.
     """
-    flops, loss = np.asarray(flops, np.float64), np.asarray(loss, np.float64)
-    _check(flops, loss, need=4 if irreducible else 3)
+    flops, loss = positive_columns(flops=flops, loss=loss)
+    need, have = 4 if irreducible else 3, distinct(flops)
+    if have < need:
+        raise InputError(f"the power law needs {need} budgets, 5 % apart at least, and has {have}: {need - have} more")
     # In units of the middle of the budgets a and b are nearly independent, and a has the size of a loss.
     unit = np.exp(np.mean(np.log(flops)))
     x, y = np.log(flops / unit), np.log(loss)
@@ -100,15 +101,6 @@ def fit_power_law(
     )
 
 
-def _check(flops: np.ndarray, loss: np.ndarray, need: int) -> None:
-    for name, column in (("flops", flops), ("loss", loss)):
-        if column.shape != flops.shape or not (np.isfinite(column) & (column > 0)).all():
-            raise InputError(f"{name}: allowed are positive finite numbers, one for every point")
-    have = distinct(flops)
-    if have < need:
-        raise InputError(f"the power law needs {need} budgets, 5 % apart at least, and has {have}: {need - have} more")
-
-
 def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     """(log a, b) of y = log a + b x."""
     slope, intercept = np.polyfit(x, y, 1)
@@ -117,6 +109,8 @@ def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> 
 
 def _fit_with_floor(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
     """(log a, b, log E) of exp(y) = E + a exp(b x), from the best of many floors below the lowest loss."""
+    from scipy.optimize import least_squares
+
     if start is None:
         floors = np.exp(y.min()) * np.linspace(0.02, 0.99, 50)
         lines = [np.append(_fit_line(x, np.log(np.exp(y) - floor)), np.log(floor)) for floor in floors]

@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass, replace
 
 from growlm.errors import InputError
 
-# Of the parameters that were asked for.
-CLOSE = 0.2
+CLOSE = 0.2  # largest relative distance from the parameters that were asked for
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a Llama-like decoder with untied embedding and head, by the names of growlm's ModelConfig."""
+    """The sizes of an untied Llama-like decoder, by the names of growlm.ModelConfig, which needs JAX."""
 
     layers: int
     embed: int
@@ -34,11 +33,11 @@ class Shape:
 
     @property
     def matmul_params(self) -> int:
-        """Those that take part in matrix products: all but the embedding and the norms."""
+        """Parameters that take part in matrix products: all but the embedding and the norms."""
         return self.params - self.vocab * self.embed - (2 * self.layers + 1) * self.embed
 
     def shallower(self, factor: int) -> "Shape":
-        """The shape with so many times fewer layers, which G_stack grows to this one."""
+        """The shape with `factor` times fewer layers, which G_stack grows to this one."""
         return replace(self, layers=self.layers // factor)
 
     def sizes(self) -> dict[str, int]:
@@ -47,7 +46,7 @@ class Shape:
 
 
 def shape_for(params: float, factor: int, vocab: int) -> Shape:
-    """The shape nearest to so many parameters whose layers are a multiple of the growth factor.
+    """The shape nearest to `params` parameters whose layers are a multiple of the growth factor.
 
     Proportions: heads of 128 (64 below 1.5B parameters, 32 below 20M), as many for keys and values as for queries below
     30B parameters and 8 above, SwiGLU of 8/3 the width, and width over layers as in Llama 2 7B and 13B, 128, less for
@@ -78,7 +77,7 @@ def shape_for(params: float, factor: int, vocab: int) -> Shape:
         smallest = _shape(2 * factor, 1, 32, params, vocab).params
         raise InputError(
             f"no shape has about {params:.3g} parameters with {vocab} tokens and at least {2 * factor} layers: "
-            f"allowed are a smaller --vocab (256 for bytes) and from about {smallest:.2g} parameters on"
+            f"take a smaller --vocab (256 for bytes), or from about {smallest:.2g} parameters on"
         )
     return min(close, key=lambda shape: _distance(shape, params, ratio))
 
@@ -92,10 +91,10 @@ def _shape(layers: int, heads: int, head_dim: int, params: float, vocab: int) ->
 
 
 def _unit(heads: int) -> int:
-    """What a number of heads of that order is a multiple of."""
+    """The number that head counts of this order are multiples of."""
     return 1 if heads <= 4 else 2 if heads <= 16 else 4 if heads <= 32 else 8
 
 
 def _distance(shape: Shape, params: float, ratio: float) -> float:
-    """How far a shape is from the size and, with less weight, from the proportions."""
+    """Distance of a shape from the size and, with less weight, from the proportions."""
     return 3 * abs(math.log(shape.params / params)) + abs(math.log(shape.embed / shape.layers / ratio))

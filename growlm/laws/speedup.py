@@ -1,11 +1,11 @@
-"""The speed-up of one run over another: what each paid to reach the same loss."""
+"""The speed-up of one run over another: the cost of each to reach an equal loss."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from growlm.errors import InputError, unknown
+from growlm.errors import InputError, check_name, must_be
 
 AXES = ("flops", "tokens", "seconds")
 
@@ -25,15 +25,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Speedup:
-    """What growing saved at one loss. All but `loss`, `reached` and `reason` are None where not measured.
+    """The speed-up at one loss. All but `loss`, `reached` and `reason` are None where not measured.
 
     Attributes:
         speedup: FLOPs(scratch) / FLOPs(grown) - 1, the paper's measure (its equation 48); negative where
             growing lost.
         saved: 1 - FLOPs(grown) / FLOPs(scratch), the part of the compute that was not needed.
         loss: the loss at which the two were compared.
-        flops_grown: what the grown run paid to reach it, the small model's training included.
-        flops_scratch: what the run from scratch paid.
+        flops_grown: cost of the grown run to reach it, the small model's training included.
+        flops_scratch: cost of the run from scratch.
         reached: whether both runs cross the loss inside what was measured of them.
         reason: one line that says what was compared, or why it could not be.
     """
@@ -83,14 +83,14 @@ def smooth(loss: np.ndarray, window: int) -> np.ndarray:
         InputError: the window is not odd and positive, or is longer than the curve.
     """
     if window < 1 or window % 2 == 0:
-        raise InputError(f"window must be odd and positive, so that it has a centre; got {window}")
+        raise must_be("window", "odd and positive", window)
     if window > len(loss):
         raise InputError(f"window {window} is longer than the curve, which has {len(loss)} points")
     return np.median(np.lib.stride_tricks.sliding_window_view(loss, window), axis=-1)
 
 
 def cost_to_reach(curve: Curve, loss: float, axis: str = "flops") -> float | None:
-    """What the run had paid when it first came down to `loss`, or None if it never did; never extrapolated.
+    """The cost at which the run first reached `loss`, or None if it never did; never extrapolated.
 
     Between two points the curve is taken to be straight in (log cost, loss); from a point that cost nothing,
     in (cost, loss). Where the first point is already that low its own cost is the answer, which is then an
@@ -104,8 +104,7 @@ def cost_to_reach(curve: Curve, loss: float, axis: str = "flops") -> float | Non
     Raises:
         InputError: an unknown axis, or one that the curve does not have.
     """
-    if axis not in AXES:
-        raise unknown("axis", axis, AXES)
+    check_name("axis", axis, AXES)
     cost = getattr(curve, axis)
     if cost is None:
         raise InputError(f"the curve has no {axis!r}: its records do not all say it")
@@ -119,13 +118,13 @@ def cost_to_reach(curve: Curve, loss: float, axis: str = "flops") -> float | Non
 
 
 def loss_at(curve: Curve, flops: float) -> float | None:
-    """The loss where the run had paid so much, or None where it was not measured; never extrapolated.
+    """The loss at a cost of `flops`, or None where it was not measured; never extrapolated.
 
     Between two points the curve is taken to be straight in (log FLOPs, loss), as in `cost_to_reach`.
 
     Args:
         curve: the run.
-        flops: what was paid, positive.
+        flops: the cost, positive.
     """
     measured = curve.flops > 0
     paid, loss = curve.flops[measured], curve.loss[measured]
@@ -135,7 +134,7 @@ def loss_at(curve: Curve, flops: float) -> float | None:
 
 
 def speedup(grown: Curve, scratch: Curve, loss: float | None = None, window: int = 1) -> Speedup:
-    """How much cheaper the grown run reached a loss than the run from scratch.
+    """FLOPs(scratch) / FLOPs(grown) - 1 to reach one loss.
 
     Without `loss`, they are compared at the worse of the two final losses, which both of them reach. So the
     run that ends worse is taken at its end, its schedule complete, and the better one somewhere in the middle

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.laws.intervals import Interval, t_interval
-from growlm.laws.seeds import SeedSpeedup, speedup_over_seeds
+from growlm.laws.intervals import Interval, SeedSpeedup, speedup_over_seeds, t_interval
 from growlm.laws.speedup import Curve, curve
 from growlm.report import style
 from growlm.report.figures import Axis, Figure, Mark, Series

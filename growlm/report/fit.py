@@ -6,9 +6,9 @@ from pathlib import Path
 
 from growlm.errors import InputError, check_name, check_range
 from growlm.laws.chinchilla import REANALYSIS, fit_chinchilla
-from growlm.laws.guidelines import FACTOR, GROWTH_FACTOR, TIMING, law_at
 from growlm.laws.intervals import Interval
 from growlm.laws.isoflop import GuidelineFit, Slice, fit_guideline, slices_of
+from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING, law_at
 from growlm.laws.scaling import PowerLaw, fit_power_law
 from growlm.report import style
 from growlm.report.outcomes import Outcome, budget_records, outcomes

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError
+from growlm.evaluation.table import scores
 from growlm.files import write_whole
 from growlm.report import page, style
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
@@ -15,7 +16,6 @@ from growlm.report.figures import Figure, as_csv
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
-from growlm.report.scores import scores
 from growlm.report.spikes import HEADER as AT_GROWTH
 from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
 from growlm.report.valleys import growth_fits, law_figure, valley_figure

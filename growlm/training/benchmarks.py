@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from growlm.data import load_tokenizer, tokenizer_of
 from growlm.evaluation import LanguageModel, check_tasks, evaluate
-from growlm.report.scores import metrics
+from growlm.evaluation.table import metrics
 from growlm.state import TrainState
 from growlm.training.settings import EvaluationConfig
 from growlm.training.stages import Stage

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from growlm.data import Corpus, batches, validation_batches
 from growlm.errors import DivergedError, StoppedError
-from growlm.laws.chips import peak_flops
+from growlm.laws.compute import peak_flops
 from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints

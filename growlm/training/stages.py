@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from growlm.growth import OPERATORS, Growth, growth_key, hashed_options, plan_growth
-from growlm.laws.flops import training_flops
+from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.training.config import without_defaults
 from growlm.training.schedules import WITH_HORIZON, learning_rate

@@ -1,4 +1,4 @@
-"""Text that a model writes: the whole prefix is read again for every token. No cache of keys and values: slow.
+"""Text generation without a cache of keys and values: every token recomputes the whole prefix.
 
 Shape suffixes: B batch, T positions, V vocab.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from growlm.errors import InputError
+from growlm.errors import check_range
 from growlm.evaluation.score import TOKENS, Forward, LanguageModel, on_all, padded_length, run, states_at
 from growlm.models import Params
 from growlm.models.loss import logits
@@ -22,12 +22,12 @@ from growlm.models.loss import logits
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How a text goes on.
+    """Settings of generation.
 
     Attributes:
-      until: texts before which it ends; EOS ends it too.
-      most: at most so many tokens.
-      temperature: of the softmax that tokens are drawn from; 0 takes the likeliest.
+      until: stop strings, which are cut off; EOS stops too.
+      most: the most tokens to generate.
+      temperature: of the softmax; 0 is greedy.
       seed: of the draws.
     """
 
@@ -37,19 +37,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.most < 1:
-            raise InputError(f"most tokens to generate must be >= 1, got {self.most}")
-        if not self.temperature >= 0:
-            raise InputError(f"temperature must be >= 0, got {self.temperature}")
+        check_range("most tokens to generate", self.most, low=1)
+        check_range("temperature", self.temperature, low=0)
 
 
 def generate(
     model: LanguageModel, contexts: Sequence[str], sampling: Sampling, rows: int | None = None, title: str = "writing"
 ) -> list[str]:
-    """What the model writes after each context, up to the first text of `until`.
+    """The text that the model generates after each context, up to the first stop string.
 
-    A context is cut from the left to leave room for what is written, as lm-evaluation-harness does; at least half of
-    the model's length stays for it, and where that is too little the oldest tokens drop out as new ones come.
+    A context is cut from the left to leave room for new tokens, as in lm-evaluation-harness, but never below half of
+    the model's length; where that leaves too little room, the oldest tokens drop out as new ones come.
     """
     room = max(model.length - sampling.most, -(-model.length // 2))
     prompts = [tokens[-room:] or [model.prefix] for tokens in model.encode_all(contexts)]

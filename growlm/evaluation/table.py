@@ -1,9 +1,7 @@
-"""Scores of lm-evaluation-harness, metric by metric, and as a table for a terminal."""
+"""The harness's scores, metric by metric and as a table for a terminal. Imports no JAX."""
 
 from collections.abc import Iterator
 from typing import Any
-
-from growlm.report import style
 
 STDERR = "_stderr"
 
@@ -16,7 +14,10 @@ def table(results: dict[str, Any]) -> str:
         for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""
-    lines = [style.table(("task", "documents", "metric", "value", "standard error"), rows, left=("metric",))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<><>>", widths, strict=True))
+    lines = [form.format(*row).rstrip() for row in rows]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
         lines += ["", f"average of the paper's seven accuracies: {shown}"]
