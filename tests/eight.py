@@ -6,12 +6,14 @@ import subprocess
 import sys
 from typing import Any
 
-DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+EIGHT = "--xla_force_host_platform_device_count=8"
 
 
 def on_eight_devices(script: str, *arguments: object, timeout: float | None = None) -> Any:
     """What a script prints as its last line, which is JSON."""
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | DEVICES, timeout=timeout)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
