@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 from functools import partial
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
@@ -20,6 +16,7 @@ from growlm.growth import plan_growth
 from growlm.growth.state import map_optimizer_state
 from growlm.models import path_of
 
+jax.config.update("jax_disable_most_optimizations", False)  # memory and collectives are those that users get
 SOURCE = ModelConfig(layers=3, embed=64, heads=16, kv_heads=16, head_dim=8, mlp=128, vocab=256)
 COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\b")
 TRANSFER = re.compile(r"\b(infeed|outfeed|send|recv|xla_ffi_python|callback)\b")
