@@ -9,8 +9,8 @@ EDITABLE := --config-settings editable_mode=compat
 # Only tests need PyTorch, and not its gigabytes of CUDA. Where there is no such build (macOS): make test TORCH=torch
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# One file a worker: its fixtures are made once.
-PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+# Neighbours share fixtures and stay together, but for what an idle worker takes over.
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 .PHONY: demo check test test-slow install clean
 
