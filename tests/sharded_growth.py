@@ -16,7 +16,6 @@ from growlm.growth import plan_growth
 from growlm.growth.state import map_optimizer_state
 from growlm.models import path_of
 
-jax.config.update("jax_disable_most_optimizations", False)  # memory and collectives are those that users get
 SOURCE = ModelConfig(layers=3, embed=64, heads=16, kv_heads=16, head_dim=8, mlp=128, vocab=256)
 COLLECTIVE = re.compile(r"\b(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\b")
 TRANSFER = re.compile(r"\b(infeed|outfeed|send|recv|xla_ffi_python|callback)\b")
@@ -62,6 +61,7 @@ def compiled_for(function, mesh, tree):
 
 
 def main():
+    jax.config.update("jax_disable_most_optimizations", False)  # memory and collectives are those that users get
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
     params, key = noisy(SOURCE), jax.random.key(0)
     deep = dataclasses.replace(SOURCE, layers=12)

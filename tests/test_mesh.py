@@ -33,7 +33,7 @@ def on_eight(request, corpus, tmp_path_factory):
     callspecs = [getattr(item, "callspec", None) for item in request.session.items]
     specs = [found.params["spec"] for found in callspecs if found and found.params.get("spec") in (*SPECS, PARTS)]
     script = Path(__file__).with_name("meshes.py")
-    return on_eight_devices(script, tmp_path_factory.mktemp("runs"), corpus, *specs, timeout=1800)
+    return on_eight_devices(script, tmp_path_factory.mktemp("runs"), corpus, *specs)
 
 
 @pytest.fixture(scope="module")
