@@ -57,7 +57,7 @@ test: check $(VENV)/.tried-torch
 
 # The rest: every mesh, every kill, thorough properties, compilers, notebooks, docs, the page in a browser.
 test-slow: $(VENV)/.tried-torch $(VENV)/.tried-chromium
-	$(PYTEST) -m slow --hypothesis-profile=thorough
+	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=thorough
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -25,8 +25,8 @@ from hypothesis import settings
 
 from growlm.training import programs
 
-settings.register_profile("default", max_examples=100, deadline=None)
-settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.register_profile("default", max_examples=300, deadline=None)
+settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("default")
 
 
