@@ -11,27 +11,26 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from growlm.errors import InputError, check_name, unknown
+from growlm.errors import InputError, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
 from growlm.training.settings import RunConfig, SweepConfig
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"  # of the repository, and a wheel has a copy
-
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
-    """The plain settings of `FILE.py[:variant]` with `config.key=value` overrides on top.
+    """The plain settings of `FILE.py[:variant]` or the package's `growlm:NAME[:variant]`, with overrides on top.
 
-    `growlm:NAME[:variant]` is an experiment of the package, wherever the command is run.
     The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Raises InputError:
     a file that is not there, fails or has no get_config, an override that is no key=value.
     """
+    if spec.startswith("growlm:"):  # growlm/experiments is a link to experiments/, and in a wheel a copy
+        _, name, *variants = spec.split(":")
+        folder = Path(__file__).parents[1] / "experiments"
+        if name not in (names := [file.stem for file in folder.glob("*.py")]):
+            raise unknown("experiment of the package", name, names)
+        spec = ":".join([f"{folder / name}.py", *variants])
     name, _, variant = spec.partition(":")
     path = Path(name)
-    if name == "growlm":
-        name, _, variant = variant.partition(":")
-        check_name("config growlm:", name, [file.stem for file in EXPERIMENTS.glob("*.py")])
-        path = EXPERIMENTS / f"{name}.py"
     if path.suffix != ".py" or not path.is_file():
         raise InputError(
             f"config {name!r}: no such file; allowed is an experiment file such as experiments/quickstart.py"
