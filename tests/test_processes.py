@@ -46,7 +46,7 @@ class Job:
         for number in range(count):
             names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // count}"
-            names |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "GROWLM_PEER_TIMEOUT": 5}
+            names |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "GROWLM_PEER_TIMEOUT": 20}
             output = (folder / f"output-{time.monotonic_ns()}").open("w+")
             environment = os.environ | {name: str(value) for name, value in names.items()}
             options = {"env": environment, "stdout": output, "stderr": subprocess.STDOUT}
