@@ -1,47 +1,63 @@
-# Two commands on a fresh machine: `make demo` and `make test`. PYTHON picks the interpreter, 3.11 to 3.13.
+# Two commands on a fresh machine: `make demo` and `make test`. PYTHON picks the interpreter, 3.11 to 3.14.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/quickstart
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # As a path: with setuptools' finder, a script beside the clone would find the clone's folder as an empty package.
 EDITABLE := --config-settings editable_mode=compat
 # Only tests need PyTorch, and not its gigabytes of CUDA. Where there is no such build (macOS): make test TORCH=torch
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Neighbours share fixtures and stay together, but for what an idle worker takes over.
+PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo test lint install clean
+.PHONY: demo check test test-slow install clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.created:
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "growlm needs Python 3.11, 3.12 or 3.13; this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "growlm needs Python 3.11 to 3.14, got " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.created requirements.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) --no-deps --editable .
+	$(PIP) -r requirements.txt
+	$(PIP) $(EDITABLE) --no-deps --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(EDITABLE) --editable '.[test]'
+	$(PIP) $(EDITABLE) --editable '.[test]'
 	touch $@
 
 $(VENV)/.tried-torch: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) '$(TORCH)' accelerate 2>/dev/null \
+	$(PIP) --retries 1 --timeout 30 --extra-index-url $(TORCH_INDEX) '$(TORCH)' accelerate 2>/dev/null \
 		|| echo 'make: there is no $(TORCH) here: the tests that compare with PyTorch are skipped'
+	touch $@
+
+# A browser for the tests of the report's page. Only root can install one, where packages are Debian's.
+$(VENV)/.tried-chromium: $(VENV)/.created
+	if [ "$$(id -u)" = 0 ] && command -v apt-get && ! command -v chromium; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium; \
+	fi >/dev/null 2>&1 || echo 'make: there is no Chromium here: the tests of the page are skipped'
 	touch $@
 
 # Trains a small model, grows it, trains on, and compares it with its controls. Started again it goes on.
 demo: $(VENV)/.installed
 	$(BIN)/growlm sweep --config=experiments/quickstart.py --workdir=$(WORKDIR)
 
-lint: $(VENV)/.installed-test
+check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
-test: lint $(VENV)/.tried-torch
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+# Everything that guards a change.
+test: check $(VENV)/.tried-torch
+	$(PYTEST) -m 'not slow'
+
+# The rest: every mesh, every kill, thorough properties, compilers, notebooks, docs, the page in a browser.
+test-slow: $(VENV)/.tried-torch $(VENV)/.tried-chromium
+	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=thorough
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -68,6 +68,10 @@ FAMILIES = {
     ),
 }
 
+_ONE_EACH = {kind: name for name, (kind, _) in reversed(FAMILIES.items())}.values()
+# All of them for tests, one of each type in `make test`: the others have other settings of it.
+CASES = [name if name in _ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
 
 def needed():
     """torch and transformers, or the test is skipped."""

@@ -13,7 +13,6 @@ from growlm.training.programs import compile_steps
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import StepSpec, init_state
 
-jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling
 MODEL = OwnConfig(layers=2, embed=8, heads=2, head_dim=4, mlp=12, vocab=20, positions=16)
 STEPS = 5
 

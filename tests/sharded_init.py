@@ -16,7 +16,6 @@ from growlm.training.run import train
 from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import abstract_state, init_state
 
-jax.config.update("jax_disable_most_optimizations", True)  # the time goes into compiling
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 mesh = make_mesh(MeshConfig(**MESH))
 equal, rests, parts = [], [], []

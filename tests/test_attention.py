@@ -253,6 +253,7 @@ def compiled(mesh, kv_heads, length, head_dim, dtype):
         return jax.jit(partial(with_gradients, attention)).lower(q, k, k, q).compile().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "head_dim", "dtype"),
     [(256, 64, jnp.bfloat16), (2048, 128, jnp.float32), (2048, 256, jnp.float32)],
@@ -264,11 +265,13 @@ def test_the_compiler_for_tpus_takes_the_kernels_and_moves_nothing(tpus, length,
     assert not COLLECTIVE.findall(text)
 
 
+@pytest.mark.slow
 def test_the_test_can_see_a_collective(tpus):
     """One key head on two devices: were there none in the text, the pattern would be wrong."""
     assert COLLECTIVE.findall(compiled(tpus, 1, 128, 64, jnp.bfloat16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("attention", 2), ("full", 3)])
 def test_the_model_compiled_for_tpus_runs_the_kernels_in_its_scan(tpus, remat, calls):
     config = ModelConfig(layers=3, embed=128, heads=4, kv_heads=2, head_dim=64, mlp=256, vocab=512)

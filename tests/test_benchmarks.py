@@ -152,7 +152,10 @@ def test_comparison_without_torch_says_so(benchmark, capsys, monkeypatch):
 
 
 @needs_torch
-@pytest.mark.parametrize(("compare", "named"), [("torch", "compiled PyTorch"), ("torch_eager", "eager PyTorch")])
+@pytest.mark.parametrize(
+    ("compare", "named"),
+    [pytest.param("torch", "compiled PyTorch", marks=pytest.mark.slow), ("torch_eager", "eager PyTorch")],
+)
 def test_comparison_shows_one_loss_and_the_ratio_of_every_round(benchmark, compare, named):
     text, record = run(benchmark, f"--compare={compare}")
     assert record["loss"][compare] == pytest.approx(record["loss"]["growlm"], abs=1e-5)
@@ -192,6 +195,7 @@ def test_comparison_of_two_models_is_refused(benchmark, monkeypatch, torch_refer
         benchmark.main([*TINY, *SHORT, "--compare=torch"])
 
 
+@pytest.mark.slow
 @needs_torch
 def test_without_a_compiler_the_comparison_names_what_needs_none(benchmark, capsys, torch_reference):
     torch = sys.modules["torch"]
@@ -203,7 +207,7 @@ def test_without_a_compiler_the_comparison_names_what_needs_none(benchmark, caps
 
 
 @needs_torch
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_torch_reference_has_growlms_loss_and_gradients(torch_reference, compiled):
     torch = sys.modules["torch"]
     params, tokens = noisy(GROUPED), random_tokens(GROUPED, 3, 12)

@@ -27,6 +27,7 @@ def test_notebooks_hold_no_logic(path):
     assert not any(line.startswith(("def ", "class ", "for ", "while ", "if ")) for line in lines)
 
 
+@pytest.mark.slow
 def test_quickstart_runs_on_its_smallest_setting(tmp_path):
     notebook = nbformat.read(ROOT / "colab" / "quickstart.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not tagged(cell, "install")]

@@ -16,7 +16,7 @@ from growlm.models import check_params
 TOLERANCE = 1e-4  # float32, logits of about 7
 
 
-@pytest.fixture(scope="module", params=hf.FAMILIES)
+@pytest.fixture(scope="module", params=hf.CASES)
 def family(request, tmp_path_factory):
     model = hf.make_model(request.param)
     return request.param, model, hf.save(model, tmp_path_factory.mktemp(request.param))

@@ -198,7 +198,7 @@ def test_a_ramp_is_left_out_and_not_claimed(folders):
 # --- with transformers ---
 
 
-@pytest.mark.parametrize("name", hf.FAMILIES)
+@pytest.mark.parametrize("name", hf.CASES)
 def test_transformers_loads_what_grew_and_it_computes_the_same(name, tmp_path):
     """Depth and width at once, by zeros: every field of config.json must fit the weights; it generates."""
     source = hf.save(hf.make_model(name), tmp_path / "source")

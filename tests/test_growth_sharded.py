@@ -1,19 +1,14 @@
 """Growth over 8 devices: with the target's shardings, in depth without a collective, and with no memory to spare."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from eight import on_eight_devices
 
 
 @pytest.fixture(scope="module")
 def results():
-    script = Path(__file__).parent / "sharded_growth.py"
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return on_eight_devices(Path(__file__).with_name("sharded_growth.py"))
 
 
 DEPTH = ["stack", "interleave", "zero", "ragged", "moments"]

@@ -19,6 +19,8 @@ from growlm.training.settings import EvaluationConfig
 SHAPES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if data * fsdp <= 8]
 SPECS = ["x".join(map(str, shape)) for shape in SHAPES]
 PARTS = "2x2x2:2"  # in two microbatches
+FEW = ("8x1x1", "2x2x2", "1x1x8")  # `make test`: data alone, tensor alone, all three
+CASES = [spec if spec in FEW else pytest.param(spec, marks=pytest.mark.slow) for spec in (*SPECS, PARTS)]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,12 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_eight(corpus, tmp_path_factory):
+def on_eight(request, corpus, tmp_path_factory):
+    """One process for all meshes that are asked for: they share the import, the cache and the corpus."""
+    callspecs = [getattr(item, "callspec", None) for item in request.session.items]
+    specs = [found.params["spec"] for found in callspecs if found and found.params.get("spec") in (*SPECS, PARTS)]
     script = Path(__file__).with_name("meshes.py")
-    return on_eight_devices(script, tmp_path_factory.mktemp("runs"), corpus, *SPECS, PARTS, timeout=1800)
+    return on_eight_devices(script, tmp_path_factory.mktemp("runs"), corpus, *specs)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def on_one(corpus, tmp_path_factory):
     return [record["loss"] for record in tiny.records(folder) if record["loss"] is not None]
 
 
-@pytest.mark.parametrize("spec", [*SPECS, PARTS])
+@pytest.mark.parametrize("spec", CASES)
 def test_a_mesh_trains_and_grows_as_one_device_does(on_eight, on_one, spec):
     assert len(on_one) == 20
     np.testing.assert_allclose(on_eight["losses"][spec], on_one, rtol=1e-5)

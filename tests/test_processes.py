@@ -45,7 +45,8 @@ class Job:
         self.outputs, self.processes = [], []
         for number in range(count):
             names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": number}
-            names |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={4 // count}"
+            names |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "GROWLM_PEER_TIMEOUT": 20}
             output = (folder / f"output-{time.monotonic_ns()}").open("w+")
             environment = os.environ | {name: str(value) for name, value in names.items()}
             options = {"env": environment, "stdout": output, "stderr": subprocess.STDOUT}
@@ -80,6 +81,21 @@ def on_one(settings, tmp_path_factory):
     return tiny.records(folder)
 
 
+def assert_as_on_one(records, on_one):
+    assert [record["step"] for record in records] == [record["step"] for record in on_one]
+    for name in ("loss", "val_loss"):
+        have, want = ([r[name] for r in found if r.get(name) is not None] for found in (records, on_one))
+        np.testing.assert_allclose(have, want, rtol=1e-5)
+
+
+def test_two_processes_train_and_grow_as_one(settings, on_one, tmp_path):
+    job = Job(tmp_path, settings, 2)
+    assert job.wait() == [0, 0], job.said(0)
+    assert "share 0 2" in job.said(0) and "share 1 2" in job.said(1)
+    assert_as_on_one(tiny.records(tmp_path / "run"), on_one)
+
+
+@pytest.mark.slow
 def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, on_one, tmp_path):
     run = tmp_path / "run"
 
@@ -105,14 +121,9 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
     assert job.wait() == [0] * 4, job.said(0)
     assert [f"share {number // 2} 2" in job.said(number) for number in range(4)] == [True] * 4  # tensor spans two
 
-    records = tiny.records(run)
-    assert [record["step"] for record in records] == [record["step"] for record in on_one]
-    for name in ("loss", "val_loss"):
-        have, want = ([r[name] for r in found if r.get(name) is not None] for found in (records, on_one))
-        np.testing.assert_allclose(have, want, rtol=1e-5)
+    assert_as_on_one(tiny.records(run), on_one)
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints",
-        "compiled",
         "config.json",
         "growth-1.json",
         "metrics.jsonl",

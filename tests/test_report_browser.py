@@ -9,7 +9,10 @@ from test_fit import timing_sweep
 
 from growlm.report.report import write_report
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium here (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium here (apt-get install chromium)"),
+]
 
 RUNS = [{"scratch": 1.0, "grown": factor, "control": 0.9} for factor in (0.70, 0.72)]
 LOSS = "document.querySelector('#chart-loss .plot')"

@@ -165,16 +165,22 @@ MOMENTS = {
 }
 
 
-def test_a_run_killed_at_every_moment_ends_with_the_same_bits(bench):
-    for moment, (where, there) in MOMENTS.items():
-        code, said = bench.finish("many", where)
+FEW = ("while the first checkpoint is written", "in stage 1, after a checkpoint", "right after growth", "in stage 2")
+
+
+@pytest.mark.parametrize("name", ["few", pytest.param("many", marks=pytest.mark.slow)])
+def test_a_run_killed_at_every_moment_ends_with_the_same_bits(bench, name):
+    for moment in FEW if name == "few" else MOMENTS:
+        where, there = MOMENTS[moment]
+        code, said = bench.finish(name, where)
         assert code == -signal.SIGKILL, f"not killed {moment}: {code} {said}"
-        assert tiny.checkpoints(bench.folder / "many").keys() == there, moment
-    code, said = bench.finish("many")
+        assert tiny.checkpoints(bench.folder / name).keys() == there, moment
+    code, said = bench.finish(name)
     assert code == 0, said
-    assert_as_reference(bench, "many")
+    assert_as_reference(bench, name)
 
 
+@pytest.mark.slow
 def test_a_run_killed_from_outside_at_any_time_ends_with_the_same_bits(bench):
     delays = [random.uniform(0, 0.3) for _ in range(3)]
     codes = []
@@ -211,6 +217,7 @@ def test_sigterm_saves_where_it_is_and_exits_75(bench):
     assert_as_reference(bench, "asked")
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_runs_have_the_bits_of_a_run_alone(bench):
     first, second = bench.settings["stages"]
     common = {key: value for key, value in bench.settings.items() if key != "stages"}

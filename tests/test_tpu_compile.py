@@ -102,6 +102,7 @@ def chips_of(module, monkeypatch):
     return module("tpu_compile").chips_of
 
 
+@pytest.mark.slow
 def test_axes_of_a_mesh_lie_along_axes_of_the_torus_or_parts_of_them(chips_of):
     chips = chips_of("v5p:4x4x4")
     rows = make_mesh(MeshConfig(4, 16), chips).devices[:, :, 0]
@@ -112,6 +113,7 @@ def test_axes_of_a_mesh_lie_along_axes_of_the_torus_or_parts_of_them(chips_of):
         make_mesh(MeshConfig(3, 16), chips)
 
 
+@pytest.mark.slow
 def test_only_data_goes_over_slices(chips_of):
     chips_of("v5e:2x2")  # sets up the compiler
     from jax.experimental import topologies
@@ -134,6 +136,7 @@ def tiny():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_train_step_compiles_for_four_chips(tiny):
     """fsdp gathers weights and scatters gradients in every layer, tensor sums what the parts of a layer give."""
     step, per_layer = tiny["step"], tiny["model"]["layers"] * tiny["microbatches"]
@@ -143,11 +146,13 @@ def test_a_train_step_compiles_for_four_chips(tiny):
     assert 0 < step["argument_bytes"] < step["needed_bytes"] < 2**26
 
 
+@pytest.mark.slow
 def test_a_growth_in_depth_compiles_and_sends_nothing(tiny):
     assert tiny["growth"]["sent"] == {}
     assert tiny["growth"]["temporary_bytes"] == 0
 
 
+@pytest.mark.slow
 def test_the_estimate_is_one_of_a_chip_that_works(tiny):
     estimate = tiny["estimate"]
     assert 0 < estimate["mfu_none_hidden"] < estimate["mfu_all_hidden"] < 1

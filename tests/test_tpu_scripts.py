@@ -137,7 +137,7 @@ def test_a_missing_setting_of_a_tpu_is_one_line(gcloud, missing):
 
 
 def test_set_up_takes_only_pythons_that_growlm_runs_on():
-    assert one_line(bash("setup.sh", PYTHON="3.10")) == "setup: PYTHON=3.10: allowed are 3.11, 3.12 and 3.13"
+    assert one_line(bash("setup.sh", PYTHON="3.10")) == "setup: PYTHON must be 3.11 to 3.14, got 3.10"
 
 
 def documents(name):

@@ -15,13 +15,9 @@ from growlm.models.layers import Context
 
 @contextlib.contextmanager
 def exact_products_and_short_compiles():
-    """Accelerators multiply float32 in fewer bits by default; and in these tests the time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    """Accelerators multiply float32 in fewer bits by default. That programs compile quickly is conftest's."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def leaf_at(tree, path):

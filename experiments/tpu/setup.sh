@@ -4,7 +4,7 @@
 # Run again it only adds what is missing. On a TPU slice of several machines run it on all of them at once
 # (tpu.sh setup): the check at the end waits for the others.
 #
-#   PYTHON   which Python, 3.11 to 3.13                                   default 3.12
+#   PYTHON   which Python, 3.11 to 3.14                                   default 3.12
 #   EXTRA    jax's own extra for the accelerator: tpu, cuda13, cuda12     default tpu
 #   NFS      SERVER:/SHARE, to be mounted at MOUNT on every machine       default none
 #   MOUNT    where                                                        default /mnt/growlm
@@ -17,8 +17,8 @@ NFS=${NFS:-}
 MOUNT=${MOUNT:-/mnt/growlm}
 
 case $PYTHON in
-    3.11 | 3.12 | 3.13) ;;
-    *) echo "setup: PYTHON=$PYTHON: allowed are 3.11, 3.12 and 3.13" >&2; exit 2 ;;
+    3.11 | 3.12 | 3.13 | 3.14) ;;
+    *) echo "setup: PYTHON must be 3.11 to 3.14, got $PYTHON" >&2; exit 2 ;;
 esac
 
 export PATH="$HOME/.local/bin:$PATH"

@@ -30,13 +30,19 @@ FORMER = {
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
-    """The plain settings of `FILE.py[:variant]` with `config.key=value` overrides on top.
+    """The plain settings of `FILE.py[:variant]` or the package's `growlm:NAME[:variant]`, with overrides on top.
 
     The file defines get_config() or get_config(variant) and returns an ml_collections.ConfigDict. Former names are
     read, with a line on stderr.
 
     Raises InputError: a file that is not there, fails or has no get_config, an override that is no key=value.
     """
+    if spec.startswith("growlm:"):  # growlm/experiments is a link to experiments/, and in a wheel a copy
+        _, name, *variants = spec.split(":")
+        folder = Path(__file__).parents[1] / "experiments"
+        if name not in (names := [file.stem for file in folder.glob("*.py")]):
+            raise unknown("experiment of the package", name, names)
+        spec = ":".join([f"{folder / name}.py", *variants])
     name, _, variant = spec.partition(":")
     path, former = Path(name), []
     if path.suffix != ".py" or not path.is_file():
