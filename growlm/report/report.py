@@ -158,6 +158,7 @@ def _parts(one: Section) -> Iterator[Part]:
     yield Part("Loss", page.chart(one.loss))
     yield Part("Results", _results(one))
     yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
+    yield Part("Text", _samples(one.group))
     yield Part("Growth", _growths(one.group))
     yield Part("Loss at growth", _at_growth(one))
     yield Part("Training", page.charts(one.training))
@@ -235,6 +236,18 @@ def _evaluations(group: Group) -> str:
                     lines.append([label, found.get("alias", task), metric, value, error or "-", style.count(at)])
     header = ["run", "task", "metric", "value", "standard error", "tokens"]
     return page.table(header, lines, ("run", "task", "metric")) if lines else ""
+
+
+def _samples(group: Group) -> str:
+    """The texts that the models of the first seed wrote, in the order of training."""
+    found = []
+    for run in group.first.runs.values():
+        for record in run.metrics:
+            for sample in record.get("samples", ()):
+                at = f"{run.name}, stage {record['stage'] + 1}, step {record['step']:,}"
+                loss = f", validation loss {style.loss(record['val_loss'])}" if "val_loss" in record else ""
+                found.append(f"{page.quiet(at + loss)}{page.verbatim(sample['prompt'] + sample['text'])}")
+    return "\n".join(found)
 
 
 def _growths(group: Group) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks while a stage is trained: scores by task and metric, as metrics.jsonl has them."""
+"""Benchmarks and texts while a stage is trained, as metrics.jsonl has them."""
 
 import contextlib
 import io
@@ -9,13 +9,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from growlm.data import load_tokenizer, tokenizer_of
-from growlm.evaluation import LanguageModel, check_tasks, evaluate
+from growlm.evaluation import LanguageModel, Sampling, check_tasks, evaluate, generate
 from growlm.evaluation.table import metrics
 from growlm.state import TrainState
 from growlm.training.settings import EvaluationConfig
 from growlm.training.stages import Stage
 
 PREFIX = "benchmark/"
+TEMPERATURE = 0.7  # of the softmax from which the tokens of a sample are drawn
 
 
 def check_benchmarks(evaluation: EvaluationConfig) -> None:
@@ -38,6 +39,16 @@ class Benchmarks:
         settings = evaluation.tasks, _folder(evaluation), evaluation.limit or None
         with contextlib.redirect_stderr(io.StringIO()):  # a bar for every task, in the middle of the stage's own
             return named_scores(evaluate(self._model(state), *settings))
+
+    def samples(self, state: TrainState) -> list[dict[str, str]]:
+        """What the model writes after each of the prompts: {"prompt": ..., "text": ...}, always from the same draws."""
+        evaluation = self._stage.evaluation
+        if not evaluation.prompts:
+            return []
+        sampling = Sampling(most=evaluation.prompt_tokens, temperature=TEMPERATURE)
+        with contextlib.redirect_stderr(io.StringIO()):
+            texts = generate(self._model(state), evaluation.prompts, sampling, rows=len(evaluation.prompts))
+        return [{"prompt": one, "text": text} for one, text in zip(evaluation.prompts, texts, strict=True)]
 
     def _model(self, state: TrainState) -> LanguageModel:
         """The state as a language model; EOS stands before a text, as before every document in training."""

@@ -88,7 +88,8 @@ def train_stage(
             with validating.running():
                 validation = steps.validate(state, all_held_out)
             recorder.check(stage.first_step, validation_loss=validation["val_loss"])
-            recorder.record(stage.first_step, loss=None, **validation)
+            samples = _samples(benchmarks, state, display) if stage.parent else {}
+            recorder.record(stage.first_step, loss=None, **validation, **samples)
             display.step(stage.first_step, loss=None, tokens_per_second=0.0, val_loss=validation["val_loss"])
 
         watch.start()
@@ -118,7 +119,8 @@ def train_stage(
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
             held_out = all_held_out if evaluating else all_held_out[:1]
             scores = benchmarks.scores(state) if benchmarking else {}
-            recorder.settle(steps.validate(state, held_out) | scores, evaluating)
+            samples = _samples(benchmarks, state, display) if ending else {}
+            recorder.settle(steps.validate(state, held_out) | scores | samples, evaluating)
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
             if saving:
@@ -129,6 +131,14 @@ def train_stage(
                 raise StoppedError(f"stopped and saved at step {step}; the same command goes on from there")
             watch.start()
     return state
+
+
+def _samples(benchmarks: Benchmarks, state: TrainState, display: Display) -> dict[str, list[dict[str, str]]]:
+    """The texts that the model writes now, for the record; shown too."""
+    samples = benchmarks.samples(state)
+    for sample in samples:
+        display.say(f"step {int(state.step):,} writes: {sample['prompt']}{sample['text']}")
+    return {"samples": samples} if samples else {}
 
 
 def _peak(mesh: Mesh, profiling: ProfilingConfig) -> float:

@@ -86,9 +86,11 @@ class Scale:
         tokens = self.tokens - spent - sum(map(self._cost, before))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
-    def scratch(self, peak_lr: float | None = None, **rest: Any) -> Run:
-        """The large model on the whole budget."""
-        return {"stages": (self.stage(self.model(), self.tokens, peak_lr or self.peak_lr, **rest),)}
+    def scratch(self, peak_lr: float | None = None, model: dict[str, int] | None = None, **rest: Any) -> Run:
+        """A model, by default the large one, from scratch on as many tokens as the budget pays for."""
+        model = model or self.model()
+        tokens = int(self.tokens * _parameters(self.model()) / _parameters(model))
+        return {"stages": (self.stage(model, tokens, peak_lr or self.peak_lr, **rest),)}
 
     def sweep(
         self, title: str, grown: Mapping[str, Run], controls: Mapping[str, tuple[Run, str]] | None = None
@@ -112,8 +114,11 @@ class Scale:
 
     def _cost(self, stage: Stage) -> int:
         """What a stage costs, in tokens of the large model."""
-        large, small = (parameter_count(build_model(model)) for model in (self.model(), stage["model"]))
-        return round(stage["tokens"] * small / large)
+        return round(stage["tokens"] * _parameters(stage["model"]) / _parameters(self.model()))
+
+
+def _parameters(model: dict[str, int]) -> int:
+    return parameter_count(build_model(model))
 
 
 DEMO = {"embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}

@@ -61,6 +61,9 @@ class EvaluationConfig:
       tasks_every_tokens: tokens of training between benchmarks inside of a stage; 0: none there.
       data_dir: folder with the benchmarks' data; None: it is downloaded.
       limit: documents of each benchmark; 0: all.
+      prompts: texts that the model continues where a stage begins by a growth and where a run leaves it. The texts are
+        kept in metrics.jsonl as `samples`.
+      prompt_tokens: tokens that it writes after each.
     """
 
     every_tokens: int = 0
@@ -71,11 +74,14 @@ class EvaluationConfig:
     tasks_every_tokens: int = 0
     data_dir: str | None = None
     limit: int = 0
+    prompts: tuple[str, ...] = ()
+    prompt_tokens: int = 96
 
     def __post_init__(self):
         for name in ("every_tokens", "batch", "length", "tasks_every_tokens", "limit"):
             check_range(f"evaluation.{name}", getattr(self, name), low=0)
         check_range("evaluation.batches", self.batches, low=1)
+        check_range("evaluation.prompt_tokens", self.prompt_tokens, low=1)
         for name in ("tasks_every_tokens", "data_dir", "limit"):
             if getattr(self, name) and not self.tasks:
                 raise must_be(f"evaluation.{name}", "unset without evaluation.tasks", getattr(self, name))
