@@ -216,7 +216,7 @@ def test_a_preset_is_kept_as_written_and_acts_as_what_it_stands_for():
     assert (pro.operator, pro.options, pro.optimizer_state, pro.train) == ("zero", {"order": "expand"}, "reset", "new")
     loud = build_growth(
         {"operator": "lemon", "options": {"split_imbalance": 0.1}, "optimizer_state": "map", "train": "all"}
-    )
+    ).resolved
     assert loud.options == {"order": "interleave", "zero_residual": True, "split_imbalance": 0.1}
     assert (loud.optimizer_state, loud.train) == ("map", "all")
 
