@@ -61,9 +61,9 @@ def test_config_py_files_are_not_in_the_way(bench):
 BAD_SETTINGS = {
     "stages[0].tokens=63": ("stages[0]", "63", "4 x 16 = 64"),
     "stages[0].tokens=6.5": ("stages[0].tokens", "6.5", "int"),
-    "stages[0].model.layers=3": ("layers 2", "source's 3"),
-    "stages[1].model.embed=8": ("embed 8", "source's 16"),
-    "stages[0].model.heads=3": ("heads 3", "kv_heads 2"),
+    "stages[0].model.layers=3": ("model.layers must be >= the source's, 3", "got 2"),
+    "stages[1].model.embed=8": ("model.embed must be >= the source's, 16", "got 8"),
+    "stages[0].model.heads=3": ("heads must be a multiple of model.kv_heads, 2", "got 3"),
     "stages[0].model.kv_heads=0": ("kv_heads", "0", "positive"),
     "stages[0].model.head_dim=7": ("head_dim", "7", "even"),
     "stages[0].model.rope_theta=1e999": ("rope_theta", "inf", "positive"),
@@ -73,8 +73,8 @@ BAD_SETTINGS = {
     "stages[1].growth.operator=drect": ("'drect'", "'direct'"),
     "stages[1].growth.operator=zzz": ("'zzz'", "growth operator or preset"),
     "stages[1].growth.options.order=stck": ("'stck'", "did you mean 'stack'", "interleave"),
-    "stages[1].growth.options.order=[0,1]": ("layer 1", "0 to 0"),
-    "stages[1].growth.options.order=[0]": ("1 layers", "target has 2"),
+    "stages[1].growth.options.order=[0,1]": ("0 to 0", "got 1"),
+    "stages[1].growth.options.order=[0]": ("list of 2 layers", "got 1"),
     "stages[1].growth.options.order=[0,'a']": ("'a'", "0 to 0"),
     "stages[1].growth.options.order=5": ("5", "stack", "interleave"),
     "stages[1].growth.options.ordr=stack": ("'ordr'", "did you mean 'order'"),
@@ -141,10 +141,10 @@ def test_a_corpus_that_is_no_text(capsys, bench):
     (bench / "short.txt").write_text("Too little.")
     (bench / "folder").mkdir()
     expected = {
-        "empty.txt": ("no text in empty.txt", "a text file"),
-        "image.png": ("image.png is not text", "0x89", "UTF-8"),
-        "short.txt": ("short.txt is too small", "11 bytes", "4097"),
-        "folder": ("no text in folder", ".txt"),
+        "empty.txt": ("empty.txt must hold text", ".txt"),
+        "image.png": ("image.png", "0x89", "UTF-8"),
+        "short.txt": ("short.txt", "11", "4097"),
+        "folder": ("folder must hold text", ".txt"),
         "": ("''", "'stdlib'"),
     }
     for source, parts in expected.items():
