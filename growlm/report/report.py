@@ -13,12 +13,12 @@ from growlm.report.charts import benchmark_figures, change, loss_figure, trainin
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table, verdict
 from growlm.report.figures import Figure, as_csv
 from growlm.report.fit import GrowthFit, law_text, slices_text
+from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
 from growlm.report.scores import scores
 from growlm.report.spikes import HEADER as AT_GROWTH
 from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
-from growlm.report.valleys import growth_fits, law_figure, valley_figure
 
 __all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
@@ -329,7 +329,7 @@ def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
     """The figures of a law; the files of all laws but the first are numbered."""
     if isinstance(fit, str):
         return []
-    found = [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+    found = [figure for figure in (parabola_figure(fit), law_figure(fit)) if figure]
     return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
 
 

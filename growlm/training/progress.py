@@ -77,7 +77,8 @@ def _last(path: Path) -> dict[str, Any]:
 def table(standings: Sequence[Standing]) -> list[str]:
     """The lines of the table."""
     rows = [(one.run, one.state, f"{one.share:.0%}", numbers.loss(one.loss)) for one in standings]
-    return numbers.table(HEADER, rows).splitlines()
+    header, _, *lines = numbers.table(HEADER, rows).splitlines()
+    return [header, *lines]
 
 
 class Screen:
