@@ -75,8 +75,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        said = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
-        parts.append("\n\n".join(said))
+        texts = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
+        parts.append("\n\n".join(texts))
     return "\n\n\n".join(parts)
 
 
@@ -146,11 +146,11 @@ def _head(sections: list[Section]) -> str:
         found.append(f'<p class="verdict">{named}{escape(verdict(one.rows))}</p>')
     studies = [study for one in sections for study in one.group.studies.values()]
     machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
-    said = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
+    facts = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
     trained = [study.flops_trained for study in studies if study.flops_trained is not None]
     if trained:
-        said.append(f"{style.flops(sum(trained))} FLOPs trained in all")
-    return "\n".join([*found, page.quiet(" · ".join(said))])
+        facts.append(f"{style.flops(sum(trained))} FLOPs trained in all")
+    return "\n".join([*found, page.quiet(" · ".join(facts))])
 
 
 def _parts(one: Section) -> Iterator[Part]:
