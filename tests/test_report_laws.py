@@ -11,7 +11,7 @@ from growlm.report import law_figures
 from growlm.report.drawing import draw
 from growlm.report.figures import as_csv
 from growlm.report.records import read_groups
-from growlm.report.report import write_report
+from growlm.report.report import report_page, write_report
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_too_few_points_say_in_one_line_what_is_missing(tmp_path):
     timing_sweep(tmp_path, sizes=(64,), seeds=(0,))
     (found,) = law_figures.growth_fits(read_groups(tmp_path))
     assert found.fit is None and "1 more size" in found.missing and "\n" not in found.missing
-    page = write_report(tmp_path).read_text()
+    page = report_page(tmp_path)[0]
     assert "No law yet: the timing law needs" in page and 'id="chart-timing_valley"' in page
     assert "1 seed at every value" in page
 
@@ -88,7 +88,7 @@ def test_runs_that_differ_in_the_operator_or_do_not_grow_tell_of_no_law(tmp_path
         growth = {"operator": "direct", "options": {"order": order}}
         write_run(tmp_path / name, lambda *_: 3.0, grown_at=1e5 if name == "a" else 2e5, growth=growth)
     assert law_figures.growth_fits(read_groups(tmp_path)) == []
-    assert "When and how to grow" not in write_report(tmp_path).read_text()
+    assert "When and how to grow" not in report_page(tmp_path)[0]
 
 
 def test_runs_that_differ_in_the_factor_tell_of_that(tmp_path):

@@ -20,7 +20,7 @@ CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "displayModeBar": True,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "sendChartToCloud"],
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "sendChartToCloud"],
 }
 
 

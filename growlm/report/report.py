@@ -95,21 +95,28 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     Raises:
         InputError: no such folder, no run in it, or no run with any metrics.
     """
+    html, figures = report_page(folder, loss)
+    for figure in figures:
+        _write_figure(Path(folder), figure)
+    target = Path(folder) / "report.html"
+    write_whole(target, html.encode())
+    return target
+
+
+def report_page(folder: str | Path, loss: float | None = None) -> tuple[str, list[Figure]]:
+    """The page as HTML, and the figures on it. Arguments and errors are those of `write_report`."""
     folder = Path(folder)
     groups = read_groups(folder)
     sections = [_section(group, number, loss) for number, group in enumerate(groups)]
     laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
-    drawn = [figure for one in sections for figure in one.figures]
-    for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
-        _write_figure(folder, figure)
+    figures = [figure for one in sections for figure in one.figures]
+    figures += [figure for _, of_law in laws for figure in of_law]
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
     parts = [part for one in sections for part in _parts(one)]
     if len(sections) > 1:
         parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
     parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
-    target = folder / "report.html"
-    write_whole(target, page.page(title, _head(sections), parts).encode())
-    return target
+    return page.page(title, _head(sections), parts), figures
 
 
 def _section(group: Group, number: int, loss: float | None) -> Section:
