@@ -497,7 +497,7 @@ def test_the_experiment_runs_on_both_kinds_of_checkpoint(home, tmp_path, capsys)
     assert np.ptp([loss for losses in begun.values() for loss in losses]) < 1e-5  # all begin as the checkpoint
     assert len({records[-1]["val_loss"] for records in ends.values()}) == 6  # and every policy ends elsewhere
     assert (tmp_path / "sweep" / "report.html").exists()
-    with pytest.raises(InputError, match="rewarm began from a saved model, and so grew after nobody knows how many"):
+    with pytest.raises(InputError, match="rewarm began from a saved model: the tokens before its growth are not known"):
         fit_runs(tmp_path / "sweep", "timing", 4, print)
     for name in ("", ":", ":theirs"):
         with pytest.raises(InputError):

@@ -17,7 +17,7 @@ from growlm.errors import InputError
 from growlm.report import drawing, style
 from growlm.report.charts import COSTS, loss_figure
 from growlm.report.records import read, read_groups
-from growlm.report.report import summarise, table, verdict, write_report
+from growlm.report.report import report_page, summarise, table, verdict, write_report
 from growlm.report.style import DARK, LIGHT
 
 AXES = {axis.key: axis for axis in COSTS}
@@ -192,6 +192,11 @@ class Page(HTMLParser):
             self.text += data
 
 
+def page_of(folder):
+    """The page of a folder, without the figures beside it."""
+    return Page(report_page(folder)[0])
+
+
 def data_of(page):
     """What plotly draws, by the name of the figure; the last two scripts are plotly's and the page's."""
     figures = [json.loads(script) for script in page.scripts[:-2]]
@@ -226,7 +231,7 @@ def test_the_report_is_one_file_that_needs_no_network(sweep):
 
 
 def test_no_script_but_the_page_s_own_may_run(sweep):
-    page = Page(write_report(sweep).read_text())
+    page = page_of(sweep)
     policy = next(value for key, value in page.attributes if key == "content" and "default-src" in value)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts[-2:]]
     assert policy.endswith(f"script-src 'sha256-{hashes[0]}' 'sha256-{hashes[1]}'") and "default-src 'none'" in policy
@@ -270,7 +275,7 @@ def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
 
 
 def test_the_report_says_everything(sweep):
-    page = Page(write_report(sweep).read_text())
+    page = page_of(sweep)
     rows = summarise(sweep)
     assert verdict(rows) in page.text
     for cell in (style.percent(rows[1].speedup), style.loss(rows[1].val_loss), "layers 2 → 8", "1K → 4K"):
@@ -291,7 +296,7 @@ def test_everything_foreign_is_escaped(tmp_path):
     path = folder / "grown" / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | {f"benchmark/{evil}": 0.5})]))
-    page = Page(write_report(folder).read_text())
+    page = page_of(folder)
     assert page.tags.count("script") == len(data_of(page)) + 2 == 8 and "i" not in page.tags
     assert page.text.count(evil) >= 7
 
@@ -300,7 +305,7 @@ def test_a_single_run_has_a_report(tmp_path):
     write_run(tmp_path / "alone", [(2, 1e5), (8, 1e6)])
     (row,) = summarise(tmp_path / "alone")
     assert row.run == "alone" and row.role == "run" and row.speedup is None
-    page = Page(write_report(tmp_path / "alone").read_text())
+    page = page_of(tmp_path / "alone")
     assert "Nothing to compare" in page.text and "alone, growth 1" in page.text
 
 
@@ -314,12 +319,12 @@ def test_the_report_of_single_runs_says_how_each_was_begun(tmp_path):
                 "commit": f"0{number}ab",
             }
             (tmp_path / name / "run.json").write_text(json.dumps(begun))
-    alone = Page(write_report(tmp_path / "a").read_text()).text
+    alone = page_of(tmp_path / "a").text
     assert "growlm train --workdir=a '<x>'" in alone and "one chip · commit 00ab" in alone
-    together = Page(write_report(tmp_path).read_text()).text
+    together = page_of(tmp_path).text
     assert "growlm train --workdir=a '<x>'\ngrowlm train --workdir=b '<x>'" in together
     assert "one chip · commit 00ab, 01ab" in together and together.count("one chip") == 1
-    assert "commit" not in Page(write_report(tmp_path / "c").read_text()).text
+    assert "commit" not in page_of(tmp_path / "c").text
 
 
 def test_curves_are_compared_unsmoothed_and_the_page_says_so(sweep):
@@ -331,7 +336,7 @@ def test_curves_are_compared_unsmoothed_and_the_page_says_so(sweep):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     paid = rows["scratch"].flops / (1 + by_name(sweep)["grown"].speedup)
     assert before["flops"] < paid < low["flops"]
-    assert "as they were measured, unsmoothed" in Page(write_report(sweep).read_text()).text
+    assert "as they were measured, unsmoothed" in page_of(sweep).text
 
 
 OWN, FIXED = {"batches": 8}, {"batches": 8, "batch": 4, "length": 16}
@@ -352,7 +357,7 @@ def test_the_page_says_where_losses_are_of_the_same_text(sweep, evaluation, seco
         first = {"batch": 4, "length": 16, "evaluation": None}
         stages = [first, first | second | {"evaluation": own}] if path.parent.name == "grown" else [first]
         path.write_text(json.dumps({"corpus": "c", "evaluation": evaluation, "stages": stages}))
-    text = Page(write_report(sweep).read_text()).text
+    text = page_of(sweep).text
     assert at_growth in text and compared in text
     assert ("on the same held-out batches" in text) + ("of its own stage" in text) == 1
     assert ("of the same held-out batches" in text) + ("not all of the same text" in text) == 1
@@ -362,7 +367,7 @@ def test_the_page_says_that_runs_of_one_study_are_validated_on_different_text(sw
     for number, path in enumerate(sorted(sweep.glob("*/config.json"))):
         stages = [{"batch": 4, "length": 16 if number else 32}] * 2
         path.write_text(json.dumps({"corpus": "c", "evaluation": OWN, "stages": stages}))
-    text = Page(write_report(sweep).read_text()).text
+    text = page_of(sweep).text
     assert "on the same held-out batches" in text and "not all of the same text" in text
 
 
@@ -447,7 +452,7 @@ def test_learning_rate_gradient_norm_and_throughput_are_charts_with_their_growth
 
 
 def test_what_is_not_recorded_has_no_chart(sweep):
-    assert "gradient_norm" not in data_of(Page(write_report(sweep).read_text()))
+    assert "gradient_norm" not in data_of(page_of(sweep))
 
 
 def test_the_growth_of_a_run_without_a_report_is_read_off_its_config(sweep):

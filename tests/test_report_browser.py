@@ -177,9 +177,13 @@ def test_the_nearest_point_says_what_it_is(laptop):
         assert part in text
 
 
-def test_a_finger_scrolls_the_page(tab, page):
+def test_a_finger_scrolls_the_page_and_a_button_zooms(tab, page):
     tab.open(page, **PHONE)
     assert tab.value(f"{LOSS}._fullLayout.dragmode") is False
+    before = axis(tab)
+    tab.value(f"{LOSS}.querySelector('.modebar-btn[data-title=\"Zoom in\"]').click()")
+    tab.value("new Promise(done => setTimeout(done, 300))")
+    assert axis(tab)[2] > before[2] and axis(tab)[3] < before[3]
     assert tab.problems == []
 
 

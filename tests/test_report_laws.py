@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from test_fit import best_tokens, timing_sweep, write_run
 
-from growlm.report import valleys
+from growlm.report import law_figures
 from growlm.report.drawing import draw
 from growlm.report.figures import as_csv
 from growlm.report.records import read_groups
-from growlm.report.report import write_report
+from growlm.report.report import report_page, write_report
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def planted(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fit(planted):
-    (found,) = valleys.growth_fits(read_groups(planted))
+    (found,) = law_figures.growth_fits(read_groups(planted))
     return found
 
 
 def test_the_parabola_is_that_of_the_losses_and_the_mark_its_minimum(fit):
-    figure = valleys.valley_figure(fit)
+    figure = law_figures.parabola_figure(fit)
     curves = [one for one in figure.series if one.style == "fit"]
     points = [one for one in figure.series if one.style == "points"]
     assert len(curves) == len(points) == len(fit.slices) >= 4
@@ -50,7 +50,7 @@ def test_a_parabola_is_at_the_mean_height_of_its_seeds(fit):
 
 
 def test_the_law_goes_through_its_points(fit):
-    figure = valleys.law_figure(fit)
+    figure = law_figures.law_figure(fit)
     points = {one.label: one for one in figure.series if one.style == "points"}
     laws = {one.label: one for one in figure.series if one.style == "fit"}
     assert len(points) == len(laws) == 3  # sizes
@@ -65,7 +65,7 @@ def test_the_law_goes_through_its_points(fit):
 
 
 def test_both_are_drawn_and_on_the_page(planted, fit):
-    for figure in (valleys.valley_figure(fit), valleys.law_figure(fit)):
+    for figure in (law_figures.parabola_figure(fit), law_figures.law_figure(fit)):
         (axes,) = draw(figure, figure.x[0]).axes
         assert axes.get_xscale() == "log" and len(axes.lines) >= len(figure.series)
     page = write_report(planted).read_text()
@@ -76,9 +76,9 @@ def test_both_are_drawn_and_on_the_page(planted, fit):
 
 def test_too_few_points_say_in_one_line_what_is_missing(tmp_path):
     timing_sweep(tmp_path, sizes=(64,), seeds=(0,))
-    (found,) = valleys.growth_fits(read_groups(tmp_path))
+    (found,) = law_figures.growth_fits(read_groups(tmp_path))
     assert found.fit is None and "1 more size" in found.missing and "\n" not in found.missing
-    page = write_report(tmp_path).read_text()
+    page = report_page(tmp_path)[0]
     assert "No law yet: the timing law needs" in page and 'id="chart-timing_valley"' in page
     assert "1 seed at every value" in page
 
@@ -87,15 +87,15 @@ def test_runs_that_differ_in_the_operator_or_do_not_grow_tell_of_no_law(tmp_path
     for name, order in (("a", "stack"), ("b", "interleave")):
         growth = {"operator": "direct", "options": {"order": order}}
         write_run(tmp_path / name, lambda *_: 3.0, grown_at=1e5 if name == "a" else 2e5, growth=growth)
-    assert valleys.growth_fits(read_groups(tmp_path)) == []
-    assert "When and how to grow" not in write_report(tmp_path).read_text()
+    assert law_figures.growth_fits(read_groups(tmp_path)) == []
+    assert "When and how to grow" not in report_page(tmp_path)[0]
 
 
 def test_runs_that_differ_in_the_factor_tell_of_that(tmp_path):
     for layers in (1, 2, 4, 6):
         write_run(tmp_path / str(layers), lambda n, c, d, g: 3 + 0.1 * np.log(g / 4) ** 2, 64, 1e5, (layers, 12), 2e6)
-    (found,) = valleys.growth_fits(read_groups(tmp_path))
-    assert found.law == "factor" and valleys.valley_figure(found).x[0].key == "factor"
+    (found,) = law_figures.growth_fits(read_groups(tmp_path))
+    assert found.law == "factor" and law_figures.parabola_figure(found).x[0].key == "factor"
 
 
 def test_a_seed_of_which_a_run_is_missing_is_left_out(tmp_path):
@@ -106,10 +106,10 @@ def test_a_seed_of_which_a_run_is_missing_is_left_out(tmp_path):
             write_run(home / name, lambda n, c, d, g: 3 + 0.1 * np.log(d / 3e5) ** 2, grown_at=grown_at, seed=seed)
         runs = {name: {"status": "done", "stages": []} for name in names}
         (home / "sweep.json").write_text(json.dumps({"title": "t", "grown": list(names), "runs": runs}))
-    (found,) = valleys.growth_fits(read_groups(tmp_path))
+    (found,) = law_figures.growth_fits(read_groups(tmp_path))
     assert {len(one.x) for one in found.slices} == {8}
     runs["after_4"]["status"] = "pending"
     (home / "sweep.json").write_text(json.dumps({"title": "t", "grown": list(names), "runs": runs}))
-    (found,) = valleys.growth_fits(read_groups(tmp_path))
+    (found,) = law_figures.growth_fits(read_groups(tmp_path))
     assert {len(one.x) for one in found.slices} == {4}
-    assert "1 seed at every value" in valleys.valley_figure(found).note
+    assert "1 seed at every value" in law_figures.parabola_figure(found).note

@@ -13,7 +13,7 @@ from growlm.laws.intervals import t_interval
 from growlm.report.charts import loss_figure
 from growlm.report.compare import NOT_REACHED, cells, rows, verdict
 from growlm.report.records import read_groups
-from growlm.report.report import overview, summarise, write_report
+from growlm.report.report import overview, report_page, summarise, write_report
 
 CLEAR = [{"scratch": 1.0, "grown": factor, "control": 0.9} for factor in (0.70, 0.72, 0.68)]
 
@@ -175,5 +175,5 @@ def test_scores_of_evaluate_are_a_table(seeds):
     home.mkdir()
     scores = {"alias": "piqa", "acc,none": 0.625, "acc_stderr,none": 0.01, "sample_len": 20}
     (home / "results_2026.json").write_text(json.dumps({"results": {"piqa": scores}, "growlm": {"tokens": 1.1e6}}))
-    page = write_report(seeds).read_text()
+    page = report_page(seeds)[0]
     assert "0.6250" in page and "± 0.0100" in page and "grown, seed 0" in page and "1.1M" in page

@@ -18,6 +18,6 @@ OPTIONS = {
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
-    say = partial(print, flush=True)
-    fit_runs(args.runs, args.law, args.slices, say, partial(tqdm, desc="resampling", leave=False))
+    log = partial(print, flush=True)
+    fit_runs(args.runs, args.law, args.slices, log, partial(tqdm, desc="resampling", leave=False))
     return 0

@@ -22,7 +22,7 @@ WIDE = 2.0  # the farthest that an interval is in view, in times of the spread o
 
 @dataclass(frozen=True)
 class Row:
-    """One run of a study, over its seeds. What is not known, or cannot be measured yet, is None.
+    """One run of a study, over its seeds. A value that is not known, or not measured yet, is None.
 
     Attributes:
         run: its name.
@@ -84,7 +84,7 @@ def rows(group: Group, loss: float | None = None) -> list[Row]:
     """One row per run of the group, in the order of the sweep.
 
     Args:
-        group: a study, or the same study at several seeds.
+        group: a study at one seed or several.
         loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
     """
     return [_row(name, group, loss) for name in group.first.runs]
@@ -250,13 +250,13 @@ def _against_controls(row: Row) -> str:
         groups[_standing(gain)].append(f"{name} ({gained(gain)})" if gain and gain.speedup else name)
     if len(groups["beaten"]) == len(row.over):
         return f"It beat every control: {', '.join(groups['beaten'])}."
-    said = {
+    sentences = {
         "lost": "did not beat {}",
         "unclear": "was not clearly different from {}",
         "beaten": "beat {}",
         "missing": "could not be compared with {}",
     }
-    parts = [form.format(", ".join(groups[kind])) for kind, form in said.items() if groups[kind]]
+    parts = [form.format(", ".join(groups[kind])) for kind, form in sentences.items() if groups[kind]]
     return f"Of the controls, it {'; it '.join(parts)}."
 
 

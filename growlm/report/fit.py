@@ -16,7 +16,7 @@ from growlm.report.outcomes import Outcome, budget_records, outcomes
 LAWS = ("timing", "factor", "scaling")
 SLICES = 4
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 _UNDECAYED = (
     "all but the last slice of a size are read before the learning rate decayed, as in the paper "
@@ -25,7 +25,7 @@ _UNDECAYED = (
 
 
 def fit_runs(
-    folder: Path, law: str, slices: int | None, say: Say, progress: Callable = iter, resamples: int | None = None
+    folder: Path, law: str, slices: int | None, log: Log, progress: Callable = iter, resamples: int | None = None
 ) -> None:
     """Fits a law to the finished runs of a folder and prints it.
 
@@ -33,7 +33,7 @@ def fit_runs(
         folder: of a sweep or a run, or of several.
         law: "timing", "factor" or "scaling".
         slices: budgets per size at which losses are taken; 4 if None. The scaling law takes final losses only.
-        say: prints a part of the text; it is called before an error is raised with all that is known.
+        log: prints a part of the text; it is called before an error is raised with all that is known.
         progress: wraps long loops, such as tqdm.
         resamples: for the intervals; each fit's own number if None.
 
@@ -45,16 +45,16 @@ def fit_runs(
     check_name("law", law, LAWS)
     runs, left_out = outcomes(folder)
     if left_out:
-        say(f"left out: {', '.join(left_out)}\n")
+        log(f"left out: {', '.join(left_out)}\n")
     how = {} if resamples is None else {"resamples": resamples}
     if law == "scaling":
-        _scaling(runs, say, how | {"progress": progress})
+        _scaling(runs, log, how | {"progress": progress})
     else:
-        found = fit_growth(law, _grown_once(runs, say), slices or SLICES, **how)
-        say(slices_text(found))
+        found = fit_growth(law, _grown_once(runs, log), slices or SLICES, **how)
+        log(slices_text(found))
         if found.fit is None:
             raise InputError(found.missing)
-        say(law_text(found))
+        log(law_text(found))
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,20 @@ def law_text(found: GrowthFit) -> str:
     return f"{constant}\n{_guideline(found.fit, 'g', FACTOR, 'equation 50, which it advises against')}"
 
 
-def _scaling(runs: Sequence[Outcome], say: Say, how: dict) -> None:
+def _scaling(runs: Sequence[Outcome], log: Log, how: dict) -> None:
     groups = {
         "from scratch": [run for run in runs if run.stages == 1],
         "grown": [run for run in runs if run.stages > 1],
     }
-    missing = [_power_laws(name, group, say, how) for name, group in groups.items()]
-    missing.append(_chinchilla(groups["from scratch"], say, how))
+    missing = [_power_laws(name, group, log, how) for name, group in groups.items()]
+    missing.append(_chinchilla(groups["from scratch"], log, how))
     if all(missing):
         raise InputError("; ".join(missing))
     for line in filter(None, missing):
-        say(f"not fitted: {line}")
+        log(f"not fitted: {line}")
 
 
-def _power_laws(name: str, runs: Sequence[Outcome], say: Say, how: dict) -> str:
+def _power_laws(name: str, runs: Sequence[Outcome], log: Log, how: dict) -> str:
     """Prints both power laws of the final losses; returns what they lack, or nothing."""
     flops, loss = [run.curve.flops[-1] for run in runs], [run.curve.loss[-1] for run in runs]
     for irreducible in (False, True):
@@ -147,7 +147,7 @@ def _power_laws(name: str, runs: Sequence[Outcome], say: Say, how: dict) -> str:
             fit = fit_power_law(flops, loss, irreducible, **how)
         except InputError as error:
             return f"{name}: {error}"
-        say(_power_law(name, fit, irreducible))
+        log(_power_law(name, fit, irreducible))
     return ""
 
 
@@ -161,7 +161,7 @@ def _power_law(name: str, fit: PowerLaw, irreducible: bool) -> str:
     )
 
 
-def _chinchilla(runs: Sequence[Outcome], say: Say, how: dict) -> str:
+def _chinchilla(runs: Sequence[Outcome], log: Log, how: dict) -> str:
     """Prints L(N, D) of the runs from scratch; returns what it lacks, or nothing."""
     try:
         columns = [run.params for run in runs], [run.tokens for run in runs], [run.curve.loss[-1] for run in runs]
@@ -171,16 +171,16 @@ def _chinchilla(runs: Sequence[Outcome], say: Say, how: dict) -> str:
     names = REANALYSIS.__annotations__
     rows = [(name, _shown(getattr(fit, name)), f"{getattr(REANALYSIS, name):.4g}") for name in names]
     rows.append(("a of N_opt ~ C^a", _shown(fit.exponent), f"{REANALYSIS.compute_optimal_exponent():.4g}"))
-    say("\n" + style.table(("L = E + A/N^alpha + B/D^beta", "fitted", "Chinchilla's"), rows))
+    log("\n" + style.table(("L = E + A/N^alpha + B/D^beta", "fitted", "Chinchilla's"), rows))
     return ""
 
 
-def _grown_once(runs: Sequence[Outcome], say: Say) -> list[Outcome]:
+def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
     """The runs with one growth, all by one operator."""
     once = [run for run in runs if run.stages == 2]
     if others := [run.name for run in runs if run.stages != 2]:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        say(f"not grown once, so not in the fit: {shown}\n")
+        log(f"not grown once, so not in the fit: {shown}\n")
     if not once:
         raise InputError("the law must have runs that grew once, got none with two stages")
     return once

@@ -20,7 +20,7 @@ CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "displayModeBar": True,
-    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "sendChartToCloud"],
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "sendChartToCloud"],
 }
 
 
@@ -53,7 +53,7 @@ def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
         points = thinned(one)
         trace = {"type": "scatter", "name": _plain(one.label), "legendgroup": one.label}
         shown, empty = one.style != "thin" and one.label not in in_legend, not len(points[y.key])
-        curve = trace | _look(one, points, y) | {"y": _numbers(points[y.key]), "showlegend": shown and not empty}
+        curve = trace | _style(one, points, y) | {"y": _numbers(points[y.key]), "showlegend": shown and not empty}
         if one.style == "thin":  # the texts of all seeds would be most of the page
             yield curve | {"hovertemplate": f"<b>{_plain(one.name)}</b><br>{_plain(y.word)} %{{y}}<extra></extra>"}
         else:
@@ -69,7 +69,7 @@ def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
             in_legend.add(one.label)
 
 
-def _look(one: Series, points: dict[str, np.ndarray], y: Axis) -> dict[str, Any]:
+def _style(one: Series, points: dict[str, np.ndarray], y: Axis) -> dict[str, Any]:
     """Means and the baseline heavy, single seeds thin, points without a line."""
     if one.style == "points":
         bars = {}

@@ -95,7 +95,7 @@ def outcome(name: str, run: Run) -> Outcome:
     if run.parameters is None:
         raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
     stages = run.config["stages"]
-    growths = [{key: stage["growth"][key] for key in ("operator", "options")} for stage in stages[1:]]
+    growths = [{key: stage["growth"].get(key) for key in ("operator", "options")} for stage in stages[1:]]
     before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(stages) - 1)]
     try:
         losses = curve(run.metrics)

@@ -125,10 +125,11 @@ def verbatim(text: str) -> str:
 
 
 def _table_row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:
-    """One row; every cell in the style of its column. The first, a name, may be broken at its underscores."""
+    """One row. The first cell, a name, may be broken at its underscores; intervals are not broken."""
     texts = [escape(cells[0]).replace("_", "_<wbr>"), *map(escape, cells[1:])]
-    pairs = zip(texts, kinds, strict=True)
-    return "<tr>" + "".join(f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in pairs) + "</tr>"
+    texts = [t if kind == "text" else t.replace(", ", ",\u00a0") for t, kind in zip(texts, kinds, strict=True)]
+    row = (f'<{tag} class="{kind}">{text}</{tag}>' for text, kind in zip(texts, kinds, strict=True))
+    return f"<tr>{''.join(row)}</tr>"
 
 
 def _plotly_js() -> str:

@@ -185,7 +185,7 @@ def _group(members: dict[Path, Study]) -> Group:
 
 
 def _seed(study: Study) -> int | None:
-    """The seed of a study, if all its runs have the same one."""
+    """The seed of a study, if all its runs have one and it is equal."""
     seeds = {run.config.get("seed") for run in study.runs.values() if run.config}
     return seeds.pop() if len(seeds) == 1 else None
 

@@ -14,11 +14,11 @@ from growlm.report.charts import benchmark_figures, change, loss_figure, trainin
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table, verdict
 from growlm.report.figures import Figure, as_csv
 from growlm.report.fit import GrowthFit, law_text, slices_text
+from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
 from growlm.report.spikes import HEADER as AT_GROWTH
 from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
-from growlm.report.valleys import growth_fits, law_figure, valley_figure
 
 __all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
@@ -75,8 +75,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        said = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
-        parts.append("\n\n".join(said))
+        texts = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
+        parts.append("\n\n".join(texts))
     return "\n\n\n".join(parts)
 
 
@@ -95,21 +95,28 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     Raises:
         InputError: no such folder, no run in it, or no run with any metrics.
     """
+    html, figures = report_page(folder, loss)
+    for figure in figures:
+        _write_figure(Path(folder), figure)
+    target = Path(folder) / "report.html"
+    write_whole(target, html.encode())
+    return target
+
+
+def report_page(folder: str | Path, loss: float | None = None) -> tuple[str, list[Figure]]:
+    """The page as HTML, and the figures on it. Arguments and errors are those of `write_report`."""
     folder = Path(folder)
     groups = read_groups(folder)
     sections = [_section(group, number, loss) for number, group in enumerate(groups)]
     laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
-    drawn = [figure for one in sections for figure in one.figures]
-    for figure in [*drawn, *(figure for _, figures in laws for figure in figures)]:
-        _write_figure(folder, figure)
+    figures = [figure for one in sections for figure in one.figures]
+    figures += [figure for _, of_law in laws for figure in of_law]
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
     parts = [part for one in sections for part in _parts(one)]
     if len(sections) > 1:
         parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
     parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
-    target = folder / "report.html"
-    write_whole(target, page.page(title, _head(sections), parts).encode())
-    return target
+    return page.page(title, _head(sections), parts), figures
 
 
 def _section(group: Group, number: int, loss: float | None) -> Section:
@@ -146,11 +153,11 @@ def _head(sections: list[Section]) -> str:
         found.append(f'<p class="verdict">{named}{escape(verdict(one.rows))}</p>')
     studies = [study for one in sections for study in one.group.studies.values()]
     machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
-    said = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
+    facts = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
     trained = [study.flops_trained for study in studies if study.flops_trained is not None]
     if trained:
-        said.append(f"{style.flops(sum(trained))} FLOPs trained in all")
-    return "\n".join([*found, page.quiet(" · ".join(said))])
+        facts.append(f"{style.flops(sum(trained))} FLOPs trained in all")
+    return "\n".join([*found, page.quiet(" · ".join(facts))])
 
 
 def _parts(one: Section) -> Iterator[Part]:
@@ -342,7 +349,7 @@ def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
     """The figures of a law; the files of all laws but the first are numbered."""
     if isinstance(fit, str):
         return []
-    found = [figure for figure in (valley_figure(fit), law_figure(fit)) if figure]
+    found = [figure for figure in (parabola_figure(fit), law_figure(fit)) if figure]
     return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
 
 

@@ -271,9 +271,8 @@ def _nats(value: float) -> str:
 
 def _spike(run: Run, stage: int) -> Spike:
     """The growth with which a stage begins."""
-    own = [record for record in run.metrics if record["stage"] == stage]
-    earlier = [record for record in run.metrics if record["stage"] < stage]
-    left = [record for record in earlier if record["stage"] == earlier[-1]["stage"]]
+    own = run.of_stage(stage)
+    left = run.of_stage(max((record["stage"] for record in run.metrics if record["stage"] < stage), default=-1))
     start = left[-1] if left else own[0]
     grown_at, paid = (float(start.get(key) or 0) for key in ("tokens", "flops"))
 

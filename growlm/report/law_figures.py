@@ -71,11 +71,11 @@ def varied(runs: Sequence[Outcome]) -> str | None:
     return "factor" if factors > 1 and times == 1 else None
 
 
-def valley_figure(found: GrowthFit) -> Figure | None:
+def parabola_figure(found: GrowthFit) -> Figure | None:
     """Losses over what was varied, at every size and budget, with parabolas and their minima."""
     x = VARIED[found.law]
     slices = [one for one in found.slices if len(one.x)]
-    series = tuple(part for number, one in enumerate(slices) for part in _valley(one, number, x))
+    series = tuple(part for number, one in enumerate(slices) for part in _parabola(one, number, x))
     if not series:
         return None
     every = np.concatenate([one.x for one in slices])
@@ -113,7 +113,7 @@ def law_figure(found: GrowthFit) -> Figure | None:
     return Figure(f"{found.law}_law", title, (BUDGET,), y, tuple(series), {BUDGET.key: seen}, note.strip())
 
 
-def _valley(one: Slice, number: int, x: Axis) -> list[Series]:
+def _parabola(one: Slice, number: int, x: Axis) -> list[Series]:
     label = f"{style.count(one.params)}, {style.flops(one.flops)} FLOPs"
     look = number, DASHES[number // COLOURS % len(DASHES)]
     points = Series(f"{label}, runs", label, {x.key: one.x, LOSS.key: one.loss}, "points", *look)
