@@ -178,7 +178,9 @@ class Runner:
         """
         publish = partial(self._write_folder, plan, folder)
         try:
-            self._reach(plan.stages[-1], Journey(plan, mesh_of(plan.config.mesh, plan.config.batches), name, publish))
+            self._reach(
+                plan.stages[-1], Journey(plan, mesh_of(plan.config.mesh, plan.config.batch_sizes), name, publish)
+            )
         finally:
             publish()
 
@@ -342,7 +344,7 @@ def train(
     command, the hardware and the commit. Raises InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, load_corpus(config.corpus), held_config(workdir))
-    mesh_of(config.mesh, config.batches)
+    mesh_of(config.mesh, config.batch_sizes)
     with records_folder(workdir) as records:
         check_store(records / "checkpoints")
         claim_folder(records, plain(plan.config))

@@ -139,7 +139,7 @@ def run_sweep(
     something else, StoppedError when asked to stop.
     """
     for config in (plan.runs[name].config for name in chosen):
-        mesh_of(config.mesh, config.batches)  # all are possible here, or nothing is begun
+        mesh_of(config.mesh, config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
         check_store(records / STORE)
