@@ -222,7 +222,7 @@ def test_a_folder_of_grow_and_a_sweeps_run_are_sources_too(home, tmp_path):
         config, params = read_model(folder)
         assert source.model == config and config.layers == layers
         run = config_of(home, tiny.stage(1))
-        read = source.read(run_module.mesh_of(run.mesh, run.batches))
+        read = source.read(run_module.mesh_of(run.mesh, run.batch_sizes))
         jax.tree.map(np.testing.assert_array_equal, read, params)
     assert find_source(tmp_path / "ours").tokens is None
 

@@ -88,9 +88,9 @@ def test_a_batch_that_does_not_divide_is_refused(corpus, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: devices)
     run, parts = config(corpus, {}), "must be a multiple of mesh.data 3 x mesh.fsdp 1 = 3, got"
     with pytest.raises(InputError, match=rf"stages\[0\].batch / microbatches {parts} 16"):
-        mesh_of(run.mesh, run.batches)
+        mesh_of(run.mesh, run.batch_sizes)
     run = dataclasses.replace(run, evaluation=EvaluationConfig(batch=4))
-    assert run.batches["evaluation.batch of stages[0]"] == 4
+    assert run.batch_sizes["evaluation.batch of stages[0]"] == 4
 
 
 def test_processes_feed_parts_of_the_batch_or_the_same_part():

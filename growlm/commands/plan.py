@@ -10,7 +10,7 @@ from growlm.errors import must_be
 from growlm.files import write_whole
 from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
 from growlm.laws.published import PAPER_RATES
-from growlm.report import style as numbers
+from growlm.report import style
 
 OPTIONS = {
     "--params": one("N", "parameters of the grown model, such as 7e9 or 7B", positive, required=True),
@@ -96,8 +96,8 @@ def describe(plan: Plan) -> str:
         "measured": "\n".join([*map(_measured, plan.evidence), _UNCONTROLLED]),
         "caution": "\n".join(plan.caveats) or "none: inside the range of every law used",
     }
-    size, tokens = numbers.count(plan.params), numbers.count(plan.tokens)
-    head = f"{size} parameters, {tokens} tokens: a budget of {numbers.flops(plan.flops)} FLOPs"
+    size, tokens = style.count(plan.params), style.count(plan.tokens)
+    head = f"{size} parameters, {tokens} tokens: a budget of {style.flops(plan.flops)} FLOPs"
     return "\n".join([head, "", _table(plan), "", *(_paragraph(*item) for item in said.items())])
 
 
@@ -142,19 +142,19 @@ def _quoted(text: str) -> str:
 def saving(plan: Plan) -> str:
     """What growing should save, with its uncertainty."""
     (low, high), (less, more) = plan.speedup, plan.saved
-    sooner = " to ".join(dict.fromkeys(numbers.count(plan.tokens / (1 + gain)) for gain in (high, low)))
+    sooner = " to ".join(dict.fromkeys(style.count(plan.tokens / (1 + gain)) for gain in (high, low)))
     speedup = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (low, high)))
     saved = " to ".join(dict.fromkeys(f"{part:.0%}" for part in (less, more)))
     return (
         f"{saved} of the compute at equal loss (speed-up {speedup}), if it goes as where it was measured near this "
-        f"size: the loss of {numbers.count(plan.tokens)} tokens from scratch for the cost of {sooner}. It may be "
+        f"size: the loss of {style.count(plan.tokens)} tokens from scratch for the cost of {sooner}. It may be "
         "nothing: what is left over a baseline with a tuned rate and a decayed schedule is not known at scale"
     )
 
 
 def _measured(one: Evidence) -> str:
     gains = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (one.low, one.high)))
-    return f"{gains} at {numbers.count(one.params)} parameters and {numbers.count(one.tokens)} tokens ({one.source})"
+    return f"{gains} at {style.count(one.params)} parameters and {style.count(one.tokens)} tokens ({one.source})"
 
 
 def _loss(plan: Plan) -> str:
@@ -173,7 +173,7 @@ def _rates(plan: Plan) -> str:
     factor = plan.after.peak_lr / plan.before.peak_lr
     return (
         f"by Step Law, times {factor:.2f} at growth; the paper used {_rate(PAPER_RATES[near])} at "
-        f"{numbers.count(near)} parameters, and 1e-3 for the base of its 1.1B. Grown models have no law: try some"
+        f"{style.count(near)} parameters, and 1e-3 for the base of its 1.1B. Grown models have no law: try some"
     )
 
 
@@ -184,7 +184,7 @@ def _rate(rate: float) -> str:
 def _hardware(hardware: Hardware | None) -> str:
     if hardware is None:
         return "not asked: --chip=v5e --count=256 gives hours"
-    hours = [numbers.duration(3600 * part) for part in (hardware.hours_before, hardware.hours_after)]
+    hours = [style.duration(3600 * part) for part in (hardware.hours_before, hardware.hours_after)]
     classes = ", ".join(f"{name} up to {most:,}" for name, most in COST_CLASSES.items())
     spread = f"state spread over {hardware.fsdp}" if hardware.fsdp > 1 else "state whole on each"
     return (
@@ -204,13 +204,13 @@ def _table(plan: Plan) -> str:
         for name in ("layers", "embed", "heads", "kv_heads", "mlp", "vocab")
     ]
     rows += [
-        ("parameters", *(numbers.count(phase.shape.params) for phase in phases)),
-        ("tokens", *(numbers.count(phase.tokens) for phase in phases)),
-        ("FLOPs", *(numbers.flops(phase.flops) for phase in phases)),
+        ("parameters", *(style.count(phase.shape.params) for phase in phases)),
+        ("tokens", *(style.count(phase.tokens) for phase in phases)),
+        ("FLOPs", *(style.flops(phase.flops) for phase in phases)),
         ("learning rate", *(_rate(phase.peak_lr) for phase in phases)),
         ("batch", *(f"{phase.batch} x {plan.length}" for phase in phases)),
     ]
-    return numbers.table(rows[0], rows[1:])
+    return style.table(rows[0], rows[1:])
 
 
 def _paragraph(name: str, text: str) -> str:

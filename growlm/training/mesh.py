@@ -71,11 +71,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def mesh_of(config: MeshConfig, batches: Mapping[str, int]) -> Mesh:
+def mesh_of(config: MeshConfig, batch_sizes: Mapping[str, int]) -> Mesh:
     """The mesh over all devices, on which batches of these sizes can be laid out. Raises InputError."""
     mesh = make_mesh(config)
     parts = f"mesh.data {mesh.shape['data']} x mesh.fsdp {mesh.shape['fsdp']} = {batch_parts(mesh)}"
-    for name, examples in batches.items():
+    for name, examples in batch_sizes.items():
         if examples % batch_parts(mesh):
             raise must_be(name, f"a multiple of {parts}", examples)
     share_of_batch(mesh)

@@ -122,9 +122,7 @@ def _parameters(model: dict[str, int]) -> int:
 
 
 DEMO = {"embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
-_CPU = Scale(
-    layers=8, widths=DEMO, tokens=2_800_000, batch=8, length=128, base_lr=4e-3, peak_lr=6e-3, tuned_lr=3e-3
-)  # fmt: skip
+_CPU = Scale(layers=8, widths=DEMO, tokens=2_800_000, batch=8, length=128, base_lr=4e-3, peak_lr=6e-3, tuned_lr=3e-3)
 _GPU = Scale(
     layers=24,
     widths={"embed": 256, "heads": 4, "kv_heads": 4, "head_dim": 64, "mlp": 704, "vocab": 256},

@@ -59,7 +59,7 @@ def train(
       InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, load_corpus(config.corpus), previous_config(workdir))
-    mesh_of(config.mesh, config.batches)
+    mesh_of(config.mesh, config.batch_sizes)
     with records_folder(workdir) as records:
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
@@ -167,7 +167,7 @@ def train_run(
     Raises:
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
-    mesh, name, state = mesh_of(plan.config.mesh, plan.config.batches), folder.absolute().name, None
+    mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
     try:
         for stage in plan.stages[broadcast(_resume_point(plan, store)) :]:
             stage_folder, steps = records / stage.address, branch_steps[stage.address]

@@ -203,13 +203,13 @@ class RunConfig:
             raise must_be("stages[0].tokens", "> 0 where no stage follows", 0)
 
     @property
-    def batches(self) -> dict[str, int]:
-        """Examples that are worked on at once, by setting: what the devices share out. 0: as many as in training."""
-        batches = {}
+    def batch_sizes(self) -> dict[str, int]:
+        """Examples that devices share out at once, by setting; 0 for a validation batch that is as training's."""
+        sizes = {}
         for number, stage in enumerate(self.stages):
-            batches[f"stages[{number}].batch / microbatches"] = stage.batch // stage.microbatches
-            batches[f"evaluation.batch of stages[{number}]"] = (stage.evaluation or self.evaluation).batch
-        return batches
+            sizes[f"stages[{number}].batch / microbatches"] = stage.batch // stage.microbatches
+            sizes[f"evaluation.batch of stages[{number}]"] = (stage.evaluation or self.evaluation).batch
+        return sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,7 +129,7 @@ def run_sweep(
       StoppedError: `stop` was set.
     """
     for config in (plan.runs[name].config for name in chosen):
-        mesh_of(config.mesh, config.batches)  # all are possible here, or nothing is begun
+        mesh_of(config.mesh, config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
         check_store(records / STORE)
