@@ -141,10 +141,10 @@ def test_a_corpus_that_is_no_text(capsys, bench):
     (bench / "short.txt").write_text("Too little.")
     (bench / "folder").mkdir()
     expected = {
-        "empty.txt": ("no text in empty.txt", "a text file"),
-        "image.png": ("image.png is not text", "0x89", "UTF-8"),
-        "short.txt": ("short.txt is too small", "11 bytes", "4097"),
-        "folder": ("no text in folder", ".txt"),
+        "empty.txt": ("empty.txt must hold text", ".txt"),
+        "image.png": ("image.png must be UTF-8", "0x89"),
+        "short.txt": ("short.txt must be at least 4097 bytes", "got 11"),
+        "folder": ("folder must hold text", ".txt"),
         "": ("''", "'stdlib'"),
     }
     for source, parts in expected.items():

@@ -182,7 +182,7 @@ def test_wrong_eos(folder, tmp_path):
     with pytest.raises(InputError, match=r"names no token that ends a document.*--eos=TOKEN"):
         load_tokenizer(tmp_path)
     assert load_tokenizer(tmp_path, eos="b").eos == 1
-    with pytest.raises(InputError, match="--eos must be one of the 2 tokens of .*, got 'c'"):
+    with pytest.raises(InputError, match=r"--eos must be one of the 2 tokens of .*, got 'c'"):
         load_tokenizer(tmp_path, eos="c")
     with pytest.raises(InputError, match="EOS is byte 0"):
         load_tokenizer("bytes", eos="</s>")
