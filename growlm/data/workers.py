@@ -22,7 +22,7 @@ import numpy as np
 
 from growlm.data.documents import PIECE_BYTES, Document, Reading
 from growlm.data.holdout import Rule, runs
-from growlm.data.shards import INDEX, INDEX_DTYPE, TOKENS, Shard
+from growlm.data.shards import INDEX_DTYPE, INDEX_SUFFIX, TOKENS_SUFFIX, Shard
 from growlm.data.sources import Part, text_bytes
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.errors import InputError
@@ -192,8 +192,8 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype):
         self._folder, self._name, self._split, self._dtype = folder, name, split, dtype
-        self._part = folder / f".{name}{TOKENS}.{os.getpid()}.part"
-        self._index_part = folder / f".{name}{INDEX}.{os.getpid()}.part"
+        self._part = folder / f".{name}{TOKENS_SUFFIX}.{os.getpid()}.part"
+        self._index_part = folder / f".{name}{INDEX_SUFFIX}.{os.getpid()}.part"
         self._digest, self._ends = hashlib.sha256(), array("Q")
         self._tokens = self._bytes = 0
 
@@ -218,10 +218,17 @@ class _Writer:
         with self._index_part.open("wb") as file:
             file.write(index)
             _sync(file)
-        self._part.replace(self._folder / f"{self._name}{TOKENS}")
-        self._index_part.replace(self._folder / f"{self._name}{INDEX}")
-        hashes = self._digest.hexdigest(), hashlib.sha256(index).hexdigest()
-        return Shard(self._name, self._split, len(self._ends), self._tokens, self._bytes, *hashes)
+        self._part.replace(self._folder / f"{self._name}{TOKENS_SUFFIX}")
+        self._index_part.replace(self._folder / f"{self._name}{INDEX_SUFFIX}")
+        return Shard(
+            name=self._name,
+            split=self._split,
+            documents=len(self._ends),
+            tokens=self._tokens,
+            bytes=self._bytes,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported by `add`
