@@ -365,6 +365,7 @@ def test_bad_input_is_one_line(model, tmp_path, names, files, options, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_names_are_found_where_the_harness_has_them():
     """Its index of all YAML files, which takes ten seconds to parse, has no name that the text of the files hides."""
     whole = TaskManager().task_index
@@ -455,9 +456,7 @@ def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
     assert "batch must be >= 1, got 0" in line(run, "--tasks=sciq", "--batch=0")
     large = SHARED / "tokenizers" / "gpt-neox-20b"
     if large.is_dir():
-        assert "50277" in line(
-            run, "--tasks=sciq", f"--tokenizer={large}"
-        )
+        assert "50277" in line(run, "--tasks=sciq", f"--tokenizer={large}")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in line(run, "--tasks=sciq", f"--output={tmp_path / 'file' / 'out'}")
     assert not (workdir / "evaluations").exists() or not any((workdir / "evaluations").glob("*.part"))

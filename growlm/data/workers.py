@@ -154,24 +154,19 @@ def _prepare_part(number: int, part: Part) -> Rows:
 
 
 def _batches(documents: Iterable[Document], rule: Rule) -> Iterator[list[_Text]]:
-    """About 1 MiB of text at a time."""
+    """The pieces of all documents, about 1 MiB of text at a time."""
     batch: list[_Text] = []
     size = 0
-    for text in _texts(documents, rule):
-        batch.append(text)
-        size += len(text.text)
-        if size >= PIECE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _texts(documents: Iterable[Document], rule: Rule) -> Iterator[_Text]:
     for document in documents:
         for split, pieces in runs(document, rule):
             for piece, after in itertools.pairwise(itertools.chain(pieces, [None])):
-                yield _Text(piece, split, after is None, document.place)
+                batch.append(_Text(piece, split, ends=after is None, place=document.place))
+                size += len(piece)
+                if size >= PIECE_BYTES:
+                    yield batch
+                    batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _encode(tokenizer: Tokenizer, texts: list[_Text]) -> list[list[int]]:

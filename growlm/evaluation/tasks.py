@@ -113,7 +113,8 @@ def manager(names: Sequence[str], data_dir: Path | None, shots: int | None = Non
     _check_files(entries, data_dir, shots)
     with tempfile.TemporaryDirectory() as folder:
         for number, entry in enumerate(entries.values()):
-            settings = _local(entry, data_dir, Path(folder)) if _is_task(entry) else _as_it_is(entry)
+            unchanged = {"include": str(entry.yaml_path), "group": entry.name}
+            settings = _local(entry, data_dir, Path(folder)) if _is_task(entry) else unchanged
             Path(folder, f"{number}.yaml").write_text(json.dumps(settings))  # JSON is YAML
         yield TaskManager(include_path=folder, include_defaults=False)
 
@@ -148,10 +149,6 @@ def _members(task: Any) -> Iterator[str]:
             yield from _members(member)
     else:
         yield from _members(task.get("task") or task.get("group") or [])
-
-
-def _as_it_is(entry: Any) -> dict[str, Any]:
-    return {"include": str(entry.yaml_path), "group": entry.name}
 
 
 def _splits(entry: Any) -> tuple[str, dict[str, str]]:
