@@ -142,8 +142,8 @@ def test_a_corpus_that_is_no_text(capsys, bench):
     (bench / "folder").mkdir()
     expected = {
         "empty.txt": ("empty.txt must hold text", ".txt"),
-        "image.png": ("image.png", "0x89", "UTF-8"),
-        "short.txt": ("short.txt", "11", "4097"),
+        "image.png": ("image.png must be UTF-8", "0x89"),
+        "short.txt": ("short.txt must be at least 4097 bytes", "got 11"),
         "folder": ("folder must hold text", ".txt"),
         "": ("''", "'stdlib'"),
     }

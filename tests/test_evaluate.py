@@ -365,6 +365,7 @@ def test_bad_input_is_one_line(model, tmp_path, names, files, options, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_names_are_found_where_the_harness_has_them():
     """Its index of all YAML files, which takes ten seconds to parse, has no name that the text of the files hides."""
     whole = TaskManager().task_index

@@ -169,7 +169,7 @@ def test_verify_reads_what_the_index_says(corpus):
         ends[0] -= 1
 
     rewrite(corpus, first(corpus, ".idx"), shift)
-    with pytest.raises(InputError, match="does not end with EOS, token 0"):
+    with pytest.raises(InputError, match="must end its documents with EOS, token 0"):
         verify(corpus)
 
     def swap(ends):

@@ -105,9 +105,9 @@ def test_tasks_may_be_typed_as_one_text():
 @pytest.mark.parametrize(
     ("evaluation", "says"),
     [
-        ({"tasks": ("lambada_opnai",)}, "unknown task 'lambada_opnai': did you mean 'lambada_openai"),
+        ({"tasks": ("lambada_opnai",)}, "got 'lambada_opnai'; did you mean 'lambada_openai"),
         ({"tasks": ("piqa",), "data_dir": "."}, "piqa.jsonl"),
-        ({"tasks": ("piqa",), "data_dir": "gone"}, "data_dir gone is no folder"),
+        ({"tasks": ("piqa",), "data_dir": "gone"}, "data_dir must be a folder with a file TASK.jsonl"),
         ({"limit": 3}, "evaluation.limit must be unset without evaluation.tasks, got 3"),
         ({"tasks_every_tokens": 64}, "evaluation.tasks_every_tokens must be unset without evaluation.tasks, got 64"),
         ({"tasks": ("piqa",), "limit": -1}, "evaluation.limit must be >= 0, got -1"),

@@ -205,7 +205,7 @@ def _split(source: str, documents: dict[str, bytes]) -> tuple[bytes, bytes]:
 
 
 def _units(documents: dict[str, bytes]) -> Iterator[tuple[str, str, bytes]]:
-    """(document, name that is hashed, text) of what stays on one side: files, or chunks of few files."""
+    """(document, hashed name, text) of each file, or of each chunk of few files: they are not split further."""
     for name, text in documents.items():
         if len(documents) >= MANY:
             yield name, name, text

@@ -33,7 +33,7 @@ class Rule:
     below: int
 
     def split(self, text: str) -> str:
-        """The split that a document which begins so, or a chunk, belongs to."""
+        """The split of a chunk, or of a document by its first piece."""
         return "validation" if rank(text) < self.below else "train"
 
 
@@ -100,7 +100,7 @@ def _joined(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _parse(validation: str | None) -> tuple[float | None, int | None]:
-    """The share, or else the count."""
+    """(share, None) or (None, count)."""
     if validation is None:
         return None, None
     if validation.isdecimal() and int(validation) > 0:

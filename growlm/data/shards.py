@@ -1,4 +1,4 @@
-"""Token shards: files of tokens that are mapped into memory, and the manifest that says what they must be.
+"""Token shards: memory-mapped files of tokens, and the manifest with their sizes and hashes.
 
 A prepared folder holds
   manifest.json     the settings, the tokenizer, what each split counts, and every shard with its size and SHA-256
@@ -23,13 +23,13 @@ from growlm.errors import InputError, must_be
 FORMAT = "growlm token shards 1"
 MANIFEST, PLAN = "manifest.json", "plan.json"
 SPLITS = ("train", "validation")
-TOKENS, INDEX = ".bin", ".idx"
+TOKENS_SUFFIX, INDEX_SUFFIX = ".bin", ".idx"
 INDEX_DTYPE = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A row of the manifest: `name` is that of its files without their suffix, `bytes` those of its text."""
+    """A row of the manifest: `name` of its files without suffix, `bytes` of its text in UTF-8."""
 
     name: str
     split: str
@@ -105,7 +105,7 @@ def open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTok
     """The tokens of a split, mapped into memory. Raises InputError where the size of a shard is wrong."""
     dtype = np.dtype(manifest["dtype"])
     shards = [shard for shard in shards_of(manifest) if shard.split == split]
-    return ShardedTokens([_map(folder / f"{shard.name}{TOKENS}", dtype, shard.tokens) for shard in shards])
+    return ShardedTokens([_map(folder / f"{shard.name}{TOKENS_SUFFIX}", dtype, shard.tokens) for shard in shards])
 
 
 def shards_of(manifest: dict[str, Any]) -> list[Shard]:
@@ -133,16 +133,16 @@ def check_shards(folder: Path, manifest: dict[str, Any]) -> None:
 
     dtype, eos = np.dtype(manifest["dtype"]), manifest["tokenizer"]["eos"]
     for shard in tqdm(shards_of(manifest), desc="verify", unit="shard"):
-        for suffix, expected in ((TOKENS, shard.sha256), (INDEX, shard.index_sha256)):
+        for suffix, expected in ((TOKENS_SUFFIX, shard.sha256), (INDEX_SUFFIX, shard.index_sha256)):
             path = folder / f"{shard.name}{suffix}"
             if not path.is_file() or hash_file(path) != expected:
                 raise InputError(f"{path} was altered: its SHA-256 is not that of the manifest")
-        tokens = _map(folder / f"{shard.name}{TOKENS}", dtype, shard.tokens)
-        ends = _map(folder / f"{shard.name}{INDEX}", INDEX_DTYPE, shard.documents)
+        tokens = _map(folder / f"{shard.name}{TOKENS_SUFFIX}", dtype, shard.tokens)
+        ends = _map(folder / f"{shard.name}{INDEX_SUFFIX}", INDEX_DTYPE, shard.documents)
         if len(ends) and (ends[-1] != len(tokens) or (np.diff(ends.astype(np.int64)) < 1).any()):
-            raise InputError(f"{folder / shard.name}{INDEX} does not say where the documents of its shard end")
+            raise InputError(f"{folder / shard.name}{INDEX_SUFFIX} does not say where the documents of its shard end")
         if (tokens[ends.astype(np.int64) - 1] != eos).any():
-            raise InputError(f"{folder / shard.name}{TOKENS} has a document that does not end with EOS, token {eos}")
+            raise InputError(f"{folder / shard.name}{TOKENS_SUFFIX} must end its documents with EOS, token {eos}")
 
 
 def hash_file(path: Path) -> str:

@@ -118,8 +118,7 @@ def _named(source: str, split: str, data_dir: str | None) -> list[Part]:
 @functools.lru_cache(maxsize=1)
 def _tfds(name: str, data_dir: str | None, split: str) -> Any:
     """A data source in array_record form, which needs no TensorFlow."""
-    import tensorflow_datasets as tfds
-
+    tfds = import_library("tensorflow_datasets")
     with _named_errors(f"tfds:{name}", split):
         return tfds.data_source(name, split=split, data_dir=data_dir)
 

@@ -1,4 +1,4 @@
-"""New tokenizers, made from the text that they are for."""
+"""Training of new tokenizers on the text that they are for."""
 
 import io
 import itertools

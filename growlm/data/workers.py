@@ -22,7 +22,7 @@ import numpy as np
 
 from growlm.data.documents import PIECE_BYTES, Document, Reading
 from growlm.data.holdout import Rule, runs
-from growlm.data.shards import INDEX, INDEX_DTYPE, TOKENS, Shard
+from growlm.data.shards import INDEX_DTYPE, INDEX_SUFFIX, TOKENS_SUFFIX, Shard
 from growlm.data.sources import Part, text_bytes
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.errors import InputError
@@ -154,24 +154,19 @@ def _prepare_part(number: int, part: Part) -> Rows:
 
 
 def _batches(documents: Iterable[Document], rule: Rule) -> Iterator[list[_Text]]:
-    """About 1 MiB of text at a time."""
+    """The pieces of all documents, about 1 MiB of text at a time."""
     batch: list[_Text] = []
     size = 0
-    for text in _texts(documents, rule):
-        batch.append(text)
-        size += len(text.text)
-        if size >= PIECE_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _texts(documents: Iterable[Document], rule: Rule) -> Iterator[_Text]:
     for document in documents:
         for split, pieces in runs(document, rule):
             for piece, after in itertools.pairwise(itertools.chain(pieces, [None])):
-                yield _Text(piece, split, after is None, document.place)
+                batch.append(_Text(piece, split, ends=after is None, place=document.place))
+                size += len(piece)
+                if size >= PIECE_BYTES:
+                    yield batch
+                    batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _encode(tokenizer: Tokenizer, texts: list[_Text]) -> list[list[int]]:
@@ -192,8 +187,8 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype):
         self._folder, self._name, self._split, self._dtype = folder, name, split, dtype
-        self._part = folder / f".{name}{TOKENS}.{os.getpid()}.part"
-        self._index_part = folder / f".{name}{INDEX}.{os.getpid()}.part"
+        self._part = folder / f".{name}{TOKENS_SUFFIX}.{os.getpid()}.part"
+        self._index_part = folder / f".{name}{INDEX_SUFFIX}.{os.getpid()}.part"
         self._digest, self._ends = hashlib.sha256(), array("Q")
         self._tokens = self._bytes = 0
 
@@ -218,10 +213,17 @@ class _Writer:
         with self._index_part.open("wb") as file:
             file.write(index)
             _sync(file)
-        self._part.replace(self._folder / f"{self._name}{TOKENS}")
-        self._index_part.replace(self._folder / f"{self._name}{INDEX}")
-        hashes = self._digest.hexdigest(), hashlib.sha256(index).hexdigest()
-        return Shard(self._name, self._split, len(self._ends), self._tokens, self._bytes, *hashes)
+        self._part.replace(self._folder / f"{self._name}{TOKENS_SUFFIX}")
+        self._index_part.replace(self._folder / f"{self._name}{INDEX_SUFFIX}")
+        return Shard(
+            name=self._name,
+            split=self._split,
+            documents=len(self._ends),
+            tokens=self._tokens,
+            bytes=self._bytes,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported by `add`

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from growlm.errors import check_range
-from growlm.evaluation.score import TOKENS, Forward, LanguageModel, on_all, padded_length, run, states_at
+from growlm.evaluation.score import POSITIONS, Forward, LanguageModel, on_all, padded_length, run, states_at
 from growlm.models import Params
 from growlm.models.loss import logits
 
@@ -52,7 +52,7 @@ def generate(
     room = max(model.length - sampling.most, -(-model.length // 2))
     prompts = [tokens[-room:] or [model.prefix] for tokens in model.encode_all(contexts)]
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    size = rows or max(TOKENS // model.length, 1) * model.parts
+    size = rows or max(POSITIONS // model.length, 1) * model.parts
     size = -(-size // model.parts) * model.parts
     texts = [""] * len(prompts)
     with tqdm(total=len(prompts), desc=title, unit="text", disable=None) as bar:

@@ -26,7 +26,7 @@ from growlm.models.sharding import BATCH, batch_parts, by_batch, shardings_of
 
 DTYPES = ("float32", "bfloat16")
 SHORTEST = 32  # positions of the narrowest batch
-TOKENS = 2**13  # positions of a batch on one device, unless a number of rows is asked for
+POSITIONS = 2**13  # of a batch on one device, unless a number of rows is given
 
 
 class Forward(NamedTuple):
@@ -138,7 +138,7 @@ def score(
 
     Windows with equal inputs, or whose inputs are the beginning of another's, share a row: the choices of a question
     that are a token each cost one. Batches are padded to powers of two, longest first, and hold `rows` rows, by default
-    about TOKENS positions a device.
+    about POSITIONS positions a device.
 
     Raises:
       InputError: `rows` is not positive.
@@ -223,7 +223,7 @@ def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> It
         length = padded_length(len(row.tokens), model.length)
         by_shape[length, _padded_count(len(row.scored), length)].append(row)
     for (length, count), group in sorted(by_shape.items(), reverse=True):
-        size = most or min(max(TOKENS // length, 1) * model.parts, _power_of_two(len(group)))
+        size = most or min(max(POSITIONS // length, 1) * model.parts, _power_of_two(len(group)))
         size = -(-size // model.parts) * model.parts
         for start in range(0, len(group), size):
             yield _batch(group[start : start + size], size, length, count)

@@ -92,16 +92,16 @@ def load_index(names: tuple[str, ...]) -> TaskManager:
 
 @contextlib.contextmanager
 def manager(names: Sequence[str], data_dir: Path | None, shots: int | None = None) -> Iterator[TaskManager]:
-    """What loads these tasks: with the data that they name, or with that of a folder, while the context lasts.
+    """A context with the harness's index of tasks, on the datasets that they name or on the files of a folder.
 
     Args:
-      names: as `named` gives them.
-      data_dir: holds TASK.jsonl, the records that are evaluated, for every task, with the fields of the task's own
-        dataset; TASK.SPLIT.jsonl for another split, such as mmlu_anatomy.dev.jsonl; for wikitext also its raw text.
-      shots: examples before a question; None is as the task has it.
+      names: known names, as `named` returns them.
+      data_dir: a folder with TASK.jsonl for every task, the records that are evaluated, with the fields of the task's
+        own dataset; TASK.SPLIT.jsonl for another split, such as mmlu_anatomy.dev.jsonl; for wikitext also its raw text.
+      shots: examples before a question; None is the task's own number.
 
     Raises:
-      InputError: a file is missing, or is not what it should be.
+      InputError: a file is missing, or holds no records with equal fields.
     """
     harness = load_index(tuple(names))
     if data_dir is None:
@@ -113,7 +113,8 @@ def manager(names: Sequence[str], data_dir: Path | None, shots: int | None = Non
     _check_files(entries, data_dir, shots)
     with tempfile.TemporaryDirectory() as folder:
         for number, entry in enumerate(entries.values()):
-            settings = _local(entry, data_dir, Path(folder)) if _is_task(entry) else _as_it_is(entry)
+            unchanged = {"include": str(entry.yaml_path), "group": entry.name}
+            settings = _local(entry, data_dir, Path(folder)) if _is_task(entry) else unchanged
             Path(folder, f"{number}.yaml").write_text(json.dumps(settings))  # JSON is YAML
         yield TaskManager(include_path=folder, include_defaults=False)
 
@@ -148,10 +149,6 @@ def _members(task: Any) -> Iterator[str]:
             yield from _members(member)
     else:
         yield from _members(task.get("task") or task.get("group") or [])
-
-
-def _as_it_is(entry: Any) -> dict[str, Any]:
-    return {"include": str(entry.yaml_path), "group": entry.name}
 
 
 def _splits(entry: Any) -> tuple[str, dict[str, str]]:

@@ -271,7 +271,7 @@ def _guideline_design(slices: Sequence[Slice]) -> np.ndarray:
 
 
 def _resampled(design_PK: np.ndarray, loss: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """[resamples, points]: the fitted losses with residuals drawn anew, each blown up to what its leverage left out."""
+    """[resamples, points]: the fitted losses with residuals drawn anew, each scaled up by its leverage."""
     hat_PP = design_PK @ np.linalg.pinv(design_PK)
     fitted = hat_PP @ loss
     errors = (loss - fitted) / np.sqrt(np.maximum(1 - np.diag(hat_PP), 1e-9))

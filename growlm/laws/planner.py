@@ -35,7 +35,7 @@ ROWS_PER_DEVICE = 8  # examples that are worked on at a time
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured at one size: the speed-up over training from scratch, lowest and highest, and by whom."""
+    """A measured speed-up over training from scratch at one size, lowest and highest, and its source."""
 
     params: float
     tokens: float
