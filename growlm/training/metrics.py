@@ -21,7 +21,7 @@ from growlm.files import write_whole
 class ProfilingConfig:
     """How training is measured.
 
-    peak_flops: FLOP/s of one device, for the MFU; None: as `growlm.laws.chips` has it. profile_steps: steps to write a
+    peak_flops: FLOP/s of one device, for the MFU; None: as `growlm.laws.compute` has it. profile_steps: steps to write a
     profiler trace of, into profile_folder.
     """
 
