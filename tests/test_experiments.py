@@ -12,7 +12,8 @@ from growlm.training.sweep import plan_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 DOCSTRINGS = {path.stem: path.read_text().split('"""')[1] for path in sorted(EXPERIMENTS.glob("*.py"))}
-NAMES = [name for name in DOCSTRINGS if "growlm.training.recipe" in (EXPERIMENTS / f"{name}.py").read_text()]
+# Those on a scale, which has the variants of SCALES.
+NAMES = [name for name in DOCSTRINGS if "scale(variant" in (EXPERIMENTS / f"{name}.py").read_text()]
 # Novels and benchmarks that a test does not have.
 ELSEWHERE = ("corpus=stdlib", "evaluation.tasks=()")
 # Quickstart: 2.6e13 FLOPs in 4 min 23 s.
