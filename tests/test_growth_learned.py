@@ -229,11 +229,11 @@ def test_cancelling_noise_makes_copies_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": -0.1}, "noise must be 0 <= noise <= 1, got -0.1"),
-        ({"keep": 2}, "keep must be 0 <= keep <= 1, got 2"),
+        ({"noise": -0.1}, "noise must be >= 0 and <= 1, got -0.1"),
+        ({"old_weight_scale": 2}, "old_weight_scale must be >= 0 and <= 1, got 2"),
         (
-            {"noise": 0.1, "cancel": True, "keep": 0.9},
-            "keep must be 1, the function is kept whole, got 0.9 with cancel",
+            {"noise": 0.1, "cancel": True, "old_weight_scale": 0.9},
+            "old_weight_scale must be 1 with cancel, which keeps the function, got 0.9",
         ),
         ({"noise": 0.1, "noise_on": "old"}, "noise_on must be one of all, new, got 'old'"),
         (
