@@ -176,7 +176,7 @@ def test_noise_is_as_large_as_its_scale_says_in_the_whole_and_in_parts(scale):
     """Every matrix, in a target of another depth and width than the source; noise alone: nothing is kept."""
     source = dataclasses.replace(SOURCE, embed=32, heads=8, kv_heads=4, mlp=80, vocab=200)
     target = dataclasses.replace(source, layers=12, embed=64, heads=16, kv_heads=8, mlp=160)
-    growth = plan_growth("direct", source, target, noise=0.5, keep=0.0, noise_scale=scale)
+    growth = plan_growth("direct", source, target, noise=0.5, old_weight_scale=0.0, noise_scale=scale)
     whole = grow_params(growth, source, target, noisy(source), KEY)
     for weight in declared(target):
         if weight.elementwise:
