@@ -33,14 +33,10 @@ UNEVEN = 0.5  # ours, as in the preset lemon: of two copies one is read by 1/4 t
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
     depth, width = size.base(SHARE), size.base(SHARE, half_width(size))
-    ramp = {"mask_tokens": size.part(0.1)}
+    masks = {"mask_tokens": size.part(0.1)}
     zero = {"order": "interleave"}
-    options = {
-        "direct": ({}, {"split_imbalance": UNEVEN}),
-        "zero": (zero, {}),
-        "random": (ramp, ramp),
-        "learn": (LEARN, LEARN),
-    }
+    direct = {"split_imbalance": UNEVEN}
+    options = {"direct": ({}, direct), "zero": (zero, {}), "random": (masks, masks), "learn": (LEARN, LEARN)}
     runs = {}
     for operator, (in_depth, in_width) in options.items():
         spent = LEARN["steps"] * size.batch * size.length if operator == "learn" else 0

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from growlm import evaluation, growth, laws, models
+    from growlm import evaluation, formats, growth, laws, models
     from growlm.errors import InputError
     from growlm.formats.export import write_model
     from growlm.growth import grow
@@ -22,10 +22,10 @@ __all__ = [
     "ModelConfig",
     "apply",
     "evaluation",
+    "formats",
     "grow",
     "growth",
     "init",
-    "interop",
     "laws",
     "models",
     "read_config",
@@ -33,7 +33,7 @@ __all__ = [
     "write_model",
 ]
 
-_HOME = {
+_MODULE_OF = {
     "InputError": "growlm.errors",
     "ModelConfig": "growlm.models",
     "apply": "growlm.models",
@@ -46,9 +46,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are loaded when they are first used: `growlm --help` does not wait for JAX."""
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    """Loads public names when they are first used, so that `growlm --help` does not wait for JAX."""
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     if name in __all__:
         return importlib.import_module(f"growlm.{name}")
     raise AttributeError(f"module 'growlm' has no attribute {name!r}")

@@ -269,9 +269,9 @@ def test_seeds_give_other_copies(folders):
 
 BAD = {
     "nothing grows": ([], ("nothing grows",)),
-    "smaller": (["--target.embed=6"], ("smaller",)),
-    "another family": (["--target.qk_norm=True"], ("qk_norm", "cannot change")),
-    "another window": (["--target.sliding_window=7"], ("sliding_window", "cannot change")),
+    "smaller": (["--target.embed=6"], ("must be >= the source",)),
+    "another family": (["--target.qk_norm=True"], ("qk_norm", "no growth changes")),
+    "another window": (["--target.sliding_window=7"], ("sliding_window", "no growth changes")),
     "another rope": (["--target.rope_scaling={}"], ("rope_scaling",)),
     "unknown operator": (["--factor=2", "--operator=drect"], ("'drect'", "'direct'")),
     "unknown option": (["--factor=2", "--option.ordr=stack"], ("'ordr'", "'order'")),

@@ -176,7 +176,7 @@ def test_noise_is_as_large_as_its_scale_says_in_the_whole_and_in_parts(scale):
     """Every matrix, in a target of another depth and width than the source; noise alone: nothing is kept."""
     source = dataclasses.replace(SOURCE, embed=32, heads=8, kv_heads=4, mlp=80, vocab=200)
     target = dataclasses.replace(source, layers=12, embed=64, heads=16, kv_heads=8, mlp=160)
-    growth = plan_growth("direct", source, target, noise=0.5, keep=0.0, noise_scale=scale)
+    growth = plan_growth("direct", source, target, noise=0.5, old_weight_scale=0.0, noise_scale=scale)
     whole = grow_params(growth, source, target, noisy(source), KEY)
     for weight in declared(target):
         if weight.elementwise:
@@ -229,11 +229,11 @@ def test_cancelling_noise_makes_copies_differ():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": -0.1}, "noise must be 0 <= noise <= 1, got -0.1"),
-        ({"keep": 2}, "keep must be 0 <= keep <= 1, got 2"),
+        ({"noise": -0.1}, "noise must be >= 0 and <= 1, got -0.1"),
+        ({"old_weight_scale": 2}, "old_weight_scale must be >= 0 and <= 1, got 2"),
         (
-            {"noise": 0.1, "cancel": True, "keep": 0.9},
-            "keep must be 1, the function is kept whole, got 0.9 with cancel",
+            {"noise": 0.1, "cancel": True, "old_weight_scale": 0.9},
+            "old_weight_scale must be 1 with cancel, which keeps the function, got 0.9",
         ),
         ({"noise": 0.1, "noise_on": "old"}, "noise_on must be one of all, new, got 'old'"),
         (

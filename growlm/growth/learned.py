@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from growlm.errors import InputError, check_range, must_be
 from growlm.growth.effects import Effect
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
-from growlm.growth.plan import Growth
+from growlm.growth.plan import Growth, StaticGrowth
 from growlm.growth.width import cycled, pad_index, places
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 from growlm.models.counts import parameter_count
@@ -105,7 +106,7 @@ class Learned(Effect):
           (matrices, {"steps", "tokens", "flops", "loss_before", "loss_after"}).
         """
         losses, tokens, batches = [], 0, iter(batches)
-        begin, step = programs or map(jax.jit, self.programs(growth))
+        begin, step = programs or _compiled_programs(growth.static)
         learner = begin(self.matrices(growth))
         for _ in range(self.steps):
             if (batch := next(batches, None)) is None:
@@ -167,6 +168,14 @@ def learn(
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
     return learned.with_matrices(empty, _initial_matrices(source, target, key))
+
+
+@lru_cache(maxsize=8)
+def _compiled_programs(static: StaticGrowth) -> tuple[Callable, Callable]:
+    learner = static.growth.learner
+    assert learner is not None
+    begin, step = learner.programs(static.growth)
+    return jax.jit(begin), jax.jit(step)
 
 
 def _matrix(axis: AxisMap) -> jax.Array:

@@ -73,9 +73,9 @@ def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, 
         (PartitionSpec(None, None, "tensor"), PartitionSpec(None, "tensor")) if split else (PartitionSpec(),) * 2
     )
 
-    def part(x, weights, numbers, own):
-        y = function(x, weights, numbers, own)
-        return jax.lax.psum(y, "tensor") if split else y
+    def part(x_ND, weight_NK, expert_NK, experts):
+        y_ND = function(x_ND, weight_NK, expert_NK, experts)
+        return jax.lax.psum(y_ND, "tensor") if split else y_ND
 
     rows = PartitionSpec(BATCH)
     specs = (rows, rows, rows, (wide, wide, tall))
