@@ -20,12 +20,12 @@ import growlm
 from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
 from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
 from growlm.report.fit import fit_runs
 from growlm.report.report import summarise, table
 from growlm.training import run as run_module
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
@@ -246,7 +246,7 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits_and_needs_the_sourc
     config = config_of(home, *stages_of(tmp_path / "copy", 2))
     stop = threading.Event()
     stop.set()
-    with pytest.raises(run_module.StoppedError):
+    with pytest.raises(StoppedError):
         train(config, tmp_path / "run", stop)
     shutil.rmtree(tmp_path / "copy")
     assert tiny.train_in_parts(config, tmp_path / "run") == 3
@@ -337,7 +337,7 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     write_model(tmp_path / "copy", *change(home / "theirs", "up", 0))
     after = find_source(tmp_path / "copy").fingerprint
 
-    line = rf"run: stages\[0\].init_fingerprint is '{before}' there and '{after}' here; allowed is a new folder"
+    line = rf"run, which holds a different run: stages\[0\].init_fingerprint is '{before}' there and '{after}' here"
     with pytest.raises(InputError, match=line):
         train(config, tmp_path / "run", GO_ON)
     addresses = {resolve(run, "corpus")[0].address for run in (planned, begin(config, None)[0])}
@@ -434,7 +434,7 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     train(tiny.run_config(str(own), tiny.stage(1, model=dataclasses.asdict(model))), tmp_path / "trained", GO_ON)
     with pytest.raises(InputError, match=r"has the tokens of 'bytes', and init_from .*trained knows those of .*own"):
         run_module.plan_run(config_of(home, first(tmp_path / "trained", 1)), load_corpus(text(home)))
-    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
+    with pytest.raises(InputError, match=r"model.vocab must be >= the 300 tokens of .*, got 256"):
         run_module.plan_run(config, load_corpus(str(own)))
 
 
@@ -451,18 +451,18 @@ def test_a_config_says_whatever_a_model_has(home, tmp_path):
     for name in ("one", "two"):
         settings = tiny.run(text(home), first(tmp_path / name, 1))
         file = tiny.write_config(tmp_path / f"{name}.py", settings)
-        run = run_module.build_run(load_config(file, []))
+        run = build_run(load_config(file, []))
         assert run.stages[0].model == read_config(tmp_path / name)
         plan = run_module.plan_run(run, load_corpus(text(home)))
         held = json.loads(json.dumps(dataclasses.asdict(plan.config)))
-        assert run_module.build_run(held) == plan.config
+        assert build_run(held) == plan.config
 
 
 def test_weights_come_to_rest_where_a_mesh_has_them_and_train_as_on_one_device(home, tmp_path):
     settings = tiny.run(text(home), first(home / "theirs", 0), grown(2))
     script = Path(__file__).parent / "sharded_init.py"
     said = on_eight_devices(script, home / "theirs", home / "ours", json.dumps(settings), tmp_path / "eight")
-    train(run_module.build_run(settings), tmp_path / "one", GO_ON)
+    train(build_run(settings), tmp_path / "one", GO_ON)
     losses = [record["loss"] or record["val_loss"] for record in tiny.records(tmp_path / "one")]
     assert said == {"equal": True, "resting": True, "parts": [4, 4], "losses": pytest.approx(losses, rel=1e-5)}
 

@@ -157,7 +157,7 @@ def test_runs_that_share_a_stage_must_agree_on_what_is_measured(tmp_path):
 
 
 def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="one growlm process at a time"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another growlm process"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass
