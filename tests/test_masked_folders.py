@@ -71,6 +71,6 @@ def test_another_stage_comes_only_after_the_ramp(tmp_path, ramp, refused):
     stages = tiny.stage(1), tiny.grown(2, growth=growth), tiny.grown(1, layers=4)
     corpus = tiny.write_corpus(tmp_path)
     for number, run in ((2, tiny.run_config(corpus, *stages[:2])), (3, tiny.run_config(corpus, *stages))):
-        says = r"stages\[1\] ends after 128 tokens, .* at least its ramp_tokens, 129, where another stage"
+        says = r"stages\[1\].tokens must be >= 129, .* masks .* where another stage comes after it, got 128"
         with pytest.raises(growlm.InputError, match=says) if refused and number == 3 else contextlib.nullcontext():
             assert len(plan_run(run, load_corpus(corpus)).stages) == number

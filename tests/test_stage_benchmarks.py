@@ -93,7 +93,7 @@ def test_runs_that_share_a_stage_measure_the_same_on_it(tmp_path, data_dir, caps
     experiment.write_text(f"def get_config():\n    return {tiny.sweep(corpus, runs, 'a')!r}\n")
     assert main(["sweep", f"--config={experiment}", f"--workdir={tmp_path / 'work'}"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "runs a and b share stage" in said and "lambada_openai" in said
+    assert "runs a and b must be one, for they share stage" in said and "lambada_openai" in said
 
 
 def test_tasks_may_be_typed_as_one_text():
