@@ -119,8 +119,8 @@ def _check_unmasked(stage: Stage) -> None:
     if before and before.progress_at(before.last_step) is not None:
         trained, masks = before.tokens_at(before.last_step) - before.first_tokens, before.growth.masks
         raise InputError(
-            f"stages[{before.number}].tokens must be >= {masks.tokens:,}, after which the masks of its growth are open, "
-            f"where another stage comes after it, got {trained:,}"
+            f"stages[{before.number}].tokens must be >= {masks.tokens:,}, after which the masks of its growth are "
+            f"open, where another stage comes after it, got {trained:,}"
         )
 
 
