@@ -34,8 +34,8 @@ FRESH, EMPTY = "#c9ced4", "#ffffff"
 # Title, operator, options in depth and in width.
 PICTURES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("direct: stack (G_stack)\neven copies", "direct", {}, {}),
-    ("direct: interleave\nuneven copies", "direct", {"order": "interleave"}, {"uneven": 0.6}),
-    ("direct: diagonal\nin width", "direct", {"order": [0, 1, 2, 1, 2, 2]}, {"diagonal": True}),
+    ("direct: interleave\nuneven copies", "direct", {"order": "interleave"}, {"split_imbalance": 0.6}),
+    ("direct: diagonal\nin width", "direct", {"order": [0, 1, 2, 1, 2, 2]}, {"block_diagonal": True}),
     ("zero", "zero", {"order": "interleave"}, {}),
     ("random", "random", {}, {}),
     ("learn (at its start)", "learn", {}, {}),

@@ -5,12 +5,7 @@
 Text: the Python standard library as bytes. Every run costs the same FLOPs, and every learning rate was searched for its
 run. `:tiny` is for tests: it takes seconds and is too short to show an effect.
 
-Cost: MEASURED.
-
-What was expected: growing far ahead of both. At 0.9 tokens a parameter 8 layers from scratch have hardly begun to learn,
-and a probe at four and seven times... 
-
-Result: 
+Cost, what was expected, Result: COST_AND_RESULT
 """
 
 from ml_collections import ConfigDict

@@ -59,7 +59,7 @@ def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     try:
         lock.acquire(timeout=timeout, poll_interval=0.05)
     except Timeout:
-        raise InUseError(f"{folder} must be used by one growlm process at a time, and another is using it") from None
+        raise InUseError(f"{folder} is in use by another growlm process: one at a time may write it") from None
     try:
         yield
     finally:
@@ -85,7 +85,7 @@ def check_output(output: Path) -> None:
         raise InputError(f"output must be a new or empty folder, got {output}, which is not empty")
     above = next(path for path in output.absolute().parents if path.exists())
     if not above.is_dir():
-        raise InputError(f"output must be a new or empty folder, got {output} below {above}, which is no folder")
+        raise InputError(f"output must be a new or empty folder, got {output}: {above} is no folder")
 
 
 def check_space(output: Path, nbytes: int) -> None:

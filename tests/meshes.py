@@ -10,9 +10,9 @@ import tiny
 
 from growlm.models import ModelConfig
 from growlm.models.sharding import AXES
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.run import train
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import init_state
 
 WIDE = {"embed": 32, "heads": 8, "kv_heads": 8, "head_dim": 4, "mlp": 48}  # 8 divides everything

@@ -8,9 +8,9 @@ import numpy as np
 from own_architecture import OwnConfig
 
 from growlm.growth.plan import initial_provenance
-from growlm.training.mesh import make_mesh, place_batch
+from growlm.training.mesh import MeshConfig, make_mesh, place_batch
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.programs import compile_steps
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import StepSpec, init_state
 
 MODEL = OwnConfig(layers=2, embed=8, heads=2, head_dim=4, mlp=12, vocab=20, positions=16)

@@ -11,9 +11,9 @@ import tiny
 
 from growlm import read_model
 from growlm.training.init_from import find_source
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.run import train
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import abstract_state, init_state
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

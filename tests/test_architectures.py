@@ -38,8 +38,7 @@ from growlm.models import (
     next_token_loss,
     path_of,
 )
-from growlm.training.optimizer import GROUPS, make_optimizer
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import GROUPS, OptimizerConfig, make_optimizer
 from growlm.training.step import StepSpec, init_state, train_step
 
 HERE = Path(__file__).parent

@@ -16,8 +16,7 @@ from trees import exact_products_and_short_compiles, noisy, random_tokens
 
 from growlm import ModelConfig
 from growlm.models import next_token_loss
-from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.step import StepSpec, train_step
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "experiments" / "benchmarks"

@@ -13,15 +13,14 @@ from growlm.growth.depth import ORDERS
 from growlm.models import REMAT_POLICIES
 from growlm.training import loop
 from growlm.training.loop import step_specs
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.run import train
-from growlm.training.settings import MeshConfig
 from growlm.training.stages import resolve
 
 LAST = tiny.MODEL | {"layers": 2, "embed": 24, "heads": 6, "kv_heads": 3, "mlp": 32}
 WIDE = {"embed": 22, "heads": 4, "kv_heads": 2, "mlp": 31}
-RAMP = {"operator": "random", "options": {"ramp_tokens": 2 * tiny.STEP}}
+RAMP = {"operator": "random", "options": {"mask_tokens": 2 * tiny.STEP}}
 LEARN = {"operator": "learn", "options": {"steps": 2}}
 GO_ON = threading.Event()  # never set
 
@@ -80,7 +79,7 @@ GROWTHS = {
     "direct": {"operator": "direct"},
     "interleaved": {"operator": "direct", "options": {"order": "interleave"}},
     "with noise": {"operator": "direct", "options": {"noise": 0.1}},
-    "next layer": {"operator": "direct", "options": {"next_layer": True}},
+    "next layer": {"operator": "direct", "options": {"aki": True}},
     "mapped": {"operator": "direct", "optimizer_state": "map_aged"},
     "zero": {"operator": "zero"},
     "random": RAMP,

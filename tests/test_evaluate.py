@@ -395,7 +395,7 @@ def test_the_harness_is_an_extra(model, monkeypatch):
 def workdir(tmp_path_factory):
     """A run of two stages, evaluated in the middle of its ramp and at its end."""
     folder = tmp_path_factory.mktemp("run")
-    options = {"ramp_tokens": 20 * tiny.STEP, "whole_blocks": True}
+    options = {"mask_tokens": 20 * tiny.STEP, "whole_blocks": True}
     grown = tiny.grown(6, growth={"operator": "random", "options": options})
     config = tiny.run_config(tiny.write_corpus(folder), tiny.stage(4), grown, evaluation={"batches": 4})
     train(config, folder / "work", threading.Event())

@@ -148,7 +148,7 @@ WIDER = {
 
 @pytest.mark.parametrize("family", WIDER)
 def test_depth_and_width_by_copies_keep_the_function_where_new_layers_are_silent(family, ours, tmp_path):
-    folder = grow(ours / family, tmp_path / "grown", "--option.silent=True", *sizes(**WIDER[family]))
+    folder = grow(ours / family, tmp_path / "grown", "--option.zero_residual=True", *sizes(**WIDER[family]))
     assert read(folder, "verify.json")["function"]["claimed"]
     after = assert_same_logits(folder, ours / family)
     assert (after.config.model_type, after.config.num_hidden_layers) == (family, 4)
@@ -207,7 +207,7 @@ LIFTED = {
 def test_a_llama_becomes_a_mixtral_that_computes_the_same(name, theirs, tmp_path, capsys):
     source, more, lift = LIFTED[name]
     (theirs / source / "tokenizer.json").write_bytes(b"{}")
-    arguments = ["--operator=direct", "--option.silent=True", *EXPERTS, *sizes(**more)]
+    arguments = ["--operator=direct", "--option.zero_residual=True", *EXPERTS, *sizes(**more)]
     folder = grow(theirs / source, tmp_path / "grown", *arguments)
     assert "each MLP becomes a mixture of one expert" in capsys.readouterr().out
     after = assert_same_logits(folder, theirs / source)
@@ -234,7 +234,7 @@ def test_a_tied_head_becomes_one_of_its_own(theirs, tmp_path):
 
 def test_a_lift_keeps_dtypes_and_pieces_are_of_no_consequence(theirs, tmp_path, monkeypatch):
     hf.save(hf.make_model("smollm", "bfloat16", vocab_size=64), tmp_path / "half", shard="20KB")
-    arguments = [*EXPERTS, *sizes(tie_embeddings=False, mlp=64, layers=4), "--option.silent=True"]
+    arguments = [*EXPERTS, *sizes(tie_embeddings=False, mlp=64, layers=4), "--option.zero_residual=True"]
     folders = []
     for piece in (600, 10**6):
         monkeypatch.setattr(growing, "PIECE_BYTES", piece)
@@ -288,7 +288,7 @@ def moments_of(opt_state, field, weight):
 def test_moments_go_with_the_weights_that_a_lift_moves(run, tmp_path):
     home, settings = run
     muon = settings["stages"][0]["optimizer"]["kind"] == "muon"
-    arguments = ["--option.silent=True", *sizes(**MIXED, layers=2), "--optimizer_state=map"]
+    arguments = ["--option.zero_residual=True", *sizes(**MIXED, layers=2), "--optimizer_state=map"]
     folder = grow(home / "work", tmp_path / "grown", *arguments, *["--no_verify"] * muon)
     model, _, after = tiny.load_saved(folder)
     _, _, before = tiny.load_saved(home / "work")
@@ -355,7 +355,12 @@ def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with
 
 def test_a_folder_that_was_converted_is_lifted_and_converted_back(theirs, tmp_path):
     convert_folder(theirs / "tied", tmp_path / "own", "growlm")
-    arguments = [*EXPERTS, *sizes(tie_embeddings=False, layers=4), "--option.silent=True", "--optimizer_state=map"]
+    arguments = [
+        *EXPERTS,
+        *sizes(tie_embeddings=False, layers=4),
+        "--option.zero_residual=True",
+        "--optimizer_state=map",
+    ]
     arguments.append("--no_verify")  # transformers does
     folder = grow(tmp_path / "own", tmp_path / "grown", *arguments)
     convert_folder(folder, tmp_path / "back", "huggingface")

@@ -78,14 +78,14 @@ OPERATIONS = {
     "stack": ("direct", {}, {"layers": 8}),
     "interleave": ("direct", {"order": "interleave"}, {"layers": 7}),
     "a list": ("direct", {"order": [0, 1, 2, 1, 3, 2, 3, 3]}, {"layers": 8}),
-    "silent": ("direct", {"silent": True}, {"layers": 6}),
+    "zero_residual": ("direct", {"zero_residual": True}, {"layers": 6}),
     "width": ("direct", {}, WIDE),
     "both": ("direct", {}, WIDE | {"layers": 6}),
     "repeat": ("direct", {"select": "repeat"}, WIDE),
-    "random copies": ("direct", {"select": "random", "uneven": 0.5}, WIDE),
-    "diagonal": ("direct", {"diagonal": True}, DOUBLE),
-    "ragged diagonal": ("direct", {"diagonal": True}, {"mlp": 31}),
-    "next layer": ("direct", {"next_layer": True}, WIDE | {"layers": 6}),
+    "random copies": ("direct", {"select": "random", "split_imbalance": 0.5}, WIDE),
+    "diagonal": ("direct", {"block_diagonal": True}, DOUBLE),
+    "ragged diagonal": ("direct", {"block_diagonal": True}, {"mlp": 31}),
+    "next layer": ("direct", {"aki": True}, WIDE | {"layers": 6}),
     "paper's norm": ("direct", {"norm": "gain"}, WIDE),
     "zeros": ("zero", {"fill": "zeros"}, WIDE | {"layers": 6, "vocab": 40}),
     "zero depth": ("zero", {}, {"layers": 8}),
@@ -190,7 +190,7 @@ def test_every_preset_grows_a_folder(folders, tmp_path, preset, capsys):
 
 def test_a_ramp_is_left_out_and_not_claimed(folders):
     """config.json has no masks: what is fresh acts at once."""
-    plan = plan_grow(folders / "llama-float32", operator="random", options={"ramp_tokens": 1000}, sizes={"layers": 6})
+    plan = plan_grow(folders / "llama-float32", operator="random", options={"mask_tokens": 1000}, sizes={"layers": 6})
     text = describe_plan(plan)
     assert plan.growth.masks is None and "not kept" in text
 

@@ -33,8 +33,7 @@ from growlm.growth.effects import Effect
 from growlm.models import check_params, declared, parameter_count, plain
 from growlm.models.layers import rms_norm
 from growlm.state import TrainState
-from growlm.training.optimizer import ScaleByAgedAdamState, make_optimizer
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import OptimizerConfig, ScaleByAgedAdamState, make_optimizer
 from growlm.training.step import StepSpec, abstract_state, train_step
 
 SOURCE = ModelConfig(layers=3, embed=16, heads=4, kv_heads=2, head_dim=6, mlp=20, vocab=40, qkv_bias=True, qk_norm=True)

@@ -14,8 +14,7 @@ from growlm.growth import LIFTS, plan_growth
 from growlm.growth.lifts import lift
 from growlm.growth.state import map_optimizer_state
 from growlm.models import GptNeoxConfig, MixtralConfig, apply, path_of
-from growlm.training.optimizer import make_optimizer
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import OptimizerConfig, make_optimizer
 
 EXPERTS = {"experts": 1, "experts_per_token": 1, "router_aux_loss": 0.01}
 TIED = dataclasses.replace(SMALL, tie_embeddings=True, qkv_bias=True, qk_norm=True)

@@ -20,12 +20,12 @@ import growlm
 from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
 from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
 from growlm.report.fit import fit_runs
 from growlm.report.report import summarise, table
 from growlm.training import run as run_module
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
@@ -214,7 +214,7 @@ def test_a_folder_of_grow_and_a_sweeps_run_are_sources_too(home, tmp_path):
     runs = {"short": [first(home / "theirs", 2)], "grown": [first(home / "theirs", 0), grown(1)]}
     sweep = plan_sweep(tiny.sweep_config(text(home), runs, "short"), tmp_path / "sweep")
     assert run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None)) == {}
-    shared = {run.stages[0].address for run in sweep.runs.values()}
+    shared = {run.stages[0].stage_hash for run in sweep.runs.values()}
     assert len(shared) == 1  # what trains nothing is the beginning of what trains
     assert main(["convert", f"--source={home / 'theirs'}", "--to=growlm", f"--output={tmp_path / 'ours'}"]) == 0
     for folder, layers in ((tmp_path / "sweep" / "grown", 3), (tmp_path / "ours", 2)):
@@ -247,7 +247,7 @@ def test_stopped_after_every_step_it_ends_with_the_same_bits_and_needs_the_sourc
     config = config_of(home, *stages_of(tmp_path / "copy", 2))
     stop = threading.Event()
     stop.set()
-    with pytest.raises(run_module.StoppedError):
+    with pytest.raises(StoppedError):
         train(config, tmp_path / "run", stop)
     shutil.rmtree(tmp_path / "copy")
     assert tiny.train_in_parts(config, tmp_path / "run") == 3
@@ -338,10 +338,10 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     write_model(tmp_path / "copy", *change(home / "theirs", "up", 0))
     after = find_source(tmp_path / "copy").fingerprint
 
-    line = rf"run: stages\[0\].init_fingerprint is '{before}' there and '{after}' here; allowed is a new folder"
+    line = rf"run, which holds a different run: stages\[0\].init_fingerprint is '{before}' there and '{after}' here"
     with pytest.raises(InputError, match=line):
         train(config, tmp_path / "run", GO_ON)
-    addresses = {resolve(run, "corpus")[0].address for run in (planned, begin(config, None)[0])}
+    addresses = {resolve(run, "corpus")[0].stage_hash for run in (planned, begin(config, None)[0])}
     assert len(addresses) == 2
 
     # Told that it is the old one, a run goes on with what it has, and does not begin with what is there.
@@ -357,7 +357,7 @@ def test_addresses_of_other_runs_are_what_they_were(home):
     moved = [begin(config_of(home, first(home / "theirs", 1)), None)[0] for _ in range(2)]
     elsewhere = dataclasses.replace(moved[1].stages[0], init_from="elsewhere")
     moved[1] = dataclasses.replace(moved[1], stages=(elsewhere,))
-    assert len({resolve(run, "f")[0].address for run in moved}) == 1
+    assert len({resolve(run, "f")[0].stage_hash for run in moved}) == 1
 
 
 # --- What is refused, in one line ------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ def test_a_sweep_and_a_model_under_masks_are_no_sources(home, tmp_path):
     run_sweep(plan_sweep(build_sweep(load_config(f"{tmp_path}/sweep.py", []))), tmp_path / "sweep", GO_ON, "", [])
     with pytest.raises(InputError, match="is a sweep, and must be one of its runs"):
         find_source(tmp_path / "sweep")
-    ramp = ["--operator=random", "--option.ramp_tokens=256", "--target.mlp=36", "--no_verify"]
+    ramp = ["--operator=random", "--option.mask_tokens=256", "--target.mlp=36", "--no_verify"]
     assert main(["grow", f"--source={home / 'ours'}", f"--output={tmp_path / 'masked'}", *ramp]) == 0
     with pytest.raises(InputError, match="masks of the growth must be open, got 0 % at step 4 of"):
         find_source(tmp_path / "masked")
@@ -449,7 +449,7 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     train(tiny.run_config(str(own), tiny.stage(1, model=dataclasses.asdict(model))), tmp_path / "trained", GO_ON)
     with pytest.raises(InputError, match=r"must be those of init_from .*trained, .*own.* got those of 'bytes'"):
         run_module.plan_run(config_of(home, first(tmp_path / "trained", 1)), load_corpus(text(home)))
-    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
+    with pytest.raises(InputError, match=r"model.vocab must be >= the 300 tokens of .*, got 256"):
         run_module.plan_run(config, load_corpus(str(own)))
 
 
@@ -466,18 +466,18 @@ def test_a_config_says_whatever_a_model_has(home, tmp_path):
     for name in ("one", "two"):
         settings = tiny.run(text(home), first(tmp_path / name, 1))
         file = tiny.write_config(tmp_path / f"{name}.py", settings)
-        run = run_module.build_run(load_config(file, []))
+        run = build_run(load_config(file, []))
         assert run.stages[0].model == read_config(tmp_path / name)
         plan = run_module.plan_run(run, load_corpus(text(home)))
         held = json.loads(json.dumps(dataclasses.asdict(plan.config)))
-        assert run_module.build_run(held) == plan.config
+        assert build_run(held) == plan.config
 
 
 def test_weights_come_to_rest_where_a_mesh_has_them_and_train_as_on_one_device(home, tmp_path):
     settings = tiny.run(text(home), first(home / "theirs", 0), grown(2))
     script = Path(__file__).parent / "sharded_init.py"
     said = on_eight_devices(script, home / "theirs", home / "ours", json.dumps(settings), tmp_path / "eight")
-    train(run_module.build_run(settings), tmp_path / "one", GO_ON)
+    train(build_run(settings), tmp_path / "one", GO_ON)
     losses = [record["loss"] or record["val_loss"] for record in tiny.records(tmp_path / "one")]
     assert said == {"equal": True, "resting": True, "parts": [4, 4], "losses": pytest.approx(losses, rel=1e-5)}
 

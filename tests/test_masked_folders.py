@@ -21,7 +21,7 @@ short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and
 def ramped(tmp_path_factory):
     """A run saved at steps 3 and 4, in the middle of its growth's ramp and at its end; and one grown under masks."""
     folder = tmp_path_factory.mktemp("ramped")
-    growth = {"operator": "random", "options": {"ramp_tokens": 2 * tiny.STEP}}
+    growth = {"operator": "random", "options": {"mask_tokens": 2 * tiny.STEP}}
     stages = tiny.stage(2), tiny.grown(2, growth=growth)
     keep = {"checkpoint": {"every_tokens": tiny.STEP, "max_to_keep": 9}}
     config = tiny.run(tiny.write_corpus(folder), *stages, **keep)
@@ -67,10 +67,10 @@ def test_before_and_after_a_ramp_all_goes_on(ramped, tmp_path, step):
 
 @pytest.mark.parametrize(("ramp", "refused"), [(2 * tiny.STEP, False), (2 * tiny.STEP + 1, True)])
 def test_another_stage_comes_only_after_the_ramp(tmp_path, ramp, refused):
-    growth = {"operator": "random", "options": {"ramp_tokens": ramp}}
+    growth = {"operator": "random", "options": {"mask_tokens": ramp}}
     stages = tiny.stage(1), tiny.grown(2, growth=growth), tiny.grown(1, layers=4)
     corpus = tiny.write_corpus(tmp_path)
     for number, run in ((2, tiny.run_config(corpus, *stages[:2])), (3, tiny.run_config(corpus, *stages))):
-        says = r"stages\[1\] ends after 128 tokens, .* at least its mask_tokens, 129, where another stage"
+        says = r"stages\[1\].tokens must be >= 129, .* masks .* where another stage comes after it, got 128"
         with pytest.raises(growlm.InputError, match=says) if refused and number == 3 else contextlib.nullcontext():
             assert len(plan_run(run, load_corpus(corpus)).stages) == number

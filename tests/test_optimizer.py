@@ -245,7 +245,7 @@ def test_even_copies_stay_copies_and_uneven_ones_do_not(uneven, stay):
         state = dataclasses.replace(
             state, params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), noisy(SMALL))
         )
-        grown, _ = grow_state(state, SMALL, DOUBLE, optimizer, "direct", "reset", uneven=uneven)
+        grown, _ = grow_state(state, SMALL, DOUBLE, optimizer, "direct", "reset", split_imbalance=uneven)
         program = StepSpec(DOUBLE, OptimizerConfig(), dtype="float64")
         (params, *_), _ = run_steps(program, grown.arrays, grown.provenance, range(20))
     for path, axis in (("mlp/gate", 2), ("mlp/up", 2), ("attn/query", 2), ("attn/value", 2), ("attn/out", 3)):

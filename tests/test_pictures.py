@@ -13,7 +13,7 @@ def width(operator, **options):
     return cells(plan_growth(operator, SOURCE, WIDE, jax.random.key(1), **options), WIDE)
 
 
-@pytest.mark.parametrize(("options", "kept"), [({}, np.full((4, 6), 0.5)), ({"diagonal": True}, None)], ids=str)
+@pytest.mark.parametrize(("options", "kept"), [({}, np.full((4, 6), 0.5)), ({"block_diagonal": True}, None)], ids=str)
 def test_copies_come_from_their_rows_and_columns(options, kept):
     grown = width("direct", **options)
     np.testing.assert_array_equal(grown.row, np.tile([[0], [1]], (2, 6)))
@@ -24,7 +24,7 @@ def test_copies_come_from_their_rows_and_columns(options, kept):
 
 
 def test_uneven_parts_of_a_row_add_up_to_the_row():
-    share = width("direct", uneven=0.6).share
+    share = width("direct", split_imbalance=0.6).share
     np.testing.assert_allclose(share[:2] + share[2:], 1, atol=1e-6)
     assert np.abs(share[:2] - share[2:]).min() > 0.01
 

@@ -24,8 +24,7 @@ from growlm.evaluation.score import Window, padded_length, score, windows
 from growlm.evaluation.table import table
 from growlm.models import ModelConfig, apply, init, loss
 from growlm.models.loss import token_losses
-from growlm.training.mesh import make_mesh
-from growlm.training.settings import MeshConfig
+from growlm.training.mesh import MeshConfig, make_mesh
 
 CONFIG = ModelConfig(layers=2, embed=16, heads=2, kv_heads=1, head_dim=8, mlp=24, vocab=256)
 LENGTH = 48

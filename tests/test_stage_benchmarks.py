@@ -40,7 +40,7 @@ def workdir(tmp_path_factory, data_dir):
     folder = tmp_path_factory.mktemp("run")
     tasks = {"tasks": ("lambada_openai",), "data_dir": data_dir, "limit": 7}
     evaluation = {"batches": 2, "tasks_every_tokens": 2 * tiny.STEP, **tasks}
-    options = {"ramp_tokens": 8 * tiny.STEP, "whole_blocks": True}
+    options = {"mask_tokens": 8 * tiny.STEP, "whole_blocks": True}
     grown = tiny.grown(4, growth={"operator": "random", "options": options}, evaluation={"batches": 2, **tasks})
     config = tiny.run_config(tiny.write_corpus(folder), tiny.stage(5), grown, evaluation=evaluation)
     train(config, folder / "work", threading.Event())
@@ -83,7 +83,7 @@ def test_what_is_measured_does_not_make_another_stage(tmp_path, data_dir):
     plain = plan_run(tiny.run_config(corpus, tiny.stage(2)), load_corpus(corpus))
     tasks = {"tasks": ("lambada_openai",), "data_dir": data_dir}
     other = plan_run(tiny.run_config(corpus, tiny.stage(2, evaluation=tasks)), load_corpus(corpus))
-    assert plain.stages[0].address == other.stages[0].address
+    assert plain.stages[0].stage_hash == other.stages[0].stage_hash
     assert other.stages[0].evaluation == EvaluationConfig(**tasks) != plain.stages[0].evaluation
 
 
@@ -94,7 +94,7 @@ def test_runs_that_share_a_stage_measure_the_same_on_it(tmp_path, data_dir, caps
     experiment.write_text(f"def get_config():\n    return {tiny.sweep(corpus, runs, 'a')!r}\n")
     assert main(["sweep", f"--config={experiment}", f"--workdir={tmp_path / 'work'}"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "runs a and b share stage" in said and "lambada_openai" in said
+    assert "runs a and b must be one, for they share stage" in said and "lambada_openai" in said
 
 
 def test_tasks_may_be_typed_as_one_text():

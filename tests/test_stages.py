@@ -226,7 +226,7 @@ def test_an_option_by_its_old_name_is_the_same_stage():
     old, new = ({"operator": "direct", "options": {name: True}} for name in ("silent", "zero_residual"))
     one, other = (tiny.run_config("none", tiny.stage(2), tiny.grown(4, growth=growth)) for growth in (old, new))
     stages = [resolve(run, "x")[1] for run in (one, other)]
-    assert stages[0].address == stages[1].address
+    assert stages[0].stage_hash == stages[1].stage_hash
     assert stages[0].settings["growth"]["options"] == {"silent": True}
 
 

@@ -17,10 +17,9 @@ from growlm.data import load_corpus, validation_batches
 from growlm.growth.plan import COPY, initial_provenance
 from growlm.models import ModelConfig, init, next_token_loss, parameter_count
 from growlm.training import loop
-from growlm.training.optimizer import make_optimizer
+from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
-from growlm.training.settings import OptimizerConfig
 from growlm.training.stages import resolve
 from growlm.training.step import StepSpec, draw_depths, train_step
 
@@ -248,7 +247,7 @@ def test_every_step_of_a_run_trains_what_was_drawn_and_validation_is_of_the_whol
 
 def test_a_run_stopped_at_every_step_ends_with_the_same_bits(corpus, tmp_path):
     """Through a ramp and both sub-models, with an averaged copy."""
-    growth = {"operator": "random", "options": {"ramp_tokens": 2 * STEP}, "optimizer_state": "map_aged"}
+    growth = {"operator": "random", "options": {"mask_tokens": 2 * STEP}, "optimizer_state": "map_aged"}
     second = tiny.grown(5, 4, growth=growth, optimizer={"ema": 0.5}, submodel_layers=2)
     config = tiny.run_config(corpus, tiny.stage(1), second, seed=3)
     train(config, tmp_path / "whole", GO_ON)

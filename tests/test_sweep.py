@@ -157,7 +157,7 @@ def test_runs_that_share_a_stage_must_agree_on_what_is_measured(tmp_path):
 
 
 def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="one growlm process at a time"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="in use by another growlm process"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass
@@ -165,7 +165,7 @@ def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
 
 def test_a_run_waits_for_a_stage_that_another_process_trains(corpus, tmp_path, capsys):
     sweep, done = plan_sweep(tiny.build_sweep(timings(corpus, (8, 20)))), threading.Event()
-    shared = tmp_path / "sweep" / "stages" / sweep.runs["at8"].stages[0].address
+    shared = tmp_path / "sweep" / "stages" / sweep.runs["at8"].stages[0].stage_hash
     run_sweep(sweep, tmp_path / "sweep", GO_ON, "", ["at8"])
     with locked(shared):
         threading.Timer(0.3, done.set).start()

@@ -53,18 +53,18 @@ def test_a_status_says_how_far_a_run_is(plan, tmp_path):
         return run_status(tmp_path / "a", plan.runs["a"].stages, store, outcome, current)
 
     assert of() == RunStatus("a", "waiting")
-    write_records(store / base.address, {"step": 0, "loss": None, "val_loss": 6.0})
+    write_records(store / base.stage_hash, {"step": 0, "loss": None, "val_loss": 6.0})
     assert of(current=base) == RunStatus("a", "training")
-    write_records(store / base.address, {"step": 2, "loss": 5.0, "tokens_per_second": 100.0})
+    write_records(store / base.stage_hash, {"step": 2, "loss": 5.0, "tokens_per_second": 100.0})
     whole, done = grown.cost_at(grown.last_step).flops, base.cost_at(2).flops
     left = (whole - done) / (done / base.tokens_at(2) * 100)
     assert of(current=base) == RunStatus("a", "training", done / whole, 5.0, 6.0, 100.0, pytest.approx(left))
-    write_records(store / base.address, {"step": 8, "loss": 4.0})  # for the other run: it leaves the base later
+    write_records(store / base.stage_hash, {"step": 8, "loss": 4.0})  # for the other run: it leaves the base later
     assert of() == RunStatus(
         "a", "waiting", base.cost_at(4).flops / whole, 5.0, 6.0, 100.0, pytest.approx(left / 2, rel=1)
     )
-    write_records(store / grown.address, {"step": 5, "loss": 3.0})
-    with (store / grown.address / "metrics.jsonl").open("a") as file:
+    write_records(store / grown.stage_hash, {"step": 5, "loss": 3.0})
+    with (store / grown.stage_hash / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # half a line
     assert of("failed") == RunStatus("a", "failed", grown.cost_at(5).flops / whole, 3.0)
     write_records(tmp_path / "a", {"step": 6, "loss": 2.6, "val_loss": 2.5})
@@ -87,7 +87,7 @@ HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.re
 
 def test_a_stage_that_another_process_trains_is_told_from_ones_own(plan, tmp_path):
     store, stage = tmp_path / STORE, plan.runs["b"].stages[0]
-    folder = store / stage.address
+    folder = store / stage.stage_hash
     write_records(folder, {"step": 1, "loss": 5.0})
     assert not is_locked(folder)
     other = subprocess.Popen(
@@ -225,7 +225,7 @@ def test_without_a_terminal_a_line_says_so_when_a_validation_loss_is_measured(co
 def test_a_process_takes_the_next_free_run_and_comes_back(corpus, tmp_path, capsys, monkeypatch):
     runs = {"first": [tiny.stage(2)], "second": [tiny.stage(3)], "other": [tiny.stage(2, layers=2)]}
     plan = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, runs, baseline="first")))
-    (shared,) = {plan.runs[name].stages[0].address for name in ("first", "second")}
+    (shared,) = {plan.runs[name].stages[0].stage_hash for name in ("first", "second")}
     folder = tmp_path / "s" / STORE / shared
     folder.mkdir(parents=True)
     (tmp_path / "s" / "config.json").write_text(json.dumps(plain(plan.config)))

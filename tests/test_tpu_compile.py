@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from growlm.errors import InputError
-from growlm.training.mesh import make_mesh
-from growlm.training.settings import MeshConfig
+from growlm.training.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "benchmarks"

@@ -19,10 +19,10 @@ from growlm.models import ModelConfig, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
-from growlm.training.schedules import learning_rate
-from growlm.training.settings import OptimizerConfig, ScheduleConfig
+from growlm.training.schedules import ScheduleConfig, learning_rate
 from growlm.training.stages import resolve
 from growlm.training.step import abstract_state, init_state, run_keys
 
@@ -117,7 +117,7 @@ COSINE = {"kind": "cosine", "peak_lr": 1e-2}
 
 
 def address(*stages, fingerprint="fingerprint", **options):
-    return resolve(tiny.run_config("none", *stages, **options), fingerprint)[-1].address
+    return resolve(tiny.run_config("none", *stages, **options), fingerprint)[-1].stage_hash
 
 
 def test_equal_settings_have_an_equal_address():

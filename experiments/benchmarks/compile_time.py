@@ -33,10 +33,9 @@ from jax.stages import Lowered
 from growlm.errors import InputError
 from growlm.training.config import build_run
 from growlm.training.loop import step_specs
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
 from growlm.training.programs import lower_growth, lower_learning, lower_step
-from growlm.training.settings import MeshConfig
 from growlm.training.stages import Stage, resolve
 
 SIZES = {"embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 8, "length": 128}

@@ -33,9 +33,9 @@ from arguments import Parser, duration, exit_code, positive
 
 from growlm.errors import InputError
 from growlm.models import REMAT_POLICIES, ModelConfig, parameter_count
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.programs import compile_steps
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import StepSpec, init_state
 
 SIZES = {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128}

@@ -25,7 +25,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from growlm.errors import InputError
 from growlm.models import ModelConfig, Params, Weight, check_params, declared, path_of
-from growlm.training.settings import OptimizerConfig
+from growlm.training.optimizer import OptimizerConfig
 
 Loss = Callable[["Decoder", torch.Tensor], torch.Tensor]  # of a decoder, on int64[batch, length + 1] tokens
 

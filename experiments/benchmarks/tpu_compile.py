@@ -41,10 +41,10 @@ from growlm.laws import exact_flops_per_token
 from growlm.laws.compute import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
-from growlm.training.mesh import make_mesh, replicated
+from growlm.training.mesh import MeshConfig, make_mesh, replicated
 from growlm.training.metrics import commit, hardware
 from growlm.training.programs import bytes_needed, lower_growth, lower_step
-from growlm.training.settings import GrowthConfig, MeshConfig, RunConfig, StageConfig
+from growlm.training.settings import GrowthConfig, RunConfig, StageConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import StepSpec, abstract_state
 

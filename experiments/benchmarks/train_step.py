@@ -81,11 +81,10 @@ from growlm.models import (
     parameter_count,
 )
 from growlm.report.style import UNKNOWN, count
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
-from growlm.training.optimizer import make_optimizer
+from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.programs import compile_steps
-from growlm.training.settings import MeshConfig, OptimizerConfig
 from growlm.training.step import StepSpec
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.

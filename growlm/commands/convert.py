@@ -36,7 +36,7 @@ from growlm.formats.layout import settings_of
 from growlm.formats.safetensors import inside, read_object
 from growlm.growth.plan import initial_provenance
 from growlm.state import TrainState
-from growlm.training.optimizer import make_optimizer
+from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.saved import (
     IMPORTED,
     STORED_DTYPES,
@@ -48,7 +48,6 @@ from growlm.training.saved import (
     save_grown,
     save_imported,
 )
-from growlm.training.settings import OptimizerConfig
 from growlm.training.step import abstract_state, run_keys
 
 OPTIONS = {

@@ -19,10 +19,9 @@ from growlm.files import write_json
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import read_object
 from growlm.models import parameter_count, plain
-from growlm.training.mesh import make_mesh
+from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.processes import is_first, join_processes
 from growlm.training.saved import IMPORTED, Saved, find_saved, read_state
-from growlm.training.settings import MeshConfig
 
 OPTIONS = {
     "--checkpoint": one("DIR", "a run's folder, one of growlm grow, or a Hugging Face checkpoint", Path, required=True),

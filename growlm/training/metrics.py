@@ -21,8 +21,8 @@ from growlm.files import write_whole
 class ProfilingConfig:
     """How training is measured.
 
-    peak_flops: FLOP/s of one device, for the MFU; None: as `growlm.laws.compute` has it. profile_steps: steps to write a
-    profiler trace of, into profile_folder.
+    peak_flops: FLOP/s of one device, for the MFU; None: as `growlm.laws.compute` has it. profile_steps: steps to
+    write a profiler trace of, into profile_folder.
     """
 
     peak_flops: float | None = None

@@ -62,11 +62,11 @@ def run_status(
         return RunStatus(name, "done", 1.0, _last(records, "loss"), _last(records, "val_loss"))
     numbers, state = {}, "training" if any(stage is current for stage in stages) else "waiting"
     for stage in stages:
-        records = _last_records(store / stage.address / "metrics.jsonl")
+        records = _last_records(store / stage.stage_hash / "metrics.jsonl")
         if not records:
             continue
-        ours = current is not None and current.address == stage.address
-        if records[-1]["step"] < stage.last_step and not ours and is_locked(store / stage.address):
+        ours = current is not None and current.stage_hash == stage.stage_hash
+        if records[-1]["step"] < stage.last_step and not ours and is_locked(store / stage.stage_hash):
             state = "trained by another process"
         if records[-1]["step"] > stage.first_step:
             numbers = _numbers(stages, stage, records)

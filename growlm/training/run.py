@@ -119,8 +119,8 @@ def _check_unmasked(stage: Stage) -> None:
     if before and before.progress_at(before.last_step) is not None:
         trained, masks = before.tokens_at(before.last_step) - before.first_tokens, before.growth.masks
         raise InputError(
-            f"stages[{before.number}].tokens must be >= its mask_tokens, {masks.tokens:,}, for a stage to come after "
-            f"it, got {trained:,}"
+            f"stages[{before.number}].tokens must be >= {masks.tokens:,}, after which the masks of its growth are "
+            f"open, where another stage comes after it, got {trained:,}"
         )
 
 
@@ -128,7 +128,7 @@ def branch_steps(plans: Sequence[RunPlan]) -> dict[str, frozenset[int]]:
     """The steps at which runs leave each stage, by its hash: there runs of a sweep branch off."""
     steps: dict[str, set[int]] = {}
     for stage in (stage for plan in plans for stage in plan.stages):
-        steps.setdefault(stage.address, set()).add(stage.last_step)
+        steps.setdefault(stage.stage_hash, set()).add(stage.last_step)
     return {stage_hash: frozenset(of_stage) for stage_hash, of_stage in steps.items()}
 
 
@@ -170,11 +170,11 @@ def train_run(
     mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
     try:
         for stage in plan.stages[broadcast(_resume_point(plan, store)) :]:
-            stage_folder, steps = records / stage.address, branch_steps[stage.address]
-            checkpoints_folder, kept = store / stage.address / "checkpoints", stage.run.checkpoint.max_to_keep
+            stage_folder, steps = records / stage.stage_hash, branch_steps[stage.stage_hash]
+            checkpoints_folder, kept = store / stage.stage_hash / "checkpoints", stage.run.checkpoint.max_to_keep
             stage_folder.mkdir(parents=True, exist_ok=True)
             with _locked(stage_folder), contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
-                write_json(stage_folder / "stage.json", stage.settings | {"address": stage.address})
+                write_json(stage_folder / "stage.json", stage.settings | {"address": stage.stage_hash})
                 display.begin(name, stage)
                 own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                 newest, grown_at = broadcast(max(own, default=-1)), None
@@ -213,7 +213,7 @@ def train_run(
 def _resume_point(plan: RunPlan, store: Path) -> int:
     """The number of the stage in which a run goes on, by rules 1 and 5; that after the last where all is trained."""
     for stage in reversed(plan.stages):
-        steps = stored_steps(store / stage.address / "checkpoints")
+        steps = stored_steps(store / stage.stage_hash / "checkpoints")
         own = [step for step in steps if stage.first_step < step <= stage.last_step]
         if own:
             return stage.number + (stage is plan.stages[-1] and max(own) == stage.last_step)
@@ -270,9 +270,9 @@ def _seconds_before(stage: Stage, records: Path) -> float:
     """Training time of the stages before, to the point where this run left them, and what the growth took."""
     if not stage.parent:
         return 0.0
-    trained = read_records(records / stage.parent.address / "metrics.jsonl")
+    trained = read_records(records / stage.parent.stage_hash / "metrics.jsonl")
     seconds = max((record["seconds"] for record in trained if record["step"] <= stage.parent.last_step), default=0.0)
-    report = records / stage.address / GROWTH_FILE  # not there in the records that nobody reads
+    report = records / stage.stage_hash / GROWTH_FILE  # not there in the records that nobody reads
     return seconds + (read_json(report, "growth report")["seconds"] if report.exists() else 0.0)
 
 
@@ -280,7 +280,7 @@ def _publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
     """Write the run's own view of its stages: records up to where it left them, and growth reports."""
     merged = []
     for stage in stages:
-        stage_folder = records / stage.address
+        stage_folder = records / stage.stage_hash
         merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
         copies = {GROWTH_FILE: f"growth-{stage.number}.json", INIT_FROM_FILE: INIT_FROM_FILE}
         for name, copy in copies.items():

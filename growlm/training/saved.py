@@ -20,7 +20,8 @@ from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_model, build_run
-from growlm.training.settings import OptimizerConfig, RunConfig
+from growlm.training.optimizer import OptimizerConfig
+from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
 
@@ -166,7 +167,7 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
         )
     at: dict[int, tuple[Stage, Path]] = {}
     for stage, store in found:
-        checkpoints = store / stage.address / "checkpoints"
+        checkpoints = store / stage.stage_hash / "checkpoints"
         at |= {n: (stage, checkpoints) for n in _steps(checkpoints) if n <= stage.last_step}
     step = _chosen(folder, sorted(at), step)
     stage, checkpoints = at[step]
@@ -205,7 +206,7 @@ def _stages(run: RunConfig, store: Path) -> list[Stage]:
     """The run's stages, if this store has any: the corpus that their hashes need is named in the store."""
     fingerprints = {read_json(path, "stage.json")["corpus"] for path in sorted(store.glob("*/stage.json"))}
     found = (resolve(run, fingerprint) for fingerprint in sorted(fingerprints))
-    return next((stages for stages in found if (store / stages[0].address).is_dir()), [])
+    return next((stages for stages in found if (store / stages[0].stage_hash).is_dir()), [])
 
 
 def _steps(checkpoints: Path) -> list[int]:

@@ -190,11 +190,6 @@ class Stage:
         """12 hex digits of the SHA-256 of `settings`: stages of one hash are one stage, trained once."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
 
-    @property
-    def address(self) -> str:
-        """The former name of `stage_hash`."""
-        return self.stage_hash
-
 
 def source_of(operator: str) -> str | None:
     """A hash of the code of an operator that is not growlm's own; None for growlm's."""

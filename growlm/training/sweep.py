@@ -48,7 +48,7 @@ class SweepPlan:
         for name, plan in self.runs.items():
             shares[name] = [(stage, _shared(stage, trained)) for stage in plan.stages]
             for stage in plan.stages:
-                trained[stage.address] = max(trained.get(stage.address, 0), stage.last_step)
+                trained[stage.stage_hash] = max(trained.get(stage.stage_hash, 0), stage.last_step)
         return shares
 
     def flops(self) -> tuple[float, float]:
@@ -56,13 +56,13 @@ class SweepPlan:
         stages = [stage for plan in self.runs.values() for stage in plan.stages]
         furthest: dict[str, float] = {}
         for stage in stages:
-            furthest[stage.address] = max(furthest.get(stage.address, 0.0), _flops(stage))
+            furthest[stage.stage_hash] = max(furthest.get(stage.stage_hash, 0.0), _flops(stage))
         trained = sum(furthest.values())
         return trained, sum(map(_flops, stages)) - trained
 
 
 def _shared(stage: Stage, trained: dict[str, int]) -> int:
-    return min(trained.get(stage.address, stage.first_step), stage.last_step) - stage.first_step
+    return min(trained.get(stage.stage_hash, stage.first_step), stage.last_step) - stage.first_step
 
 
 def _flops(stage: Stage) -> float:
@@ -86,10 +86,10 @@ def _check_records(plan: SweepPlan) -> None:
     measured: dict[str, tuple[str, Any]] = {}
     for name, run in plan.runs.items():
         for stage in run.stages:
-            first, settings = measured.setdefault(stage.address, (name, stage.evaluation))
+            first, settings = measured.setdefault(stage.stage_hash, (name, stage.evaluation))
             if settings != stage.evaluation:
                 raise InputError(
-                    f"evaluation of runs {first} and {name} must be one, for they share stage {stage.address}, got "
+                    f"evaluation of runs {first} and {name} must be one, for they share stage {stage.stage_hash}, got "
                     f"{settings} and {stage.evaluation}"
                 )
 
@@ -102,7 +102,7 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
             note = f"  {shared:,} steps shared" if shared else ""
             size = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
             lines.append(
-                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.address}  {size:>16}  "
+                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {size:>16}  "
                 f"{stage.config.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
             )
     trained, saved = plan.flops()
@@ -255,7 +255,7 @@ def _statuses(workdir: Path) -> dict[str, str]:
 def _entry(stage: Stage, shared: int) -> dict[str, Any]:
     tokens = stage.tokens_at(stage.last_step) - stage.first_tokens
     return {
-        "address": stage.address,
+        "address": stage.stage_hash,
         "tokens": tokens,
         "flops": _flops(stage),
         "reused": shared > 0,
