@@ -429,12 +429,12 @@ def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
     assert "--tasks=NAME" in line(run)
     assert "is no folder" in line(f"--checkpoint={tmp_path / 'gone'}", "--tasks=sciq")
     assert "holds no model" in line(f"--checkpoint={tmp_path}", "--tasks=sciq")
-    assert "has no checkpoint of step 3" in line(run, "--tasks=sciq", "--step=3")
-    assert "dtype is 'float8'" in line(run, "--tasks=sciq", "--dtype=float8")
-    assert "cannot read" in line(run, f"--perplexity={tmp_path / 'gone.txt'}")
-    assert "unknown task" in line("--checkpoint=gone", "--tasks=scqi")  # before anything large is read
-    assert "unknown size 'tensr' in --mesh" in line(run, "--tasks=sciq", "--mesh.tensr=2")
-    assert "batch is 0" in line(run, "--tasks=sciq", "--batch=0")
+    assert "one of its checkpoints, 4, 10, got 3" in line(run, "--tasks=sciq", "--step=3")
+    assert "got 'float8'" in line(run, "--tasks=sciq", "--dtype=float8")
+    assert "cannot be read" in line(run, f"--perplexity={tmp_path / 'gone.txt'}")
+    assert "scqi" in line("--checkpoint=gone", "--tasks=scqi")  # before anything large is read
+    assert "size in --mesh must be one of" in line(run, "--tasks=sciq", "--mesh.tensr=2")
+    assert "batch" in line(run, "--tasks=sciq", "--batch=0")
     large = SHARED / "tokenizers" / "gpt-neox-20b"
     if large.is_dir():
         assert "has 50277 tokens and the model knows 256" in line(run, "--tasks=sciq", f"--tokenizer={large}")
