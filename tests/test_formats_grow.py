@@ -235,10 +235,14 @@ def test_stacked_layers_are_in_the_stated_order_and_dtypes_stay(tmp_path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (4, 9)], ids=["grouped", "each its own"])
-def test_a_llama_whose_heads_divide_its_width_no_more_becomes_a_mistral(tmp_path, before, after):
+def test_a_llama_whose_heads_divide_its_width_no_more_becomes_a_mistral(tmp_path, capsys, before, after):
     """With as many key-value heads as heads config.json may leave them out, and Mistral's default is 8."""
     source = hf.save(hf.make_model("llama3", num_key_value_heads=before), tmp_path / "source")
-    folder = grow(source, tmp_path / "grown", "--target.embed=37", "--target.heads=9", f"--target.kv_heads={after}")
+    arguments = "--target.embed=37", "--target.heads=9", f"--target.kv_heads={after}"
+    assert main(["grow", f"--source={source}", *arguments, "--dry_run"]) == 0
+    folder = grow(source, tmp_path / "grown", *arguments)
+    says = "MistralForCausalLM, was LlamaForCausalLM: transformers' LlamaForCausalLM cannot have this shape"
+    assert says in capsys.readouterr().out and says in (folder / "README.md").read_text()
     after, tokens = hf.load(folder), hf.random_tokens(96)
     assert after.config.model_type == "mistral"
     np.testing.assert_allclose(hf.logits_of(after, tokens), hf.logits_of(hf.load(source), tokens), atol=1e-4)

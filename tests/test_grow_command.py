@@ -312,7 +312,7 @@ def test_a_folder_that_is_damaged_is_one_line(here, home, capsys):
     damage = {
         "model": [("{", "must be JSON"), ("{}", "no 'layers'"), (json.dumps(model | {"mlp": 40}), "40")],
         "optimizer": [('{"betta": 1}', "betta")],
-        "growth": [("{}", "data")],
+        "growth": [("{}", "growth.json has no 'key'")],
     }
     capsys.readouterr()
     for number, (name, text, part) in enumerate((name, *case) for name, cases in damage.items() for case in cases):

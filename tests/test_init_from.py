@@ -21,7 +21,7 @@ from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError, StoppedError
-from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
+from growlm.models import ModelConfig, RopeScaling, nest, next_token_loss, parameter_count
 from growlm.report.fit import fit_runs
 from growlm.report.report import summarise, table
 from growlm.training import run as run_module
@@ -188,7 +188,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
     said = json.loads((tmp_path / "next" / "init_from.json").read_text())
     assert said.pop("fingerprint") == find_source(home / "ours").fingerprint
     assert said == {"folder": str(home / "ours"), "kind": "growlm", "step": 4} | spent
-    assert f"next 1/1: begins from {home / 'ours'} (growlm, step 4); 256 tokens and" in capsys.readouterr().err
+    assert f"next 1/1: begins from {home / 'ours'} (growlm, step 4); its 256 tokens and" in capsys.readouterr().err
 
     # Through a chain of runs, and of growths, the sum is kept; where nobody knows it, nobody says it.
     train(config_of(home, first(tmp_path / "next", 2)), tmp_path / "last", GO_ON)
@@ -205,7 +205,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
     train(config_of(home, first(home / "theirs", 1)), tmp_path / "of theirs", GO_ON)
     said = json.loads((tmp_path / "of theirs" / "init_from.json").read_text())
     assert said["kind"] == "Hugging Face, llama" and said["tokens"] is said["flops"] is None
-    assert "(Hugging Face, llama); what it has cost is not known" in capsys.readouterr().err
+    assert "(Hugging Face, llama); its cost is not known" in capsys.readouterr().err
     unknown = find_saved(tmp_path / "of theirs")
     assert unknown.tokens is unknown.flops is None
 
@@ -349,6 +349,16 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     line = f"must be {before}, with which this run began, got {after}"
     with pytest.raises(InputError, match=line):
         train(planned, tmp_path / "new", GO_ON)
+
+
+def test_the_fingerprint_of_a_folder_is_what_it_was(tmp_path):
+    """It is in the hash of stages that began from it. Pinned: of tensors larger and smaller than its samples."""
+    config = ModelConfig(layers=2, embed=64, heads=4, kv_heads=2, head_dim=16, mlp=100, vocab=130)
+    shapes = {weight.path: weight.shape(config) for weight in config.weights}
+    values = {path: (np.arange(np.prod(shape)) % 251 / 64).astype(np.float32) for path, shape in shapes.items()}
+    params = nest({path: value.reshape(shapes[path]) for path, value in values.items()})
+    write_model(tmp_path / "model", config, params, dtype="bfloat16")
+    assert find_source(tmp_path / "model").fingerprint == "db38deddaddf9f29"
 
 
 def test_addresses_of_other_runs_are_what_they_were(home):

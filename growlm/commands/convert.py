@@ -39,11 +39,11 @@ from growlm.state import TrainState
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.saved import (
     IMPORTED,
+    MODEL_FILE,
     STORED_DTYPES,
     Saved,
     check_open,
     find_saved,
-    holds_model,
     read_state,
     save_grown,
     save_imported,
@@ -86,8 +86,8 @@ def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None
             raise InputError(f"source {source} is a Hugging Face folder already (--to=growlm converts it)")
         _export(find_saved(source, step), output, dtype)
         return
-    if holds_model(source):
-        raise InputError(f"source {source} is a growlm folder already (--to=huggingface converts it)")
+    if (source / MODEL_FILE).exists() or ((source / CONFIG).is_file() and not is_hugging_face(source)):
+        raise InputError(f"source must be a Hugging Face folder, got {source} (of growlm: --to=huggingface)")
     if dtype is not None or step is not None:
         raise InputError("--dtype and --step are of --to=huggingface, and cannot be given with --to=growlm")
     _import(open_folder(source), output)
@@ -221,7 +221,7 @@ def _tokenizer_settings(folder: Path, name: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     if args.describe:
         print(describe(args.source))
         return 0

@@ -233,7 +233,7 @@ def _version(package: str) -> str | None:
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     join_processes()
     results, path = run_evaluation(
         args.checkpoint,

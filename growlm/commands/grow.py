@@ -26,7 +26,7 @@ KEYS = {
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     from growlm.commands.grow_checkpoint import describe_plan, list_growths, plan_grow, run_grow
 
     if args.list:

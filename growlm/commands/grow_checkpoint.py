@@ -44,8 +44,8 @@ from growlm.state import TrainState
 from growlm.training.config import build_model
 from growlm.training.optimizer import make_optimizer
 from growlm.training.saved import (
-    GROWTH,
-    VERIFY,
+    GROWTH_FILE,
+    VERIFY_FILE,
     Saved,
     check_open,
     copy_imported,
@@ -220,9 +220,9 @@ def _claims(plan: GrowPlan) -> dict[str, str]:
     if plan.folder:
         before, after = plan.source.family, family_of(plan.folder.settings)
         if after is not before:
-            lifted = source.architecture is not target.architecture
-            reason = "the architecture is another" if lifted else f"transformers' {before.architecture} cannot be so"
-            notes["class"] = f"{after.architecture}, was {before.architecture}: {reason}"
+            notes["class"] = f"{after.architecture}, was {before.architecture}"
+            if source.architecture is target.architecture:
+                notes["class"] += f": transformers' {before.architecture} cannot have this shape"
     kept, reason = claim(growth, source, target)
     exact, why = gradient_claim(growth, source, target)
     notes["function"] = f"{'kept' if kept else 'not kept'}: {reason}"
@@ -268,11 +268,11 @@ def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
             outcome = describe_comparison(verdict)
             if not verdict["ok"]:
                 raise BrokenClaimError(f"the grown model is not what its growth claims: {outcome}; nothing is written")
-            write_json(part / VERIFY, verdict)
+            write_json(part / VERIFY_FILE, verdict)
         report = describe(plan.growth, source.model, plan.target)
         report |= {"grown_from": {"folder": str(source.folder.absolute())}, "asked": plan.asked}
         report |= {"operator": plan.resolved.operator, "options": plan.resolved.options}
-        write_json(part / GROWTH, report)
+        write_json(part / GROWTH_FILE, report)
         card = model_card(
             source.folder.absolute().name,
             source.family.model_type,

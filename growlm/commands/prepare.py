@@ -24,7 +24,7 @@ OPTIONS = {
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
-    """Runs the command; returns the exit code."""
+    """Run the command and return the exit code."""
     from growlm.data.documents import Reading
     from growlm.data.prepare import Request, describe, prepare, verify
 

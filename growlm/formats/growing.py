@@ -16,7 +16,6 @@ from growlm.formats.folder import HuggingFaceFolder
 from growlm.formats.layout import (
     Place,
     family_of,
-    in_storage_order,
     joined_sizes,
     places,
     row_dims,
@@ -84,7 +83,7 @@ class FolderGrowth:
             stored = self.source.tensors[origin.name]
             yield from (partial(stored.read, rows) for rows in stored.chunks(PIECE_BYTES))
             return
-        grown = [self._rows_of(place, weight, tensor.dtype) for weight in place.weights]
+        grown = [self._rows_of(place, weight, tensor.dtype) for weight in place.ordered]
         if place.row.join == 0:
             for make, size, rows in grown:
                 yield from (partial(make, some) for some in _slices(size, rows))
@@ -95,13 +94,12 @@ class FolderGrowth:
 
     def _rows_of(self, place: Place, weight: Weight, dtype: np.dtype) -> tuple[Callable[[slice], np.ndarray], int, int]:
         """What makes some rows of a weight in storage order, their number, and how many are made at once."""
-        ordered = in_storage_order(weight, place.row)
-        sizes = unit_sizes(ordered, self.target)
+        sizes = unit_sizes(weight, self.target)
         rows = sizes[0] if weight.elementwise else max(1, PIECE_BYTES // (4 * int(np.prod(sizes[1:]))))
 
         def make(some: slice) -> np.ndarray:
-            read = partial(self.read, ordered)
-            return grow_part(self.growth, self.target, self.key, ordered, place.unit, some, read, dtype)
+            read = partial(self.read, weight)
+            return grow_part(self.growth, self.target, self.key, weight, place.unit, some, read, dtype)
 
         return make, sizes[0], rows
 
@@ -114,14 +112,13 @@ class FolderGrowth:
             return None
         if len(origins[0].weights) != len(place.weights):
             return None
-        # The same dimensions in the same order on both sides; what a lift adds is of size 1.
-        for weight, old in zip(place.weights, origins[0].weights, strict=True):
-            after = unit_dims(in_storage_order(weight, place.row))
-            before = unit_dims(in_storage_order(old, origins[0].row))
-            numbers = [self._lifted(weight).dims[weight.all_dims.index(dim)] for dim in after]
-            if numbers != [old.all_dims.index(dim) for dim in before]:
+        # Its dimensions must have one order on both sides; what a lift adds is of size 1.
+        (origin, *_), new = origins, zip(place.weights, place.ordered, strict=True)
+        for (weight, after), old, before in zip(new, origin.weights, origin.ordered, strict=True):
+            numbers = [self._lifted(weight).dims[weight.all_dims.index(dim)] for dim in unit_dims(after)]
+            if numbers != [old.all_dims.index(dim) for dim in unit_dims(before)]:
                 return None
-        return origins[0]
+        return origin
 
     # --- Where the weights of the grown model lie in the source, through the lift if there is one ---
 
@@ -164,10 +161,9 @@ class FolderGrowth:
         """These slices, along the first stored dimension, of one weight of a tensor."""
         model, join = self.source.model, place.row.join
         number = [weight.path for weight in place.weights].index(path)
-        ordered = [in_storage_order(weight, place.row) for weight in place.weights]
-        sizes = [unit_sizes(weight, model) for weight in ordered]
+        sizes = [unit_sizes(weight, model) for weight in place.ordered]
         begin, size, whole = sum(one[join] for one in sizes[:number]), sizes[number], joined_sizes(place, model)
-        each = int(np.prod(whole[1 : row_dims(ordered[0])]))  # stored rows of one slice
+        each = int(np.prod(whole[1 : row_dims(place.ordered[0])]))  # stored rows of one slice
         offset = 0 if join else begin
         parts = [np.zeros((0, *size[1:]), np.float32)]
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,11 @@ class Place:
     unit: tuple[int, ...]
     row: Stored
 
+    @cached_property
+    def ordered(self) -> tuple[Weight, ...]:
+        """The weights, each with its dimensions in storage order."""
+        return tuple(in_storage_order(weight, self.row) for weight in self.weights)
+
 
 def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     """Every tensor of a model, in the order of its layers."""
@@ -75,10 +81,12 @@ def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     covered = {weight.path for _, weights in rows for weight in weights}
     if missing := [weight.path for weight in model.weights if weight.path not in covered]:
         raise InputError(f"no tensor of {family.model_type} holds {missing[0]}: its table of tensors needs a row")
-    for stacked, group in itertools.groupby(rows, key=lambda row: row[1][0].stacked):
-        group = list(group)
-        layers = [(layer,) for layer in range(model.depth)] if stacked else [()]
-        for layer, (row, weights) in itertools.product(layers, group):
+    stacked = [(row, weights) for row, weights in rows if weights[0].stacked]
+    before = list(itertools.takewhile(lambda row: row not in stacked, rows))
+    after = [row for row in rows[len(before) :] if row not in stacked]
+    layers = [(layer,) for layer in range(model.depth)]
+    for units, group in (([()], before), (layers, stacked), ([()], after)):
+        for layer, (row, weights) in itertools.product(units, group):
             axes = [dim.axis for dim in weights[0].dims if dim.many]
             for unit in itertools.product(*(range(model.size(axis)) for axis in axes)):
                 names = [dim.axis.name for dim in weights[0].all_dims if dim.many]
@@ -121,7 +129,7 @@ def row_dims(weight: Weight) -> int:
 
 def joined_sizes(place: Place, model: DecoderConfig) -> list[int]:
     """The sizes of a tensor's dimensions, before rows and columns are flattened; its weights side by side."""
-    each = [unit_sizes(in_storage_order(weight, place.row), model) for weight in place.weights]
+    each = [unit_sizes(weight, model) for weight in place.ordered]
     sizes = list(each[0])
     sizes[place.row.join] = sum(one[place.row.join] for one in each)
     return sizes
@@ -133,7 +141,7 @@ def stored_shape(place: Place, model: DecoderConfig) -> tuple[int, ...]:
 
 
 def _flat(place: Place, sizes: Sequence[int]) -> tuple[int, ...]:
-    weight = in_storage_order(place.weights[0], place.row)
+    weight = place.ordered[0]
     rows = row_dims(weight)
     flat = math.prod(sizes[:rows]), math.prod(sizes[rows:])
     return flat[:1] if weight.elementwise else flat
@@ -142,8 +150,7 @@ def _flat(place: Place, sizes: Sequence[int]) -> tuple[int, ...]:
 def from_stored(place: Place, model: DecoderConfig, stored: np.ndarray) -> list[np.ndarray]:
     """One unit of every weight of a tensor in the declared order; views of what is stored."""
     whole, begin, values = stored.reshape(joined_sizes(place, model)), 0, []
-    for weight in place.weights:
-        ordered = in_storage_order(weight, place.row)
+    for weight, ordered in zip(place.weights, place.ordered, strict=True):
         size = unit_sizes(ordered, model)[place.row.join]
         part = whole[(slice(None),) * place.row.join + (slice(begin, begin + size),)]
         begin += size
@@ -155,8 +162,7 @@ def from_stored(place: Place, model: DecoderConfig, stored: np.ndarray) -> list[
 def to_stored(place: Place, values: Sequence[np.ndarray]) -> np.ndarray:
     """A tensor of one unit of every weight; a view where that is possible."""
     parts = []
-    for weight, value in zip(place.weights, values, strict=True):
-        order = [unit_dims(weight).index(dim) for dim in unit_dims(in_storage_order(weight, place.row))]
-        parts.append(value.transpose(order))
+    for weight, ordered, value in zip(place.weights, place.ordered, values, strict=True):
+        parts.append(value.transpose([unit_dims(weight).index(dim) for dim in unit_dims(ordered)]))
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=place.row.join)
     return whole.reshape(_flat(place, whole.shape))

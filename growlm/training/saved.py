@@ -26,8 +26,8 @@ from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
 
 # What a folder of `growlm grow` holds.
-MODEL, OPTIMIZER, CHECKPOINT = "model.json", "optimizer.json", "checkpoint"
-GROWTH, VERIFY = "growth.json", "verify.json"
+MODEL_FILE, OPTIMIZER_FILE, CHECKPOINT = "model.json", "optimizer.json", "checkpoint"
+GROWTH_FILE, VERIFY_FILE = "growth.json", "verify.json"
 # Within a folder of ours, what an imported checkpoint came with: its config, tokenizer, and the dtypes of its tensors.
 IMPORTED, STORED_DTYPES = "huggingface", "dtypes.json"
 INIT_FROM_FILE = "init_from.json"  # what a run began from, if not from nothing
@@ -96,7 +96,7 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
     """
     if not folder.is_dir():
         raise InputError(f"source must be {FOLDERS}, got {folder}, which is no folder")
-    if (folder / MODEL).exists() and (folder / CHECKPOINT).is_dir():
+    if (folder / MODEL_FILE).exists() and (folder / CHECKPOINT).is_dir():
         return _find_grown(folder, step)
     config = read_json(folder / CONFIG, CONFIG) if (folder / CONFIG).exists() else None
     if isinstance(config, dict) and isinstance(config.get("runs"), dict):
@@ -105,12 +105,6 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
     if not isinstance(config, dict) or "stages" not in config:
         raise InputError(f"source must be {FOLDERS}, or a Hugging Face folder, got {folder}, which holds no model")
     return _find_run(folder, build_run(config), step)
-
-
-def holds_model(folder: Path) -> bool:
-    """Whether a folder is one of growlm's, a sweep's too, whatever state it is in."""
-    config = read_json(folder / CONFIG, CONFIG) if (folder / CONFIG).is_file() else None
-    return (folder / MODEL).exists() or (isinstance(config, dict) and ("stages" in config or "runs" in config))
 
 
 def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
@@ -133,7 +127,7 @@ def check_open(saved: Saved) -> None:
 def _find_grown(folder: Path, step: int | None) -> Saved:
     step = _chosen(folder, _steps(folder / CHECKPOINT), step)
     try:
-        growth = read_json(folder / GROWTH, GROWTH)
+        growth = read_json(folder / GROWTH_FILE, GROWTH_FILE)
         stored_masks = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
         masks = Masks(**stored_masks) if stored_masks else None
         spent = {name: growth.get("grown_from", {}).get(name) for name in ("tokens", "flops")}
@@ -143,17 +137,16 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
             folder=folder,
             checkpoints=folder / CHECKPOINT,
             step=step,
-            model=build_model(read_json(folder / MODEL, MODEL)),
-            optimizer=OptimizerConfig(**read_json(folder / OPTIMIZER, OPTIMIZER)),
+            model=build_model(read_json(folder / MODEL_FILE, MODEL_FILE)),
+            optimizer=OptimizerConfig(**read_json(folder / OPTIMIZER_FILE, OPTIMIZER_FILE)),
             key=jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32")),
             data=Data(**growth["data"]) if growth["data"] else None,
             masks=(masks, masks.progress(0)) if masks else None,
             **spent,
         )
     except (AttributeError, TypeError, KeyError, InputError) as error:
-        raise InputError(
-            f"source {folder} is no folder of this version's growlm grow: {' '.join(str(error).split())}"
-        ) from None
+        reason = f"{GROWTH_FILE} has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"source {folder} is no folder of this version's growlm grow: {reason}") from None
 
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
@@ -268,11 +261,11 @@ def save_grown(
     check_output(output)
     key = jax.random.key_data(state.key).tolist()
     with whole_folder(output) as folder:
-        write_json(folder / MODEL, plain(model))
-        write_json(folder / OPTIMIZER, dataclasses.asdict(optimizer))
-        write_json(folder / GROWTH, growth | {"data": data and dataclasses.asdict(data), "key": key})
+        write_json(folder / MODEL_FILE, plain(model))
+        write_json(folder / OPTIMIZER_FILE, dataclasses.asdict(optimizer))
+        write_json(folder / GROWTH_FILE, growth | {"data": data and dataclasses.asdict(data), "key": key})
         if verdict:
-            write_json(folder / VERIFY, verdict)
+            write_json(folder / VERIFY_FILE, verdict)
         with contextlib.closing(Checkpoints(folder / CHECKPOINT, max_to_keep=1)) as checkpoints:
             checkpoints.save(state)
         beside(folder)
