@@ -10,9 +10,8 @@ from trees import exact_products_and_short_compiles, leaf_at, noisy, random_toke
 
 import growlm
 from growlm.growth import plan_growth
-from growlm.growth.effects import DRAW_NOISE
 from growlm.growth.expand import expand_params, grow_params, number_of
-from growlm.growth.plan import provenance_of, slice_mask
+from growlm.growth.plan import DRAW_NOISE, provenance_of, slice_mask
 from growlm.growth.streaming import grow_part
 from growlm.models import LLAMA, declared, next_token_loss, parameter_count
 

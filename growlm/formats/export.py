@@ -125,7 +125,7 @@ These are the weights of `{source}` ({family}), grown by growlm and not trained 
 
 - operator: {asked if asked == operator else f"{asked} ({operator})"}; options: {options}
 - layers, by the source's layer that each is a copy of (-1: fresh): {" ".join(map(str, report["order"]))}
-- layers that add nothing yet: {" ".join(map(str, report["silent_layers"])) or "none"}
+- layers that add nothing yet: {" ".join(map(str, report["zero_residual_layers"])) or "none"}
 - function: the growth {kept} the source's: {report["reason"]}
 - verified: {verified}
 

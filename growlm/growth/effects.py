@@ -9,72 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from growlm.growth.maps import Array, along, numpy_or_jax, primal
+from growlm.growth.plan import DRAW_NOISE, Draw, Effect, Growth
 from growlm.models.axes import DecoderConfig, Weight
-
-if TYPE_CHECKING:
-    from growlm.growth.plan import Growth
-
-Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
-
-DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Effect:
-    """The hooks of an effect; each does nothing by default.
-
-    Attributes:
-      name: its key in growth reports.
-      reparametrises: it acts on the parameters throughout training, see masks.py.
-      learns: its maps are learned from batches, see learned.py.
-    """
-
-    name: ClassVar[str]
-    reparametrises: ClassVar[bool] = False
-    learns: ClassVar[bool] = False
-
-    def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
-        """The growth as it acts when training begins, on which claims are made."""
-        return growth
-
-    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
-        """Why the function is not kept; empty if this effect keeps it."""
-        return ""
-
-    def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
-        """Why gradients do not follow the dual map; empty if this effect leaves them so."""
-        return ""
-
-    def changes(self, growth: Growth, weight: Weight) -> bool:
-        """Whether it changes a weight after the maps."""
-        return False
-
-    def change(
-        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
-    ) -> Array:
-        """The grown weight, changed; `value` is the source's."""
-        return grown
-
-    def draws(self) -> bool:
-        """Whether it draws random values."""
-        return False
-
-    def source_layers(self, rows: slice) -> np.ndarray:
-        """The source layers that it reads for these layers of the target."""
-        return np.zeros(0, np.int64)
-
-    def at_layers(self, rows: slice, needed: np.ndarray) -> Effect:
-        """The effect on these layers of the target, given the `needed` (sorted) source layers alone."""
-        return self
-
-    def report(self) -> dict[str, Any]:
-        """Its settings, as plain JSON."""
-        return dataclasses.asdict(self)
 
 
 def _paper_std(weight: Weight, target: DecoderConfig) -> float:

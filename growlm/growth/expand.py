@@ -6,9 +6,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from growlm.growth.effects import DRAW_FRESH, Draw
 from growlm.growth.maps import Array, Rule, along, numpy_or_jax, primal
-from growlm.growth.plan import Growth
+from growlm.growth.plan import DRAW_FRESH, Draw, Growth
 from growlm.models.axes import DecoderConfig, Params, Weight, map_weights
 
 

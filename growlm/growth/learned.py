@@ -11,10 +11,9 @@ import numpy as np
 import optax
 
 from growlm.errors import InputError, check_range, must_be
-from growlm.growth.effects import Effect
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
-from growlm.growth.plan import Growth, StaticGrowth
+from growlm.growth.plan import Effect, Growth, StaticGrowth
 from growlm.growth.width import cycled, pad_index, places
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 from growlm.models.counts import parameter_count

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from growlm.growth.effects import Effect
 from growlm.growth.expand import expand_params
 from growlm.growth.maps import Array, AxisMap, Gather, identity, numpy_or_jax
 from growlm.growth.norms import NORM_RULES
-from growlm.growth.plan import FRESH, Growth, after
+from growlm.growth.plan import FRESH, Effect, Growth, after
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 
 # The kinds of axes that have masks, in the order of the published code's turns; layers take the whole schedule. Experts

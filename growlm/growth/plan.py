@@ -1,20 +1,77 @@
-"""A growth: a lift, one map for every axis, and effects; and the provenance that it leaves in the training state."""
+"""A growth: a lift, one map for every axis, and effects; and the provenance that it leaves in the training state.
+
+Callers loop over a growth's effects and know them by the hooks of `Effect` alone.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from growlm.growth.effects import Effect
 from growlm.growth.lifts import Lifted
-from growlm.growth.maps import AxisMap, along, compose
+from growlm.growth.maps import Array, AxisMap, along, compose
 from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
 
-if TYPE_CHECKING:
-    from growlm.growth.learned import Learned
-    from growlm.growth.masks import Masks
+Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
+
+DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Effect:
+    """The hooks of an effect; each does nothing by default.
+
+    Attributes:
+      name: its key in growth reports.
+      reparametrises: it acts on the parameters throughout training, see masks.py.
+      learns: its maps are learned from batches, see learned.py.
+    """
+
+    name: ClassVar[str]
+    reparametrises: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+
+    def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
+        """The growth as it acts when training begins, on which claims are made."""
+        return growth
+
+    def breaks(self, growth: Growth, target: DecoderConfig) -> str:
+        """Why the function is not kept; empty if this effect keeps it."""
+        return ""
+
+    def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
+        """Why gradients do not follow the dual map; empty if this effect leaves them so."""
+        return ""
+
+    def changes(self, growth: Growth, weight: Weight) -> bool:
+        """Whether it changes a weight after the maps."""
+        return False
+
+    def change(
+        self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
+    ) -> Array:
+        """The grown weight, changed; `value` is the source's."""
+        return grown
+
+    def draws(self) -> bool:
+        """Whether it draws random values."""
+        return False
+
+    def source_layers(self, rows: slice) -> np.ndarray:
+        """The source layers that it reads for these layers of the target."""
+        return np.zeros(0, np.int64)
+
+    def at_layers(self, rows: slice, needed: np.ndarray) -> Effect:
+        """The effect on these layers of the target, given the `needed` (sorted) source layers alone."""
+        return self
+
+    def report(self) -> dict[str, Any]:
+        """Its settings, as plain JSON."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,21 +105,21 @@ class Growth:
         return np.flatnonzero(np.asarray(self.residual) == 0).tolist()
 
     @property
-    def masks(self) -> "Masks | None":
+    def masks(self) -> Any:
         """The effect that reparametrises the model throughout training, or None."""
-        return cast("Masks | None", next((effect for effect in self.effects if effect.reparametrises), None))
+        return next((effect for effect in self.effects if effect.reparametrises), None)  # Masks, which is above
 
     @property
-    def learner(self) -> "Learned | None":
+    def learner(self) -> Any:
         """The effect whose maps are learned from batches, or None."""
-        return cast("Learned | None", next((effect for effect in self.effects if effect.learns), None))
+        return next((effect for effect in self.effects if effect.learns), None)  # Learned, which is above
 
     @property
-    def static(self) -> "StaticGrowth":
+    def static(self) -> StaticGrowth:
         """The growth as a static argument of `jax.jit`."""
         return StaticGrowth(self, _content(self))
 
-    def with_matrices(self, matrices: Any) -> "Growth":
+    def with_matrices(self, matrices: Any) -> Growth:
         """The growth with learned matrices for its maps; itself where none are learned."""
         return self if self.learner is None else self.learner.with_matrices(self, matrices)
 

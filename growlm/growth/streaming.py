@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from growlm.growth.effects import DRAW_FRESH
 from growlm.growth.expand import grow_weight, number_of
 from growlm.growth.maps import AxisMap, along, primal, select
-from growlm.growth.plan import Growth
+from growlm.growth.plan import DRAW_FRESH, Growth
 from growlm.growth.width import rng_of
 from growlm.models.axes import Axis, DecoderConfig, Kind, Weight
 
