@@ -105,7 +105,10 @@ def test_every_page_of_the_guide_is_in_its_navigation():
 
 
 def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    text = page.read_text()
+    for file in re.findall(r'^--8<-- "(.*):\w+"$', text, re.MULTILINE):
+        text += (ROOT / file).read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
