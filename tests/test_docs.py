@@ -30,10 +30,11 @@ BLOB = "https://github.com/growlm/growlm/blob/main/"
 
 # Commands that need what a reader has to bring: they are checked and not run.
 NOT_RUN = {"--tasks=paper": "benchmarks from the hub", "--config.mesh.": "several devices"}
-# A sixty-fourth of TinyLlama's width, all of its depth and heads.
+# TinyLlama's depth by 11, its width by 64; heads and keys as it has them.
 TINY_LLAMA = growlm.ModelConfig(
-    layers=22, embed=32, heads=32, kv_heads=4, head_dim=2, mlp=88, vocab=512, tie_embeddings=False
+    layers=2, embed=32, heads=32, kv_heads=4, head_dim=2, mlp=88, vocab=512, tie_embeddings=False
 )
+TINIER = {"--target.layers": 11, "--target.embed": 64, "--target.mlp": 64}
 TINY_VOCAB = 300
 RECORDS = {
     "arc_easy": {"question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
@@ -195,8 +196,8 @@ def made_tiny(words: list[str]) -> list[str]:
             word = f"--config={file}:tiny" + (f":{checkpoint}" if checkpoint else "")
         if option == "--vocab":
             word = f"--vocab={TINY_VOCAB}"
-        if option in ("--target.embed", "--target.mlp") and "--source=TinyLlama" in words:
-            word = f"{option}={int(text) // 64}"
+        if option in TINIER and "--source=TinyLlama" in words:
+            word = f"{option}={int(text) // TINIER[option]}"
         tiny.append(word.replace("=/shared/", "=shared/"))
     return tiny
 
