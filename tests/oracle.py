@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+from trees import optimised
 
 import growlm
 from growlm.growth import claim, plan_growth
@@ -132,7 +133,8 @@ def noisy(config, dtype=np.float64):
 def grown(config, target, operator, **options):
     with jax.enable_x64(True):
         params = noisy(config)
-        after = growlm.grow(params, config, target, operator, key=KEY, **options)
+        with optimised("noise" in options):
+            after = growlm.grow(params, config, target, operator, key=KEY, **options)
         return params, jax.tree.map(np.asarray, after)
 
 

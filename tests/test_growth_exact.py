@@ -138,7 +138,7 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
     if claims or not routes_by_chance(source, target):
         check(logits, claims)
     compiled, eager = grown(source, target, operator, **options)[1], grown_in_numpy(*case[:3], **options)[1]
-    chex.assert_trees_all_close(compiled, eager, atol=1e-6)  # values are drawn in float32
+    chex.assert_trees_all_close(compiled, eager, atol=1e-5)  # values are drawn in float32
 
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}

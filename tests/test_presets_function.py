@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import forward
-from trees import exact_products_and_short_compiles, noisy
+from trees import exact_products_and_short_compiles, noisy, optimised
 
 import growlm
 from growlm import ModelConfig
@@ -52,7 +52,8 @@ def change_of_logits(preset, source, target):
     options = preset.options | ({"steps": 0} if preset.operator == "learn" else {})
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), noisy(source))
-        after, blocks = growlm.grow(params, source, target, preset.operator, KEY, **options), None
+        with optimised("noise" in options):
+            after, blocks = growlm.grow(params, source, target, preset.operator, KEY, **options), None
         growth = plan_growth(preset.operator, source, target, KEY, **options)
         if growth.masks:
             after, blocks = growth.masks.reparametrise(target, after, provenance_of(growth), CLOSED)

@@ -74,29 +74,26 @@ class Job:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="module")
-def on_one(settings, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("one") / "run"
+def assert_as_on_one(records, settings, folder):
     train(build_run(settings | {"mesh": {}}), folder, threading.Event())
-    return tiny.records(folder)
-
-
-def assert_as_on_one(records, on_one):
+    on_one = tiny.records(folder)
     assert [record["step"] for record in records] == [record["step"] for record in on_one]
     for name in ("loss", "val_loss"):
         have, want = ([r[name] for r in found if r.get(name) is not None] for found in (records, on_one))
         np.testing.assert_allclose(have, want, rtol=1e-5)
 
 
-def test_two_processes_train_and_grow_as_one(settings, on_one, tmp_path):
+def test_two_processes_train_and_grow_as_one(settings, tmp_path):
+    stages = [stage | {"tokens": 8 * 8 * tiny.LENGTH} for stage in settings["stages"]]
+    settings = settings | {"stages": stages}
     job = Job(tmp_path, settings, 2)
     assert job.wait() == [0, 0], job.said(0)
     assert "share 0 2" in job.said(0) and "share 1 2" in job.said(1)
-    assert_as_on_one(tiny.records(tmp_path / "run"), on_one)
+    assert_as_on_one(tiny.records(tmp_path / "run"), settings, tmp_path / "one")
 
 
 @pytest.mark.slow
-def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, on_one, tmp_path):
+def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, tmp_path):
     run = tmp_path / "run"
 
     job = Job(tmp_path, settings, 2)
@@ -121,7 +118,7 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
     assert job.wait() == [0] * 4, job.said(0)
     assert [f"share {number // 2} 2" in job.said(number) for number in range(4)] == [True] * 4  # tensor spans two
 
-    assert_as_on_one(tiny.records(run), on_one)
+    assert_as_on_one(tiny.records(run), settings, tmp_path / "one")
     assert sorted(path.name for path in run.iterdir()) == [
         "checkpoints",
         "config.json",

@@ -20,6 +20,16 @@ def exact_products_and_short_compiles():
         yield
 
 
+@contextlib.contextmanager
+def optimised(wanted):
+    """As users compile, where wanted: by the tests' quick compiler noise is computed twice and rounded differently."""
+    jax.config.update("jax_disable_most_optimizations", not wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
 def leaf_at(tree, path):
     for name in path.split("/"):
         tree = tree[name]
