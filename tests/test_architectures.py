@@ -15,7 +15,7 @@ from eight import on_eight_devices
 from oracle import KEY, difference_in_numpy
 from own_architecture import OWN, OwnConfig
 from registered import UNLEARNED
-from trees import exact_products_and_short_compiles, leaf_at, noisy, random_tokens
+from trees import exact_products, leaf_at, noisy, random_tokens
 
 import growlm
 from growlm import InputError
@@ -62,7 +62,7 @@ OPTIONS = {name: {} for name in OPERATORS} | {  # with which growlm's own keep t
 EXACT = ("direct", "zero", "random")
 TOKENS = random_tokens(MODEL, 3, 13)
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 
 def initial_in_numpy(weight, key, config, whole=False):

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from trees import exact_products_and_short_compiles, noisy, random_tokens
+from trees import exact_products, noisy, random_tokens
 
 from growlm import ModelConfig
 from growlm.models import next_token_loss
@@ -50,7 +50,7 @@ def torch_reference(scripts):
 def output(script, *arguments):
     """What it prints: the lines of text, and the record."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), exact_products_and_short_compiles():
+    with contextlib.redirect_stdout(printed), exact_products():
         assert script.main(arguments) == 0
     *text, record = printed.getvalue().splitlines()
     return text, json.loads(record)
@@ -102,7 +102,7 @@ def test_mfu_is_the_share_of_the_chips_peak_where_that_is_known(benchmark, alone
 
 def test_several_shapes_are_measured_one_after_the_other(benchmark, capsys):
     shared = ["--layers=1", "--embed=16", "--mlp=24", "--vocab=32", "--length=8"]
-    with exact_products_and_short_compiles():
+    with exact_products():
         assert benchmark.main(["--shape=embed128,demo", *shared, *SHORT]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     found = [(record["shape"], record["batch"], record["model"]["heads"]) for record in records]
@@ -210,7 +210,7 @@ def test_without_a_compiler_the_comparison_names_what_needs_none(benchmark, caps
 def test_torch_reference_has_growlms_loss_and_gradients(torch_reference, compiled):
     torch = sys.modules["torch"]
     params, tokens = noisy(GROUPED), random_tokens(GROUPED, 3, 12)
-    with exact_products_and_short_compiles():
+    with exact_products():
         loss, gradients = jax.jit(jax.value_and_grad(partial(next_token_loss, GROUPED)))(params, tokens=tokens)
 
     decoder = torch_reference.decoder_of(GROUPED, params)
@@ -235,7 +235,7 @@ def test_torch_reference_takes_growlms_steps(torch_reference):
     optimizer, loss = torch_reference.make_optimizer(decoder, config, rate), torch_reference.loss_function("float32")
     batch = torch.tensor(np.asarray(tokens), dtype=torch.int64)
     arrays = (params, make_optimizer(config, GROUPED).init(params), None)
-    with exact_products_and_short_compiles():
+    with exact_products():
         step = jax.jit(partial(train_step, StepSpec(GROUPED, config)))
         for _ in range(3):
             arrays, _ = step(arrays, tokens, rate, {})

@@ -7,7 +7,7 @@ from collections import Counter
 import jax
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 from growlm.growth.depth import ORDERS
 from growlm.models import REMAT_POLICIES
@@ -158,7 +158,7 @@ def test_between_the_last_step_of_a_stage_and_the_first_of_the_next_nothing_is_c
         tiny.grown(4, growth=LEARN, model=tiny.MODEL | WIDE, **averaged),
         tiny.grown(4, growth=ramped, model=LAST, **muon),
     )
-    with exact_products_and_short_compiles():
+    with exact_products():
         train(config, tmp_path / "run", GO_ON)
     assert any(event == "backend_compile_duration" for event, _ in compiling["before"])  # or nothing is seen here
     assert {where: found for where, found in compiling.items() if where != "before"} == {}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 from growlm.growth import LIFTS, OPERATORS
 from growlm.models import ARCHITECTURES
@@ -27,7 +27,7 @@ def test_the_code_of_the_page_runs(tables):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 7
     names = {"__name__": "contributing"}
-    with exact_products_and_short_compiles():
+    with exact_products():
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)
     assert {"mirror", "shrunk"} <= OPERATORS.keys() and "squared" in ARCHITECTURES and "biases" in LIFTS

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles, leaf_at, noisy
+from trees import exact_products, leaf_at, noisy
 
 import growlm
 from growlm import read_model, write_model
@@ -19,7 +19,7 @@ from growlm.errors import InputError
 from growlm.formats import growing
 from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 TOLERANCE = 1e-4  # float32, logits of about 7
 NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)

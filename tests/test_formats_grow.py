@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles, leaf_at, noisy
+from trees import exact_products, leaf_at, noisy
 
 import growlm
 from growlm import read_model, write_model
@@ -25,7 +25,7 @@ from growlm.models import declared
 from growlm.models.gpt_neox import GptNeoxConfig
 from growlm.models.mixtral import MixtralConfig
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 SOURCE = growlm.ModelConfig(layers=4, embed=12, heads=4, kv_heads=2, head_dim=6, mlp=20, vocab=40, norm_eps=1e-3)
 VARIANTS = {

@@ -8,7 +8,7 @@ import threading
 import pytest
 import tiny
 from prepared import prepared, write_sources
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 from growlm.__main__ import main
 from growlm.data import load_tokenizer
@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra data: pip install growlm[data]")
 sentencepiece = pytest.importorskip("sentencepiece", reason="needs the extra data: pip install growlm[data]")
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 VOCAB = 300
 MODEL = tiny.MODEL | {"vocab": VOCAB}

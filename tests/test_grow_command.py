@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 import growlm.commands.grow_checkpoint as grow_command
 from growlm.__main__ import main
@@ -28,7 +28,7 @@ from growlm.training.init_from import find_source
 from growlm.training.optimizer import make_optimizer
 from growlm.training.stages import resolve
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDE = {"embed": 24, "mlp": 36}

@@ -12,7 +12,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import block_by_block, build, exact_products_and_short_compiles, largest, leaf_at, noisy, random_tokens
+from trees import block_by_block, build, exact_products, largest, leaf_at, noisy, random_tokens
 
 import growlm
 from growlm import InputError, ModelConfig
@@ -45,7 +45,7 @@ apply = jax.jit(growlm.apply, static_argnums=0)
 
 @pytest.fixture(scope="module", autouse=True)
 def short_compiles():
-    with exact_products_and_short_compiles():
+    with exact_products():
         yield
 
 

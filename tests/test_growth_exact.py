@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
 from own_architecture import OwnConfig
 from registered import choices
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
@@ -37,7 +37,7 @@ def cheap_values():
         yield
 
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 sizes = st.integers
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import exact_products_and_short_compiles, leaf_at, noisy, random_tokens
+from trees import exact_products, leaf_at, noisy, random_tokens
 
 import growlm
 from growlm.growth import plan_growth
@@ -15,7 +15,7 @@ from growlm.growth.plan import DRAW_NOISE, provenance_of, slice_mask
 from growlm.growth.streaming import grow_part
 from growlm.models import LLAMA, declared, next_token_loss, parameter_count
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 SOURCE = growlm.ModelConfig(layers=3, embed=8, heads=4, kv_heads=2, head_dim=4, mlp=10, vocab=19, qkv_bias=True)
 DEEP = dataclasses.replace(SOURCE, layers=5)

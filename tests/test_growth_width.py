@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from oracle import KEY, SMALL, TOKENS, difference, forward, noisy
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 import growlm
 from growlm.growth import gradient_claim, grow_state, plan_growth
@@ -18,7 +18,7 @@ from growlm.growth.maps import dual
 from growlm.models import RopeScaling, next_token_loss
 from growlm.state import TrainState
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 
 @pytest.mark.parametrize("family", [{}, {"tie_embeddings": True, "qkv_bias": True, "qk_norm": True}], ids=str)

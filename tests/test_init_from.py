@@ -14,7 +14,7 @@ import pytest
 import tiny
 from eight import on_eight_devices
 from prepared import prepared, write_sources
-from trees import exact_products_and_short_compiles, leaf_at, noisy
+from trees import exact_products, leaf_at, noisy
 
 import growlm
 from growlm import read_config, read_model, write_model
@@ -32,7 +32,7 @@ from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
 from growlm.training.sweep import plan_sweep, run_sweep
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 STEP = tiny.STEP

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
-from trees import exact_products_and_short_compiles, noisy
+from trees import exact_products, noisy
 
 from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.models import ModelConfig
 from growlm.training.run import train
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 SMALL = ModelConfig(**tiny.MODEL | {"layers": 2, "qkv_bias": True})
 

@@ -17,7 +17,7 @@ from eight import on_eight_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 from growlm.models import loss
 from growlm.models.loss import cross_entropy
@@ -51,7 +51,7 @@ def with_gradients(function, x_ND, head_DV, target_BT):
     most=st.integers(1, 80),
 )
 def test_any_chunks_give_the_plain_loss_and_gradients(batch, length, embed, vocab, most):
-    with jax.enable_x64(True), exact_products_and_short_compiles(), pytest.MonkeyPatch.context() as patch:
+    with jax.enable_x64(True), exact_products(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK", most)
         given = drawn(batch, length, embed, vocab, jnp.float64)
         functions = [partial(with_gradients, function) for function in (plain, cross_entropy)]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 import growlm
 from growlm import read_model
@@ -14,7 +14,7 @@ from growlm.__main__ import main
 from growlm.data import load_corpus
 from growlm.training.run import plan_run
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 
 @pytest.fixture(scope="module")

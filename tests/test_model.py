@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import block_by_block, exact_products_and_short_compiles, largest, leaf_at, noisy, random_tokens
+from trees import block_by_block, exact_products, largest, leaf_at, noisy, random_tokens
 
 import growlm
 from growlm import InputError, ModelConfig
@@ -34,7 +34,7 @@ gradient = jax.jit(jax.value_and_grad(next_token_loss, argnums=1), static_argnum
 
 @pytest.fixture(scope="module", autouse=True)
 def short_compiles():
-    with exact_products_and_short_compiles():
+    with exact_products():
         yield
 
 

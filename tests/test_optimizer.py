@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from trees import exact_products_and_short_compiles, largest, leaf_at, noisy
+from trees import exact_products, largest, leaf_at, noisy
 
 import growlm
 from growlm.errors import InputError
@@ -31,7 +31,7 @@ from growlm.training.optimizer import (
 from growlm.training.programs import compile_steps
 from growlm.training.step import StepSpec, train_step
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 SMALL = growlm.ModelConfig(layers=2, embed=8, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=11)
 WIDE = growlm.ModelConfig(layers=2, embed=13, heads=6, kv_heads=2, head_dim=4, mlp=17, vocab=11)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import exact_products_and_short_compiles
+from trees import exact_products
 
 from growlm.training.config import build_run, load_config
 
@@ -28,7 +28,7 @@ def scripts():
 def output(script, *arguments):
     """What it prints: the lines of text, and the record."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), exact_products_and_short_compiles():
+    with contextlib.redirect_stdout(printed), exact_products():
         assert script.main(arguments) == 0
     *text, record = printed.getvalue().splitlines()
     return text, json.loads(record)

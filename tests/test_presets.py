@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import build, exact_products_and_short_compiles, leaf_at, noisy
+from trees import build, exact_products, leaf_at, noisy
 
 import growlm
 from growlm import InputError, ModelConfig
@@ -19,7 +19,7 @@ from growlm.growth.plan import provenance_of, slice_mask
 from growlm.models import LLAMA, declared, next_token_loss
 from growlm.state import TrainState
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 KEY = jax.random.key(3)
 TINY = ModelConfig(layers=1, embed=2, heads=1, kv_heads=1, head_dim=2, mlp=2, vocab=3)

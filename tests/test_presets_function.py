@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import forward
-from trees import exact_products_and_short_compiles, noisy, optimised
+from trees import exact_products, noisy, optimised
 
 import growlm
 from growlm import ModelConfig
@@ -16,7 +16,7 @@ from growlm.growth.plan import provenance_of
 from growlm.growth.presets import keeps_function, table
 from growlm.models import LLAMA
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 KEY = jax.random.key(3)
 

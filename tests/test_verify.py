@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import exact_products_and_short_compiles, noisy, random_tokens
+from trees import exact_products, noisy, random_tokens
 
 import growlm
 from growlm.growth import describe_verdict, plan_growth, verify
 
-short_compiles = pytest.fixture(autouse=True, scope="module")(exact_products_and_short_compiles.__wrapped__)
+exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 SMALL = growlm.ModelConfig(layers=2, embed=12, heads=4, kv_heads=2, head_dim=4, mlp=10, vocab=17)
 KEY = jax.random.key(7)

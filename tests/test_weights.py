@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import exact_products_and_short_compiles, nest
+from trees import exact_products, nest
 
 from growlm import InputError, ModelConfig, apply, init
 from growlm.models import (
@@ -227,7 +227,7 @@ def test_only_residual_writers_start_smaller_in_a_deeper_model():
 def test_initial_values_have_the_declared_scale_in_every_layer():
     # wide enough that the sample tells: at least 2048 values a layer, so 5% is more than three standard errors
     config = dataclasses.replace(CONFIG, embed=64, heads=8, kv_heads=4, head_dim=8, mlp=96, vocab=64)
-    with exact_products_and_short_compiles():
+    with exact_products():
         params = init(config, jax.random.key(1))
     expected = {
         "embedding": 0.25 / 8,

@@ -14,7 +14,7 @@ from growlm.models.layers import Context
 
 
 @contextlib.contextmanager
-def exact_products_and_short_compiles():
+def exact_products():
     """Accelerators multiply float32 in fewer bits by default. That programs compile quickly is conftest's."""
     with jax.default_matmul_precision("highest"):
         yield
