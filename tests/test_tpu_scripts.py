@@ -53,14 +53,14 @@ def test_every_number_is_another_run():
 
 @pytest.mark.parametrize("index", [str(len(RUNS)), "-1", "x"])
 def test_a_number_that_is_no_run_is_one_line(index):
-    allowed = rf"index '{index}': .* has 4 runs, allowed are 0 \(grown\) to 3 \(scratch_tuned\)"
-    with pytest.raises(InputError, match=allowed):
+    message = rf"index of a run of .* must be 0 \({RUNS[0]}\) to 2 \({RUNS[2]}\), got '{index}'"
+    with pytest.raises(InputError, match=message):
         run_index.run_name(f"{ROOT}/{TINY}", index, [])
 
 
 def test_the_array_task_says_which_numbers_there_are(tmp_path):
     result = bash("sweep_slurm.sbatch", CONFIG=TINY, WORKDIR=str(tmp_path / "sweep"), SLURM_ARRAY_TASK_ID="4")
-    assert one_line(result).startswith("run_index: index '4'")
+    assert one_line(result).startswith("run_index: index of a run of ")
     assert result.returncode == 2
     assert not (tmp_path / "sweep").exists()
 
@@ -78,7 +78,7 @@ def test_the_task_becomes_growlm_sweep_with_the_runs_name_and_what_else_it_is_gi
     monkeypatch.setattr(run_index.os, "execv", lambda *command: became.append(command))
     arguments = [f"--config={ROOT}/{TINY}", f"--workdir={tmp_path}", "--config.seed=3"]
     run_index.main(arguments, {"JOB_COMPLETION_INDEX": "2"})
-    options = [f"--config={ROOT}/{TINY}", f"--workdir={tmp_path}", "--run=scratch_short", "--config.seed=3"]
+    options = [f"--config={ROOT}/{TINY}", f"--workdir={tmp_path}", "--run=scratch", "--config.seed=3"]
     assert became == [(sys.executable, [sys.executable, "-m", "growlm", "sweep", *options])]
 
 

@@ -47,4 +47,4 @@ def test_the_wheel_runs_its_experiments_from_anywhere(tmp_path):
     assert (site / "growlm" / "py.typed").exists()
     assert str(site) in run(sys.executable, "-c", "import growlm; print(growlm.__file__)")
     listed = run(sys.executable, "-m", "growlm", "sweep", "--config=growlm:quickstart:tiny", "--workdir=run", "--list")
-    assert "scratch_tuned" in listed and not list(elsewhere.iterdir())
+    assert "average_size" in listed and not list(elsewhere.iterdir())

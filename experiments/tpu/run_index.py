@@ -30,7 +30,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[arg
     given = [options.index, *(environment.get(name) for name in INDEX_VARIABLES)]
     options.index = next((index for index in given if index), None)
     if options.index is None:
-        raise InputError(f"no index: allowed is --index=N, or a number in {' or '.join(INDEX_VARIABLES)}")
+        raise InputError(f"the index must be --index=N or a number in {' or '.join(INDEX_VARIABLES)}, got none")
     return options, rest
 
 
@@ -39,7 +39,7 @@ def run_name(config: str, index: str, overrides: Sequence[str]) -> str:
     names = list(build_sweep(load_config(config, list(overrides))).runs)
     if not index.isdecimal() or int(index) >= len(names):
         last = f"{len(names) - 1} ({names[-1]})"
-        raise InputError(f"index {index!r}: {config} has {len(names)} runs, allowed are 0 ({names[0]}) to {last}")
+        raise InputError(f"index of a run of {config} must be 0 ({names[0]}) to {last}, got {index!r}")
     return names[int(index)]
 
 
