@@ -5,7 +5,28 @@
 Text: the Python standard library as bytes. Every run costs the same FLOPs, and every learning rate was searched for its
 run. `:tiny` is for tests: it takes seconds and is too short to show an effect.
 
-Cost, what was expected, Result: COST_AND_RESULT
+Cost: 3.1e12 FLOPs; 1 min 50 s after installation and 810 MB on two cores of an AMD EPYC.
+
+What was expected: growing far ahead of both controls, since 0.9 tokens a parameter are too few for 8 layers from
+scratch.
+
+Result, at commit 805f85e (validation loss, nats a byte, and the speed-up of the grown run):
+
+                                   seed 0    seed 1    seed 2
+    grown                           1.993     2.080     2.015
+    scratch, equal FLOPs            2.369     2.337     2.328
+    average_size, equal FLOPs       2.180     2.164     2.130
+    speed-up over scratch           281 %      71 %      71 %
+    speed-up over average_size       52 %      20 %      25 %
+
+Growing beats both at every seed; three seeds do not tell how far: over scratch the 95 % interval is -29 to +603 %. And so
+short a run has no need of 8 layers at all: 2 layers that never grow, on all of these FLOPs at 3e-3, end at 1.926 at seed
+0 (1.956 at 6e-3), and 3 layers at 1.979. What this shows is the way to 8 layers, not that 8 layers are worth it here.
+
+Rates were searched at commit a80f773, at seed 0: from scratch 1e-3, 1.5e-3, 2e-3 and 3e-3 end at 2.452, 2.410, 2.369 and
+2.420 (2e-3 is the best of the last three at seeds 1 and 2 too); 5 layers at 1e-3, 2e-3, 3e-3 and 4e-3 end at 2.254,
+2.180, 2.227 and 2.225 (2e-3 is the best of the first three at seeds 1 and 2 too); grown, 6e-3 and 8e-3 end at 1.990 and
+1.993.
 """
 
 from ml_collections import ConfigDict
