@@ -19,13 +19,13 @@ Result, at commit 805f85e (validation loss, nats a byte, and the speed-up of the
     speed-up over scratch           281 %      71 %      71 %
     speed-up over average_size       52 %      20 %      25 %
 
-Growing beats both at every seed; three seeds do not tell how far: over scratch the 95 % interval is -29 to +603 %. And so
-short a run has no need of 8 layers at all: 2 layers that never grow, on all of these FLOPs at 3e-3, end at 1.926 at seed
-0 (1.956 at 6e-3), and 3 layers at 1.979. What this shows is the way to 8 layers, not that 8 layers are worth it here.
+Growing beats both at every seed; three seeds do not tell how far: over scratch the 95 % interval is -29 to +603 %. And
+so short a run has no need of 8 layers at all: 2 layers that never grow, on all of these FLOPs at 3e-3, end at 1.926 at
+seed 0 (1.956 at 6e-3), and 3 layers at 1.979. What this shows is the way to 8 layers, not that they are worth it here.
 
-Rates were searched at commit a80f773, at seed 0: from scratch 1e-3, 1.5e-3, 2e-3 and 3e-3 end at 2.452, 2.410, 2.369 and
-2.420 (2e-3 is the best of the last three at seeds 1 and 2 too); 5 layers at 1e-3, 2e-3, 3e-3 and 4e-3 end at 2.254,
-2.180, 2.227 and 2.225 (2e-3 is the best of the first three at seeds 1 and 2 too); grown, 6e-3 and 8e-3 end at 1.990 and
+Rates were searched at commit a80f773, at seed 0. From scratch, 1e-3, 1.5e-3, 2e-3 and 3e-3 end at 2.452, 2.410, 2.369
+and 2.420; 2e-3 is the best of the last three at seeds 1 and 2 too. 5 layers at 1e-3, 2e-3, 3e-3 and 4e-3 end at 2.254,
+2.180, 2.227 and 2.225; 2e-3 is the best of the first three at seeds 1 and 2 too. Grown, 6e-3 and 8e-3 end at 1.990 and
 1.993.
 """
 
