@@ -1,12 +1,14 @@
 """A run that goes on in its folder: longer, with further stages, measured and kept in another way, or not at all."""
 
 import dataclasses
+import json
 import threading
 
 import pytest
 import tiny
 
 from growlm.errors import InputError
+from growlm.training import run as run_module
 from growlm.training.config import plain
 from growlm.training.continuation import claim_folder
 from growlm.training.run import train
@@ -98,3 +100,14 @@ def test_a_sweep_takes_further_runs_and_other_words(tmp_path):
     other = dataclasses.replace(before, runs={"a": dataclasses.replace(before.runs["a"], seed=1)})
     with pytest.raises(InputError, match=r"runs\.a\.seed is 0 there and 1 here"):
         goes_on(tmp_path / "u", before, other)
+
+
+def test_a_stage_that_was_begun_at_another_commit_says_so_and_keeps_it(corpus, tmp_path, monkeypatch, capsys):
+    config = tiny.run_config(corpus, tiny.stage(2))
+    for commit in ("aaaa", "bbbb", None, "aaaa"):
+        monkeypatch.setattr(run_module, "commit", lambda commit=commit: commit)
+        train(config, tmp_path / "run", GO_ON)
+        said = "begun at commit aaaa, and this is bbbb" in capsys.readouterr().err
+        assert said == (commit == "bbbb")
+    [stage] = (tmp_path / "run" / "checkpoints").glob("*/stage.json")
+    assert json.loads(stage.read_text())["commit"] == "aaaa"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,8 @@ from growlm.training.continuation import check_store, claim_folder, previous_con
 from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
-from growlm.training.metrics import NO_PROFILING, ProfilingConfig, read_records, write_records
-from growlm.training.processes import StopRequest, barrier, broadcast, records_folder
+from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit, read_records, write_records
+from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
 from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
 from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
@@ -168,13 +169,15 @@ def train_run(
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
     mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
+    _say_other_commits(name, plan.stages, records)
     try:
         for stage in plan.stages[broadcast(_resume_point(plan, store)) :]:
             stage_folder, steps = records / stage.stage_hash, branch_steps[stage.stage_hash]
             checkpoints_folder, kept = store / stage.stage_hash / "checkpoints", stage.run.checkpoint.max_to_keep
             stage_folder.mkdir(parents=True, exist_ok=True)
             with _locked(stage_folder), contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
-                write_json(stage_folder / "stage.json", stage.settings | {"address": stage.stage_hash})
+                began = {"address": stage.stage_hash, "commit": _commit_of(stage, records) or commit()}
+                write_json(stage_folder / "stage.json", stage.settings | began)
                 display.begin(name, stage)
                 own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                 newest, grown_at = broadcast(max(own, default=-1)), None
@@ -208,6 +211,19 @@ def train_run(
     finally:
         stop.unsaved = False
         _publish(plan.stages, records, folder)
+
+
+def _commit_of(stage: Stage, records: Path) -> str | None:
+    """The commit at which a stage was begun; None where that is not known."""
+    path = records / stage.stage_hash / "stage.json"
+    return read_json(path, "stage").get("commit") if path.exists() else None
+
+
+def _say_other_commits(name: str, stages: Sequence[Stage], records: Path) -> None:
+    """What is trained is not trained anew when growlm's own code has changed, which no stage hash knows: say so."""
+    here, began = commit(), {_commit_of(stage, records) for stage in stages} - {None}
+    if is_first() and here and (others := sorted(began - {here})):
+        print(f"growlm: {name}: begun at commit {', '.join(others)}, and this is {here}: it goes on", file=sys.stderr)
 
 
 def _resume_point(plan: RunPlan, store: Path) -> int:
