@@ -262,7 +262,7 @@ BAD = {
     "a size twice": ([SOURCE, OUTPUT, "--target.mlp=36", "--target.mlp=48"], ("--target.mlp must be given once",)),
     "no such size": ([SOURCE, OUTPUT, "--target.layrs=4"], ("'layrs'", "did you mean 'layers'", "--target")),
     "no value": ([SOURCE, OUTPUT, "--target.layers"], ("--target.layers", "--target.key=value")),
-    "no integer": ([SOURCE, OUTPUT, "--target.layers=many"], ("model.layers is 'many'",)),
+    "no integer": ([SOURCE, OUTPUT, "--target.layers=many"], ("model.layers must be an integer >= 0, got 'many'",)),
     "smaller": ([SOURCE, OUTPUT, "--target.layers=1"], ("layers must be >= the source's, 2, got 1",)),
     "another family": ([SOURCE, OUTPUT, "--target.qk_norm=True"], ("qk_norm", "which no growth changes")),
     "no operator": ([SOURCE, OUTPUT, FACTOR, "--operator=drect"], ("'drect'", "did you mean 'direct'", "lemon")),

@@ -250,5 +250,5 @@ def test_a_run_trains_and_grows_on_prepared_text(tmp_path):
     found = tiny.records(tmp_path / "run")
     assert {record["step"] for record in found} == {0, 1, 2, 3, 4}
     assert all(4 < record["loss"] < 8 for record in found if record.get("loss") is not None)
-    with pytest.raises(InputError, match=r"model.vocab is 256: .* has 300 tokens"):
+    with pytest.raises(InputError, match=r"model.vocab must be >= the 300 tokens of .*, got 256"):
         train(tiny.run_config(str(folder), tiny.stage(4)), tmp_path / "small", threading.Event())

@@ -108,7 +108,7 @@ def test_axes_of_a_mesh_lie_along_axes_of_the_torus_or_parts_of_them(chips_of):
     assert [len({chip.coords[axis] for chip in rows[0]}) for axis in range(3)].count(4) == 2  # a plane
     parts = make_mesh(MeshConfig(8, 8), chips).devices
     assert len({chip.id for chip in parts.flat}) == 64
-    with pytest.raises(InputError, match="data 3 x fsdp 16 x tensor 1 = 48 devices: there are 64"):
+    with pytest.raises(InputError, match=r"mesh must be over all 64 devices, got .data 3 x fsdp 16 x tensor 1 = 48"):
         make_mesh(MeshConfig(3, 16), chips)
 
 
@@ -164,7 +164,7 @@ def test_the_estimate_is_one_of_a_chip_that_works(tiny):
         (["--setup=2B"], ("'2B'", "1.1B, 3B, 70B, 7B, tiny")),
         (["--mesh=1,2"], ("1,2", "1,16,1")),
         (["--batch=many"], ("many", "positive integer")),
-        (["--setup=tiny", "--mesh=1,3,1"], ("1 x fsdp 3", "there are 4")),
+        (["--setup=tiny", "--mesh=1,3,1"], ("1 x fsdp 3", "over all 4 devices")),
         (["--setup=tiny", "--batch=9"], ("9 in 2 microbatches", "multiples of 2")),
         (["--setup=tiny", "--topology=v5e:0x2"], ("v5e:0x2", "two or three sizes")),
         (["--setup=tiny", "--topology=v5e"], ("'v5e'", "such as v5e:4x8")),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from growlm.__main__ import STOPPED
 from growlm.errors import InputError
 from growlm.training.config import build_sweep, load_config
 
@@ -152,7 +151,7 @@ def test_the_kubernetes_sweep_has_an_index_for_every_run():
     assert (given.config, given.index, missing) == ("experiments/quickstart.py", "0", [])
     [rule] = [rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailIndex"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert STOPPED not in rule["onExitCodes"]["values"]
+    assert os.EX_TEMPFAIL not in rule["onExitCodes"]["values"]
 
 
 def test_the_kubernetes_processes_find_the_first_of_them():
