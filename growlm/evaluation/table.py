@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from growlm import files
+
 STDERR = "_stderr"
 
 
@@ -14,10 +16,8 @@ def table(results: dict[str, Any]) -> str:
         for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
-    form = "  ".join(f"{{:{side}{width}}}" for side, width in zip("<><>>", widths, strict=True))
-    lines = [form.format(*row).rstrip() for row in rows]
+    rows.insert(1, tuple("-" * max(map(len, column)) for column in zip(*rows, strict=True)))
+    lines = [files.table(rows, align="<><>>")]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
         lines += ["", f"average of the paper's seven accuracies: {shown}"]
