@@ -120,7 +120,7 @@ def test_only_data_goes_over_slices(chips_of):
     pair = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
     rows = make_mesh(MeshConfig(2, 2, 2), pair).devices
     assert [{chip.slice_index for chip in row.flat} for row in rows] == [{0}, {1}]
-    with pytest.raises(InputError, match=r"mesh\.data must be multiples of the 2 slices, got 1"):
+    with pytest.raises(InputError, match=r"mesh\.data must be a multiple of the 2 slices of TPUs, got 1"):
         make_mesh(MeshConfig(1, 8), pair)
 
 
