@@ -49,7 +49,7 @@ def __getattr__(name: str) -> Any:
     """Loads public names when they are first used, so that `growlm --help` does not wait for JAX."""
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name]), name)
-    if name in __all__:
+    if name in __all__ or name == "interop":  # deprecated, until 0.3
         return importlib.import_module(f"growlm.{name}")
     raise AttributeError(f"module 'growlm' has no attribute {name!r}")
 

@@ -89,3 +89,8 @@ def test_older_keys_of_the_rope_are_read(tmp_path):
         assert read_model(folder)[0] == config
     path.write_text(json.dumps(settings | {"rope_theta": theta, "rope_scaling": None}))
     assert read_model(folder)[0] == dataclasses.replace(config, rope_scaling=None)
+
+
+def test_the_former_room_still_finds_what_was_in_it():
+    with pytest.warns(DeprecationWarning, match=r"growlm.interop.read_model is now in"):
+        assert growlm.interop.read_model is growlm.read_model
