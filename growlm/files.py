@@ -122,9 +122,14 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
-    """Rows of cells as lines of aligned columns; `align` has "<" or ">" for each, the last one for all that follow."""
+def table(rows: Sequence[Sequence[str]], align: str = "<", rule: bool = False) -> str:
+    """Rows of cells as lines of aligned columns; `align` has "<" or ">" for each, the last one for all that follow.
+
+    rule: the first row is a header, with a rule under it.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if rule:
+        rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     columns = list(zip(align.ljust(len(widths), align[-1]), widths, strict=True))
     cells = ([f"{cell:{side}{width}}" for cell, (side, width) in zip(row, columns, strict=True)] for row in rows)
     return "\n".join("  ".join(row).rstrip() for row in cells)

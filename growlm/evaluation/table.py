@@ -16,8 +16,7 @@ def table(results: dict[str, Any]) -> str:
         for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""
-    rows.insert(1, tuple("-" * max(map(len, column)) for column in zip(*rows, strict=True)))
-    lines = [files.table(rows, align="<><>>")]
+    lines = [files.table(rows, align="<><>>", rule=True)]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
         lines += ["", f"average of the paper's seven accuracies: {shown}"]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from growlm import files
 from growlm.laws.intervals import Interval
 
 UNKNOWN = "-"
@@ -60,12 +61,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection
         rows: the cells, as text.
         left: columns that are flush left, as the first one is; the others are flush right.
     """
-    rows = [tuple(header), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, tuple("-" * width for width in widths))
-    flush = ["<" if name in (header[0], *left) else ">" for name in header]
-    lines = (zip(row, flush, widths, strict=True) for row in rows)
-    return "\n".join("  ".join(f"{cell:{side}{width}}" for cell, side, width in line).rstrip() for line in lines)
+    align = "".join("<" if name in (header[0], *left) else ">" for name in header)
+    return files.table([tuple(header), *map(tuple, rows)], align=align, rule=True)
 
 
 @dataclass(frozen=True)

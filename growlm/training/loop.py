@@ -69,8 +69,7 @@ def train_stage(
     run, evaluation = stage.run, stage.evaluation
     specs, batch, length = step_specs(stage, int(state.step)), stage.config.batch, stage.config.length
     if any(must_compile(spec, batch, length, mesh) for spec in specs.values()):
-        model = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
-        display.say(f"compiling the train step ({model}, {batch} x {length} tokens, {mesh.devices.size} devices)")
+        display.say(f"compiling the train step ({stage.size}, {batch} x {length} tokens, {mesh.devices.size} devices)")
     steps, benchmarks = Steps(stage, state, specs, mesh), Benchmarks(stage, mesh)
     source = training_batches(stage, corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, corpus, mesh)

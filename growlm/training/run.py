@@ -169,14 +169,15 @@ def train_run(
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
     mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
-    _say_other_commits(name, plan.stages, records)
+    here = commit()
+    _say_other_commits(name, plan.stages, records, here)
     try:
         for stage in plan.stages[broadcast(_resume_point(plan, store)) :]:
             stage_folder, steps = records / stage.stage_hash, branch_steps[stage.stage_hash]
             checkpoints_folder, kept = store / stage.stage_hash / "checkpoints", stage.run.checkpoint.max_to_keep
             stage_folder.mkdir(parents=True, exist_ok=True)
             with _locked(stage_folder), contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
-                began = {"address": stage.stage_hash, "commit": _commit_of(stage, records) or commit()}
+                began = {"address": stage.stage_hash, "commit": _commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
                 display.begin(name, stage)
                 own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
@@ -219,10 +220,10 @@ def _commit_of(stage: Stage, records: Path) -> str | None:
     return read_json(path, "stage").get("commit") if path.exists() else None
 
 
-def _say_other_commits(name: str, stages: Sequence[Stage], records: Path) -> None:
+def _say_other_commits(name: str, stages: Sequence[Stage], records: Path, here: str | None) -> None:
     """What is trained is not trained anew when growlm's own code has changed, which no stage hash knows: say so."""
-    here, began = commit(), {_commit_of(stage, records) for stage in stages} - {None}
-    if is_first() and here and (others := sorted(began - {here})):
+    others = sorted({_commit_of(stage, records) for stage in stages} - {None, here})
+    if is_first() and here and others:
         print(f"growlm: {name}: begun at commit {', '.join(others)}, and this is {here}: it goes on", file=sys.stderr)
 
 
@@ -264,8 +265,7 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
 
 def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """Grow the parent's last state into this stage's first, free that, and write the report."""
-    sizes = (f"{config.model.layers} layers x {config.model.embed}" for config in (stage.parent.config, stage.config))
-    display.say(f"growing {' to '.join(sizes)} ({stage.config.growth.operator})")
+    display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")
     prepared = prepared_growth(stage, mesh)
     began = time.perf_counter()  # not before: compiling counts as little as that of steps does
     # What learn learns on: the batches that the stage will begin with.

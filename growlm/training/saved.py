@@ -18,7 +18,7 @@ from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, op
 from growlm.growth.masks import Masks
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
-from growlm.training.checkpoint import Checkpoints
+from growlm.training.checkpoint import Checkpoints, stored_steps
 from growlm.training.config import build_model, build_run
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
@@ -125,7 +125,7 @@ def check_open(saved: Saved) -> None:
 
 
 def _find_grown(folder: Path, step: int | None) -> Saved:
-    step = _chosen(folder, _steps(folder / CHECKPOINT), step)
+    step = _chosen(folder, stored_steps(folder / CHECKPOINT), step)
     try:
         growth = read_json(folder / GROWTH_FILE, GROWTH_FILE)
         stored_masks = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
@@ -161,7 +161,7 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     at: dict[int, tuple[Stage, Path]] = {}
     for stage, store in found:
         checkpoints = store / stage.stage_hash / "checkpoints"
-        at |= {n: (stage, checkpoints) for n in _steps(checkpoints) if n <= stage.last_step}
+        at |= {n: (stage, checkpoints) for n in stored_steps(checkpoints) if n <= stage.last_step}
     step = _chosen(folder, sorted(at), step)
     stage, checkpoints = at[step]
     progress = stage.progress_at(step)
@@ -200,13 +200,6 @@ def _stages(run: RunConfig, store: Path) -> list[Stage]:
     fingerprints = {read_json(path, "stage.json")["corpus"] for path in sorted(store.glob("*/stage.json"))}
     found = (resolve(run, fingerprint) for fingerprint in sorted(fingerprints))
     return next((stages for stages in found if (store / stages[0].stage_hash).is_dir()), [])
-
-
-def _steps(checkpoints: Path) -> list[int]:
-    if not checkpoints.is_dir():
-        return []
-    with contextlib.closing(_ReadOnly(checkpoints)) as stored:
-        return stored.steps()
 
 
 def _chosen(folder: Path, steps: list[int], step: int | None) -> int:

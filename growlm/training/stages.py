@@ -185,6 +185,12 @@ class Stage:
         parent = {"address": self.parent.stage_hash, "last_step": self.parent.last_step} if self.parent else None
         return own | shared | {"corpus": self.fingerprint, "parent": parent}
 
+    @property
+    def size(self) -> str:
+        """Its model in words, such as "8 layers x 64"."""
+        model = self.config.model
+        return f"{model.depth} layers x {model.size(model.architecture.stream)}"
+
     @cached_property
     def stage_hash(self) -> str:
         """12 hex digits of the SHA-256 of `settings`: stages of one hash are one stage, trained once."""

@@ -100,9 +100,8 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
     for name, shares in plan.shares().items():
         for stage, shared in shares if name in chosen else ():
             note = f"  {shared:,} steps shared" if shared else ""
-            size = f"{stage.config.model.layers} layers x {stage.config.model.embed}"
             lines.append(
-                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {size:>16}  "
+                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {stage.size:>16}  "
                 f"{stage.config.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
             )
     trained, saved = plan.flops()
