@@ -5,6 +5,7 @@ Shape suffixes: B batch, T positions, D embed, V vocab, L periods of layers, N =
 
 import dataclasses
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -265,7 +266,7 @@ def _hidden(
     x_ND = _call(Decoder(config, how.dtype), params, "embed", tokens_BT)
     entry_ND, said = x_ND, []
     for run in _runs(config, frozen):
-        blocks, of_layer, scale = jax.tree.map(lambda leaf: leaf[run.layers], stacked)
+        blocks, of_layer, scale = jax.tree.map(itemgetter(run.layers), stacked)
         # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
         blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
         part = Decoder(config, how.dtype, how.remat, len(range(config.depth)[run.layers]))
