@@ -51,7 +51,8 @@ def draws(growth: Growth, target: DecoderConfig) -> bool:
 def _grow_weight(growth: Growth, target: DecoderConfig, key: jax.Array | None, weight: Weight, value: Array) -> Array:
     def draw(purpose: str) -> jax.Array:
         assert key is not None, "whoever grows checks the key"
-        return weight.initial(weight.key(jax.random.fold_in(key, number_of(purpose))), target, whole=True)
+        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
+        return weight.initial(own, target, whole=True) if purpose == DRAW_FRESH else weight.noise(own, target)
 
     return grow_weight(growth, target, weight, value, draw)
 

@@ -16,9 +16,9 @@ from growlm.growth.lifts import Lifted
 from growlm.growth.maps import Array, AxisMap, along, compose
 from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
 
-Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
+Draw = Callable[[str], Array]  # purpose -> random values of the target's, from the key of that purpose
 
-DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
+DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes: initial values, and normal ones of the weight's deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -36,10 +36,11 @@ from growlm.models.decoder import (
 )
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
+from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, LOOPED)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -61,6 +62,7 @@ __all__ = [
     "ARCHITECTURES",
     "GPT_NEOX",
     "LLAMA",
+    "LOOPED",
     "MIXTRAL",
     "REMAT_POLICIES",
     "Architecture",
@@ -70,6 +72,7 @@ __all__ = [
     "Dim",
     "GptNeoxConfig",
     "Kind",
+    "LoopedConfig",
     "MixtralConfig",
     "ModelConfig",
     "Norm",

@@ -110,6 +110,9 @@ class Dim:
 # The paper's code: matrices start with standard deviation sqrt(2 / (5 fan_in)).
 GAIN = math.sqrt(2 / 5)
 
+# (key, config, shape) -> the initial values of one layer, or of all with the layer axis first.
+Initial = Callable[[jax.Array, Any, tuple[int, ...]], jax.Array]
+
 _INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
 
 
@@ -125,7 +128,8 @@ class WeightSpec:
       name: within its branch.
       dims: in the syntax of `Dim.parse`, without the layer axis.
       role: its role in the optimizer.
-      init: "normal", "ones" or "zeros"; by default ones for gains, zeros for biases, else normal.
+      init: "normal", "ones" or "zeros", by default ones for gains, zeros for biases, else normal; or a function (key,
+        config, shape) -> float32 array.
       gain: normal weights have the standard deviation gain / sqrt(fan-in).
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
@@ -135,7 +139,7 @@ class WeightSpec:
     name: str
     dims: str
     role: Role = Role.MATRIX
-    init: str = ""
+    init: "str | Initial" = ""
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
@@ -170,7 +174,7 @@ class Weight:
     path: str
     dims: tuple[Dim, ...]
     role: Role
-    init: str
+    init: "str | Initial"
     gain: float
     fan_in: tuple[Axis, ...]
     offset: float
@@ -237,10 +241,19 @@ class Weight:
 
     def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
         """float32 initial values of one layer, or, if `whole`, of all layers."""
-        shape = self.shape(config) if whole else self.block_shape(config)
+        return self.initial_in(key, config, self.shape(config) if whole else self.block_shape(config))
+
+    def initial_in(self, key: jax.Array, config: "DecoderConfig", shape: tuple[int, ...]) -> jax.Array:
+        """float32 initial values of a part of this shape, or of all layers."""
+        if callable(self.init):
+            return self.init(key, config, shape)
         if self.init == "normal":
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
         return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)
+
+    def noise(self, key: jax.Array, config: "DecoderConfig") -> jax.Array:
+        """float32 normal values of all layers with the standard deviation `std`, whatever the initial ones are."""
+        return self.std(config) * jax.random.normal(key, self.shape(config), jnp.float32)
 
 
 class NormKind(enum.Enum):
