@@ -404,6 +404,7 @@ class Architecture:
       shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
       free: fields that may differ between source and target.
       families: its families in transformers, by model_type (`growlm.models.stored`).
+      example: the fields of a small model.
     """
 
     name: str
@@ -424,6 +425,7 @@ class Architecture:
     shared: tuple[str, ...] = ()
     free: tuple[str, ...] = ("norm_eps",)
     families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.config.architecture = self

@@ -391,6 +391,8 @@ FAMILIES = {
 }
 
 
+EXAMPLE = {"layers": 2, "embed": 16, "heads": 4, "head_dim": 4, "mlp": 24, "vocab": 32}
+
 LLAMA = Architecture(
     name="llama",
     config=ModelConfig,
@@ -401,4 +403,5 @@ LLAMA = Architecture(
     shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
     free=("norm_eps", *DEPTH_FIELDS),
     families=FAMILIES,
+    example=EXAMPLE | {"kv_heads": 2},
 )

@@ -12,6 +12,7 @@ from growlm.models.llama import (
     AXES,
     DECODER_TENSORS,
     DEPTH_FIELDS,
+    EXAMPLE,
     FIXED,
     LLAMA,
     Defaults,
@@ -106,6 +107,7 @@ MIXTRAL = Architecture(
     shared=LLAMA.shared,
     free=("norm_eps", *DEPTH_FIELDS, "experts_per_token", "router_aux_loss"),
     families={"mixtral": FAMILY},
+    example=EXAMPLE | {"kv_heads": 2, "experts": 4, "experts_per_token": 2},
 )
 
 
