@@ -95,7 +95,8 @@ def _pasted(
     """
     slices = growth.fresh_slices(weight)
     drawn = any(np.any(chosen) for chosen in slices)
-    if any(effect.changes(growth, weight) for effect in growth.effects) or (drawn and weight.elementwise):
+    general = drawn and (weight.elementwise or weight.init != "normal")
+    if general or any(effect.changes(growth, weight) for effect in growth.effects):
         return None
     if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
         return grown
@@ -134,10 +135,12 @@ def _draw(
     growth: Growth, target: DecoderConfig, key: Any, weight: Weight, place: tuple[int, ...], purpose: str
 ) -> np.ndarray:
     """The target's initial values for a part."""
+    own = weight.key(jax.random.fold_in(key, number_of(purpose)))
     if weight.elementwise:
-        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    if weight.init != "normal":
+        return np.asarray(weight.values(reduce(jax.random.fold_in, place, own), target, shape))
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)
 

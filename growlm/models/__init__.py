@@ -37,9 +37,10 @@ from growlm.models.decoder import (
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.samba import SAMBA, SambaConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, SAMBA)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -63,6 +64,7 @@ __all__ = [
     "LLAMA",
     "MIXTRAL",
     "REMAT_POLICIES",
+    "SAMBA",
     "Architecture",
     "Axis",
     "Branch",
@@ -77,6 +79,7 @@ __all__ = [
     "Params",
     "Role",
     "RopeScaling",
+    "SambaConfig",
     "Weight",
     "WeightSpec",
     "apply",
