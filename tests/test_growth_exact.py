@@ -18,7 +18,7 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, MixtralConfig, Weight, apply
+from growlm.models import GptNeoxConfig, MixtralConfig, SambaConfig, Weight, apply
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own"]))
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "samba", "samba", "gpt_neox", "own"]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
@@ -59,6 +59,9 @@ def sources(draw):
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    if name == "samba":
+        shape |= {"periods": shape.pop("layers"), "channels": draw(sizes(1, 5)), "dt_rank": draw(sizes(1, 3))}
+        return SambaConfig(**shape, state=2, taps=draw(sizes(1, 3)), sliding_window=draw(sizes(2, 9)))
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     if name == "llama":
         return growlm.ModelConfig(**shape)
@@ -82,12 +85,15 @@ def cases(draw):
     source = draw(sources())
     operator, options = draw(choices())
     wider = {
-        "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
+        source.architecture.stack.field: source.depth + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
         "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
-    if isinstance(source, growlm.ModelConfig):
+    if isinstance(source, SambaConfig):
+        wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
+        wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
+    if isinstance(source, growlm.ModelConfig | SambaConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
     else:
@@ -152,6 +158,9 @@ MODELS = {
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "samba": SambaConfig(
+        periods=2, **{key: GROUPED[key] for key in GROUPED if key != "layers"}, channels=5, dt_rank=2, sliding_window=3
+    ),
 }
 
 
