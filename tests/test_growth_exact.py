@@ -153,14 +153,13 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
 GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+BY_PERIODS = {"periods" if name == "layers" else name: size for name, size in GROUPED.items()}
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
-    "samba": SambaConfig(
-        periods=2, **{key: GROUPED[key] for key in GROUPED if key != "layers"}, channels=5, dt_rank=2, sliding_window=3
-    ),
+    "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
 }
 
 
