@@ -31,6 +31,7 @@ from growlm.models import (
     ModelConfig,
     Role,
     RopeScaling,
+    SambaConfig,
     Weight,
     WeightSpec,
     flops_per_token,
@@ -51,6 +52,9 @@ MODELS = {
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
+    "samba": SambaConfig(
+        2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
+    ),
     "own": MODEL,
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
@@ -316,7 +320,8 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
     monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
-        target = dataclasses.replace(source, layers=3, embed=11, mlp=13, vocab=23)
+        deeper = {source.architecture.stack.field: 3}
+        target = dataclasses.replace(source, **deeper, embed=11, mlp=13, vocab=23)
         growth = plan_growth("random", source, target, key, noise=0.3)
         grown.append(grow_params(growth, source, target, params, key))
     for weight in plain.weights:
@@ -327,9 +332,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
 
 
 # Parts that every decoder has, which growlm's own code may name; and words that are something else besides: the option
-# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table.
+# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table, the `state` of training.
 PARTS = {"embedding", "head", "final_norm", "blocks"}
-WORDS = {"final", "layers", "key", "value"}
+WORDS = {"final", "layers", "key", "value", "state"}
 
 
 def names_of_architectures():

@@ -19,7 +19,7 @@ from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.expand import grow_params
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, LoopedConfig, MixtralConfig, Weight, apply
+from growlm.models import GptNeoxConfig, LoopedConfig, MixtralConfig, SambaConfig, Weight, apply
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own", "looped"]))
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own", "looped", "samba"]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     if name == "looped":
@@ -69,6 +69,9 @@ def sources(draw):
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    if name == "samba":
+        shape |= {"periods": shape.pop("layers"), "channels": draw(sizes(1, 5)), "dt_rank": draw(sizes(1, 3))}
+        return SambaConfig(**shape, state=2, taps=draw(sizes(1, 3)), sliding_window=draw(sizes(2, 9)))
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     shape |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
@@ -97,17 +100,21 @@ def cases(draw):
     source = draw(sources())
     operator, options = draw(choices())
     wider = {
-        "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
+        source.architecture.stack.field: source.depth + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
         "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
-    if isinstance(source, growlm.ModelConfig):
+    if isinstance(source, SambaConfig):
+        wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
+        wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
+    if isinstance(source, growlm.ModelConfig | SambaConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
-        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if isinstance(source, growlm.ModelConfig):
+        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
     if isinstance(source, LoopedConfig):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
@@ -167,6 +174,7 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
 GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+BY_PERIODS = {"periods" if name == "layers" else name: size for name, size in GROUPED.items()}
 LOOPS = SHAPE | {"heads": 3, "head_dim": 4, "prelude": 1, "coda": 1}
 LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
 del LOOPS["layers"]
@@ -177,13 +185,14 @@ MODELS = {
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
+    "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_models_in_numpy_are_those_of_growlm(name):
     config = MODELS[name]
-    scale = np.linspace(0.5, 1, config.layers)
+    scale = np.linspace(0.5, 1, config.depth)
     with jax.enable_x64(True):
         params, tokens = noisy(config), jnp.asarray(TOKENS, jnp.int32)
         logits = apply(config, params, tokens, dtype=jnp.float64, block_scale=jnp.asarray(scale))

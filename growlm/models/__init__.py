@@ -38,9 +38,10 @@ from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.samba import SAMBA, SambaConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, LOOPED)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, SAMBA, LOOPED)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -65,6 +66,7 @@ __all__ = [
     "LOOPED",
     "MIXTRAL",
     "REMAT_POLICIES",
+    "SAMBA",
     "Architecture",
     "Axis",
     "Branch",
@@ -80,6 +82,7 @@ __all__ = [
     "Params",
     "Role",
     "RopeScaling",
+    "SambaConfig",
     "Weight",
     "WeightSpec",
     "apply",
