@@ -34,12 +34,19 @@ from growlm.models.decoder import (
     next_token_loss,
     with_depth,
 )
+from growlm.models.gemma import GEMMA, GemmaConfig
+from growlm.models.gemma2 import GEMMA2, Gemma2Config
+from growlm.models.gemma3 import GEMMA3, Gemma3Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.olmo import OLMO, OlmoConfig
+from growlm.models.olmo2 import OLMO2, Olmo2Config
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {
+    one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3)
+}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -59,21 +66,31 @@ def sizes_of(config: DecoderConfig) -> dict[str, int]:
 
 __all__ = [
     "ARCHITECTURES",
+    "GEMMA",
+    "GEMMA2",
+    "GEMMA3",
     "GPT_NEOX",
     "LLAMA",
     "MIXTRAL",
+    "OLMO",
+    "OLMO2",
     "REMAT_POLICIES",
     "Architecture",
     "Axis",
     "Branch",
     "DecoderConfig",
     "Dim",
+    "Gemma2Config",
+    "Gemma3Config",
+    "GemmaConfig",
     "GptNeoxConfig",
     "Kind",
     "MixtralConfig",
     "ModelConfig",
     "Norm",
     "NormKind",
+    "Olmo2Config",
+    "OlmoConfig",
     "Params",
     "Role",
     "RopeScaling",
