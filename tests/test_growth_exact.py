@@ -1,6 +1,7 @@
 """Any architecture, any shapes, any operator: the function is kept where that is claimed, and only there."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -18,7 +19,18 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, MixtralConfig, Weight, apply
+from growlm.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    GptNeoxConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    Weight,
+    apply,
+)
+from growlm.models.llama import GroupedConfig
 
 
 @pytest.fixture
@@ -44,6 +56,13 @@ def cheap_values():
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 sizes = st.integers
+# Windows that hide something of TOKENS, on every layer but every n-th; the caps are felt.
+WINDOWS = st.sampled_from([{"sliding_window": 3, "global_every": every} for every in (2, 2, 3)])
+WINDOWED = {
+    "olmo2": Olmo2Config,
+    "gemma2": partial(Gemma2Config, query_scalar=3, score_cap=0.5, logit_cap=3.0),
+    "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
+}
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 
@@ -51,7 +70,7 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own"]))
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own", *WINDOWED, "olmo", "gemma"]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
@@ -59,6 +78,12 @@ def sources(draw):
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    if name == "olmo":
+        return OlmoConfig(**shape)
+    if name == "gemma":
+        return GemmaConfig(**shape)
+    if name in WINDOWED:
+        return WINDOWED[name](**shape, **draw(WINDOWS))
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     if name == "llama":
         return growlm.ModelConfig(**shape)
@@ -87,9 +112,10 @@ def cases(draw):
         "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
-    if isinstance(source, growlm.ModelConfig):
-        kv_heads = source.kv_heads + draw(sizes(0, 3))
-        wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
+    if isinstance(source, GroupedConfig):
+        kv_heads = source.kv_heads + draw(st.sampled_from([0, 0, 1, 2, 3, source.kv_heads]))
+        group = draw(st.sampled_from([1, 2, 3, *[source.heads // source.kv_heads] * 3]))
+        wider |= {"kv_heads": kv_heads, "heads": kv_heads * group}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
     if getattr(source, "tie_embeddings", False):
@@ -152,6 +178,11 @@ MODELS = {
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "olmo": OlmoConfig(**GROUPED),
+    "olmo2": Olmo2Config(**GROUPED, sliding_window=3, global_every=2),
+    "gemma": GemmaConfig(**GROUPED),
+    "gemma2": WINDOWED["gemma2"](**GROUPED, sliding_window=3, global_every=2),
+    "gemma3_text": WINDOWED["gemma3_text"](**GROUPED, sliding_window=3, global_every=2, tie_embeddings=False),
 }
 
 
