@@ -113,8 +113,8 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
 def ours(tmp_path_factory):
     """A folder of every architecture, by our own writer."""
     home = tmp_path_factory.mktemp("ours")
-    for config in (NEOX, LLAMA, MIXTRAL):
-        write_model(home / config.architecture.name, config, noisy(config))
+    for name, config in {"gpt_neox": NEOX, "llama": LLAMA, "mixtral": MIXTRAL, **NEW}.items():
+        write_model(home / name, config, noisy(config))
     return home
 
 
@@ -136,6 +136,25 @@ REFUSED = {
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
     "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
     "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
+    "clipped": ("olmo", {"clip_qkv": 8.0}, ("clip_qkv of olmo must be None, got 8.0",)),
+    "a scaled window": (
+        "olmo3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 9.0}, "sliding_attention": {"rope_theta": 8.0}}},
+        ("rope_parameters of olmo3 on sliding_attention", "'rope_theta': 9.0", "'rope_theta': 8.0"),
+    ),
+    "two full": (
+        "gemma2",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        ("layer_types of gemma2", "every n-th", "['full_attention', 'sliding_attention']"),
+    ),
+    "gelu": ("gemma3_text", {"hidden_activation": "gelu"}, ("hidden_activation of gemma3_text", "got 'gelu'")),
+    "both ways": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        ("use_bidirectional_attention of gemma3_text must be False, got True",),
+    ),
+    "capped": ("gemma3_text", {"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping of gemma3_text", "50.0")),
+    "a wide head": ("gemma", {"num_key_value_heads": 3}, ("model.heads must be a multiple of model.kv_heads, 3",)),
     "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act of mixtral must be 'silu'", "got 'relu'")),
 }
 
@@ -166,6 +185,8 @@ WIDER = {
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }
+TWICE = {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 80}
+WIDER |= dict.fromkeys(("olmo3", "gemma2"), TWICE)
 
 
 @pytest.mark.parametrize("family", WIDER)
