@@ -25,10 +25,15 @@ from growlm.growth.maps import dual, dual_squared
 from growlm.growth.plan import initial_provenance
 from growlm.models import (
     ARCHITECTURES,
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
     ModelConfig,
+    Olmo2Config,
+    OlmoConfig,
     Role,
     RopeScaling,
     SambaConfig,
@@ -47,6 +52,7 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "growlm"
 SHAPE = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 4, "mlp": 12, "vocab": 20}
 MODEL = OwnConfig(**SHAPE, positions=16)
+WINDOWS = {"sliding_window": 8, "global_every": 2}
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
@@ -56,6 +62,11 @@ MODELS = {
         2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
     ),
     "own": MODEL,
+    "olmo": OlmoConfig(**SHAPE, kv_heads=1),
+    "olmo2": Olmo2Config(**SHAPE, kv_heads=1, **WINDOWS),
+    "gemma": GemmaConfig(**SHAPE, kv_heads=1, tie_embeddings=False),
+    "gemma2": Gemma2Config(**SHAPE, kv_heads=1, **WINDOWS, tie_embeddings=False),
+    "gemma3_text": Gemma3Config(**SHAPE, kv_heads=1, **WINDOWS, logit_cap=30.0, tie_embeddings=False),
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
 WIDE = dataclasses.replace(MODEL, embed=16, heads=4, mlp=24)

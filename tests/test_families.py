@@ -17,7 +17,17 @@ from growlm.commands.convert import convert_folder
 from growlm.commands.grow_checkpoint import plan_grow
 from growlm.errors import InputError
 from growlm.formats import growing
-from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig
+from growlm.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    GptNeoxConfig,
+    MixtralConfig,
+    ModelConfig,
+    Olmo2Config,
+    OlmoConfig,
+)
+from growlm.models.llama import SIZES
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -25,6 +35,17 @@ TOLERANCE = 1e-4  # float32, logits of about 7
 NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)
 LLAMA = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
 MIXTRAL = MixtralConfig(**dataclasses.asdict(LLAMA), experts=3, experts_per_token=2)
+SHAPE = {name: value for name, value in dataclasses.asdict(LLAMA).items() if name in SIZES}
+SCALED = {"rope_theta": 100.0, "rope_scaling": growlm.models.RopeScaling("linear", 4.0)}
+WINDOWS = {"sliding_window": 6, "global_every": 2}
+NEW = {
+    "olmo": OlmoConfig(**SHAPE, **SCALED),
+    "olmo2": Olmo2Config(**SHAPE, **SCALED, tie_embeddings=True),
+    "olmo3": Olmo2Config(**SHAPE, **SCALED, **WINDOWS),
+    "gemma": GemmaConfig(**SHAPE, **SCALED),
+    "gemma2": Gemma2Config(**SHAPE, **SCALED, **WINDOWS, query_scalar=9, score_cap=2.0, logit_cap=3.0),
+    "gemma3_text": Gemma3Config(**SHAPE, **SCALED, **WINDOWS, query_scalar=9, local_rope_theta=50.0),
+}
 EXPERTS = ["--target.architecture=mixtral", "--target.experts=8", "--target.experts_per_token=2"]
 
 
@@ -73,14 +94,15 @@ def refused(capsys, code, *arguments):
         MIXTRAL,
         dataclasses.replace(MIXTRAL, sliding_window=6, tie_embeddings=True, experts=2, experts_per_token=1),
         dataclasses.replace(MIXTRAL, head_dim=8, rope_scaling=growlm.models.RopeScaling("linear", 2.0)),
+        *NEW.values(),
     ],
-    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled"],
+    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled", *NEW],
 )
 def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
     params = noisy(config)
     write_model(tmp_path / "out", config, params, shard=20_000)
     model, tokens = hf.load(tmp_path / "out"), hf.random_tokens(64)
-    assert model.config.model_type == config.architecture.name
+    assert model.config.model_type in config.architecture.families
     np.testing.assert_allclose(hf.logits_of(model, tokens), growlm.apply(config, params, tokens), atol=TOLERANCE)
     again, values = read_model(tmp_path / "out")
     assert again == config
@@ -91,8 +113,8 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
 def ours(tmp_path_factory):
     """A folder of every architecture, by our own writer."""
     home = tmp_path_factory.mktemp("ours")
-    for config in (NEOX, LLAMA, MIXTRAL):
-        write_model(home / config.architecture.name, config, noisy(config))
+    for name, config in {"gpt_neox": NEOX, "llama": LLAMA, "mixtral": MIXTRAL, **NEW}.items():
+        write_model(home / name, config, noisy(config))
     return home
 
 
@@ -114,6 +136,25 @@ REFUSED = {
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
     "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
     "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
+    "clipped": ("olmo", {"clip_qkv": 8.0}, ("clip_qkv of olmo must be None, got 8.0",)),
+    "a scaled window": (
+        "olmo3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 9.0}, "sliding_attention": {"rope_theta": 8.0}}},
+        ("rope_parameters of olmo3 on sliding_attention", "'rope_theta': 9.0", "'rope_theta': 8.0"),
+    ),
+    "two full": (
+        "gemma2",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        ("layer_types of gemma2", "every n-th", "['full_attention', 'sliding_attention']"),
+    ),
+    "gelu": ("gemma3_text", {"hidden_activation": "gelu"}, ("hidden_activation of gemma3_text", "got 'gelu'")),
+    "both ways": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        ("use_bidirectional_attention of gemma3_text must be False, got True",),
+    ),
+    "capped": ("gemma3_text", {"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping of gemma3_text", "50.0")),
+    "a wide head": ("gemma", {"num_key_value_heads": 3}, ("model.heads must be a multiple of model.kv_heads, 3",)),
     "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act of mixtral must be 'silu'", "got 'relu'")),
 }
 
@@ -144,6 +185,8 @@ WIDER = {
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }
+TWICE = {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 80}
+WIDER |= dict.fromkeys(("olmo3", "gemma2"), TWICE)
 
 
 @pytest.mark.parametrize("family", WIDER)

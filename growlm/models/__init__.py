@@ -34,14 +34,21 @@ from growlm.models.decoder import (
     next_token_loss,
     with_depth,
 )
+from growlm.models.gemma import GEMMA, GemmaConfig
+from growlm.models.gemma2 import GEMMA2, Gemma2Config
+from growlm.models.gemma3 import GEMMA3, Gemma3Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.olmo import OLMO, OlmoConfig
+from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.samba import SAMBA, SambaConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, SAMBA, LOOPED)}
+ARCHITECTURES: dict[str, Architecture] = {
+    one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3, SAMBA, LOOPED)
+}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -61,10 +68,15 @@ def sizes_of(config: DecoderConfig) -> dict[str, int]:
 
 __all__ = [
     "ARCHITECTURES",
+    "GEMMA",
+    "GEMMA2",
+    "GEMMA3",
     "GPT_NEOX",
     "LLAMA",
     "LOOPED",
     "MIXTRAL",
+    "OLMO",
+    "OLMO2",
     "REMAT_POLICIES",
     "SAMBA",
     "Architecture",
@@ -72,6 +84,9 @@ __all__ = [
     "Branch",
     "DecoderConfig",
     "Dim",
+    "Gemma2Config",
+    "Gemma3Config",
+    "GemmaConfig",
     "GptNeoxConfig",
     "Kind",
     "LoopedConfig",
@@ -79,6 +94,8 @@ __all__ = [
     "ModelConfig",
     "Norm",
     "NormKind",
+    "Olmo2Config",
+    "OlmoConfig",
     "Params",
     "Role",
     "RopeScaling",
