@@ -268,7 +268,9 @@ def test_every_weight_is_in_one_group():
         "gains": {"scale", "query_norm", "key_norm"},
         "biases": {"query_bias", "key_bias", "value_bias"},
         "matrices": {"query", "key", "value", "out", "gate", "up", "down"},
-        **dict.fromkeys(("routers", "constants", "filters"), set()),
+        "routers": set(),
+        "constants": set(),
+        "filters": set(),
     }
     for config in (FULL, dataclasses.replace(FULL, tie_embeddings=True)):
         assert all(sum(holds(weight) for holds in GROUPS.values()) == 1 for weight in declared(config))
