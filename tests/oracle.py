@@ -94,6 +94,15 @@ def gpt_neox_block(config, block, x, tokens):
     return x + attend(q, k, v, attn["out"]) + attn["out_bias"] + h @ mlp["down"] + mlp["down_bias"]
 
 
+def gpt2_block(config, block, x, tokens):
+    attn, mlp = block["attn"], block["mlp"]
+    y = layer(x, config.norm_eps, block["attn_norm"])
+    x = x + attend(*(project(y, attn, name) for name in ("query", "key", "value")), attn["out"]) + attn["out_bias"]
+    h = layer(x, config.norm_eps, block["mlp_norm"]) @ mlp["up"] + mlp["up_bias"]
+    h = h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) / 2
+    return x + h @ mlp["down"] + mlp["down_bias"]
+
+
 def own_block(config, block, x, tokens):
     attn, mlp = block["attn"], block["mlp"]
     y, z = (layer(x, config.norm_eps, block[f"{name}_norm"]) for name in ("attn", "mlp"))
@@ -103,20 +112,27 @@ def own_block(config, block, x, tokens):
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
-BLOCKS = {"llama": llama_block, "mixtral": llama_block, "gpt_neox": gpt_neox_block, "own": own_block}
+BLOCKS = {
+    "llama": llama_block,
+    "mixtral": llama_block,
+    "gpt2": gpt2_block,
+    "gpt_neox": gpt_neox_block,
+    "own": own_block,
+}
+LAYER_NORMED = ("gpt2", "gpt_neox", "own")
 
 
 def forward(config, params, tokens_BT, block_scale=None):
     """Logits in the parameters' precision. block_scale: of what each whole block adds to the stream."""
     name, final = config.architecture.name, params["final_norm"]
     x = params["embedding"][tokens_BT]
-    if name == "own":
+    if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
     for number in range(config.layers):
         block = jax.tree.map(lambda w: w[number], params["blocks"])  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
         x = after if block_scale is None else x + block_scale[number] * (after - x)
-    x = layer(x, config.norm_eps, final) if name in ("gpt_neox", "own") else rms(x, config.norm_eps, final["scale"])
+    x = layer(x, config.norm_eps, final) if name in LAYER_NORMED else rms(x, config.norm_eps, final["scale"])
     return x @ (params["head"] if "head" in params else params["embedding"].T)
 
 

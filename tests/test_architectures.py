@@ -25,6 +25,7 @@ from growlm.growth.maps import dual, dual_squared
 from growlm.growth.plan import initial_provenance
 from growlm.models import (
     ARCHITECTURES,
+    Gpt2Config,
     GptNeoxConfig,
     MixtralConfig,
     ModelConfig,
@@ -47,6 +48,7 @@ SHAPE = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 4, "mlp": 12, "vocab":
 MODEL = OwnConfig(**SHAPE, positions=16)
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
+    "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "own": MODEL,

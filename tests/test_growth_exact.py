@@ -18,7 +18,7 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, MixtralConfig, Weight, apply
+from growlm.models import Gpt2Config, GptNeoxConfig, MixtralConfig, Weight, apply
 
 
 @pytest.fixture
@@ -51,10 +51,12 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own"]))
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own"]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
+    if name == "gpt2":
+        return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
     if name == "gpt_neox":
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
@@ -150,6 +152,7 @@ GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
+    "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
 }

@@ -219,7 +219,7 @@ def _claims(plan: GrowPlan) -> dict[str, str]:
     notes = {"lift": f"{growth.lift.name}: {growth.lift.says}"} if growth.lift else {}
     if plan.folder:
         before, after = plan.source.family, family_of(plan.folder.settings)
-        if after is not before:
+        if after.model_type != before.model_type:
             notes["class"] = f"{after.architecture}, was {before.architecture}"
             if source.architecture is target.architecture:
                 notes["class"] += f": transformers' {before.architecture} cannot have this shape"
@@ -368,7 +368,7 @@ def _corpus(saved: Saved, needed: bool, log: Log) -> Corpus | None:
 def _tokens(saved: Saved, corpus: Corpus | None) -> np.ndarray:
     """int32[batch, length + 1]: validation text in the source's own windows, or random tokens."""
     if corpus is None:
-        shape = (RANDOM_BATCH, RANDOM_LENGTH + 1)
+        shape = (RANDOM_BATCH, min(RANDOM_LENGTH, saved.model.longest or RANDOM_LENGTH) + 1)
         return np.random.default_rng(0).integers(saved.model.vocab, size=shape, dtype=np.int32)
     length = min(saved.data.length, VERIFY_TOKENS, len(corpus.validation) - 1)
     fits = min(VERIFY_TOKENS // length, len(corpus.validation) // (length + 1))

@@ -34,12 +34,13 @@ from growlm.models.decoder import (
     next_token_loss,
     with_depth,
 )
+from growlm.models.gpt2 import GPT2, Gpt2Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def sizes_of(config: DecoderConfig) -> dict[str, int]:
 
 __all__ = [
     "ARCHITECTURES",
+    "GPT2",
     "GPT_NEOX",
     "LLAMA",
     "MIXTRAL",
@@ -68,6 +70,7 @@ __all__ = [
     "Branch",
     "DecoderConfig",
     "Dim",
+    "Gpt2Config",
     "GptNeoxConfig",
     "Kind",
     "MixtralConfig",

@@ -264,6 +264,10 @@ def _no_tables(config: Any, length: int) -> Any:
     return None
 
 
+def _any_length(config: Any) -> int | None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Branch:
     """A residual branch: y = x + module(norm(x)).
@@ -318,6 +322,7 @@ class Architecture:
       lookups: the weights that `embed` uses; by default the embedding.
       embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
       head: from the last hidden state to logits; absent if it is tied to the embedding.
+      longest: config -> the most tokens of a sequence, where positions are learned; None for any number.
       shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
       free: fields that may differ between source and target.
       families: its families in transformers, by model_type (`growlm.models.stored`).
@@ -331,6 +336,7 @@ class Architecture:
     lookups: tuple[WeightSpec, ...] = (EMBEDDING,)
     embed: Callable[..., jax.Array] = look_up
     head: WeightSpec = dataclasses.field(default_factory=head)
+    longest: Callable[[Any], int | None] = _any_length
     shared: tuple[str, ...] = ()
     free: tuple[str, ...] = ("norm_eps",)
     families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -441,6 +447,16 @@ class DecoderConfig:
     def branches(self) -> int:
         """The number of branches in all layers."""
         return len(self.architecture.branches) * self.depth
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a sequence, or None."""
+        return self.architecture.longest(self)
+
+    def check_length(self, name: str, length: int) -> None:
+        """Raises InputError where sequences are longer than the model has positions."""
+        if self.longest is not None and length > self.longest:
+            raise must_be(name, f"at most {self.longest}, the positions of the model", length)
 
     @property
     def weights(self) -> Iterator[Weight]:
