@@ -111,6 +111,34 @@ def own_block(config, block, x, tokens):
     return x + attend(q, k, v, attn["out"]) + np.maximum(z @ mlp["up"], 0) ** 2 @ mlp["down"]
 
 
+def looped(config, params, tokens, block_scale):
+    """The stream after the last layer: prelude, cores with what follows every pass, coda."""
+    eps, half = config.norm_eps, config.head_dim // 2
+    x = rms(params["embedding"][tokens], eps, 1)
+    back = np.r_[np.ones(half), -np.ones(half)]  # turns by minus the angle
+
+    def block(x, number):
+        attn, mlp = ({name: w[number] for name, w in params["blocks"][part].items()} for part in ("attn", "mlp"))
+        before, factor = x, config.residual_multiplier
+        q, k, v = (project(rms(x, eps, 1), attn, name) for name in ("query", "key", "value"))
+        q, k = (rms(back * turn(back * heads, config.rope_theta, config.head_dim), eps, 1) for heads in (q, k))
+        x = x + factor * attend(q, k, v, attn["out"])
+        x = x + factor * swiglu(rms(x, eps, 1), mlp)
+        return x if block_scale is None else before + block_scale[number] * (x - before)
+
+    def blocks(x, begin, count):
+        for number in range(begin, begin + count):
+            x = block(x, number)
+        return x
+
+    entry = x = blocks(x, 0, config.prelude)
+    for core in range(config.cores):
+        for _ in range(config.passes):
+            x = blocks(x, config.prelude + core * config.core, config.core)
+            x = x if config.injection is None else rms(x, eps, 1) + config.injection * entry
+    return blocks(x, config.layers - config.coda, config.coda)
+
+
 _erf = np.vectorize(math.erf, otypes=[float])
 BLOCKS = {
     "llama": llama_block,
@@ -124,7 +152,10 @@ LAYER_NORMED = ("gpt2", "gpt_neox", "own")
 
 def forward(config, params, tokens_BT, block_scale=None):
     """Logits in the parameters' precision. block_scale: of what each whole block adds to the stream."""
-    name, final = config.architecture.name, params["final_norm"]
+    name, final = config.architecture.name, params.get("final_norm")
+    if name == "looped":
+        x = looped(config, params, tokens_BT, block_scale)
+        return config.output_multiplier * rms(x, config.norm_eps, 1) @ params["head"]
     x = params["embedding"][tokens_BT]
     if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]

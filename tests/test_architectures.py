@@ -27,6 +27,7 @@ from growlm.models import (
     ARCHITECTURES,
     Gpt2Config,
     GptNeoxConfig,
+    LoopedConfig,
     MixtralConfig,
     ModelConfig,
     Role,
@@ -51,6 +52,7 @@ MODELS = {
     "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
+    "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
     "own": MODEL,
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
@@ -115,6 +117,7 @@ def test_every_operator_grows_it_in_depth_and_width_and_its_verdict_is_good(oper
 @pytest.mark.parametrize("way", ["depth", "width"])
 def test_depth_alone_and_width_alone_keep_its_function_and_learned_maps_have_its_shapes(way, monkeypatch):
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
+    monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for operator in UNLEARNED:
         logits, claims, _ = difference_in_numpy(MODEL, TARGETS[way], operator, **OPTIONS[operator])
         assert claims is bool(logits < 1e-12) and (claims or operator not in EXACT), operator
@@ -252,7 +255,7 @@ def other(value):
     return 2 * value
 
 
-CHANGED = {"rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4}
+CHANGED = {"rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4, "prelude": 0, "coda": 1}
 KEPT = [(name, field) for name, config in MODELS.items() for field in config.architecture.kept]
 SIZES = [(name, field) for name, config in MODELS.items() for field in config.architecture.sizes]
 
@@ -312,6 +315,7 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     key, grown = jax.random.key(5), []
     first, second = (jax.tree.map(np.asarray, init(config, key)) for config in (plain, more))
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
+    monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
         target = dataclasses.replace(source, layers=3, embed=11, mlp=13, vocab=23)
         growth = plan_growth("random", source, target, key, noise=0.3)

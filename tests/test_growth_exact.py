@@ -18,7 +18,7 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import Gpt2Config, GptNeoxConfig, MixtralConfig, Weight, apply
+from growlm.models import Gpt2Config, GptNeoxConfig, LoopedConfig, MixtralConfig, Weight, apply
 
 
 @pytest.fixture
@@ -38,12 +38,14 @@ def cheap_values():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Weight, "initial", initial)
+        patch.setattr(Weight, "noise", lambda weight, key, config: initial(weight, key, config, whole=True))
         yield
 
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 sizes = st.integers
+SCALES = st.sampled_from([0.25, 0.5, 1.0])
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 
@@ -51,9 +53,17 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own"]))
+    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped"]
+    name = draw(st.sampled_from(names))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
+    if name == "looped":
+        parts = {"prelude": draw(sizes(0, 1)), "coda": draw(sizes(0, 1)), "cores": draw(sizes(1, 2))}
+        layers = parts["prelude"] + parts["coda"] + parts["cores"] * draw(sizes(1, 2))
+        parts |= {"passes": draw(sizes(1, 2)) if parts["cores"] == 1 else 1}
+        parts |= {"injection": draw(st.sampled_from([None, 0.7])), "residual_multiplier": draw(SCALES)}
+        shape |= parts | {"layers": layers, "output_multiplier": draw(SCALES), "norm_eps": 1e-3}
+        return LoopedConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
     if name == "gpt2":
         return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
@@ -78,6 +88,10 @@ def choose_experts(draw, source, operator):
     return more, min(after, more)
 
 
+# (cores, passes) -> those of larger models.
+LOOPED_TO = {(1, 1): [(2, 1), (1, 2)], (1, 2): [(2, 1), (1, 3)], (2, 1): [(4, 1), (3, 1)]}
+
+
 @st.composite
 def cases(draw):
     """(source, target, operator, options): depth, width, experts, another architecture, by any factor."""
@@ -94,6 +108,10 @@ def cases(draw):
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if isinstance(source, LoopedConfig):
+        cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
+        wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
+        wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
@@ -149,18 +167,24 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
 GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+LOOPS = SHAPE | {"heads": 3, "head_dim": 4, "prelude": 1, "coda": 1}
+LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
+del LOOPS["layers"]
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
+    "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_models_in_numpy_are_those_of_growlm(name):
-    config, scale = MODELS[name], np.asarray([0.5, 1.0])
+    config = MODELS[name]
+    scale = np.linspace(0.5, 1, config.layers)
     with jax.enable_x64(True):
         params, tokens = noisy(config), jnp.asarray(TOKENS, jnp.int32)
         logits = apply(config, params, tokens, dtype=jnp.float64, block_scale=jnp.asarray(scale))

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.models import DecoderConfig, declared, nest
-from growlm.models.decoder import Period, tables_of
+from growlm.models.decoder import Period, of_layers, tables_of
 from growlm.models.layers import Context
 
 
@@ -69,7 +69,7 @@ class _OneBlock(nn.Module):
     @nn.compact
     def __call__(self, x, tokens):
         context = Context(tokens, None, tables_of(self.config, tokens.shape[1]))
-        return Period(self.config, jnp.float32, name="blocks")(x, context)[0]
+        return Period(self.config, jnp.float32, name="blocks")(x, context, of_layers(self.config))[0]
 
 
 @partial(jax.jit, static_argnums=0)

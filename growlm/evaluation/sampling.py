@@ -120,7 +120,7 @@ def _chosen(
 ) -> jax.Array:
     """The next token of every row: drawn at its temperature, or the likeliest at temperature 0."""
     x_B1D, head_DV = states_at(forward, weights, tokens_BT, last_B1)
-    logits_BV = logits(x_B1D[:, 0], head_DV)
+    logits_BV = logits(x_B1D[:, 0], head_DV, forward.config.architecture.logit_cap(forward.config))
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_B2), jnp.arange(len(key_B2)))
     heat_B1 = jnp.where(temperature_B1 > 0, temperature_B1, 1)
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV / heat_B1)

@@ -281,7 +281,8 @@ def _token_scores(
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of the target at each position, and whether it is the first choice."""
     x_BKD, head_DV = states_at(forward, weights, tokens_BT, position_BK)
-    results = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1))
+    cap = forward.config.architecture.logit_cap(forward.config)
+    results = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1), cap)
     return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in results)
 
 

@@ -16,6 +16,7 @@ from growlm.formats.safetensors import StoredTensor
 from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.models import Kind, apply_branch
 from growlm.models.layers import normalise
+from growlm.models.loss import logits
 
 BATCH, LENGTH = 2, 32
 HEAD_ROWS = 4096  # of the vocabulary, whose logits are in memory at once
@@ -118,13 +119,17 @@ def _hidden(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
     """float32 [tokens, embed]: what the head gets."""
     model, architecture = folder.model, folder.model.architecture
     x_ND = _embed(folder, tokens)
-    for layer in range(model.depth):
+    for layer in model.executed:
+        assert layer is not None, "no family has boundaries between its layers"
         for step in architecture.period:
             before_ND = x_ND
             for branch in step:
-                params = folder.layer((f"blocks/{branch.name}_norm/", f"blocks/{branch.name}/"), layer)
-                x_ND = x_ND + apply_branch(model, branch.name, params, before_ND, tokens)
-    return normalise(architecture.norm, model, x_ND, folder.layer(("final_norm/",), None)["final_norm"])
+                parts = tuple(f"blocks/{branch.name}{norm}/" for norm in ("_norm", "", "_post_norm"))
+                params = folder.layer(parts, layer)
+                x_ND = x_ND + apply_branch(model, branch.name, layer, params, before_ND, tokens)
+    stored = folder.layer(("final_norm/",), None).get("final_norm", {})
+    weights = {name: value + architecture.weights[f"final_norm/{name}"].offset for name, value in stored.items()}
+    return normalise(architecture.last_norm, model, x_ND, weights)
 
 
 def _embed(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
@@ -150,10 +155,17 @@ def _logit_difference(source, before_ND, grown, after_ND) -> float:
     difference = largest = np.float32(0)
     for first in range(0, source.model.vocab, HEAD_ROWS):
         rows = slice(first, min(first + HEAD_ROWS, source.model.vocab))
-        old, new = (np.asarray(x @ _head(folder, rows).T) for folder, x in ((source, before_ND), (grown, after_ND)))
+        old, new = (_logits(folder, x, rows) for folder, x in ((source, before_ND), (grown, after_ND)))
         difference = np.maximum(difference, np.max(np.abs(new - old)))
         largest = np.maximum(largest, np.max(np.abs(old)))
     return float(difference / max(largest, 1e-30))
+
+
+def _logits(folder: HuggingFaceFolder, x_ND: jax.Array, rows: slice) -> np.ndarray:
+    """The logits of some tokens."""
+    model, architecture = folder.model, folder.model.architecture
+    scale = 1.0 if architecture.logit_scale is None else architecture.logit_scale(model)
+    return np.asarray(logits(x_ND * scale, jnp.asarray(_head(folder, rows).T), architecture.logit_cap(model)))
 
 
 def _head(folder: HuggingFaceFolder, rows: slice) -> np.ndarray:

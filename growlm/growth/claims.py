@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from growlm.growth.maps import AxisMap, Dense
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind
@@ -28,14 +29,20 @@ def claim(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple
 
 def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[bool, str]:
     architecture, norm = target.architecture, target.architecture.norm
-    live = [layer for layer, residual in zip(growth.order, growth.residual, strict=True) if residual != 0]
-    if live != list(range(growth.maps[growth.stack].old)):
-        return False, "layers act more than once or not at all: the loss jumps, and recovers"
+    if reason := _depth(growth, source, target):
+        return False, reason
     stream = growth.maps[architecture.stream.name]
     rule = NORM_RULES[norm.kind]
-    if not rule.defect(stream) <= TOLERANCE:  # NaN is no claim either
-        return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
-    for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS):
+    for axis in architecture.of_kind(Kind.STREAM, Kind.NORMED):
+        if not rule.defect(growth.maps[axis.name]) <= TOLERANCE:  # NaN is no claim either
+            return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
+    if stream.rms != 1 and (architecture.keeps_scale or not norm.scale or not architecture.last_norm.scale):
+        return False, "norms without a gain cannot absorb the stream's scale"
+    for branch in architecture.branches:
+        for name in branch.means:
+            if not _mean_stays(growth.maps[name]):
+                return False, f"the mean square over {name} changes, and with it a norm"
+    for axis in architecture.of_kind(Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS):
         if architecture.is_read(axis) and not growth.maps[axis.name].defect() <= TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
     for axis in architecture.of_kind(Kind.EXPERTS):
@@ -48,6 +55,32 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
     note = "; new tokens get logits of their own" if vocab else ""
     return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
+
+
+def _depth(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> str:
+    """Why the layers of the target do not run as the source's; empty if they do."""
+    order, residual = growth.order, growth.residual
+    live = [n if n is None else order[n] for n in target.executed if n is None or residual[n] != 0]
+    reason = (
+        "" if live == list(source.executed) else "layers act more than once or not at all: the loss jumps, and recovers"
+    )
+    for branch in target.architecture.branches:
+        if branch.variants is None:
+            continue
+        before, after = branch.variants(source), branch.variants(target)
+        for layer, origin in enumerate(order):
+            if origin >= 0 and residual[layer] != 0 and before[origin] != after[layer]:
+                pattern = f"layer {layer} runs {branch.name} in another way than layer {origin}, of which it is a copy"
+                return f"{reason}; {pattern}" if reason else pattern
+    return reason
+
+
+def _mean_stays(axis: AxisMap) -> bool:
+    """Whether the mean square of what is written on an axis stays: as many copies of each coordinate, as they are."""
+    if isinstance(axis.write, Dense) or axis.fresh_write.any() or np.any(axis.write.index < 0):
+        return False
+    counts = np.bincount(axis.write.index, minlength=axis.old)
+    return bool(np.all(axis.write.scale == 1) and len(set(counts)) == 1)
 
 
 def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:
@@ -77,6 +110,8 @@ def gradient_claim(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     for effect in growth.effects:
         if reason := effect.breaks_gradients(growth, target):
             return False, reason
+    if len(set(source.executed) - {None}) < sum(layer is not None for layer in source.executed):
+        return False, "a layer that ran more than once has the gradient of all its passes: mapped moments are a start"
     if growth.zero_residual_layers:
         return False, "layers with zero residual writers have gradients of their own: mapped moments are a start"
     if growth.per_weight:

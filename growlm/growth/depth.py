@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from growlm.errors import must_be, unknown
+from growlm.models.axes import DecoderConfig
 
 
 def _added(order: str, source: int, target: int, whole_blocks: bool = False) -> int:
@@ -117,6 +118,30 @@ def layer_order(order: str | Sequence[int], source: int, target: int) -> tuple[i
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < source:
             raise must_be("order", f"a list of the source's layers, 0 to {source - 1}", layer)
     return tuple(order)
+
+
+def stack_order(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> tuple[int, ...]:
+    """The source layer of each layer of the target, in which sections of one name grow as one, each in its place.
+
+    A list is of the whole stack. Raises InputError as `layer_order`.
+    """
+    before, after = (_section_layers(config) for config in (source, target))
+    if not isinstance(order, str) or len(after) == 1:
+        return layer_order(order, source.depth, target.depth)
+    found, begin = [], 0
+    for name, layers in after.items():
+        held = before.get(name, 0)
+        found += [begin + layer for layer in layer_order(order, held, layers)]
+        begin += held
+    return tuple(found)
+
+
+def _section_layers(config: DecoderConfig) -> dict[str, int]:
+    """The layers of all sections of each name."""
+    layers: dict[str, int] = {}
+    for section in config.architecture.sections(config):
+        layers[section.name] = layers.get(section.name, 0) + section.layers
+    return layers
 
 
 def connection_rate(order: Sequence[int]) -> float:

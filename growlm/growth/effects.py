@@ -72,7 +72,6 @@ class Noise(Effect):
         """Adds the noise. With cancel, layers with zero residual writers keep them zero."""
         if weight.elementwise:
             return grown
-        # Draws have the standard deviation of the target's initial values.
         drawn = (draw(DRAW_NOISE) * (NOISE_SCALES[self.scale](weight, target) / weight.std(target))).astype(grown.dtype)
         if self.cancel:
             drawn = _cancelling(growth, weight, drawn)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from growlm.errors import InputError, check_range, must_be
+from growlm.growth.depth import stack_order
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
 from growlm.growth.plan import Effect, Growth, StaticGrowth
@@ -163,7 +164,7 @@ def learn(
         source=source,
         target=target,
     )
-    order = np.arange(target.depth) % source.depth
+    order = np.asarray(stack_order("stack", source, target))
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
     return learned.with_matrices(empty, _initial_matrices(source, target, key))
@@ -197,8 +198,7 @@ def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Arr
         return _padded_identity(axis_key, index, source.size(axis))
 
     stack = target.architecture.stack
-    layers = source.depth
-    order = np.eye(layers, dtype=np.float32)[np.arange(target.depth) % layers]
+    order = np.eye(source.depth, dtype=np.float32)[np.asarray(stack_order("stack", source, target))]
     of_layers = {weight.path: jnp.asarray(order) for weight in source.weights if weight.stacked}
     return {axis.name: initial(axis) for axis in _learned_axes(target)} | {stack.name: of_layers}
 
@@ -237,7 +237,7 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
             return identity(old)
         if axis.kind is Kind.EXPERTS:
             return cycled(old, target.size(axis))
-        by = architecture.axis[axis.of] if axis.kind is Kind.READ else axis
+        by = architecture.stream if axis.kind in (Kind.READ, Kind.NORMED) else axis
         write = Dense(matrices[by.name], places(by, source, target))
         values = matrices[axis.values] if axis.values else None
         read = write if values is None else Dense(_through_values(values, axis, source, target), write.index)
@@ -250,7 +250,7 @@ def _layer_maps(learned: Learned, matrices: Matrices) -> dict[tuple[str, str], A
     """The map of the layer axis for every weight."""
     stack = learned.target.architecture.stack
     layers = learned.source.depth
-    order = np.arange(learned.target.depth) % layers
+    order = np.asarray(stack_order("stack", learned.source, learned.target))
 
     def of(matrix: jax.Array) -> AxisMap:
         return AxisMap.make(layers, Dense(matrix, order), Dense(matrix, order))

@@ -371,3 +371,7 @@ def dual(read: AxisMap | None, write: AxisMap | None) -> Any:
 def dual_squared(read: AxisMap | None, write: AxisMap | None) -> Any:
     """The map of its squared gradient: the elementwise square of the dual map."""
     return dual(read, write).squared()
+
+
+# The power to which each rule takes a factor on a weight: where w' = f w, the gradient by w' is that by w over f.
+POWERS: dict[Rule, int] = {primal: 1, dual: -1, dual_squared: -2}

@@ -103,11 +103,16 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
     for axis in architecture.axes:
         index = np.arange(config.size(axis))
         one = np.ones(len(index))
-        if axis.kind is Kind.STREAM:
+        if axis.kind in (Kind.STREAM, Kind.NORMED):
             maps[axis.name] = stream
         elif axis is architecture.final and architecture.tied(config):
             write = Gather(index, stream.gathers[0].scale * share / stream.rms**2)
             maps[axis.name] = AxisMap.make(len(index), write, stream.write)
+        elif axis.kind is Kind.READ and not architecture.has_gain(axis):
+            # Readers undo the factor that a gain would.
+            handed = NORM_RULES[architecture.norm.kind].handed(stream)
+            read = Gather(index, open_stream).over(stream.write, stream.rms)
+            maps[axis.name] = AxisMap.make(len(index), handed.write, read)
         elif axis.kind is Kind.READ:
             maps[axis.name] = AxisMap.make(len(index), Gather(index, open_stream), Gather(index, one))
         elif axis.kind in (Kind.INNER, Kind.HEADS) and architecture.is_read(axis):

@@ -4,6 +4,7 @@ Under RMSNorm, P must be a scaled isometry, P^T P = (m / n) I: the mean square t
 LayerNorm, P must keep the mean too: padding with the mean does (LEMON, arXiv 2310.07999).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,12 +24,14 @@ class NormRule(NamedTuple):
 
     stream: (index [m], -1 for a new coordinate; n; a name in NORM_OPTIONS) -> the stream's map, with R = P (P^T P)^-1.
     defect: how far a map is from its condition, up to the factor `rms` that gains absorb; 0 if the norm's output stays.
+    handed: the stream's map -> the map of what a norm without a gain hands on.
     masked: (masks [m] from 0 to 1; a name in NORM_OPTIONS) -> the map that multiplies coordinates by their masks.
     keeps: the statistics that the norm computes, in words.
     """
 
     stream: Callable[[np.ndarray, int, str], AxisMap]
     defect: Callable[[AxisMap], float]
+    handed: Callable[[AxisMap], AxisMap]
     masked: Callable[[Any, str], AxisMap]
     keeps: str
 
@@ -87,6 +90,16 @@ def _layer_defect(axis: AxisMap) -> float:
     return float(max(np.abs(error).max(initial=0.0) for error in errors))
 
 
+def _same(stream: AxisMap) -> AxisMap:
+    return stream
+
+
+def _centred(stream: AxisMap) -> AxisMap:
+    """LayerNorm takes the mean away, so a coordinate that is padded with it is handed on as 0."""
+    write, read = stream.gathers
+    return dataclasses.replace(stream, write=dataclasses.replace(write, spread=None), read=read)
+
+
 def _diagonal(write: Any, rms: Any, spread: Any = None) -> AxisMap:
     index = np.arange(len(write))
     return AxisMap.make(len(index), Gather(index, write, spread=spread), Gather(index, np.ones(len(index))), rms=rms)
@@ -112,6 +125,6 @@ def _layer_masked(c: Any, norm: str) -> AxisMap:
 
 
 NORM_RULES: dict[NormKind, NormRule] = {
-    NormKind.RMS: NormRule(_rms_stream, _rms_defect, _rms_masked, "mean square"),
-    NormKind.LAYER: NormRule(_layer_stream, _layer_defect, _layer_masked, "mean and variance"),
+    NormKind.RMS: NormRule(_rms_stream, _rms_defect, _same, _rms_masked, "mean square"),
+    NormKind.LAYER: NormRule(_layer_stream, _layer_defect, _centred, _layer_masked, "mean and variance"),
 }

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from growlm.errors import InputError, check_range, must_be, unknown
-from growlm.growth.depth import layer_order
+from growlm.growth.depth import stack_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
 from growlm.growth.learned import learn
@@ -230,10 +230,17 @@ def by_kind(
     Fixed axes stay, and new tokens are fresh. A tied head reads through the inverse of the stream's own map.
     """
     architecture, none = target.architecture, layers < 0
+    norm = NORM_RULES[architecture.norm.kind]
     copies = Gather.copies(layers)
+
+    def read(axis: Axis) -> AxisMap:
+        # Without a gain in between, what a norm hands on has the stream's own scale.
+        return width(axis) if architecture.has_gain(axis) else norm.handed(stream(architecture.stream))
+
     rules: dict[Kind, AxisRule] = {
         Kind.STREAM: stream,
-        Kind.READ: width,
+        Kind.NORMED: stream,
+        Kind.READ: read,
         Kind.INNER: width,
         Kind.HEADS: width,
         Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
@@ -244,12 +251,13 @@ def by_kind(
     maps = {axis.name: rules[axis.kind](axis) for axis in architecture.axes}
     stream_map = maps[architecture.stream.name]
     if architecture.tied(target) and not stream_map.fresh_write.any():
-        maps[architecture.final.name] = tied_final(stream_map)
+        gain = architecture.has_gain(architecture.final)
+        maps[architecture.final.name] = tied_final(stream_map, None if gain else norm.handed(stream_map))
     return Growth(maps, architecture.stack.name, residual, effects=tuple(effects))
 
 
 def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
-    return np.asarray(layer_order(order, source.depth, target.depth), np.int64)
+    return np.asarray(stack_order(order, source, target), np.int64)
 
 
 def _repeats(layers: np.ndarray) -> np.ndarray:
@@ -270,6 +278,21 @@ def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tupl
                 everything = np.ones(axis.new, bool)
                 per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
     return per_weight
+
+
+def _factors(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, np.ndarray]:
+    """For every weight whose multiplier changes, the factor that undoes it: of its layer's origin over its own."""
+    layers, factors = np.asarray(growth.order, np.int64), {}
+    for weight in target.weights:
+        if weight.multiplier is None:
+            continue
+        before, after = (np.asarray(weight.multiplier(config), np.float64).reshape(-1) for config in (source, target))
+        if weight.stacked:
+            before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
+            before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing
+        if not np.allclose(before, after, rtol=1e-15, atol=0):
+            factors[weight.path] = before / after
+    return factors
 
 
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
@@ -365,6 +388,6 @@ def plan_growth(
             raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
     growth = OPERATORS[operator](start, target, key, **options)
-    per_weight = growth.per_weight | _fresh_routers(target, growth.maps)
+    per_weight, factors = growth.per_weight | _fresh_routers(target, growth.maps), _factors(growth, start, target)
     effects = growth.effects if noise is None else (*growth.effects, noise)
-    return dataclasses.replace(growth, effects=effects, per_weight=per_weight, lift=lifted)
+    return dataclasses.replace(growth, effects=effects, per_weight=per_weight, factors=factors, lift=lifted)

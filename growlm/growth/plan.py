@@ -16,9 +16,9 @@ from growlm.growth.lifts import Lifted
 from growlm.growth.maps import Array, AxisMap, along, compose
 from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
 
-Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
+Draw = Callable[[str], Array]  # purpose -> random values of the target's, from the key of that purpose
 
-DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
+DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes: initial values, and normal ones of the weight's deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,6 +88,7 @@ class Growth:
       residual: float [new layers], the factor on a layer's residual writers; 0 where it adds nothing to the stream yet.
       per_weight: maps that hold for one weight alone, by (axis, path of the weight).
       effects: applied after the maps, in order.
+      factors: by path of a weight, float [layers] or [1]: what undoes a change of `Weight.multiplier`.
       lift: the exact re-parametrisation that comes before the maps, or None.
     """
 
@@ -96,6 +97,7 @@ class Growth:
     residual: np.ndarray
     per_weight: dict[tuple[str, str], AxisMap] = dataclasses.field(default_factory=dict)
     effects: tuple[Effect, ...] = ()
+    factors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     lift: Lifted | None = None
 
     @property
@@ -206,12 +208,12 @@ def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
 
 
 def after(second: Growth, first: Growth) -> Growth:
-    """The composition of two growths, by their maps and residual factors."""
+    """The composition of two growths, by their maps and residual factors; the second one changes no multipliers."""
     maps = {axis: compose(second.maps[axis], first.maps[axis]) for axis in first.maps}
     per_weight = {place: compose(second.maps[place[0]], axis) for place, axis in first.per_weight.items()}
     layers = second.maps[second.stack].origin
     residual = second.residual * np.where(layers < 0, 0.0, first.residual[layers])
-    return Growth(maps, first.stack, residual, per_weight, lift=first.lift)
+    return Growth(maps, first.stack, residual, per_weight, factors=first.factors, lift=first.lift)
 
 
 # The provenance of a coordinate: the first of an old one, a second copy, or freshly initialised.

@@ -69,12 +69,13 @@ def _of_unit(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> tuple[Gro
     held = []
     for dim, number in zip((dim for dim in weight.all_dims if dim.many), unit, strict=True):
         axis, rows = growth.axis(dim.axis, weight), slice(number, number + 1)
-        needed, effects, residual = axis.needed(rows), growth.effects, growth.residual
+        needed, effects, residual, factors = axis.needed(rows), growth.effects, growth.residual, growth.factors
         if dim.axis.kind is Kind.STACK:
             needed = reduce(np.union1d, (effect.source_layers(rows) for effect in effects), needed).astype(np.int64)
             effects = tuple(effect.at_layers(rows, needed) for effect in effects)
             residual = residual[rows]
-        growth = dataclasses.replace(growth, effects=effects, residual=residual)
+            factors = {path: factor[rows] for path, factor in factors.items() if path == weight.path}
+        growth = dataclasses.replace(growth, effects=effects, residual=residual, factors=factors)
         growth = _with_axis(growth, weight, dim.axis, axis.part(rows, needed))
         held.append(needed)
     return growth, tuple(held)
@@ -95,7 +96,9 @@ def _pasted(
     """
     slices = growth.fresh_slices(weight)
     drawn = any(np.any(chosen) for chosen in slices)
-    if any(effect.changes(growth, weight) for effect in growth.effects) or (drawn and weight.elementwise):
+    if any(effect.changes(growth, weight) for effect in growth.effects):
+        return None
+    if weight.offset or (drawn and (weight.elementwise or weight.init != "normal")):
         return None
     if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
         return grown
@@ -115,6 +118,7 @@ def _copied(growth: Growth, weight: Weight, value: np.ndarray, dtype: Any) -> np
         return None
     if weight.residual:
         scales[0] = scales[0] * growth.residual[0]
+    scales[0] = scales[0] * growth.factors.get(weight.path, 1.0)
     for number, scale in enumerate(scales):
         if np.any(scale != 1):
             value = value * along(scale.astype(np.float32), number, value.ndim)
@@ -133,11 +137,15 @@ def _run(chosen: np.ndarray) -> np.ndarray | slice:
 def _draw(
     growth: Growth, target: DecoderConfig, key: Any, weight: Weight, place: tuple[int, ...], purpose: str
 ) -> np.ndarray:
-    """The target's initial values for a part."""
+    """Random values of the target's for a part."""
+    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
     if weight.elementwise:
         own = weight.key(jax.random.fold_in(key, number_of(purpose)))
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
-    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    if purpose == DRAW_FRESH and weight.init != "normal":
+        for number in (weight.number, *place):
+            key = jax.random.fold_in(key, number)
+        return np.asarray(weight.initial_in(key, target, shape))
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)
 
@@ -162,7 +170,7 @@ def _normal(rng: np.random.Generator, std: float, shape: tuple[int, ...], dtype:
 
 def unchanged(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> bool:
     """Whether one unit of a weight equals a unit of the source, bit for bit."""
-    if any(effect.changes(growth, weight) for effect in growth.effects):
+    if weight.path in growth.factors or any(effect.changes(growth, weight) for effect in growth.effects):
         return False
     held = [dim.axis for dim in weight.all_dims if dim.many]
     for axis, number in zip(held, unit, strict=True):

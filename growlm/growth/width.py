@@ -131,9 +131,11 @@ def fresh(index: np.ndarray, old: int) -> AxisMap:
     return AxisMap.make(old, copy, copy, fresh_write=new, fresh_read=new)
 
 
-def tied_final(stream: AxisMap) -> AxisMap:
+def tied_final(stream: AxisMap, handed: AxisMap | None = None) -> AxisMap:
     """The map of what the last norm hands to a tied head, P_final = P (P^T P)^-1.
 
-    A tied head reads with the stream's own P, so the last norm's gain must undo it.
+    A tied head reads with the stream's own P, so the last norm's gain must undo it; a norm without gain cannot, and
+    hands on by `handed`.
     """
-    return AxisMap.make(stream.old, stream.read, stream.write, fresh_read=stream.fresh_read)
+    write = stream.read if handed is None else handed.write
+    return AxisMap.make(stream.old, write, stream.write, fresh_read=stream.fresh_read)

@@ -37,10 +37,11 @@ from growlm.models.decoder import (
 from growlm.models.gpt2 import GPT2, Gpt2Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
+from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, LOOPED)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -63,6 +64,7 @@ __all__ = [
     "GPT2",
     "GPT_NEOX",
     "LLAMA",
+    "LOOPED",
     "MIXTRAL",
     "REMAT_POLICIES",
     "Architecture",
@@ -73,6 +75,7 @@ __all__ = [
     "Gpt2Config",
     "GptNeoxConfig",
     "Kind",
+    "LoopedConfig",
     "MixtralConfig",
     "ModelConfig",
     "Norm",

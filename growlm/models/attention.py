@@ -81,26 +81,51 @@ def _all_positions(config: DecoderConfig) -> int | None:
     return None
 
 
+def _none(config: DecoderConfig) -> float | None:
+    return None
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (arXiv 2305.13245).
 
-    Positions are rotary if the branch has tables of them. Biases of query, key, value and output, and RMSNorms on the
-    heads of query and key, are used if their weights are declared.
+    Positions are rotary if the branch has tables of them. Biases of query, key, value and output, and RMSNorms of query
+    and key, on each head or on all heads together, are used if their weights are declared, and on each head without
+    gains if `normed`.
     """
 
     config: DecoderConfig
     dtype: Any
-    window: Callable[[Any], int | None] = _all_positions
+    window: Callable[[Any], Any] = _all_positions
+    score_scale: Callable[[Any], float | None] = _none
+    cap: Callable[[Any], float | None] = _none
+    normed: bool = False
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
         """[B x T, D] -> ([B x T, D], {})."""
         q_BTHh, k_BTKh, v_BTKh = (self._project(x_ND, name, context) for name in ("query", "key", "value"))
-        if context.tables is not None:
-            q_BTHh, k_BTKh = rotate(q_BTHh, context.tables), rotate(k_BTKh, context.tables)
-        o_BTHh = attention(q_BTHh, k_BTKh, v_BTKh, self.window(self.config), context.document_BT)
+        if (rotary := context.tables) is not None:
+            if context.variant is not None:
+                rotary = jax.tree.map(lambda table: table[context.variant], rotary)
+            q_BTHh, k_BTKh = rotate(q_BTHh, rotary), rotate(k_BTKh, rotary)
+        o_BTHh = self._attend(q_BTHh, k_BTKh, v_BTKh, context)
         y_ND = dense(o_BTHh.reshape(x_ND.shape[0], -1), weight(self, "out"))
         return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, {}
+
+    def _attend(self, q_BTHh, k_BTKh, v_BTKh, context: Context):
+        """[B, T, H, h] by the layer's window."""
+        config, length = self.config, q_BTHh.shape[1]
+        how = {"scale": self.score_scale(config), "cap": self.cap(config)}
+
+        def by(window):
+            return lambda q, k, v: attention(q, k, v, window, context.document_BT, **how)
+
+        windows = self.window(config)
+        if context.variant is None:
+            return by(windows)(q_BTHh, k_BTKh, v_BTKh)
+        if all(window is None or window >= length for window in windows):
+            return by(None)(q_BTHh, k_BTKh, v_BTKh)
+        return jax.lax.switch(context.variant, [by(window) for window in windows], q_BTHh, k_BTKh, v_BTKh)
 
     def _project(self, x_ND, name: str, context: Context):
         """Query, key or value heads [B, T, heads, h], with bias and norm."""
@@ -108,8 +133,13 @@ class Attention(nn.Module):
         y = dense(x_ND, w_DHh).reshape(context.batch, -1, *w_DHh.shape[1:])
         if has(self, f"{name}_bias"):
             y = y + weight(self, f"{name}_bias")
+        eps = getattr(self.config, self.config.architecture.norm.eps)
+        if self.normed and name != "value":
+            return rms_norm(y, eps)
         if has(self, f"{name}_norm"):
-            y = rms_norm(y, getattr(self.config, self.config.architecture.norm.eps)) * weight(self, f"{name}_norm")
+            gain = weight(self, f"{name}_norm")
+            over = y if gain.ndim == 1 else y.reshape(*y.shape[:2], -1)  # each head, or all heads together
+            y = rms_norm(over, eps).reshape(y.shape) * gain
         return y
 
 
@@ -127,7 +157,13 @@ def attention_flops(heads: int, head_dim: int, length: int, window: int | None =
 def attention_branch(
     weights: tuple[WeightSpec, ...],
     rotary: Callable[[Any, int], Any],
-    window: Callable[[Any], int | None] = _all_positions,
+    window: Callable[[Any], Any] = _all_positions,
+    *,
+    score_scale: Callable[[Any], float | None] = _none,
+    cap: Callable[[Any], float | None] = _none,
+    normed: bool = False,
+    variants: Callable[[Any], tuple[int, ...]] | None = None,
+    **options: Any,
 ) -> Branch:
     """Attention as a branch.
 
@@ -135,9 +171,17 @@ def attention_branch(
       weights: query, key, value and out, and the optional ones of `Attention`.
       rotary: (config, length) -> `rotary_table`, or None.
       window: config -> the number of positions that a query sees, its own the last; None for all before it.
+      score_scale, cap: config -> those of `kernels.attention`.
+      normed: whether query and key heads have RMSNorms without gains.
+      variants: as in `Branch`, where layers differ: `window` then gives a tuple, one for each variant, and `rotary`
+        tables with a leading axis of variants.
+      **options: of `Branch`.
     """
 
     def flops(config: Any, length: int) -> float:
-        return attention_flops(config.heads, config.head_dim, length, window(config))
+        windows = (window(config),) if variants is None else [window(config)[number] for number in variants(config)]
+        each = [attention_flops(config.heads, config.head_dim, length, one) for one in windows]
+        return sum(each) / max(len(each), 1)
 
-    return Branch("attn", partial(Attention, window=window), weights, flops=flops, tables=rotary)
+    module = partial(Attention, window=window, score_scale=score_scale, cap=cap, normed=normed)
+    return Branch("attn", module, weights, flops=flops, tables=rotary, variants=variants, **options)

@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class Kind(enum.Enum):
 
     STREAM = "stream"  # the residual stream: read through norms
     READ = "read"  # the output of a norm
+    NORMED = "normed"  # the output of a branch that has a norm of its own before the stream
     INNER = "inner"  # within a branch, elementwise between its writer and its reader
     HEADS = "heads"  # of attention; query heads share the key and value heads of their group
     EXPERTS = "experts"  # of a mixture, weighed by a router
@@ -109,6 +110,9 @@ class Dim:
 # The paper's code: matrices start with standard deviation sqrt(2 / (5 fan_in)).
 GAIN = math.sqrt(2 / 5)
 
+# (key, config, shape) -> the initial values of one layer, or of all with the layer axis first.
+Initial = Callable[[jax.Array, Any, tuple[int, ...]], jax.Array]
+
 _INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
 
 
@@ -124,21 +128,26 @@ class WeightSpec:
       name: within its branch.
       dims: in the syntax of `Dim.parse`, without the layer axis.
       role: its role in the optimizer.
-      init: "normal", "ones" or "zeros"; by default ones for gains, zeros for biases, else normal.
+      init: "normal", "ones" or "zeros", by default ones for gains, zeros for biases, else normal; or a function (key,
+        config, shape) -> float32 array.
       gain: normal weights have the standard deviation gain / sqrt(fan-in).
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
+      offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
       present: config -> whether the model has it.
     """
 
     name: str
     dims: str
     role: Role = Role.MATRIX
-    init: str = ""
+    init: "str | Initial" = ""
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
+    offset: float = 0.0
     present: Callable[[Any], bool] = _always
 
-    def placed(self, folder: str, axes: Mapping[str, Axis], stack: Axis | None) -> "Weight":
+    def placed(
+        self, folder: str, axes: Mapping[str, Axis], stack: Axis | None, multiplier: "Multiplier | None" = None
+    ) -> "Weight":
         """The weight at its place in the parameter tree of an architecture."""
         return Weight(
             path=f"{folder}{self.name}",
@@ -147,8 +156,10 @@ class WeightSpec:
             init=self.init or _INITIAL.get(self.role, "normal"),
             gain=self.gain,
             fan_in=tuple(axes[name] for name in self.fan_in),
+            offset=self.offset,
             present=self.present,
             stack=stack,
+            multiplier=multiplier,
         )
 
 
@@ -156,17 +167,20 @@ class WeightSpec:
 class Weight:
     """One weight of an architecture: path in the parameter tree, dimensions, role and initial values.
 
-    `dims` is without the leading layer axis, `stack`, which every weight of a branch has.
+    `dims` is without the leading layer axis, `stack`, which every weight of a branch has. `multiplier` is by how much
+    the forward pass multiplies what the weight writes, which growth undoes where it changes.
     """
 
     path: str
     dims: tuple[Dim, ...]
     role: Role
-    init: str
+    init: "str | Initial"
     gain: float
     fan_in: tuple[Axis, ...]
+    offset: float
     present: Callable[[Any], bool]
     stack: Axis | None
+    multiplier: "Multiplier | None" = None
 
     @property
     def stacked(self) -> bool:
@@ -185,8 +199,8 @@ class Weight:
 
     @property
     def neutral(self) -> float:
-        """The value at which a new weight changes nothing: one for a gain, else zero."""
-        return 1.0 if self.role is Role.GAIN else 0.0
+        """The value at which a new weight changes nothing: one for a gain, less its offset, else zero."""
+        return 1.0 - self.offset if self.role is Role.GAIN else 0.0
 
     @property
     def residual(self) -> bool:
@@ -227,10 +241,19 @@ class Weight:
 
     def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
         """float32 initial values of one layer, or, if `whole`, of all layers."""
-        shape = self.shape(config) if whole else self.block_shape(config)
+        return self.initial_in(key, config, self.shape(config) if whole else self.block_shape(config))
+
+    def initial_in(self, key: jax.Array, config: "DecoderConfig", shape: tuple[int, ...]) -> jax.Array:
+        """float32 initial values of a part of this shape, or of all layers."""
+        if callable(self.init):
+            return self.init(key, config, shape)
         if self.init == "normal":
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
         return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)
+
+    def noise(self, key: jax.Array, config: "DecoderConfig") -> jax.Array:
+        """float32 normal values of all layers with the standard deviation `std`, whatever the initial ones are."""
+        return self.std(config) * jax.random.normal(key, self.shape(config), jnp.float32)
 
 
 class NormKind(enum.Enum):
@@ -242,18 +265,31 @@ class NormKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """The norm through which an architecture reads its stream. `eps` is the field of the config with its eps."""
+    """The norm through which an architecture reads its stream.
+
+    Attributes:
+      kind: what it computes.
+      scale, bias: whether it has a gain and a bias.
+      eps: the field of the config with its eps.
+      offset: of the gain, see `WeightSpec`.
+    """
 
     kind: NormKind
     scale: bool = True
     bias: bool = False
     eps: str = "norm_eps"
+    offset: float = 0.0
 
-    def weights(self, stream: str, reads: str) -> tuple[WeightSpec, ...]:
+    def weights(self, reads: str, writes: str) -> tuple[WeightSpec, ...]:
         """Its gain and bias, if it has them."""
-        gain = WeightSpec("scale", f"{stream}>{reads}", Role.GAIN)
-        bias = WeightSpec("bias", f">{reads}", Role.BIAS)
+        initial = "zeros" if self.offset else "ones"
+        gain = WeightSpec("scale", f"{reads}>{writes}", Role.GAIN, init=initial, offset=self.offset)
+        bias = WeightSpec("bias", f">{writes}", Role.BIAS)
         return (gain,) * self.scale + (bias,) * self.bias
+
+
+# config -> a positive factor of the forward pass: one number, or one for each layer.
+Multiplier = Callable[[Any], Any]
 
 
 def _no_flops(config: Any, length: int) -> float:
@@ -270,17 +306,22 @@ def _any_length(config: Any) -> int | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Branch:
-    """A residual branch: y = x + module(norm(x)).
+    """A residual branch: y = x + scale norm(module(norm_scale norm(x))), most of them without the outer norm.
 
     Attributes:
-      name: its weights are blocks/NAME/..., those of its norm blocks/NAME_norm/....
+      name: its weights are blocks/NAME/..., those of its norms blocks/NAME_norm/... and blocks/NAME_post_norm/....
       module: a Linen module of (config, dtype), called with (x_ND, context); returns (what is added to the stream
         [N, D], an auxiliary dict).
       weights: without those of its norm.
       flops: (config, length) -> forward FLOPs of a token in products of activations with each other.
       tables: (config, length) -> arrays that all layers share, such as rotary tables, passed in the context.
       losses: (config, auxiliary dict stacked over layers) -> auxiliary losses by name, added in training.
-      reads: the axis that its norm writes.
+      reads: the axis that its norm writes; the stream for a branch that reads it without a norm.
+      writes: an axis of kind NORMED that it writes, if a norm stands between it and the stream.
+      scale, norm_scale: factors on what it adds, and on what it gets from its norm.
+      variants: config -> int [layers], which variant of the branch each layer runs (`Context.variant`), such as one of
+        two windows. Weights know nothing of it: a layer that moves to a place of another variant computes otherwise.
+      means: the inner axes over which it takes a mean square, as a norm over all heads does.
     """
 
     name: str
@@ -290,6 +331,11 @@ class Branch:
     tables: Callable[[Any, int], Any] = _no_tables
     losses: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     reads: str = "embed"
+    writes: str = ""
+    scale: Multiplier | None = None
+    norm_scale: Multiplier | None = None
+    variants: Callable[[Any], tuple[int, ...]] | None = None
+    means: tuple[str, ...] = ()
 
 
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
@@ -309,6 +355,34 @@ def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array)
     return weights["embedding"][tokens_BT.reshape(-1)]
 
 
+class Section(NamedTuple):
+    """Consecutive layers of the stack, which run one after the other, `passes` times with the same weights.
+
+    Attributes:
+      name: sections of one name grow as one.
+      layers: their number.
+      passes: how often they run.
+      boundary: whether `Architecture.boundary` follows every pass.
+    """
+
+    name: str
+    layers: int
+    passes: int = 1
+    boundary: bool = False
+
+
+def _unscaled(config: Any) -> float:
+    return 1.0
+
+
+def _no_cap(config: Any) -> float | None:
+    return None
+
+
+def _one_section(config: "DecoderConfig") -> tuple[Section, ...]:
+    return (Section("layers", config.depth),)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Architecture:
     """A family of decoders: one stream through periods of branches, a norm, a head.
@@ -319,10 +393,17 @@ class Architecture:
       axes: every axis that weights read or write.
       period: the repeated unit: steps in sequence, each of branches in parallel.
       norm: through which branches and head read the stream.
+      final_norm: the head's, if it differs in its weights.
       lookups: the weights that `embed` uses; by default the embedding.
       embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
       head: from the last hidden state to logits; absent if it is tied to the embedding.
       longest: config -> the most tokens of a sequence, where positions are learned; None for any number.
+      embed_scale, logit_scale: factors on what `embed` looks up, which applies the first, and on logits.
+      logit_cap: config -> c, or None; logits are then c tanh(logits / c).
+      sections: config -> the sections of the stack in the order in which they run; by default one.
+      boundary: (config, x, entry) -> x: the stream [N, D] after a section with a boundary, given the stream before the
+        first of them.
+      keeps_scale: whether `embed` or `boundary` normalises the stream, so that gains cannot absorb its scale.
       shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
       free: fields that may differ between source and target.
       families: its families in transformers, by model_type (`growlm.models.stored`).
@@ -333,10 +414,17 @@ class Architecture:
     axes: tuple[Axis, ...]
     period: tuple[tuple[Branch, ...], ...]
     norm: Norm
+    final_norm: Norm | None = None
     lookups: tuple[WeightSpec, ...] = (EMBEDDING,)
     embed: Callable[..., jax.Array] = look_up
     head: WeightSpec = dataclasses.field(default_factory=head)
     longest: Callable[[Any], int | None] = _any_length
+    embed_scale: Multiplier | None = None
+    logit_scale: Multiplier | None = None
+    logit_cap: Callable[[Any], float | None] = _no_cap
+    sections: Callable[[Any], tuple[Section, ...]] = _one_section
+    boundary: Callable[..., jax.Array] | None = None
+    keeps_scale: bool = False
     shared: tuple[str, ...] = ()
     free: tuple[str, ...] = ("norm_eps",)
     families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -361,15 +449,45 @@ class Architecture:
     def weights(self) -> dict[str, Weight]:
         """Every weight by its path, in the order of a forward pass, present in a config or not."""
         axes, stack, stream = self.axis, self.stack, self.stream.name
-        weights = [spec.placed("", axes, None) for spec in self.lookups]
+        weights = [spec.placed("", axes, None, self.embed_scale) for spec in self.lookups]
         for branch in self.branches:
-            norm = self.norm.weights(stream, branch.reads)
-            weights += [spec.placed(f"blocks/{branch.name}_norm/", axes, stack) for spec in norm]
-            weights += [spec.placed(f"blocks/{branch.name}/", axes, stack) for spec in branch.weights]
+            if branch.reads != stream:
+                norm = self.norm.weights(stream, branch.reads)
+                weights += [spec.placed(f"blocks/{branch.name}_norm/", axes, stack) for spec in norm]
+            for spec in branch.weights:
+                multiplier = self._multiplier(branch, spec.placed("", axes, stack))
+                weights.append(spec.placed(f"blocks/{branch.name}/", axes, stack, multiplier))
+            if branch.writes:
+                norm = self.norm.weights(branch.writes, stream)
+                weights += [spec.placed(f"blocks/{branch.name}_post_norm/", axes, stack, branch.scale) for spec in norm]
         final = next(dim.reads.name for dim in self.head.placed("", axes, None).dims if dim.reads)
-        weights += [spec.placed("final_norm/", axes, None) for spec in self.norm.weights(stream, final)]
-        weights.append(self.head.placed("", axes, None))
+        norm = self.last_norm.weights(stream, final)
+        weights += [spec.placed("final_norm/", axes, None, self._tied_multiplier) for spec in norm]
+        weights.append(self.head.placed("", axes, None, self.logit_scale))
         return {weight.path: weight for weight in weights}
+
+    def _multiplier(self, branch: Branch, weight: Weight) -> Multiplier | None:
+        """The factor of the forward pass on what a weight of a branch writes."""
+        read = any(dim.reads is self.axis[branch.reads] for dim in weight.dims) and not weight.elementwise
+        factors = (branch.norm_scale if read else None, branch.scale if weight.residual else None)
+        found = [factor for factor in factors if factor is not None]
+        return (lambda config: math.prod(factor(config) for factor in found)) if found else None
+
+    def _tied_multiplier(self, config: "DecoderConfig") -> float:
+        """That on what the last norm writes: a tied head cannot undo a changed factor on logits or embedding itself."""
+        if not self.tied(config):
+            return 1.0
+        on_logits, on_embedding = self.logit_scale or _unscaled, self.embed_scale or _unscaled
+        return on_logits(config) / on_embedding(config)
+
+    @property
+    def last_norm(self) -> Norm:
+        """The norm before the head."""
+        return self.final_norm or self.norm
+
+    def has_gain(self, axis: Axis) -> bool:
+        """Whether a gain writes the axis, which then may grow by other maps than the stream."""
+        return any(w.role is Role.GAIN and dim.writes is axis for w in self.weights.values() for dim in w.dims)
 
     @cached_property
     def stream(self) -> Axis:
@@ -457,6 +575,17 @@ class DecoderConfig:
         """Raises InputError where sequences are longer than the model has positions."""
         if self.longest is not None and length > self.longest:
             raise must_be(name, f"at most {self.longest}, the positions of the model", length)
+
+    @property
+    def executed(self) -> tuple[int | None, ...]:
+        """The numbers of the layers in the order in which they run; None for a boundary."""
+        order: list[int | None] = []
+        begin = 0
+        for section in self.architecture.sections(self):
+            one_pass = [*range(begin, begin + section.layers), *[None] * section.boundary]
+            order += one_pass * section.passes
+            begin += section.layers
+        return tuple(order)
 
     @property
     def weights(self) -> Iterator[Weight]:

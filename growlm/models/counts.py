@@ -17,10 +17,22 @@ def parameter_count(config: DecoderConfig, active: bool = False) -> int:
 def matmul_parameter_count(config: DecoderConfig) -> int:
     """The number of parameters in matrix products for one token.
 
-    These are matrices, the embedding if it is the tied head, and the experts of one token; no gains and biases.
+    These are matrices, as often as they run, the embedding if it is the tied head, and the experts of one token; no
+    gains and biases.
     """
-    products = sum(math.prod(w.shape(config)) * _share(w, config) for w in config.weights if _multiplies(w, config))
+    again = layers_run(config) / max(config.depth, 1)  # all layers have one size
+    counts = (
+        math.prod(w.shape(config)) * _share(w, config) * (again if w.stacked else 1)
+        for w in config.weights
+        if _multiplies(w, config)
+    )
+    products = sum(counts)
     return round(products)
+
+
+def layers_run(config: DecoderConfig) -> int:
+    """The number of layers in a forward pass: those of a section with more passes count more than once."""
+    return sum(layer is not None for layer in config.executed)
 
 
 def _multiplies(weight: Weight, config: DecoderConfig) -> bool:
@@ -38,4 +50,4 @@ def _share(weight: Weight, config: DecoderConfig) -> float:
 def flops_per_token(config: DecoderConfig, length: int) -> float:
     """Training FLOPs a token, forward and backward: 6 for each parameter in products, and 3 x those of branches."""
     rest = sum(branch.flops(config, length) for branch in config.architecture.branches)
-    return 6.0 * matmul_parameter_count(config) + 3.0 * config.depth * rest
+    return 6.0 * matmul_parameter_count(config) + 3.0 * layers_run(config) * rest

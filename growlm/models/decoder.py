@@ -5,7 +5,8 @@ Shape suffixes: B batch, T positions, D embed, V vocab, L periods of layers, N =
 
 import dataclasses
 from functools import partial
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.axes import DecoderConfig, Params, check_params, nest
+from growlm.models.axes import Branch, DecoderConfig, Params, check_params, nest
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits
@@ -31,29 +32,68 @@ REMAT_POLICIES = {
 Tables = dict[str, Any]  # branch name -> its tables
 
 
-def _run(module: nn.Module, branch, x_ND, context: Context):
-    """What a branch adds to the stream, and its auxiliary dict. Norm and branch become children of the module."""
-    parts = {"config": module.config, "dtype": module.dtype}
-    normed_ND = NormLayer(**parts, name=f"{branch.name}_norm")(x_ND)
-    return branch.module(**parts, name=branch.name)(normed_ND, context)
+class OfLayer(NamedTuple):
+    """What of a branch depends on the layer, each an array [layers] or None; see `Branch`."""
+
+    variant: Any = None
+    scale: Any = None
+    norm_scale: Any = None
+
+
+def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
+    """For every branch what depends on the layer. Factors that are one for all layers are numbers of the config."""
+
+    def each(values: Any) -> Any:
+        return None if values is None or np.ndim(values) == 0 else jnp.asarray(values)
+
+    def factor(multiplier: Any) -> Any:
+        return None if multiplier is None else each(np.asarray(multiplier(config), np.float32))
+
+    return {
+        branch.name: OfLayer(
+            None if branch.variants is None else each(np.asarray(branch.variants(config), np.int32)),
+            factor(branch.scale),
+            factor(branch.norm_scale),
+        )
+        for branch in config.architecture.branches
+    }
+
+
+def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLayer):
+    """What a branch adds to the stream, and its auxiliary dict. Norms and branch become children of the module."""
+    config, dtype = module.config, module.dtype
+    architecture = config.architecture
+
+    def times(y_ND, multiplier, of_layer):
+        if multiplier is None:
+            return y_ND
+        return y_ND * jnp.asarray(multiplier(config) if of_layer is None else of_layer, dtype)
+
+    if branch.reads != architecture.stream.name:
+        x_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_norm")(x_ND)
+    x_ND = times(x_ND, branch.norm_scale, layer.norm_scale)
+    context = context._replace(tables=context.tables[branch.name], variant=layer.variant)
+    added_ND, said = branch.module(config=config, dtype=dtype, name=branch.name)(x_ND, context)
+    if branch.writes:
+        added_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_post_norm")(added_ND)
+    return times(added_ND, branch.scale, layer.scale), said
 
 
 class Period(nn.Module):
-    """One period of branches, pre-norm. The branches of one step read one stream."""
+    """One period of branches. The branches of one step read one stream."""
 
     config: DecoderConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_ND, context: Context, scale=None):
+    def __call__(self, x_ND, context: Context, layer: dict[str, OfLayer], scale=None):
         """The stream [B x T, D] -> (the stream, auxiliary dicts by branch). `scale` multiplies what the period adds."""
         x_ND = by_batch(x_ND)
         y_ND, auxiliary = x_ND, {}
         for step in self.config.architecture.period:
             before_ND = y_ND
             for branch in step:
-                of_branch = context._replace(tables=context.tables[branch.name])
-                added_ND, said = _run(self, branch, before_ND, of_branch)
+                added_ND, said = _run(self, branch, before_ND, context, layer[branch.name])
                 y_ND = y_ND + added_ND
                 auxiliary |= {branch.name: said} if said else {}
         return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), auxiliary
@@ -67,9 +107,9 @@ class _Alone(nn.Module):
     branch: str
 
     @nn.compact
-    def __call__(self, x_ND, context: Context):
+    def __call__(self, x_ND, context: Context, layer: OfLayer):
         branch = next(one for one in self.config.architecture.branches if one.name == self.branch)
-        return _run(self, branch, x_ND, context)[0]
+        return _run(self, branch, x_ND, context, layer)[0]
 
 
 class _Named(nn.Module):
@@ -80,18 +120,26 @@ class _Named(nn.Module):
     branch: str
 
     @nn.compact
-    def __call__(self, x_ND, context: Context):
-        return _Alone(self.config, self.dtype, self.branch, name="blocks")(x_ND, context)
+    def __call__(self, x_ND, context: Context, layer: OfLayer):
+        return _Alone(self.config, self.dtype, self.branch, name="blocks")(x_ND, context, layer)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def apply_branch(config: DecoderConfig, name: str, params: Params, x_ND: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+def apply_branch(
+    config: DecoderConfig, name: str, layer: int, params: Params, x_ND: jax.Array, tokens_BT: jax.Array
+) -> jax.Array:
     """What one branch of one layer adds to the stream, for models that are never whole in memory.
 
     `params` are the branch's part of `blocks` without the layer axis: {"attn_norm": ..., "attn": ...} for "attn".
     """
-    context = Context(tokens_BT, None, tables_of(config, tokens_BT.shape[1])[name])
-    return _apply_module(_Named(config, x_ND.dtype, name), {"params": {"blocks": params}}, x_ND, context)
+    return _apply_branch(
+        config, name, jax.tree.map(lambda x: x[layer], of_layers(config)[name]), params, x_ND, tokens_BT
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _apply_branch(config: DecoderConfig, name: str, layer: OfLayer, params: Params, x_ND, tokens_BT) -> jax.Array:
+    context = Context(tokens_BT, None, tables_of(config, tokens_BT.shape[1]))
+    return _apply_module(_Named(config, x_ND.dtype, name), {"params": {"blocks": params}}, x_ND, context, layer)
 
 
 def _apply_module(module: nn.Module, variables: dict[str, Any], *arguments: Any, method: str | None = None) -> Any:
@@ -120,15 +168,15 @@ def _policy(remat: str) -> Any:
 
 
 class Decoder(nn.Module):
-    """Tokens to hidden states. The layers are one scan, so every leaf of a branch is [layers, ...].
+    """Tokens to hidden states, in three parts. Layers are a scan, so every leaf of a branch is [layers, ...].
 
-    Two decoders may share the layers: the second's `top` continues from the first's `bottom`.
+    `length` is the number of layers that are scanned: some of the model's, whose weights alone are then given.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     remat: str = "none"
-    document_end: int | None = None
+    length: int = 0
 
     def setup(self):
         """The layers, the last norm, and the weights outside of both by name."""
@@ -136,30 +184,24 @@ class Decoder(nn.Module):
         outside = [one.path for one in self.config.weights if not one.path.startswith((norm, layers))]
         self.outside = {path: weight(self, path) for path in outside}
         self.blocks = self._layers()
-        self.final_norm = NormLayer(self.config, self.dtype)
+        self.final_norm = NormLayer(self.config, self.dtype, self.config.architecture.last_norm)
 
-    def __call__(self, tokens_BT, scale_L=None):
-        """int[B, T] -> (hidden [B x T, D], head [D, V], auxiliary). Logits are hidden times head."""
-        return self.top(self._embed(tokens_BT), tokens_BT, scale_L)
-
-    def bottom(self, tokens_BT, scale_L=None):
-        """int[B, T] -> (the stream [B x T, D] after the last layer, auxiliary)."""
-        return self._through(self._embed(tokens_BT), tokens_BT, scale_L)
-
-    def top(self, x_ND, tokens_BT, scale_L=None):
-        """The stream [B x T, D] before the first layer -> (hidden, head, auxiliary)."""
-        x_ND, auxiliary = self._through(x_ND, tokens_BT, scale_L)
-        tied = self.config.architecture.tied(self.config)
-        head_DV = self.outside["embedding"].T if tied else self.outside["head"]
-        return self.final_norm(x_ND), head_DV, auxiliary
-
-    def _embed(self, tokens_BT):
+    def embed(self, tokens_BT):
+        """int[B, T] -> the stream [B x T, D] before the first layer."""
         return by_batch(self.config.architecture.embed(self.outside, self.config, tokens_BT))
 
-    def _through(self, x_ND, tokens_BT, scale_L):
-        document_BT = None if self.document_end is None else documents(tokens_BT, self.document_end)
-        context = Context(tokens_BT, document_BT, tables_of(self.config, tokens_BT.shape[1]))
-        return self.blocks(x_ND, context, scale_L)
+    def layers(self, x_ND, context: Context, of_layer: dict[str, OfLayer], scale_L=None):
+        """The stream [B x T, D] -> (the stream after the scanned layers, auxiliary dicts stacked over layers)."""
+        return self.blocks(x_ND, context, of_layer, scale_L)
+
+    def head(self, x_ND):
+        """The stream [B x T, D] after the last layer -> (hidden [B x T, D], head [D, V]); logits are their product."""
+        architecture = self.config.architecture
+        head_DV = self.outside["embedding"].T if architecture.tied(self.config) else self.outside["head"]
+        x_ND = self.final_norm(x_ND)
+        if architecture.logit_scale is not None:
+            x_ND = x_ND * jnp.asarray(architecture.logit_scale(self.config), self.dtype)
+        return x_ND, head_DV
 
     def _layers(self) -> nn.Module:
         period = Period
@@ -169,8 +211,8 @@ class Decoder(nn.Module):
             period,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),  # pyright: ignore[reportArgumentType]: declared as int alone
-            length=self.config.depth,
+            in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]: declared as int alone
+            length=self.length,
         )
         return scanned(self.config, self.dtype)
 
@@ -200,13 +242,6 @@ def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_l
             raise InputError(f"block_scale must be floats [{depth}], one for each layer, got {dtype}{list(shape)}")
 
 
-def _cut(config: DecoderConfig, params: Params, scale_L: jax.Array | None, layers: slice):
-    """The model with some of the layers alone: its config, variables and scale."""
-    blocks, scale_L = jax.tree.map(lambda leaf: leaf[layers], (params["blocks"], scale_L))
-    config = with_depth(config, len(range(config.depth)[layers]))
-    return config, {"params": {**params, "blocks": blocks}}, scale_L
-
-
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """Static arguments of a forward pass; see `losses`."""
@@ -221,22 +256,59 @@ def _hidden(
     config: DecoderConfig, params: Params, tokens_BT: jax.Array, how: Pass, scale_L: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, dict]:
     """(hidden states, head, auxiliary dicts), with the frozen layers as constants."""
-    frozen, (dtype, end) = how.frozen_layers, (how.dtype, how.document_end)
+    architecture, frozen = config.architecture, how.frozen_layers
     _check_options(config, how.remat, scale_L, frozen)
     check_params(config, params)
-    if not frozen:
-        return _apply_module(Decoder(config, dtype, how.remat, end), {"params": params}, tokens_BT, scale_L)
-    # A scan differentiates through all of its layers or none, so frozen layers need a scan of their own.
-    lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in config.architecture.lookups}
-    params = {**params, **lookups}  # as a tied head too
-    bottom, variables, bottom_scale_L = _cut(config, params, scale_L, slice(frozen))
-    variables, bottom_scale_L = jax.lax.stop_gradient((variables, bottom_scale_L))
-    below = Decoder(bottom, dtype, document_end=end)
-    x_ND, lower = _apply_module(below, variables, tokens_BT, bottom_scale_L, method="bottom")
-    top, variables, top_scale_L = _cut(config, params, scale_L, slice(frozen, None))
-    above = Decoder(top, dtype, how.remat, end)
-    x_ND, head_DV, upper = _apply_module(above, variables, x_ND, tokens_BT, top_scale_L, method="top")
-    return x_ND, head_DV, jax.tree.map(lambda *both: jnp.concatenate(both), lower, upper)
+    if frozen:
+        lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in architecture.lookups}
+        params = {**params, **lookups}  # as a tied head too
+    document_BT = None if how.document_end is None else documents(tokens_BT, how.document_end)
+    context = Context(tokens_BT, document_BT, tables_of(config, tokens_BT.shape[1]))
+    stacked = params["blocks"], of_layers(config), scale_L
+    x_ND = _call(Decoder(config, how.dtype), params, "embed", tokens_BT)
+    entry_ND, said = x_ND, []
+    for run in _runs(config, frozen):
+        blocks, of_layer, scale = jax.tree.map(itemgetter(run.layers), stacked)
+        # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
+        blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
+        part = Decoder(config, how.dtype, how.remat, len(range(config.depth)[run.layers]))
+        entry_ND = x_ND if run.enters else entry_ND
+        x_ND, auxiliary = _call(part, {**params, "blocks": blocks}, "layers", x_ND, context, of_layer, scale)
+        said.append(auxiliary)
+        if run.boundary:
+            assert architecture.boundary is not None, "sections with a boundary need one"
+            x_ND = architecture.boundary(config, x_ND, entry_ND)
+    x_ND, head_DV = _call(Decoder(config, how.dtype), params, "head", x_ND)
+    return x_ND, head_DV, jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
+
+
+class _Run(NamedTuple):
+    """One scan: over which layers, whether they are frozen, enter the first section with a boundary, end a section."""
+
+    layers: slice
+    frozen: bool
+    enters: bool
+    boundary: bool
+
+
+def _runs(config: DecoderConfig, frozen: int) -> list[_Run]:
+    """The scans of a forward pass, in order: one for every pass through a section, two where it is frozen in part."""
+    runs, begin, entered = [], 0, False
+    for section in config.architecture.sections(config):
+        end, cut = begin + section.layers, min(max(frozen, begin), begin + section.layers)
+        parts = [slice(*part) for part in ((begin, cut), (cut, end)) if part[0] < part[1]] or [slice(begin, end)]
+        for _ in range(section.passes):
+            for part in parts:
+                first = section.boundary and not entered
+                last = section.boundary and part is parts[-1]
+                runs.append(_Run(part, part.stop <= frozen and frozen > 0, first, last))
+                entered = entered or section.boundary
+        begin = end
+    return runs
+
+
+def _call(module: nn.Module, params: Params, method: str, *arguments: Any) -> Any:
+    return _apply_module(module, {"params": params}, *arguments, method=method)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -290,7 +362,8 @@ def _apply(
     config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: jax.Array | None
 ) -> jax.Array:
     x_ND, head_DV, _ = _hidden(config, params, tokens, how, block_scale)
-    return logits(x_ND, head_DV).reshape(*tokens.shape, -1)
+    cap = config.architecture.logit_cap(config)
+    return logits(x_ND, head_DV, cap).reshape(*tokens.shape, -1)
 
 
 def hidden_states(
@@ -302,7 +375,7 @@ def hidden_states(
     block_scale: jax.Array | None = None,
     document_end: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(hidden states [batch x length, embed], head [embed, vocab]), whose product are the logits, in `dtype`.
+    """(hidden states [batch x length, embed], head [embed, vocab]), in `dtype`; `loss.logits` of them are the logits.
 
     For logits of some positions only. Arguments and errors are those of `apply`, and of `losses` for document_end.
     """
@@ -350,4 +423,4 @@ def losses(
     for branch in config.architecture.branches:
         if branch.losses is not None and branch.name in auxiliary:
             added |= branch.losses(config, auxiliary[branch.name])
-    return cross_entropy(x_ND, head_DV, tokens[:, 1:]), added
+    return cross_entropy(x_ND, head_DV, tokens[:, 1:], config.architecture.logit_cap(config)), added

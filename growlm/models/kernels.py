@@ -27,6 +27,9 @@ def attention(
     v_BTKh: jax.Array,
     window: int | None = None,
     document_BT: jax.Array | None = None,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
@@ -38,10 +41,18 @@ def attention(
       q_BTHh, k_BTKh, v_BTKh: queries, keys and values; K divides H.
       window: the number of positions that a query sees, its own the last of them; None for all before it.
       document_BT: the number of each position's document, to which attention is confined; None for one document.
+      scale: of the scores; by default head_dim^-1/2.
+      cap: c, if scores are c tanh(score / c) (Gemma 2, arXiv 2408.00118). cuDNN's kernel has none, so plain XLA runs.
     """
     if window is not None and window >= q_BTHh.shape[1]:
         window = None  # it hides nothing
-    return _KERNELS.get(platform(), _library_attention)(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
+    if scale is not None:
+        q_BTHh = q_BTHh * (scale * q_BTHh.shape[3] ** 0.5)  # kernels divide by the root
+    kernel = _KERNELS.get(platform(), _library_attention)
+    if cap is not None:
+        kernel = _CAPPED.get(platform(), _heads_first_attention)
+        return kernel(q_BTHh, k_BTKh, v_BTKh, window, document_BT, cap=cap)
+    return kernel(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
 
 
 def platform() -> str:
@@ -60,7 +71,7 @@ def _library_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, im
     return jax.nn.dot_product_attention(q_BTHh, k_BTKh, v_BTKh, **options)
 
 
-def _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
+def _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, cap=None) -> jax.Array:
     """Attention as products over [batch x kv_heads]: a third faster than the library's on XLA's CPU backend."""
     batch, length, heads, head_dim = q_BTHh.shape
     kv_heads = k_BTKh.shape[2]
@@ -69,6 +80,8 @@ def _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None
     k_nSh, v_nSh = (x.transpose(0, 2, 1, 3).reshape(-1, length, head_dim) for x in (k_BTKh, v_BTKh))
     at_least_float32 = jnp.promote_types(q_nGh.dtype, jnp.float32)
     score_nGS = jnp.einsum("ngh,nsh->ngs", q_nGh, k_nSh, preferred_element_type=at_least_float32)
+    if cap is not None:
+        score_nGS = cap * jnp.tanh(score_nGS / cap)
     position_G = jnp.tile(jnp.arange(length), heads // kv_heads)
     visible_GS = position_G[:, None] >= jnp.arange(length)
     if window is not None:
@@ -83,15 +96,17 @@ def _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None
     return o.reshape(batch, length, heads, head_dim)
 
 
-def _tpu_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
+def _tpu_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, cap=None) -> jax.Array:
     length, head_dim, dtype = q_BTHh.shape[1], q_BTHh.shape[3], q_BTHh.dtype
     taken = dtype in (jnp.bfloat16, jnp.float32) and length % _LANES == 0 and head_dim <= 256
+    if not taken and cap is not None:
+        return _heads_first_attention(q_BTHh, k_BTKh, v_BTKh, window, document_BT, cap)
     if not taken:
         return _library_attention(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
-    return _on_every_device(partial(_splash_attention, window=window), q_BTHh, k_BTKh, v_BTKh, document_BT)
+    return _on_every_device(partial(_splash_attention, window=window, cap=cap), q_BTHh, k_BTKh, v_BTKh, document_BT)
 
 
-def _splash_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, interpret=False) -> jax.Array:
+def _splash_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, cap=None, interpret=False) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # half a second that only TPUs need
 
     length, heads, head_dim = q_BTHh.shape[1:]
@@ -101,7 +116,7 @@ def _splash_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None, int
     block = _largest_block(length, _BLOCK * _LANES // max(_LANES, head_dim))  # longer heads take more of the memory
     blocks = block, block, _largest_block(block, _COMPUTED)  # of queries, of keys, of keys computed on at once
     sizes = splash.BlockSizes(*blocks, *blocks, use_fused_bwd_kernel=True)
-    options = {"interpret": interpret, "residual_checkpoint_name": KERNEL_RESIDUALS}
+    options = {"interpret": interpret, "attn_logits_soft_cap": cap, "residual_checkpoint_name": KERNEL_RESIDUALS}
     kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes, **options)
     q, k, v = (x.swapaxes(1, 2) for x in (q_BTHh * head_dim**-0.5, k_BTKh, v_BTKh))
     document = None if document_BT is None else splash.SegmentIds(document_BT, document_BT)
@@ -150,3 +165,4 @@ def _has_flash_attention() -> bool:
 
 
 _KERNELS = {"cpu": _heads_first_attention, "tpu": _tpu_attention, "gpu": _gpu_attention}
+_CAPPED = {"tpu": _tpu_attention}

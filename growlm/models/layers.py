@@ -21,11 +21,13 @@ class Context(NamedTuple):
       tokens_BT: the tokens.
       document_BT: the number of each position's document, if attention is confined to documents.
       tables: from `Branch.tables`.
+      variant: the layer's number in `Branch.variants`, an integer scalar; None for a branch without them.
     """
 
     tokens_BT: jax.Array
     document_BT: jax.Array | None = None
     tables: Any = None
+    variant: Any = None
 
     @property
     def batch(self) -> int:
@@ -43,6 +45,7 @@ def weight(module: nn.Module, name: str) -> jax.Array:
     """A declared weight of the module, in the compute dtype, all-gathered over fsdp."""
     declared = module.config.architecture.weights["/".join((*module.path, name))]
     value = module.param(name, declared.initial, module.config)
+    value = value + declared.offset if declared.offset else value
     return all_gather(declared, module.config, value.astype(module.dtype))
 
 
@@ -74,14 +77,14 @@ def normalise(norm: Norm, config: DecoderConfig, x_ND: jax.Array, weights: dict[
 
 
 class NormLayer(nn.Module):
-    """The architecture's norm."""
+    """One of the architecture's norms."""
 
     config: DecoderConfig
     dtype: Any
+    norm: Norm
 
     @nn.compact
     def __call__(self, x_ND):
         """[..., D] -> [..., D]."""
-        norm = self.config.architecture.norm
-        names = ("scale",) * norm.scale + ("bias",) * norm.bias
-        return normalise(norm, self.config, x_ND, {name: weight(self, name) for name in names})
+        names = ("scale",) * self.norm.scale + ("bias",) * self.norm.bias
+        return normalise(self.norm, self.config, x_ND, {name: weight(self, name) for name in names})

@@ -23,39 +23,43 @@ from growlm.models.sharding import BATCH, current_mesh
 CHUNK = 2**26  # logits in memory at a time, on one device
 
 
-def logits(x_ND: jax.Array, head_DV: jax.Array) -> jax.Array:
-    """[N, D] x [D, V], accumulated in float32 or better."""
-    return jnp.matmul(x_ND, head_DV, preferred_element_type=jnp.promote_types(x_ND.dtype, jnp.float32))
+def logits(x_ND: jax.Array, head_DV: jax.Array, cap: float | None = None) -> jax.Array:
+    """[N, D] x [D, V], accumulated in float32 or better. With a cap c, c tanh(x / c) of it (Gemma 2, 2408.00118)."""
+    raw_NV = jnp.matmul(x_ND, head_DV, preferred_element_type=jnp.promote_types(x_ND.dtype, jnp.float32))
+    return raw_NV if cap is None else cap * jnp.tanh(raw_NV / cap)
 
 
-def cross_entropy(x_ND: jax.Array, head_DV: jax.Array, target_BT: jax.Array) -> jax.Array:
+def cross_entropy(x_ND: jax.Array, head_DV: jax.Array, target_BT: jax.Array, cap: float | None = None) -> jax.Array:
     """Mean cross-entropy in nats of int targets [B, T] given hidden states [B x T, D]; a float32 (or 64) scalar."""
-    return _mean_loss(CHUNK, x_ND, head_DV, target_BT.reshape(-1).astype(jnp.int32))
+    return _mean_loss(CHUNK, cap, x_ND, head_DV, target_BT.reshape(-1).astype(jnp.int32))
 
 
-def token_losses(x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_losses(
+    x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array, cap: float | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of every row, float32[N] (or 64) in nats, and whether its target has the largest logit, bool[N]."""
     axes = _axes(x_ND, head_DV)
     rows = PartitionSpec(axes.rows)
-    each = partial(_token_losses, CHUNK, axes)
+    each = partial(_token_losses, CHUNK, cap, axes)
     return _on_mesh(each, axes, (rows, rows))(x_ND, head_DV, target_N.astype(jnp.int32))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _mean_loss(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> jax.Array:
-    """The loss without gradients; `most` is the largest number of logits at a time."""
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _mean_loss(most: int, cap: float | None, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> jax.Array:
+    """The loss without gradients; `most` is the largest number of logits at a time, `cap` that of `logits`."""
     axes = _axes(x_ND, head_DV)
-    return _on_mesh(partial(_loss, most, axes), axes, PartitionSpec())(x_ND, head_DV, target_N) / len(x_ND)
+    return _on_mesh(partial(_loss, most, cap, axes), axes, PartitionSpec())(x_ND, head_DV, target_N) / len(x_ND)
 
 
-def _mean_loss_forward(most: int, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple:
+def _mean_loss_forward(most: int, cap: float | None, x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array) -> tuple:
     axes, rows = _axes(x_ND, head_DV), len(x_ND)
     outs = (PartitionSpec(), PartitionSpec(axes.rows), PartitionSpec(None, axes.vocab))
-    loss, *gradients = _on_mesh(partial(_loss_and_gradients, most, axes, rows), axes, outs)(x_ND, head_DV, target_N)
+    each = partial(_loss_and_gradients, most, cap, axes, rows)
+    loss, *gradients = _on_mesh(each, axes, outs)(x_ND, head_DV, target_N)
     return loss / rows, gradients
 
 
-def _mean_loss_backward(most: int, gradients: list[jax.Array], scale: jax.Array) -> tuple:
+def _mean_loss_backward(most: int, cap: float | None, gradients: list[jax.Array], scale: jax.Array) -> tuple:
     return *((scale * gradient).astype(gradient.dtype) for gradient in gradients), None
 
 
@@ -89,24 +93,26 @@ def _on_mesh(function: Callable, axes: _Axes, outs: Any) -> Callable:
 
 
 def _token_losses(
-    most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
+    most: int, cap: float | None, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Loss and rank of every row, chunk by chunk."""
 
     def step(_, rows):
         x_CD, target_C = rows
-        loss_C, top_C, _ = _chunk(axes, x_CD, target_C, head_DW)
+        loss_C, top_C, _ = _chunk(cap, axes, x_CD, target_C, head_DW)
         return (), (loss_C, top_C)
 
     return _fold(step, (), (x_nD, target_n), most // head_DW.shape[1])[1]
 
 
-def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array) -> jax.Array:
+def _loss(
+    most: int, cap: float | None, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
+) -> jax.Array:
     """The loss summed over all rows."""
 
     def step(total, rows):
         x_CD, target_C = rows
-        loss_C, *_ = _chunk(axes, x_CD, target_C, head_DW)
+        loss_C, *_ = _chunk(cap, axes, x_CD, target_C, head_DW)
         return total + loss_C.sum(), ()
 
     zero = jnp.zeros((), jnp.promote_types(x_nD.dtype, jnp.float32))
@@ -115,13 +121,19 @@ def _loss(most: int, axes: _Axes, x_nD: jax.Array, head_DW: jax.Array, target_n:
 
 
 def _loss_and_gradients(
-    most: int, axes: _Axes, all_rows: int, x_nD: jax.Array, head_DW: jax.Array, target_n: jax.Array
+    most: int,
+    cap: float | None,
+    axes: _Axes,
+    all_rows: int,
+    x_nD: jax.Array,
+    head_DW: jax.Array,
+    target_n: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The loss summed over all rows, and the gradients of its mean."""
 
     def step(carry, rows):
         (total, dhead_DW), (x_CD, target_C) = carry, rows
-        loss_C, _, dlogits_CW = _chunk(axes, x_CD, target_C, head_DW)
+        loss_C, _, dlogits_CW = _chunk(cap, axes, x_CD, target_C, head_DW)
         dlogits_CW = dlogits_CW / all_rows  # in float32: a rounding error that all rows share does not average out
         dx_CD = psum(logits(dlogits_CW, head_DW.T), axes.vocab).astype(x_CD.dtype)
         return (total + loss_C.sum(), dhead_DW + logits(x_CD.T, dlogits_CW)), dx_CD
@@ -133,9 +145,11 @@ def _loss_and_gradients(
     return total, dx_nD, dhead_DW.astype(head_DW.dtype)
 
 
-def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array) -> tuple[jax.Array, ...]:
-    """The loss of every row, whether its target has the largest logit, and the gradient by logits."""
-    logits_CW = logits(x_CD, head_DW)
+def _chunk(
+    cap: float | None, axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The loss of every row, whether its target has the largest logit, and the gradient by logits before the cap."""
+    logits_CW = logits(x_CD, head_DW, cap)
     part = head_DW.shape[1]
     target_C = target_C - axis_index(axes.vocab) * part if axes.vocab else target_C
     here_C = (target_C >= 0) & (target_C < part)
@@ -146,7 +160,10 @@ def _chunk(axes: _Axes, x_CD: jax.Array, target_C: jax.Array, head_DW: jax.Array
     sum_C, target_logit_C, found_C = psum(sums, axes.vocab)
     target_logit_C = target_logit_C / found_C  # NaN for a target outside of the vocabulary
     loss_C = jnp.log(sum_C) + top_C - target_logit_C
-    return loss_C, target_logit_C >= top_C, exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
+    gradient_CW = exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
+    if cap is not None:
+        gradient_CW = gradient_CW * (1 - jnp.square(logits_CW / cap))  # the derivative of c tanh(x / c)
+    return loss_C, target_logit_C >= top_C, gradient_CW
 
 
 def _fold(step: Callable, carry: Any, rows: Any, most: int) -> tuple[Any, Any]:
