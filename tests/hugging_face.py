@@ -70,6 +70,8 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {"head_dim": 12, "max_window_layers": 3}),
     "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"sliding_window": 8, "pad_token_id": 0}),
+    "phi3_head_dim": ("phi3", {"head_dim": 12, "rope_theta": 100.0, "pad_token_id": 0}),
     "pythia": ("gpt_neox", {"rotary_pct": 0.5}),
     "neox_tied": ("gpt_neox", {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 100.0}),
     "gpt2": ("gpt2", {}),

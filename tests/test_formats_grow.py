@@ -35,6 +35,7 @@ VARIANTS = {
     "qwen3": dataclasses.replace(SOURCE, qk_norm=True),
 }
 OTHERS = {
+    "phi3": SOURCE,
     "gpt2": Gpt2Config(layers=4, embed=12, heads=2, head_dim=6, mlp=20, vocab=40, positions=64, norm_eps=1e-3),
     "gpt_neox": GptNeoxConfig(layers=4, embed=12, heads=2, head_dim=6, mlp=20, vocab=40, rotary_dim=4, norm_eps=1e-3),
     "mixtral": MixtralConfig(**dataclasses.asdict(SOURCE), experts=2, experts_per_token=1),
@@ -48,8 +49,10 @@ def folders(tmp_path_factory):
     """A checkpoint of every variant, in two dtypes, the second in several files."""
     home = tmp_path_factory.mktemp("sources")
     for name, config in (VARIANTS | OTHERS).items():
-        write_model(home / f"{name}-float32", config, noisy(config))
-        write_model(home / f"{name}-bfloat16", config, noisy(config, 1), dtype="bfloat16", shard=5000)
+        settings = {"model_type": name} if name == "phi3" else None  # else it is written as the first family that fits
+        write_model(home / f"{name}-float32", config, noisy(config), settings=settings)
+        half = {"dtype": "bfloat16", "shard": 5000}
+        write_model(home / f"{name}-bfloat16", config, noisy(config, 1), settings=settings, **half)
     return home
 
 
@@ -119,7 +122,7 @@ def in_family(family, sizes):
     if family in ("gpt_neox", "gpt2"):
         sizes = {name: size for name, size in sizes.items() if name != "kv_heads"}
         return sizes | ({"heads": sizes["embed"] // 6} if "embed" in sizes else {})
-    return sizes | ({"experts": 4, "experts_per_token": 2} if "mlp" in sizes else {})
+    return sizes | ({"experts": 4, "experts_per_token": 2} if family == "mixtral" and "mlp" in sizes else {})
 
 
 def check_pieces(folder, dtype, operator, options, sizes):
