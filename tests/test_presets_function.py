@@ -14,7 +14,6 @@ from growlm.growth import PARTIAL, PRESETS, plan_growth
 from growlm.growth.masks import CLOSED
 from growlm.growth.plan import provenance_of
 from growlm.growth.presets import keeps_function, table
-from growlm.models import LLAMA
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -43,6 +42,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "zero_layer": (False, None),
     "one_layer": (False, None),
     "szp": (None, False),
+    **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
 }
 
 
@@ -79,9 +79,11 @@ def test_every_preset_says_what_it_keeps():
 )
 def test_a_preset_keeps_the_function_where_it_says_so_and_only_there(name, grows, keeps):
     preset = PRESETS[name]
-    target = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
+    llama = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
+    target = preset.example or llama
     source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_aki") else -2].model
-    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in LLAMA.widths}
+    widths = target.architecture.widths
+    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in widths}
     change = change_of_logits(preset, dataclasses.replace(source, **still), target)
     assert change < 1e-10 if keeps else change > 1e-3
 

@@ -176,8 +176,10 @@ def thirds(layers: int) -> tuple[int, int, int]:
     return third, third + (rest > 0), third + (rest > 1)
 
 
-def before_growth(target: LoopedConfig) -> LoopedConfig:
+def before_growth(target: DecoderConfig) -> LoopedConfig:
     """The model from which the paper grows: half of the cores, or of the passes. Raises InputError for odd numbers."""
+    if not isinstance(target, LoopedConfig):
+        raise must_be("the target's architecture", f"{LOOPED.name}, which has cores", target.architecture.name)
     field = "cores" if target.cores > 1 else "passes"
     number = getattr(target, field)
     if number % 2:

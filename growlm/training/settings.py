@@ -20,7 +20,7 @@ class GrowthConfig:
     Attributes:
       operator: a name in growlm.growth's `OPERATORS`, or in `PRESETS`, which stands for an operator with options.
       options: of the operator; they override a preset's.
-      optimizer_state: "reset", "map" or "map_aged"; None: the preset's, or "reset".
+      optimizer_state: "reset", "map", "map_aged" or "keep_old"; None: the preset's, or "reset".
       train: "all", or only what the growth added ("new") or did not ("old"); None: the preset's, or "all".
     """
 
