@@ -103,6 +103,30 @@ def gpt2_block(config, block, x, tokens):
     return x + h @ mlp["down"] + mlp["down_bias"]
 
 
+def pattention(y, keys, values, tau):
+    score = np.tensordot(y, keys, keys.ndim - 1)
+    score = score * tau / np.sqrt((score**2).sum(-1, keepdims=True))
+    return np.tensordot(score * (1 + _erf(score / np.sqrt(2))) / 2, values, 1)
+
+
+def tokenformer_block(config, block, x, tokens):
+    attn, mlp, plain = block["attn"], block["mlp"], {"scale": 1}
+    scale = [
+        np.sqrt(size) if tau is None else tau
+        for size, tau in zip(
+            (config.qkv_slots, config.out_slots, config.mlp_slots),
+            (config.qkv_scale, config.out_scale, config.mlp_scale),
+            strict=True,
+        )
+    ]
+    y = layer(x, config.norm_eps, plain)
+    q, k, v = (pattention(y, attn[f"{n}_keys"], attn[f"{n}_values"], scale[0]) for n in ("query", "key", "value"))
+    q, k = (turn(heads, config.rope_theta, config.rotary_dim) for heads in (q, k))
+    heads = attend(q, k, v, np.eye(v[0, 0].size).reshape(*v.shape[2:], -1)).reshape(v.shape)
+    x = x + pattention(heads, attn["out_keys"], attn["out_values"], scale[1])
+    return x + pattention(layer(x, config.norm_eps, plain), mlp["keys"], mlp["values"], scale[2])
+
+
 def own_block(config, block, x, tokens):
     attn, mlp = block["attn"], block["mlp"]
     y, z = (layer(x, config.norm_eps, block[f"{name}_norm"]) for name in ("attn", "mlp"))
@@ -145,9 +169,10 @@ BLOCKS = {
     "mixtral": llama_block,
     "gpt2": gpt2_block,
     "gpt_neox": gpt_neox_block,
+    "tokenformer": tokenformer_block,
     "own": own_block,
 }
-LAYER_NORMED = ("gpt2", "gpt_neox", "own")
+LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own")
 
 
 def forward(config, params, tokens_BT, block_scale=None):

@@ -32,6 +32,7 @@ from growlm.models import (
     ModelConfig,
     Role,
     RopeScaling,
+    TokenformerConfig,
     Weight,
     WeightSpec,
     flops_per_token,
@@ -53,6 +54,7 @@ MODELS = {
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
+    "tokenformer": TokenformerConfig(2, 8, 2, 4, 6, 6, 12, 20, rotary_dim=2),
     "own": MODEL,
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
@@ -317,7 +319,8 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
     monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
-        target = dataclasses.replace(source, layers=3, embed=11, mlp=13, vocab=23)
+        wider = {"layers": 3, "embed": 11, "mlp": 13, "mlp_slots": 13, "vocab": 23}
+        target = dataclasses.replace(source, **{name: size for name, size in wider.items() if hasattr(source, name)})
         growth = plan_growth("random", source, target, key, noise=0.3)
         grown.append(grow_params(growth, source, target, params, key))
     for weight in plain.weights:

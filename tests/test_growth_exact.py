@@ -18,7 +18,15 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import Gpt2Config, GptNeoxConfig, LoopedConfig, MixtralConfig, Weight, apply
+from growlm.models import (
+    Gpt2Config,
+    GptNeoxConfig,
+    LoopedConfig,
+    MixtralConfig,
+    TokenformerConfig,
+    Weight,
+    apply,
+)
 
 
 @pytest.fixture
@@ -49,11 +57,15 @@ SCALES = st.sampled_from([0.25, 0.5, 1.0])
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 
+SLOTS = ("qkv_slots", "out_slots", "mlp_slots")
+SCALES_OF_SLOTS = ("qkv_scale", "out_scale", "mlp_scale")
+
+
 @st.composite
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped"]
+    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped", "tokenformer"]
     name = draw(st.sampled_from(names))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
@@ -69,6 +81,10 @@ def sources(draw):
         return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
     if name == "gpt_neox":
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
+    if name == "tokenformer":
+        shape |= {slots: draw(sizes(2, 6)) for slots in SLOTS} | {"mlp_scale": draw(st.sampled_from([None, 3.0]))}
+        del shape["mlp"]
+        return TokenformerConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2, rotary_dim=2)
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
@@ -100,9 +116,10 @@ def cases(draw):
     wider = {
         "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
-        "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
+    inner = {name: getattr(source, name) for name in ("mlp", *SLOTS) if hasattr(source, name)}
+    wider |= {name: size + draw(st.sampled_from([0, 3, size])) for name, size in inner.items()}
     if isinstance(source, growlm.ModelConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
@@ -112,6 +129,8 @@ def cases(draw):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
         wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
+    if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
+        wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
@@ -176,6 +195,7 @@ MODELS = {
     "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "tokenformer": TokenformerConfig(2, 7, 3, 4, 5, 6, 9, SMALL.vocab, 2, mlp_scale=2.5, norm_eps=1e-3),
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
 }

@@ -233,13 +233,19 @@ def by_kind(
     norm = NORM_RULES[architecture.norm.kind]
     copies = Gather.copies(layers)
 
+    gains = architecture.norm.scale or architecture.last_norm.scale
+
+    def normed(axis: Axis) -> AxisMap:
+        # A factor that gains would absorb is none where there are no gains.
+        return stream(axis) if gains else dataclasses.replace(stream(axis), rms=1.0)
+
     def read(axis: Axis) -> AxisMap:
         # Without a gain in between, what a norm hands on has the stream's own scale.
-        return width(axis) if architecture.has_gain(axis) else norm.handed(stream(architecture.stream))
+        return width(axis) if architecture.has_gain(axis) else norm.handed(normed(architecture.stream))
 
     rules: dict[Kind, AxisRule] = {
-        Kind.STREAM: stream,
-        Kind.NORMED: stream,
+        Kind.STREAM: normed,
+        Kind.NORMED: normed,
         Kind.READ: read,
         Kind.INNER: width,
         Kind.HEADS: width,

@@ -39,9 +39,12 @@ from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, LOOPED)}
+ARCHITECTURES: dict[str, Architecture] = {
+    one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, LOOPED, TOKENFORMER)
+}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -67,6 +70,7 @@ __all__ = [
     "LOOPED",
     "MIXTRAL",
     "REMAT_POLICIES",
+    "TOKENFORMER",
     "Architecture",
     "Axis",
     "Branch",
@@ -83,6 +87,7 @@ __all__ = [
     "Params",
     "Role",
     "RopeScaling",
+    "TokenformerConfig",
     "Weight",
     "WeightSpec",
     "apply",

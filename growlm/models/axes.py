@@ -322,6 +322,8 @@ class Branch:
       variants: config -> int [layers], which variant of the branch each layer runs (`Context.variant`), such as one of
         two windows. Weights know nothing of it: a layer that moves to a place of another variant computes otherwise.
       means: the inner axes over which it takes a mean square, as a norm over all heads does.
+      norms2: the inner axes over which it divides by the root of a sum of squares, each with the factor on the result:
+        a field of the config, and config -> its value. A nonlinearity that keeps 0 may follow.
     """
 
     name: str
@@ -336,6 +338,7 @@ class Branch:
     norm_scale: Multiplier | None = None
     variants: Callable[[Any], tuple[int, ...]] | None = None
     means: tuple[str, ...] = ()
+    norms2: Mapping[str, tuple[str, Callable[[Any], float]]] = dataclasses.field(default_factory=dict)
 
 
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
@@ -570,6 +573,10 @@ class DecoderConfig:
     def longest(self) -> int | None:
         """The most tokens of a sequence, or None."""
         return self.architecture.longest(self)
+
+    def grown(self, **sizes: Any) -> "DecoderConfig":
+        """With other sizes, where what the config derives from a size by default stays the number that it was."""
+        return dataclasses.replace(self, **sizes)
 
     def check_length(self, name: str, length: int) -> None:
         """Raises InputError where sequences are longer than the model has positions."""
