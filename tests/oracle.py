@@ -71,17 +71,20 @@ def mixture(config, y, moe):
 
 
 def llama_block(config, block, x, tokens):
-    attn, theta = block["attn"], config.rope_theta
-    y = rms(x, config.norm_eps, block["attn_norm"]["scale"])
+    """`number`: of the layer, from 0, by which norms are scaled."""
+    attn, theta, number = block["attn"], config.rope_theta, block["number"]
+    added = 1 if config.base_layers is None else (config.layers / config.base_layers) ** -config.depth_alpha
+    handed = (number + 1) ** -0.5 if config.norm_scaling else 1
+    y = handed * rms(x, config.norm_eps, block["attn_norm"]["scale"])
     q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
     q, k = (
         rms(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
         for n, z in {"query": q, "key": k}.items()
     )
-    x = x + attend(turn(q, theta, config.head_dim), turn(k, theta, config.head_dim), v, attn["out"])
+    x = x + added * attend(turn(q, theta, config.head_dim), turn(k, theta, config.head_dim), v, attn["out"])
     if "moe" in block:
-        return x + mixture(config, rms(x, config.norm_eps, block["moe_norm"]["scale"]), block["moe"])
-    return x + swiglu(rms(x, config.norm_eps, block["mlp_norm"]["scale"]), block["mlp"])
+        return x + added * mixture(config, handed * rms(x, config.norm_eps, block["moe_norm"]["scale"]), block["moe"])
+    return x + added * swiglu(handed * rms(x, config.norm_eps, block["mlp_norm"]["scale"]), block["mlp"])
 
 
 def gpt_neox_block(config, block, x, tokens):
@@ -185,7 +188,7 @@ def forward(config, params, tokens_BT, block_scale=None):
     if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
     for number in range(config.layers):
-        block = jax.tree.map(lambda w: w[number], params["blocks"])  # noqa: B023
+        block = jax.tree.map(lambda w: w[number], params["blocks"]) | {"number": number}  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
         x = after if block_scale is None else x + block_scale[number] * (after - x)
     x = layer(x, config.norm_eps, final) if name in LAYER_NORMED else rms(x, config.norm_eps, final["scale"])

@@ -93,8 +93,9 @@ def test_an_architecture_is_one_short_file_and_no_line_of_growlm_knows_it():
 
 
 def test_it_trains_on_eight_devices_as_on_one():
-    found = on_eight_devices(HERE / "own_on_eight.py")
-    assert found["parts"] == {"out": 4, "up": 2, "values": 2}
+    found = on_eight_devices(HERE / "architectures_on_eight.py", "own")["own"]
+    parts = {path: found["parts"][f"blocks/{path}"] for path in ("attn/out", "mlp/up", "attn/value_embedding")}
+    assert parts == {"attn/out": 4, "mlp/up": 2, "attn/value_embedding": 2}
     np.testing.assert_allclose(found["many"], found["one"], rtol=1e-5)
     assert found["many"][-1] < found["many"][0] - 0.2
     assert np.all(np.diff(found["many"]) < 0)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
+from oracle import KEY, SMALL, TOKENS, apart, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
 from own_architecture import OwnConfig
 from registered import choices
 from trees import exact_products
 
 import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
+from growlm.growth.expand import grow_params
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
 from growlm.models import (
@@ -88,6 +89,7 @@ def sources(draw):
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    shape |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
         return growlm.ModelConfig(**shape)
     experts = draw(sizes(1, 3))
@@ -123,6 +125,7 @@ def cases(draw):
     if isinstance(source, growlm.ModelConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
+        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
     if isinstance(source, LoopedConfig):
@@ -190,7 +193,7 @@ LOOPS = SHAPE | {"heads": 3, "head_dim": 4, "prelude": 1, "coda": 1}
 LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
 del LOOPS["layers"]
 MODELS = {
-    "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
+    "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True, base_layers=3, norm_scaling=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
@@ -294,6 +297,35 @@ def test_orders_that_repeat_layers_are_not_claimed_and_silent_ones_are():
         assert not claim(plan_growth("direct", SMALL, target, order=order), SMALL, target)[0]
         assert claim(plan_growth("zero", SMALL, target, order=order), SMALL, target)[0]
     assert {"stack", "interleave"} <= ORDERS.keys()
+
+
+def test_layers_that_move_are_compensated_for_what_depends_on_their_place(cheap_values):
+    """Norms scaled by a layer's index and branches by the number of layers: without it the logits move by a half."""
+    source = dataclasses.replace(SMALL, base_layers=2, norm_scaling=True)
+    target = dataclasses.replace(source, layers=5)
+    for order in ("interleave", "stack"):
+        logits, claims, growth = difference_in_numpy(source, target, "zero", order=order)
+        assert claims and logits < 1e-12
+        assert "blocks/attn/query" in claim(growth, source, target)[1]
+    np.testing.assert_allclose(growth.factors["blocks/mlp/up"][2:4], [3**0.5, 4**0.5 / 2**0.5])
+    assert set(growth.factors) == {
+        f"blocks/{path}"
+        for path in ("attn/query", "attn/key", "attn/value", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+    }
+    params = noisy(source)
+    bare = dataclasses.replace(growth, factors={})
+    assert apart(source, params, target, grow_params(bare, source, target, params, KEY)) > 0.01
+
+
+def test_gradients_of_compensated_weights_follow_the_dual_map():
+    source = dataclasses.replace(SMALL, base_layers=2)
+    target = dataclasses.replace(source, base_layers=8, mlp=20)
+    with jax.enable_x64(True):
+        params = noisy(source)
+        growth = plan_growth("direct", source, target)
+        report = verify(source, params, target, growlm.grow(params, source, target), TOKENS, growth, steps=1)
+    gradients = report["items"]["gradients"]
+    assert gradients["claimed"] and gradients["holds"], gradients
 
 
 def test_a_composition_of_growths_keeps_the_function():

@@ -13,8 +13,7 @@ from oracle import KEY, TOKENS, difference_in_numpy, grown_in_numpy, noisy
 from trees import exact_products
 
 import growlm
-from growlm.commands.grow_checkpoint import target_and_growth
-from growlm.growth import PRESETS, claim, gradient_claim, plan_growth, resolve
+from growlm.growth import PRESETS, claim, gradient_claim, plan_growth, plan_target, resolve
 from growlm.growth.expand import expand_params, grow_params
 from growlm.growth.maps import dual
 from growlm.models import (
@@ -84,12 +83,12 @@ def test_the_scale_that_is_left_open_is_what_keeps_the_function():
     """The old one for zeros, the root of the new number for whole copies and for what is published."""
     open_target = dataclasses.replace(SMALL, **DOUBLE)
     found = {
-        name: target_and_growth(SMALL, open_target, resolve(name), KEY)[0].mlp_scale
+        name: plan_target(resolve(name).operator, SMALL, open_target, KEY)[0].mlp_scale
         for name in ("zero", "tokenformer", "direct", "tokenformer_published")
     }
     assert found == {"zero": 3.0, "tokenformer": 3.0, "direct": None, "tokenformer_published": None}
     given = dataclasses.replace(open_target, mlp_scale=4.0)
-    assert target_and_growth(SMALL, given, resolve("zero"), KEY)[0].mlp_scale == 4.0
+    assert plan_target("zero", SMALL, given, KEY)[0].mlp_scale == 4.0
 
 
 def test_the_schedule_of_the_presets():

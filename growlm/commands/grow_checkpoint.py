@@ -34,7 +34,7 @@ from growlm.growth import (
     grow_state,
     growth_key,
     options_of,
-    plan_growth,
+    plan_target,
 )
 from growlm.growth.presets import Resolved, resolve
 from growlm.growth.presets import table as preset_table
@@ -137,7 +137,7 @@ def plan_grow(
         key, grown_at = found.key if seed is None else run_keys(seed)[1], found.step
     draws = growth_key(key, grown_at)
     target = target_shape(found.model, factor, dict(sizes or {}))
-    target, growth = target_and_growth(found.model, target, resolved, draws)
+    target, growth = plan_target(resolved.operator, found.model, target, draws, **resolved.options)
     if growth.learner and (imported or not found.data):
         advice = ", and then growlm convert --to=huggingface" if imported else ""
         raise InputError(
@@ -150,22 +150,6 @@ def plan_grow(
         folder = FolderGrowth(found, target, growth, draws)
         family_of(folder.settings)  # a model that no family has is refused now
     return GrowPlan(found, output, target, operator, resolved, key, growth, folder)
-
-
-def target_and_growth(
-    source: DecoderConfig, target: DecoderConfig, resolved: Resolved, key: jax.Array
-) -> tuple[DecoderConfig, Growth]:
-    """The target and its growth: numbers that its config derives from sizes stay as they were if that is exact."""
-    shapes = [target]
-    if target.architecture is source.architecture:
-        names = [field.name for field in dataclasses.fields(target)]
-        changed = {name: getattr(target, name) for name in names if getattr(target, name) != getattr(source, name)}
-        shapes.append(source.grown(**changed))
-    plans = [
-        (shape, plan_growth(resolved.operator, source, shape, key, **resolved.options))
-        for shape in dict.fromkeys(shapes)
-    ]
-    return next((plan for plan in plans if claim(plan[1], source, plan[0])[0]), plans[0])
 
 
 def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any]) -> DecoderConfig:

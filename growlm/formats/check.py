@@ -15,6 +15,7 @@ from growlm.formats.folder import HuggingFaceFolder
 from growlm.formats.safetensors import StoredTensor
 from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.models import Kind, apply_branch
+from growlm.models.axes import multiply
 from growlm.models.layers import normalise
 from growlm.models.loss import logits
 
@@ -164,8 +165,8 @@ def _logit_difference(source, before_ND, grown, after_ND) -> float:
 def _logits(folder: HuggingFaceFolder, x_ND: jax.Array, rows: slice) -> np.ndarray:
     """The logits of some tokens."""
     model, architecture = folder.model, folder.model.architecture
-    scale = 1.0 if architecture.logit_scale is None else architecture.logit_scale(model)
-    return np.asarray(logits(x_ND * scale, jnp.asarray(_head(folder, rows).T), architecture.logit_cap(model)))
+    x_ND = x_ND * multiply(architecture.logit_scale, model)
+    return np.asarray(logits(x_ND, jnp.asarray(_head(folder, rows).T), architecture.logit_cap(model)))
 
 
 def _head(folder: HuggingFaceFolder, rows: slice) -> np.ndarray:

@@ -57,6 +57,8 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
     vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
     note = "; new tokens get logits of their own" if vocab else ""
+    if growth.factors:
+        note += f"; {', '.join(growth.factors)} undo what changes with a layer's place or the model's sizes"
     return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
 
 

@@ -23,7 +23,7 @@ from growlm.growth.masks import Masks
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.growth.width import SELECTIONS, copied, cycled, fresh, padded, places, query_heads, rng_of, tied_final
-from growlm.models.axes import Axis, DecoderConfig, Kind, Role
+from growlm.models.axes import Axis, DecoderConfig, Kind, Role, multiply
 
 AxisRule = Callable[[Axis], AxisMap]
 
@@ -292,7 +292,9 @@ def _factors(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> di
     for weight in target.weights:
         if weight.multiplier is None:
             continue
-        before, after = (np.asarray(weight.multiplier(config), np.float64).reshape(-1) for config in (source, target))
+        before, after = (
+            np.asarray(multiply(weight.multiplier, config), np.float64).reshape(-1) for config in (source, target)
+        )
         if weight.stacked:
             before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
             before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing

@@ -288,8 +288,14 @@ class Norm:
         return (gain,) * self.scale + (bias,) * self.bias
 
 
-# config -> a positive factor of the forward pass: one number, or one for each layer.
+# config -> a positive factor of the forward pass: one number, or one for each layer; None for one.
 Multiplier = Callable[[Any], Any]
+
+
+def multiply(multiplier: Multiplier | None, config: Any) -> Any:
+    """The factor of a multiplier, as a number or an array [layers]."""
+    factor = None if multiplier is None else multiplier(config)
+    return 1.0 if factor is None else factor
 
 
 def _no_flops(config: Any, length: int) -> float:
@@ -374,10 +380,6 @@ class Section(NamedTuple):
     boundary: bool = False
 
 
-def _unscaled(config: Any) -> float:
-    return 1.0
-
-
 def _no_cap(config: Any) -> float | None:
     return None
 
@@ -410,6 +412,7 @@ class Architecture:
       shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
       free: fields that may differ between source and target.
       families: its families in transformers, by model_type (`growlm.models.stored`).
+      example: the fields of a small model.
     """
 
     name: str
@@ -431,6 +434,7 @@ class Architecture:
     shared: tuple[str, ...] = ()
     free: tuple[str, ...] = ("norm_eps",)
     families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.config.architecture = self
@@ -474,14 +478,13 @@ class Architecture:
         read = any(dim.reads is self.axis[branch.reads] for dim in weight.dims) and not weight.elementwise
         factors = (branch.norm_scale if read else None, branch.scale if weight.residual else None)
         found = [factor for factor in factors if factor is not None]
-        return (lambda config: math.prod(factor(config) for factor in found)) if found else None
+        return (lambda config: math.prod(multiply(factor, config) for factor in found)) if found else None
 
     def _tied_multiplier(self, config: "DecoderConfig") -> float:
         """That on what the last norm writes: a tied head cannot undo a changed factor on logits or embedding itself."""
         if not self.tied(config):
             return 1.0
-        on_logits, on_embedding = self.logit_scale or _unscaled, self.embed_scale or _unscaled
-        return on_logits(config) / on_embedding(config)
+        return multiply(self.logit_scale, config) / multiply(self.embed_scale, config)
 
     @property
     def last_norm(self) -> Norm:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.axes import Branch, DecoderConfig, Params, check_params, nest
+from growlm.models.axes import Branch, DecoderConfig, Params, check_params, multiply, nest
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits
@@ -47,7 +47,7 @@ def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
         return None if values is None or np.ndim(values) == 0 else jnp.asarray(values)
 
     def factor(multiplier: Any) -> Any:
-        return None if multiplier is None else each(np.asarray(multiplier(config), np.float32))
+        return each(np.asarray(multiply(multiplier, config), np.float32))
 
     return {
         branch.name: OfLayer(
@@ -65,9 +65,8 @@ def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLay
     architecture = config.architecture
 
     def times(y_ND, multiplier, of_layer):
-        if multiplier is None:
-            return y_ND
-        return y_ND * jnp.asarray(multiplier(config) if of_layer is None else of_layer, dtype)
+        factor = multiply(multiplier, config) if of_layer is None else of_layer
+        return y_ND if isinstance(factor, float) and factor == 1 else y_ND * jnp.asarray(factor, dtype)
 
     if branch.reads != architecture.stream.name:
         x_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_norm")(x_ND)
@@ -199,9 +198,8 @@ class Decoder(nn.Module):
         architecture = self.config.architecture
         head_DV = self.outside["embedding"].T if architecture.tied(self.config) else self.outside["head"]
         x_ND = self.final_norm(x_ND)
-        if architecture.logit_scale is not None:
-            x_ND = x_ND * jnp.asarray(architecture.logit_scale(self.config), self.dtype)
-        return x_ND, head_DV
+        scale = multiply(architecture.logit_scale, self.config)
+        return x_ND if scale == 1 else x_ND * jnp.asarray(scale, self.dtype), head_DV
 
     def _layers(self) -> nn.Module:
         period = Period

@@ -21,7 +21,7 @@ from growlm.models.axes import (
     WeightSpec,
     head,
 )
-from growlm.models.llama import STREAM_AXES
+from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.mlp import mlp_branch
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 
@@ -193,4 +193,5 @@ GPT2 = Architecture(
     longest=lambda config: config.positions,
     shared=("tie_embeddings",),
     families={"gpt2": FAMILY},
+    example=EXAMPLE | {"positions": 64},
 )

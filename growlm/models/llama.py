@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
+
 from growlm.errors import must_be
 from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
@@ -46,9 +48,23 @@ def _with_norm(config: Any) -> bool:
     return config.qk_norm
 
 
+# Fields by which layers are scaled, which growth undoes where they or the layers change.
+DEPTH_FIELDS = ("base_layers", "depth_alpha", "norm_scaling")
+
+
 def window(config: Any) -> int | None:
     """The number of positions that a query sees, or None."""
     return config.sliding_window
+
+
+def residual_scale(config: Any) -> float | None:
+    """CompleteP's factor on what a branch adds (arXiv 2505.01618), or None."""
+    return None if config.base_layers is None else (config.layers / config.base_layers) ** -config.depth_alpha
+
+
+def norm_scale(config: Any) -> np.ndarray | None:
+    """The factors of LayerNorm Scaling on what the norms of each layer hand on (arXiv 2502.05795), or None."""
+    return np.arange(1, config.layers + 1) ** -0.5 if config.norm_scaling else None
 
 
 ATTENTION = attention_branch(
@@ -65,6 +81,8 @@ ATTENTION = attention_branch(
     ),
     rotary=_rotary,
     window=window,
+    scale=residual_scale,
+    norm_scale=norm_scale,
 )
 
 
@@ -80,6 +98,9 @@ class ModelConfig(DecoderConfig):
       qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
       rope_scaling: of rotary frequencies.
       sliding_window: the number of positions that a query sees, its own the last; None for all before it.
+      base_layers, depth_alpha: what a branch adds is multiplied by (layers / base_layers)^-depth_alpha, as CompleteP
+        does with 1 (arXiv 2505.01618); None for no factor.
+      norm_scaling: what a norm in layer l (from 1) hands on is divided by sqrt(l) (arXiv 2502.05795).
     """
 
     layers: int
@@ -96,6 +117,9 @@ class ModelConfig(DecoderConfig):
     qk_norm: bool = False
     rope_scaling: RopeScaling | None = None
     sliding_window: int | None = None
+    base_layers: int | None = None
+    depth_alpha: float = 1.0
+    norm_scaling: bool = False
 
     architecture: ClassVar[Architecture]
 
@@ -103,7 +127,11 @@ class ModelConfig(DecoderConfig):
         self._check_integers("layers", least=0)
         self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
         self._check_numbers("norm_eps", "rope_theta")
-        self._check_flags("tie_embeddings", "qkv_bias", "qk_norm")
+        self._check_flags("tie_embeddings", "qkv_bias", "qk_norm", "norm_scaling")
+        if self.base_layers is not None:
+            self._check_integers("base_layers")
+        if self.depth_alpha != 0:
+            self._check_numbers("depth_alpha")
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
             raise must_be("model.rope_scaling", "None or a RopeScaling", self.rope_scaling)
         seen = self.sliding_window
@@ -354,7 +382,12 @@ _VARIANTS = {
 def _holds(name: str, model: ModelConfig) -> bool:
     bias, norm, windowed = _VARIANTS[name]
     fits = windowed is None or windowed == (model.sliding_window is not None)
-    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits
+    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits and not scales_by_depth(model)
+
+
+def scales_by_depth(model: ModelConfig) -> bool:
+    """Whether layers are scaled by their number or index, as in no family."""
+    return model.base_layers is not None or model.norm_scaling
 
 
 FAMILIES = {
@@ -378,13 +411,17 @@ FAMILIES = {
 }
 
 
+EXAMPLE = {"layers": 2, "embed": 16, "heads": 4, "head_dim": 4, "mlp": 24, "vocab": 32}
+
 LLAMA = Architecture(
     name="llama",
     config=ModelConfig,
     axes=AXES,
-    period=((ATTENTION,), (SWIGLU,)),
+    period=((ATTENTION,), (dataclasses.replace(SWIGLU, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
     head=head(present=lambda config: not config.tie_embeddings),
     shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
+    free=("norm_eps", *DEPTH_FIELDS),
     families=FAMILIES,
+    example=EXAMPLE | {"kv_heads": 2},
 )

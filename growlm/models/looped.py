@@ -26,7 +26,7 @@ from growlm.models.axes import (
     WeightSpec,
 )
 from growlm.models.layers import rms_norm
-from growlm.models.llama import STREAM_AXES
+from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.swiglu import SwiGlu
 
 
@@ -166,6 +166,7 @@ LOOPED = Architecture(
     boundary=_boundary,
     keeps_scale=True,
     shared=("prelude", "coda", "injection", "rope_theta"),
+    example=EXAMPLE | {"layers": 4, "prelude": 1, "coda": 1, "injection": 1.0},
     free=("norm_eps", "cores", "passes", "residual_multiplier", "output_multiplier", "init_scale", "embedding_std"),
 )
 

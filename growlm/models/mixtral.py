@@ -11,12 +11,17 @@ from growlm.models.llama import (
     ATTENTION,
     AXES,
     DECODER_TENSORS,
+    DEPTH_FIELDS,
+    EXAMPLE,
     FIXED,
     LLAMA,
     Defaults,
     ModelConfig,
     new_settings,
+    norm_scale,
     read_fields,
+    residual_scale,
+    scales_by_depth,
     write_fields,
 )
 from growlm.models.moe import MOE
@@ -88,7 +93,7 @@ FAMILY = Family(
     _TENSORS,
     read=_read,
     write=_write,
-    holds=lambda model: not (model.qkv_bias or model.qk_norm),
+    holds=lambda model: not (model.qkv_bias or model.qk_norm or scales_by_depth(model)),
     computed=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 )
 
@@ -96,12 +101,13 @@ MIXTRAL = Architecture(
     name="mixtral",
     config=MixtralConfig,
     axes=(*AXES, Axis("experts", Kind.EXPERTS, chosen="experts_per_token", normalised=True)),
-    period=((ATTENTION,), (MOE,)),
+    period=((ATTENTION,), (dataclasses.replace(MOE, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
     head=head(present=lambda config: not config.tie_embeddings),
     shared=LLAMA.shared,
-    free=("norm_eps", "experts_per_token", "router_aux_loss"),
+    free=("norm_eps", *DEPTH_FIELDS, "experts_per_token", "router_aux_loss"),
     families={"mixtral": FAMILY},
+    example=EXAMPLE | {"kv_heads": 2, "experts": 4, "experts_per_token": 2},
 )
 
 

@@ -32,7 +32,7 @@ from growlm.models.axes import (
 )
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, weight
-from growlm.models.llama import STREAM_AXES
+from growlm.models.llama import EXAMPLE, STREAM_AXES
 
 _SLOTS = ("qkv", "out", "mlp")  # what has slots, and a scale, of its own
 _TINY = 1e-12  # of a sum of squares; the paper has none, and where all scores are 0 that is 0 / 0
@@ -200,6 +200,9 @@ TOKENFORMER = Architecture(
     head=head(present=lambda config: not config.tie_embeddings),
     shared=("tie_embeddings", "rope_theta", "rotary_dim"),
     free=("norm_eps", *(f"{part}_scale" for part in _SLOTS)),
+    example={name: size for name, size in EXAMPLE.items() if name != "mlp"}
+    | {f"{part}_slots": 16 for part in _SLOTS}
+    | {"rotary_dim": 2},
 )
 
 
