@@ -34,6 +34,17 @@ NEOX = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+GPT2 = {
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+BASES = {"gpt_neox": NEOX, "gpt2": GPT2}  # of families whose config is not named as Llama's
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -43,7 +54,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 
-# name -> (model_type, what its config has beside BASE, or beside NEOX).
+# name -> (model_type, what its config has beside BASE, or beside that of BASES).
 FAMILIES = {
     "llama2": ("llama", {"rope_theta": 10000.0}),
     "llama3": ("llama", {"rope_parameters": LLAMA3}),
@@ -59,8 +70,12 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {"head_dim": 12, "max_window_layers": 3}),
     "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"sliding_window": 8, "pad_token_id": 0}),
+    "phi3_head_dim": ("phi3", {"head_dim": 12, "rope_theta": 100.0, "pad_token_id": 0}),
     "pythia": ("gpt_neox", {"rotary_pct": 0.5}),
     "neox_tied": ("gpt_neox", {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 100.0}),
+    "gpt2": ("gpt2", {}),
+    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 56, "activation_function": "gelu_pytorch_tanh"}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral_window": (
         "mixtral",
@@ -122,8 +137,7 @@ def make_model(name, dtype="float32", seed=0, **changes):
     """A model of transformers: no gain is one, no bias zero."""
     torch, transformers = needed()
     kind, own = FAMILIES[name]
-    base = NEOX if kind == "gpt_neox" else BASE
-    config = transformers.AutoConfig.for_model(kind, **base | own | changes)
+    config = transformers.AutoConfig.for_model(kind, **BASES.get(kind, BASE) | own | changes)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

@@ -180,6 +180,39 @@ def gpt_neox_block(config, block, x, tokens):
     return x + attend(q, k, v, attn["out"]) + attn["out_bias"] + h @ mlp["down"] + mlp["down_bias"]
 
 
+def gpt2_block(config, block, x, tokens):
+    attn, mlp = block["attn"], block["mlp"]
+    y = layer(x, config.norm_eps, block["attn_norm"])
+    x = x + attend(*(project(y, attn, name) for name in ("query", "key", "value")), attn["out"]) + attn["out_bias"]
+    h = layer(x, config.norm_eps, block["mlp_norm"]) @ mlp["up"] + mlp["up_bias"]
+    h = h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) / 2
+    return x + h @ mlp["down"] + mlp["down_bias"]
+
+
+def pattention(y, keys, values, tau):
+    score = np.tensordot(y, keys, keys.ndim - 1)
+    score = score * tau / np.sqrt((score**2).sum(-1, keepdims=True))
+    return np.tensordot(score * (1 + _erf(score / np.sqrt(2))) / 2, values, 1)
+
+
+def tokenformer_block(config, block, x, tokens):
+    attn, mlp, plain = block["attn"], block["mlp"], {"scale": 1}
+    scale = [
+        np.sqrt(size) if tau is None else tau
+        for size, tau in zip(
+            (config.qkv_slots, config.out_slots, config.mlp_slots),
+            (config.qkv_scale, config.out_scale, config.mlp_scale),
+            strict=True,
+        )
+    ]
+    y = layer(x, config.norm_eps, plain)
+    q, k, v = (pattention(y, attn[f"{n}_keys"], attn[f"{n}_values"], scale[0]) for n in ("query", "key", "value"))
+    q, k = (turn(heads, config.rope_theta, config.rotary_dim) for heads in (q, k))
+    heads = attend(q, k, v, np.eye(v[0, 0].size).reshape(*v.shape[2:], -1)).reshape(v.shape)
+    x = x + pattention(heads, attn["out_keys"], attn["out_values"], scale[1])
+    return x + pattention(layer(x, config.norm_eps, plain), mlp["keys"], mlp["values"], scale[2])
+
+
 def own_block(config, block, x, tokens):
     attn, mlp = block["attn"], block["mlp"]
     y, z = (layer(x, config.norm_eps, block[f"{name}_norm"]) for name in ("attn", "mlp"))
@@ -228,9 +261,10 @@ def samba_block(config, block, x, tokens):
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
+LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own", "olmo")
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 BLOCKS = {"llama": llama_block, "mixtral": llama_block, "gpt_neox": gpt_neox_block, "own": own_block}
-BLOCKS |= {"samba": samba_block}
+BLOCKS |= {"gpt2": gpt2_block, "samba": samba_block, "tokenformer": tokenformer_block}
 BLOCKS |= {"olmo": olmo_block, "olmo2": olmo2_block} | dict.fromkeys(GEMMAS, gemma_block)
 
 
@@ -241,13 +275,13 @@ def forward(config, params, tokens_BT, block_scale=None):
         x = looped(config, params, tokens_BT, block_scale)
         return config.output_multiplier * rms(x, config.norm_eps, 1) @ params["head"]
     x = params["embedding"][tokens_BT] * (np.sqrt(config.embed) if name in GEMMAS else 1)
-    if name == "own":
+    if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
     for number in range(config.depth):
         block = jax.tree.map(lambda w: w[number], params["blocks"]) | {"number": number}  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
         x = after if block_scale is None else x + block_scale[number] * (after - x)
-    if name in ("gpt_neox", "own", "olmo"):
+    if name in LAYER_NORMED:
         x = layer(x, config.norm_eps, final)
     else:
         x = rms(x, config.norm_eps, final["scale"] + (name in GEMMAS))

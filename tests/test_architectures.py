@@ -28,6 +28,7 @@ from growlm.models import (
     Gemma2Config,
     Gemma3Config,
     GemmaConfig,
+    Gpt2Config,
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
@@ -37,6 +38,7 @@ from growlm.models import (
     Role,
     RopeScaling,
     SambaConfig,
+    TokenformerConfig,
     Weight,
     WeightSpec,
     flops_per_token,
@@ -55,12 +57,14 @@ MODEL = OwnConfig(**SHAPE, positions=16)
 WINDOWS = {"sliding_window": 8, "global_every": 2}
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
+    "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
     "samba": SambaConfig(
         2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
     ),
+    "tokenformer": TokenformerConfig(2, 8, 2, 4, 6, 6, 12, 20, rotary_dim=2),
     "own": MODEL,
     "olmo": OlmoConfig(**SHAPE, kv_heads=1),
     "olmo2": Olmo2Config(**SHAPE, kv_heads=1, **WINDOWS),
@@ -331,8 +335,8 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
     monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
-        deeper = {source.architecture.stack.field: 3}
-        target = dataclasses.replace(source, **deeper, embed=11, mlp=13, vocab=23)
+        wider = {source.architecture.stack.field: 3, "embed": 11, "mlp": 13, "mlp_slots": 13, "vocab": 23}
+        target = dataclasses.replace(source, **{name: size for name, size in wider.items() if hasattr(source, name)})
         growth = plan_growth("random", source, target, key, noise=0.3)
         grown.append(grow_params(growth, source, target, params, key))
     for weight in plain.weights:

@@ -21,6 +21,7 @@ from growlm.models import (
     Gemma2Config,
     Gemma3Config,
     GemmaConfig,
+    Gpt2Config,
     GptNeoxConfig,
     MixtralConfig,
     ModelConfig,
@@ -33,6 +34,7 @@ exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 TOLERANCE = 1e-4  # float32, logits of about 7
 NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)
+GPT2 = Gpt2Config(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, positions=64, norm_eps=1e-3)
 LLAMA = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
 MIXTRAL = MixtralConfig(**dataclasses.asdict(LLAMA), experts=3, experts_per_token=2)
 SHAPE = {name: value for name, value in dataclasses.asdict(LLAMA).items() if name in SIZES}
@@ -91,12 +93,14 @@ def refused(capsys, code, *arguments):
         NEOX,
         dataclasses.replace(NEOX, tie_embeddings=True, rotary_dim=2, rope_theta=50.0),
         dataclasses.replace(NEOX, embed=88, heads=2, head_dim=44, rotary_dim=30),
+        GPT2,
+        dataclasses.replace(GPT2, tie_embeddings=False, mlp=96),
         MIXTRAL,
         dataclasses.replace(MIXTRAL, sliding_window=6, tie_embeddings=True, experts=2, experts_per_token=1),
         dataclasses.replace(MIXTRAL, head_dim=8, rope_scaling=growlm.models.RopeScaling("linear", 2.0)),
         *NEW.values(),
     ],
-    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled", *NEW],
+    ids=["gpt_neox", "tied", "an inexact share", "gpt2", "untied", "mixtral", "tied window", "scaled", *NEW],
 )
 def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
     params = noisy(config)
@@ -113,8 +117,9 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
 def ours(tmp_path_factory):
     """A folder of every architecture, by our own writer."""
     home = tmp_path_factory.mktemp("ours")
-    for name, config in {"gpt_neox": NEOX, "llama": LLAMA, "mixtral": MIXTRAL, **NEW}.items():
+    for name, config in {"gpt_neox": NEOX, "gpt2": GPT2, "llama": LLAMA, "mixtral": MIXTRAL, **NEW}.items():
         write_model(home / name, config, noisy(config))
+    write_model(home / "phi3", LLAMA, noisy(LLAMA), settings={"model_type": "phi3"})
     return home
 
 
@@ -131,6 +136,33 @@ REFUSED = {
     "no share": ("gpt_neox", {"rotary_pct": "half"}, ("rotary_pct", "'half'")),
     "a share of two": ("gpt_neox", {"rotary_pct": 2.0}, ("head_dim, 6", "got 12")),
     "other heads": ("gpt_neox", {"num_attention_heads": 5}, ("query_key_value", "[72, 24]", "[60, 24]")),
+    "erf": ("gpt2", {"activation_function": "gelu"}, ("activation_function of gpt2 must be one of gelu_new", "'gelu'")),
+    "scaled by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        ("scale_attn_by_inverse_layer_idx of gpt2 must be False, got True",),
+    ),
+    "an encoder": ("gpt2", {"add_cross_attention": True}, ("add_cross_attention of gpt2 must be False, got True",)),
+    "no scale": ("gpt2", {"scale_attn_weights": False}, ("scale_attn_weights of gpt2 must be True, got False",)),
+    "more positions": ("gpt2", {"n_positions": 65}, ("wpe.weight", "[65, 24]", "[64, 24]")),
+    "a broken head": ("gpt2", {"n_head": 5}, ("n_embd must be a multiple of n_head, 5, got 24",)),
+    "another width": ("gpt2", {"n_inner": None}, ("mlp.c_fc.weight", "[24, 96]", "[24, 40]")),
+    "longrope": (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+        ("rope_type of phi3 must be default, got 'longrope'",),
+    ),
+    "stretched": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        ("rope_type of phi3 must be default, got 'linear'",),
+    ),
+    "half a rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+        ("partial_rotary_factor of phi3 must be 1.0, got 0.75",),
+    ),
+    "fewer fused": ("phi3", {"num_key_value_heads": 1}, ("qkv_proj", "[36, 24]", "[48, 24]")),
     "jitter": ("mixtral", {"router_jitter_noise": 0.1}, ("router_jitter_noise of mixtral must be 0.0, got 0.1",)),
     "too many": ("mixtral", {"num_experts_per_tok": 4}, ("experts_per_token must be <= model.experts, 3, got 4",)),
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
@@ -182,6 +214,7 @@ def test_heads_that_do_not_fill_the_width_are_no_gpt_neox_of_transformers(tmp_pa
 # --- grown as they are ---
 
 WIDER = {
+    "gpt2": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }

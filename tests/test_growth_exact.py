@@ -24,12 +24,14 @@ from growlm.models import (
     Gemma2Config,
     Gemma3Config,
     GemmaConfig,
+    Gpt2Config,
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
     Olmo2Config,
     OlmoConfig,
     SambaConfig,
+    TokenformerConfig,
     Weight,
     apply,
 )
@@ -68,8 +70,12 @@ WINDOWED = {
     "gemma2": partial(Gemma2Config, query_scalar=3, score_cap=0.5, logit_cap=3.0),
     "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
 }
-TWICE, OTHERS = ("llama", "mixtral", "looped", "samba"), ("gpt_neox", "own", "olmo", "gemma")
+TWICE, OTHERS = ("llama", "mixtral", "looped", "samba"), ("gpt2", "gpt_neox", "own", "olmo", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
+
+
+SLOTS = ("qkv_slots", "out_slots", "mlp_slots")
+SCALES_OF_SLOTS = ("qkv_scale", "out_scale", "mlp_scale")
 
 
 @st.composite
@@ -87,8 +93,14 @@ def sources(draw):
         shape |= parts | {"layers": layers, "output_multiplier": draw(SCALES), "norm_eps": 1e-3}
         return LoopedConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
+    if name == "gpt2":
+        return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
     if name == "gpt_neox":
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
+    if name == "tokenformer":
+        shape |= {slots: draw(sizes(2, 6)) for slots in SLOTS} | {"mlp_scale": draw(st.sampled_from([None, 3.0]))}
+        del shape["mlp"]
+        return TokenformerConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2, rotary_dim=2)
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
     if name == "samba":
@@ -130,9 +142,10 @@ def cases(draw):
     wider = {
         source.architecture.stack.field: source.depth + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
-        "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
+    inner = {name: getattr(source, name) for name in ("mlp", *SLOTS) if hasattr(source, name)}
+    wider |= {name: size + draw(st.sampled_from([0, 3, size])) for name, size in inner.items()}
     if isinstance(source, SambaConfig):
         wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
         wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
@@ -148,6 +161,8 @@ def cases(draw):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
         wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
+    if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
+        wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
@@ -210,8 +225,10 @@ del LOOPS["layers"]
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True, base_layers=3, norm_scaling=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
+    "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "tokenformer": TokenformerConfig(2, 7, 3, 4, 5, 6, 9, SMALL.vocab, 2, mlp_scale=2.5, norm_eps=1e-3),
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
     "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),

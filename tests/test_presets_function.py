@@ -42,6 +42,8 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "zero_layer": (False, None),
     "one_layer": (False, None),
     "szp": (None, False),
+    "tokenformer": (None, True),
+    "tokenformer_published": (None, False),
     **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
 }
 

@@ -36,7 +36,8 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
       "dtype", the coarsest in which weights are stored; "function", as `growlm.growth.verify` has it: the allowance for
       16 bits is what the source's logits do when every weight moves by one unit in its last place.
     """
-    tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, LENGTH))
+    length = min(LENGTH, source.model.longest or LENGTH)
+    tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, length))
     dtype = max((tensor.dtype for tensor in grown.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
     claim, note = claimed
     difference, tolerance = math.nan, 0.0
@@ -53,7 +54,7 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
         "holds": holds,
         "note": note,
     }
-    return {"ok": finite and (holds or not claim), "tokens": [BATCH, LENGTH], "dtype": dtype, "function": function}
+    return {"ok": finite and (holds or not claim), "tokens": [BATCH, length], "dtype": dtype, "function": function}
 
 
 def _measure(

@@ -62,6 +62,10 @@ class Noise(Effect):
         """Always."""
         return True
 
+    def compares_copies(self) -> bool:
+        """Noise that cancels does so among all copies."""
+        return self.cancel
+
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
     ) -> Array:
@@ -173,6 +177,10 @@ class BlockDiagonal(Effect):
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices that read copies and write copies."""
         return not weight.elementwise and all(self._copied_dims(growth, weight))
+
+    def compares_copies(self) -> bool:
+        """They are counted."""
+        return True
 
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw

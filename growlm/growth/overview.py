@@ -8,7 +8,8 @@ import jax
 from growlm.errors import InputError
 from growlm.files import table
 from growlm.growth.claims import claim
-from growlm.growth.operators import OPERATORS, plan_growth
+from growlm.growth.operators import OPERATORS
+from growlm.growth.targets import plan_target
 from growlm.models import ARCHITECTURES, Architecture, DecoderConfig
 
 # The options with which operators keep a function, where that is not by default.
@@ -28,10 +29,10 @@ def exact(architecture: Architecture, fields: tuple[str, ...]) -> list[str]:
     target = dataclasses.replace(source, **{name: 2 * getattr(source, name) for name in fields})
     for operator in OPERATORS:
         try:
-            growth = plan_growth(operator, source, target, jax.random.key(0), **KEEPING.get(operator, {}))
+            grown, growth = plan_target(operator, source, target, jax.random.key(0), **KEEPING.get(operator, {}))
         except InputError:
             continue
-        found += [operator] * claim(growth, source, target)[0]
+        found += [operator] * claim(growth, source, grown)[0]
     return found
 
 

@@ -61,6 +61,10 @@ class Effect:
         """Whether it draws random values."""
         return False
 
+    def compares_copies(self) -> bool:
+        """Whether what it does to one copy that a weight reads depends on the other copies, so none may be left out."""
+        return False
+
     def source_layers(self, rows: slice) -> np.ndarray:
         """The source layers that it reads for these layers of the target."""
         return np.zeros(0, np.int64)

@@ -16,8 +16,9 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim
 from growlm.growth.depth import PARTIAL, partial_order
 from growlm.growth.operators import OPERATORS, current_options, plan_growth
-from growlm.models import DecoderConfig, Kind, LoopedConfig, ModelConfig
+from growlm.models import DecoderConfig, Kind, LoopedConfig, ModelConfig, TokenformerConfig
 from growlm.models.looped import before_growth
+from growlm.models.tokenformer import half_the_slots
 
 Sizes = Callable[[int], tuple[float, ...]]
 
@@ -137,6 +138,9 @@ def _looped(**cores: Any) -> LoopedConfig:
     return LoopedConfig(layers, embed=12, heads=6, head_dim=2, mlp=18, vocab=5, prelude=2, coda=2, **cores)
 
 
+_TOKENFORMER = TokenformerConfig(
+    2, embed=12, heads=6, head_dim=2, qkv_slots=12, out_slots=12, mlp_slots=24, vocab=5, rotary_dim=2
+)
 # A published system is one row.
 _ROWS = (
     Preset(
@@ -367,6 +371,24 @@ _ROWS = (
         before=before_growth,
         example=_looped(cores=4),
     ),
+    Preset(
+        "tokenformer",
+        "arXiv 2410.23168 (ICLR 2025), TokenFormer as in the paper",
+        "Exact: slots with zero keys and fresh values, where the target's scales are the old roots of the numbers of "
+        "slots, as growlm grow has them. Ours: that slots double. Its schedule is a cosine of its own.",
+        operator="zero",
+        before=half_the_slots,
+        example=half_the_slots(_TOKENFORMER).grown(qkv_slots=12, out_slots=12, mlp_slots=24),
+    ),
+    Preset(
+        "tokenformer_published",
+        "arXiv 2410.23168 (ICLR 2025), TokenFormer as in its code",
+        "Exact: keys and values of new slots are fresh, and scales the roots of the new numbers of slots, where the "
+        "target leaves them out. The function changes. Ours: that slots double.",
+        operator="random",
+        before=half_the_slots,
+        example=_TOKENFORMER,
+    ),
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
@@ -402,9 +424,11 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
     Claims are made for every growth of its schedule, on small shapes.
     """
     target = preset.example or ModelConfig(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
-    if preset.before is not None and grows == "width":
-        return None
     stages = [stage.model for stage in preset.stages(target)]
+    if preset.before is not None:
+        wider = any(getattr(stages[0], name) != getattr(target, name) for name in _scaled(target))
+        if wider is not (grows == "width"):
+            return None
     depth = tuple(axis.field for axis in target.architecture.of_kind(Kind.STACK))
     still = {name: getattr(target, name) for name in (_scaled(target) if grows == "depth" else depth)}
     pairs = [tuple(dataclasses.replace(model, **still) for model in pair) for pair in itertools.pairwise(stages)]

@@ -37,6 +37,7 @@ from growlm.models.decoder import (
 from growlm.models.gemma import GEMMA, GemmaConfig
 from growlm.models.gemma2 import GEMMA2, Gemma2Config
 from growlm.models.gemma3 import GEMMA3, Gemma3Config
+from growlm.models.gpt2 import GPT2, Gpt2Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
@@ -44,11 +45,11 @@ from growlm.models.mixtral import MIXTRAL, MixtralConfig
 from growlm.models.olmo import OLMO, OlmoConfig
 from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.samba import SAMBA, SambaConfig
+from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {
-    one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3, SAMBA, LOOPED)
-}
+_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in _ALL}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -71,6 +72,7 @@ __all__ = [
     "GEMMA",
     "GEMMA2",
     "GEMMA3",
+    "GPT2",
     "GPT_NEOX",
     "LLAMA",
     "LOOPED",
@@ -79,6 +81,7 @@ __all__ = [
     "OLMO2",
     "REMAT_POLICIES",
     "SAMBA",
+    "TOKENFORMER",
     "Architecture",
     "Axis",
     "Branch",
@@ -87,6 +90,7 @@ __all__ = [
     "Gemma2Config",
     "Gemma3Config",
     "GemmaConfig",
+    "Gpt2Config",
     "GptNeoxConfig",
     "Kind",
     "LoopedConfig",
@@ -100,6 +104,7 @@ __all__ = [
     "Role",
     "RopeScaling",
     "SambaConfig",
+    "TokenformerConfig",
     "Weight",
     "WeightSpec",
     "apply",

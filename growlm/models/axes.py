@@ -315,6 +315,10 @@ def _no_tables(config: Any, length: int) -> Any:
     return None
 
 
+def _any_length(config: Any) -> int | None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Branch:
     """A residual branch: y = x + scale norm(module(norm_scale norm(x))), most of them without the outer norm.
@@ -333,6 +337,8 @@ class Branch:
       variants: config -> int [layers], which variant of the branch each layer runs (`Context.variant`), such as one of
         two windows. Weights know nothing of it: a layer that moves to a place of another variant computes otherwise.
       means: the inner axes over which it takes a mean square, as a norm over all heads does.
+      norms2: the inner axes over which it divides by the root of a sum of squares, each with the factor on the result:
+        a field of the config, and config -> its value. A nonlinearity that keeps 0 may follow.
     """
 
     name: str
@@ -347,6 +353,7 @@ class Branch:
     norm_scale: Multiplier | None = None
     variants: Callable[[Any], tuple[int, ...]] | None = None
     means: tuple[str, ...] = ()
+    norms2: Mapping[str, tuple[str, Callable[[Any], float]]] = dataclasses.field(default_factory=dict)
 
 
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
@@ -404,6 +411,7 @@ class Architecture:
       lookups: the weights that `embed` uses; by default the embedding.
       embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
       head: from the last hidden state to logits; absent if it is tied to the embedding.
+      longest: config -> the most tokens of a sequence, where positions are learned; None for any number.
       embed_scale, logit_scale: factors on what `embed` looks up, which applies the first, and on logits.
       logit_cap: config -> c, or None; logits are then c tanh(logits / c).
       sections: config -> the sections of the stack in the order in which they run; by default one.
@@ -425,6 +433,7 @@ class Architecture:
     lookups: tuple[WeightSpec, ...] = (EMBEDDING,)
     embed: Callable[..., jax.Array] = look_up
     head: WeightSpec = dataclasses.field(default_factory=head)
+    longest: Callable[[Any], int | None] = _any_length
     embed_scale: Multiplier | None = None
     logit_scale: Multiplier | None = None
     logit_cap: Callable[[Any], float | None] = _no_cap
@@ -571,6 +580,20 @@ class DecoderConfig:
     def branches(self) -> int:
         """The number of branches in all layers."""
         return len(self.architecture.branches) * self.depth
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a sequence, or None."""
+        return self.architecture.longest(self)
+
+    def grown(self, **sizes: Any) -> "DecoderConfig":
+        """With other sizes, where what the config derives from a size by default stays the number that it was."""
+        return dataclasses.replace(self, **sizes)
+
+    def check_length(self, name: str, length: int) -> None:
+        """Raises InputError where sequences are longer than the model has positions."""
+        if self.longest is not None and length > self.longest:
+            raise must_be(name, f"at most {self.longest}, the positions of the model", length)
 
     @property
     def executed(self) -> tuple[int | None, ...]:

@@ -220,10 +220,12 @@ def with_depth(config: DecoderConfig, depth: int) -> DecoderConfig:
     return dataclasses.replace(config, **{config.architecture.stack.field: depth})
 
 
-def _check_tokens(tokens: jax.Array, least: int) -> None:
+def _check_tokens(config: DecoderConfig, tokens: jax.Array, least: int) -> None:
+    """`least`: 1, or 2 where the last token is only predicted."""
     shape, dtype = np.shape(tokens), jnp.asarray(tokens).dtype
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
         raise InputError(f"tokens must be integers [batch >= 1, length >= {least}], got {dtype}{list(shape)}")
+    config.check_length("the length of tokens", shape[1] + 1 - least)
 
 
 def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_layers: int) -> None:
@@ -346,10 +348,10 @@ def apply(
       float32[batch, length, vocab] (float64 if that is the compute dtype).
 
     Raises:
-      InputError: tokens or block_scale of a wrong rank, size or type, a tree that is not this model's, an unknown remat
-        policy.
+      InputError: tokens or block_scale of a wrong rank, size or type, a tree that is not this model's, more tokens than
+        positions, an unknown remat policy.
     """
-    _check_tokens(tokens, 1)
+    _check_tokens(config, tokens, 1)
     return _apply(config, params, tokens, Pass(jnp.dtype(dtype), remat), block_scale)
 
 
@@ -375,7 +377,7 @@ def hidden_states(
 
     For logits of some positions only. Arguments and errors are those of `apply`, and of `losses` for document_end.
     """
-    _check_tokens(tokens, 1)
+    _check_tokens(config, tokens, 1)
     return _hidden(config, params, tokens, Pass(dtype, document_end=document_end), block_scale)[:2]
 
 
@@ -412,7 +414,7 @@ def losses(
     Raises:
       InputError: as `apply`, and for frozen_layers out of range.
     """
-    _check_tokens(tokens, 2)
+    _check_tokens(config, tokens, 2)
     how = Pass(dtype, remat, frozen_layers, document_end)
     x_ND, head_DV, auxiliary = _hidden(config, params, tokens[:, :-1], how, block_scale)
     added: dict[str, jax.Array] = {}

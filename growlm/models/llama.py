@@ -1,4 +1,4 @@
-"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Mistral, Qwen2 and Qwen3 with it."""
+"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Mistral, Qwen2, Qwen3, Phi-3."""
 
 import dataclasses
 import re
@@ -216,10 +216,27 @@ MLP_TENSORS = (
 )
 TENSORS = (*DECODER_TENSORS, *MLP_TENSORS)
 
+# Phi-3 stores query, key and value as rows of one matrix, one after the other; gate and up too.
+_FUSED = {"self_attn.qkv_proj": ("attn", ("query", "key", "value")), "mlp.gate_up_proj": ("mlp", ("gate", "up"))}
+_FUSED_TENSORS = (
+    *(row for row in TENSORS if not re.search(r"\.[qkv]_proj\.|\.(gate|up)_proj\.", row.name)),
+    *(
+        stored(f"model.layers.{{layers}}.{name}.weight", *(f"blocks/{branch}/{part}" for part in parts))
+        for name, (branch, parts) in _FUSED.items()
+    ),
+)
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
 
 def no_window(settings: Settings, layers: int) -> int | None:
     """The sliding window of a family that has none."""
     return None
+
+
+def _own_window(settings: Settings, layers: int) -> int | None:
+    """The sliding window of a family that has it on all layers where it is given."""
+    return settings.get("sliding_window")
 
 
 def mistral_window(settings: Settings, layers: int) -> int | None:
@@ -247,7 +264,7 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
 class Defaults:
     """Defaults of a configuration class of transformers, for keys that a config.json lacks.
 
-    head_dim: None for hidden_size / heads.
+    head_dim: None for hidden_size / heads. scalings: the kinds of `RopeScaling` that the class has.
     """
 
     norm_eps: float = 1e-6
@@ -255,6 +272,7 @@ class Defaults:
     kv_heads: int | None = None
     rope_theta: float = 10000.0
     tied: bool = False
+    scalings: tuple[str, ...] = ROPE_SCALINGS
     window: Callable[[Settings, int], int | None] = no_window
 
 
@@ -272,7 +290,7 @@ def read_shape(name: str, defaults: Defaults, settings: Settings) -> dict[str, A
         sizes["kv_heads"] = heads if "num_key_value_heads" in settings else defaults.kv_heads or heads
     if sizes["head_dim"] is None:
         sizes["head_dim"] = defaults.head_dim if "head_dim" not in settings and defaults.head_dim else embed // heads
-    theta, scaling = _rope(settings, name, defaults.rope_theta)
+    theta, scaling = _rope(settings, name, defaults)
     return sizes | {
         "tie_embeddings": settings.get("tie_word_embeddings", defaults.tied),
         "norm_eps": settings.get("rms_norm_eps", defaults.norm_eps),
@@ -281,19 +299,20 @@ def read_shape(name: str, defaults: Defaults, settings: Settings) -> dict[str, A
     }
 
 
-def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScaling | None]:
+def _rope(settings: Settings, name: str, defaults: Defaults) -> tuple[float, RopeScaling | None]:
     """The base of rotary frequencies and their scaling, from `rope_parameters` or the older keys."""
     said = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(said, dict):
         raise must_be("config.json: rope_parameters", "an object", said)
-    theta = said.get("rope_theta", settings.get("rope_theta", theta))
+    theta = said.get("rope_theta", settings.get("rope_theta", defaults.rope_theta))
     kind = said.get("rope_type", said.get("type", "default"))
     if said.get("partial_rotary_factor", 1.0) != 1.0:
         raise must_be(f"config.json: partial_rotary_factor of {name}", "1.0", said["partial_rotary_factor"])
     if kind == "default":
         return theta, None
-    if kind not in ROPE_SCALINGS or "factor" not in said:
-        raise must_be(f"config.json: rope_type of {name}", "default, linear or llama3 with a factor", kind)
+    if kind not in defaults.scalings or "factor" not in said:
+        rule = " or ".join(("default", *(f"{scaling} with a factor" for scaling in defaults.scalings)))
+        raise must_be(f"config.json: rope_type of {name}", rule, kind)
     if kind == "linear":
         return theta, RopeScaling("linear", said["factor"])
     original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings", 0))
@@ -380,14 +399,16 @@ DEFAULTS = {
     "mistral": Defaults(kv_heads=8, window=mistral_window),
     "qwen2": Defaults(kv_heads=32, window=_qwen_window),
     "qwen3": Defaults(kv_heads=32, head_dim=128, window=_qwen_window),
+    "phi3": Defaults(norm_eps=1e-5, scalings=(), window=_own_window),
 }
 
-# model_type -> (qkv_bias, qk_norm, with a sliding window; None for either).
+# model_type -> (qkv_bias, qk_norm, with a sliding window; None for either). A new model is of the first that fits.
 _VARIANTS = {
     "llama": (False, False, False),
     "mistral": (False, False, True),
     "qwen2": (True, False, None),
     "qwen3": (False, True, None),
+    "phi3": (False, False, None),
 }
 
 
@@ -406,7 +427,7 @@ FAMILIES = {
     name: Family(
         name,
         architecture,
-        TENSORS,
+        _FUSED_TENSORS if name == "phi3" else TENSORS,
         read=partial(_read, name),
         write=partial(_write, name),
         holds=partial(_holds, name),
@@ -418,6 +439,7 @@ FAMILIES = {
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "phi3": "Phi3ForCausalLM",
     }.items()
 }
 

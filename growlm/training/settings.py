@@ -131,6 +131,7 @@ class StageConfig:
         if self.batch % self.microbatches:
             raise must_be("stage.microbatches", f"a divisor of stage.batch, {self.batch}", self.microbatches)
         check_range("stage.length", self.length, low=1)
+        self.model.check_length("stage.length", self.length)
         if self.tokens < self.batch * self.length and not (self.init_from is not None and self.tokens == 0):
             least = f"{self.batch} x {self.length} = {self.batch * self.length}"
             raise must_be("stage.tokens", f"at least one batch, {least}", self.tokens)
