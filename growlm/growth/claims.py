@@ -36,8 +36,15 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     for axis in architecture.of_kind(Kind.STREAM, Kind.NORMED):
         if not rule.defect(growth.maps[axis.name]) <= TOLERANCE:  # NaN is no claim either
             return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
+    if architecture.of_kind(Kind.NORMED) and stream.gathers[0].spreads.any():
+        # What such a norm hands on has no mean, with which the stream is padded.
+        return False, "norms after branches take away the mean that pads the stream"
     if stream.rms != 1 and (architecture.keeps_scale or not norm.scale or not architecture.last_norm.scale):
         return False, "norms without a gain cannot absorb the stream's scale"
+    if architecture.tied(target) and not architecture.last_norm.scale:
+        before, after = (architecture.tied_multiplier(config) for config in (source, target))
+        if before != after:
+            return False, f"a tied head is multiplied by {before:g} before and {after:g} after, and no gain undoes it"
     for branch in architecture.branches:
         for name in branch.means:
             if not _mean_stays(growth.maps[name]):

@@ -474,11 +474,12 @@ class Architecture:
                 multiplier = self._multiplier(branch, spec.placed("", axes, stack))
                 weights.append(spec.placed(f"blocks/{branch.name}/", axes, stack, multiplier))
             if branch.writes:
+                assert self.norm.scale, "a norm after a branch needs a gain: growth in depth sets it to zero"
                 norm = self.norm.weights(branch.writes, stream)
                 weights += [spec.placed(f"blocks/{branch.name}_post_norm/", axes, stack, branch.scale) for spec in norm]
         final = next(dim.reads.name for dim in self.head.placed("", axes, None).dims if dim.reads)
         norm = self.last_norm.weights(stream, final)
-        weights += [spec.placed("final_norm/", axes, None, self._tied_multiplier) for spec in norm]
+        weights += [spec.placed("final_norm/", axes, None, self.tied_multiplier) for spec in norm]
         weights.append(self.head.placed("", axes, None, self.logit_scale))
         return {weight.path: weight for weight in weights}
 
@@ -489,7 +490,7 @@ class Architecture:
         found = [factor for factor in factors if factor is not None]
         return (lambda config: math.prod(multiply(factor, config) for factor in found)) if found else None
 
-    def _tied_multiplier(self, config: "DecoderConfig") -> float:
+    def tied_multiplier(self, config: "DecoderConfig") -> float:
         """That on what the last norm writes: a tied head cannot undo a changed factor on logits or embedding itself."""
         if not self.tied(config):
             return 1.0
