@@ -54,6 +54,10 @@ class Noise(Effect):
         """Unequal copies have unequal gradients."""
         return "copies are not read alike"
 
+    def hides(self, growth: Growth) -> str:
+        """Noise that cancels among the copies of a coordinate is gone in their sum."""
+        return "" if self.cancel and not self.only_new else "initialisation noise is mixed in"
+
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices, lookups and routers."""
         return not weight.elementwise
@@ -105,6 +109,7 @@ class Aki(Effect):
     """
 
     name = "aki"
+    first_alone = True
     layers: np.ndarray
 
     def breaks(self, growth: Growth, target: DecoderConfig) -> str:

@@ -41,6 +41,10 @@ class Learned(Effect):
         """Learned read maps do not invert learned write maps."""
         return "learned maps do not undo each other"
 
+    def hides(self, growth: Growth) -> str:
+        """Learned maps are in no report."""
+        return "its maps were learned"
+
     def with_matrices(self, growth: Growth, matrices: Matrices) -> Growth:
         """The growth with these matrices for its maps."""
         maps = _maps(self.source, self.target, matrices) | {growth.stack: growth.maps[growth.stack]}

@@ -16,6 +16,7 @@ from growlm.errors import InputError, check_range, must_be, unknown
 from growlm.growth.depth import layer_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
+from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
 from growlm.growth.lifts import lift
 from growlm.growth.maps import AxisMap, Gather, identity
@@ -181,14 +182,55 @@ def random(
     )
 
 
+def shrink(
+    source: DecoderConfig,
+    target: DecoderConfig,
+    key: jax.Array | None = None,
+    *,
+    order: str | Sequence[int] = "stack",
+    undoes: str = "direct",
+    select: str = "cycle",
+) -> Growth:
+    """A smaller model: the left inverse of the growth that would lead from the target back to the source.
+
+    Args:
+      order: of that growth: "stack" keeps the first layers (Inheritune, arXiv 2404.08634), "interleave" layers at equal
+        distances, "overlap" the first and the last ones. Or the list of layers that stay.
+      undoes: "direct": a coordinate is the mean of those that would be its copies; "zero": the first ones stay.
+      select: of direct, "cycle" or "repeat".
+    """
+    if select == "random":
+        raise must_be("select", "cycle or repeat for shrink, which copies nothing", select)
+    named = order if isinstance(order, str) else "stack"
+    if undoes == "direct":
+        growth = direct(target, source, key, order=named, select=select)
+    else:
+        growth = zero(target, source, key, order=named, fill="zeros")
+    if isinstance(order, str):
+        return inverse(growth)
+    layers = np.asarray(layer_order(order, source.depth, target.depth), np.int64)
+    if len(set(order)) < len(order):
+        raise must_be("order", "a list of different layers of the source", order)
+    back = np.full(source.depth, -1)
+    back[layers] = np.arange(target.depth)
+    copies = Gather.copies(back)
+    stack = AxisMap.make(target.depth, copies, copies, fresh_write=back < 0, fresh_read=back < 0)
+    maps = growth.maps | {growth.stack: stack}
+    return inverse(dataclasses.replace(growth, maps=maps, residual=np.ones(source.depth)), layers)
+
+
 # An operator is one function and one row.
 OPERATORS: dict[str, Callable[..., Growth]] = {"direct": direct, "zero": zero, "random": random, "learn": learn}
+
+# Operators whose target is the smaller shape.
+SHRINKS: dict[str, Callable[..., Growth]] = {"shrink": shrink}
 
 # The values of options that are names, checked for every operator that has such an option.
 CHOICES: dict[str, Collection[str]] = {
     "select": SELECTIONS,
     "norm": NORM_OPTIONS,
     "fill": ("initial", "zeros"),
+    "undoes": ("direct", "zero"),
     "noise_on": ("all", "new"),
     "noise_scale": NOISE_SCALES,
 }
@@ -309,11 +351,17 @@ def _noise(
 _NOISE_OPTIONS = tuple(inspect.signature(_noise).parameters)
 
 
+def function_of(operator: str) -> Callable[..., Growth]:
+    """The function of an operator, one that grows or one that shrinks. Raises InputError."""
+    known = OPERATORS | SHRINKS
+    if operator not in known:
+        raise unknown("growth operator", operator, known)
+    return known[operator]
+
+
 def options_of(operator: str) -> tuple[str, ...]:
     """The options of an operator, without those of noise, which every operator has. Raises InputError."""
-    if operator not in OPERATORS:
-        raise unknown("growth operator", operator, OPERATORS)
-    return tuple(inspect.signature(OPERATORS[operator]).parameters)[3:]
+    return tuple(inspect.signature(function_of(operator)).parameters)[3:]
 
 
 def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -343,16 +391,17 @@ def plan_growth(
 ) -> Growth:
     """Plans the growth of one shape into another, after the lifts that lead to the target's architecture.
 
-    Raises InputError: an unknown operator or option, a target smaller than the source, no lift to its architecture,
-    heads or layers that do not fit, a missing key.
+    Raises InputError: an unknown operator or option, a target smaller than the source (of a shrink: larger), no lift to
+    its architecture, heads or layers that do not fit, a missing key.
     """
     options = current_options(operator, options)
     lifted = lift(source, target)
     start = lifted.config if lifted else source
     for name in target.architecture.sizes:
         before, after = getattr(start, name), getattr(target, name)
-        if after < before:
-            raise must_be(f"the target's model.{name}", f">= the source's, {before}", after)
+        if (after > before) if operator in SHRINKS else (after < before):
+            side = "<=" if operator in SHRINKS else ">="
+            raise must_be(f"the target's model.{name}", f"{side} the source's, {before}", after)
     for name in target.architecture.kept:
         before, after = getattr(start, name), getattr(target, name)
         if before != after:
@@ -364,7 +413,7 @@ def plan_growth(
         if not isinstance(options[name], str) or options[name] not in CHOICES[name]:
             raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
-    growth = OPERATORS[operator](start, target, key, **options)
+    growth = function_of(operator)(start, target, key, **options)
     per_weight = growth.per_weight | _fresh_routers(target, growth.maps)
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, lift=lifted)

@@ -29,11 +29,13 @@ class Effect:
       name: its key in growth reports.
       reparametrises: it acts on the parameters throughout training, see masks.py.
       learns: its maps are learned from batches, see learned.py.
+      first_alone: further copies hold other values than the maps give them, so that to undo it takes first copies.
     """
 
     name: ClassVar[str]
     reparametrises: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    first_alone: ClassVar[bool] = False
 
     def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
         """The growth as it acts when training begins, on which claims are made."""
@@ -45,6 +47,10 @@ class Effect:
 
     def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
         """Why gradients do not follow the dual map; empty if this effect leaves them so."""
+        return ""
+
+    def hides(self, growth: Growth) -> str:
+        """Why the maps alone do not undo the growth; empty if they do."""
         return ""
 
     def changes(self, growth: Growth, weight: Weight) -> bool:
