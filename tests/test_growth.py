@@ -21,6 +21,7 @@ from growlm.growth import (
     ORDERS,
     PRESETS,
     RENAMED_OPTIONS,
+    SHRINKS,
     claim,
     grow_state,
     hashed_options,
@@ -367,8 +368,8 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"operator": "dirct"},
-            f"growth operator or preset must be one of {', '.join(sorted([*OPERATORS, *PRESETS]))}, got 'dirct'; "
-            "did you mean 'direct'?",
+            f"growth operator or preset must be one of {', '.join(sorted([*OPERATORS, *SHRINKS, *PRESETS]))}, "
+            "got 'dirct'; did you mean 'direct'?",
         ),
         (
             deep(6),

@@ -43,6 +43,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "zero_layer": (False, None),
     "one_layer": (False, None),
     "szp": (None, False),
+    "inheritune": (False, None),
 }
 
 
