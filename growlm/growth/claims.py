@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from growlm.growth.heads import breaks_scores
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind
@@ -35,9 +36,11 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     rule = NORM_RULES[norm.kind]
     if not rule.defect(stream) <= TOLERANCE:  # NaN is no claim either
         return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
-    for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS):
+    for axis in architecture.of_kind(Kind.READ, Kind.INNER, Kind.HEADS, Kind.HEAD):
         if architecture.is_read(axis) and not growth.maps[axis.name].defect() <= TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
+    if reason := breaks_scores(growth, source, target):
+        return False, reason
     for axis in architecture.of_kind(Kind.EXPERTS):
         if reason := _experts(growth, axis, source, target):
             return False, reason

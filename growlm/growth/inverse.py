@@ -118,10 +118,14 @@ def _later(index: np.ndarray) -> np.ndarray:
 
 
 def scales_of(growth: Growth) -> dict[str, Any]:
-    """The factors of P and of R on every axis that grew, a number where all copies have it, and of norms' gains."""
+    """The factors of P and of R on every axis that grew, a number where all copies have it, and of norms' gains.
+
+    Those of one weight alone are under its path and the axis: "blocks/attn/query head_dim".
+    """
+    axes = growth.maps | {f"{path} {name}": axis for (name, path), axis in growth.per_weight.items()}
     return {
         name: {"write": _plain(axis.write), "read": _plain(axis.read), "rms": float(axis.rms)}
-        for name, axis in growth.maps.items()
+        for name, axis in axes.items()
         if not axis.identity and isinstance(axis.write, Gather) and isinstance(axis.read, Gather)
     }
 
@@ -159,8 +163,15 @@ def read_growth(report: Mapping[str, Any], large: DecoderConfig) -> Growth:
         write, read = (Gather.copies(index, scale[side]) for side in ("write", "read"))
         old = int(index.max(initial=-1)) + 1
         maps[axis.name] = AxisMap.make(old, write, read, fresh, fresh, rms=scale["rms"])
+    per_weight = {}
+    for place, scale in report["scales"].items():
+        path, _, name = place.rpartition(" ")
+        if path:
+            index, fresh = maps[name].gathers[0].index, maps[name].fresh
+            write, read = (Gather.copies(index, scale[side]) for side in ("write", "read"))
+            per_weight[name, path] = AxisMap.make(maps[name].old, write, read, fresh, fresh, rms=scale["rms"])
     effects = (_FirstAlone(),) if report["undo"]["first_alone"] else ()
-    return Growth(maps, stack.name, residual, effects=effects)
+    return Growth(maps, stack.name, residual, per_weight, effects)
 
 
 class _FirstAlone(Effect):

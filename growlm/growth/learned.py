@@ -153,6 +153,11 @@ def learn(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise must_be(name, "a number", value)
         check_range(name, value, low=0)
+    for axis in target.architecture.of_kind(Kind.HEAD):
+        if source.size(axis) != target.size(axis):
+            raise must_be(
+                f"the target's model.{axis.field}", f"the source's, {source.size(axis)}, for learn", target.size(axis)
+            )
     stack = target.architecture.stack
     if source.depth == 0:
         raise must_be(f"the source's model.{stack.field}", ">= 1 for learn, which mixes layers", 0)
@@ -237,7 +242,7 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
         if axis.kind is Kind.VOCAB:
             vocab = Gather.copies(pad_index(old, target.size(axis)))
             return AxisMap.make(old, vocab, vocab, fresh_read=vocab.index < 0)
-        if axis.kind is Kind.FIXED:
+        if axis.kind in (Kind.FIXED, Kind.HEAD):
             return identity(old)
         if axis.kind is Kind.EXPERTS:
             return cycled(old, target.size(axis))

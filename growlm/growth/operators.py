@@ -16,6 +16,7 @@ from growlm.errors import InputError, check_range, must_be, unknown
 from growlm.growth.depth import layer_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
+from growlm.growth.heads import check_base, check_heads, head_map, score_maps
 from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
 from growlm.growth.lifts import lift
@@ -131,6 +132,7 @@ def zero(
         residual=np.where(_repeats(layers), 0.0, 1.0),
         stream=filled(lambda axis: stream_of(places(axis, source, target), source.size(axis), norm)),
         width=filled(padding),
+        head=filled(lambda axis: head_map(axis, source, target)),
     )
 
 
@@ -257,6 +259,7 @@ def by_kind(
     stream: AxisRule,
     width: AxisRule,
     experts: AxisRule | None = None,
+    head: AxisRule | None = None,
     effects: Sequence[Effect] = (),
 ) -> Growth:
     """The growth whose maps are given by a rule for each kind of axis.
@@ -267,6 +270,7 @@ def by_kind(
       stream: for the residual stream.
       width: for what norms hand on, inner axes and heads.
       experts: by default whole copies.
+      head: for the coordinates of a head, by default `head_map`.
       effects: applied after the maps, in order.
 
     Fixed axes stay, and new tokens are fresh. A tied head reads through the inverse of the stream's own map.
@@ -278,6 +282,7 @@ def by_kind(
         Kind.READ: width,
         Kind.INNER: width,
         Kind.HEADS: width,
+        Kind.HEAD: head or (lambda axis: head_map(axis, source, target)),
         Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
         Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
         Kind.FIXED: lambda axis: identity(source.size(axis)),
@@ -287,7 +292,7 @@ def by_kind(
     stream_map = maps[architecture.stream.name]
     if architecture.tied(target) and not stream_map.fresh_write.any():
         maps[architecture.final.name] = tied_final(stream_map)
-    return Growth(maps, architecture.stack.name, residual, effects=tuple(effects))
+    return Growth(maps, architecture.stack.name, residual, score_maps(source, target, maps), effects=tuple(effects))
 
 
 def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
@@ -402,9 +407,10 @@ def plan_growth(
         if (after > before) if operator in SHRINKS else (after < before):
             side = "<=" if operator in SHRINKS else ">="
             raise must_be(f"the target's model.{name}", f"{side} the source's, {before}", after)
+    check_heads(start, target)
     for name in target.architecture.kept:
         before, after = getattr(start, name), getattr(target, name)
-        if before != after:
+        if not check_base(name, start, target) and before != after:
             raise must_be(f"the target's model.{name}", f"the source's, {before!r}, which no growth changes", after)
     have = (*options_of(operator), *_NOISE_OPTIONS)
     if extra := sorted(set(options) - set(have)):

@@ -72,7 +72,7 @@ class Preset:
     def stages(self, target: DecoderConfig) -> tuple[StageShape, ...]:
         """The published schedule, scaled to a target, from the first shape to the target itself.
 
-        All widths scale by one factor, numbers of heads too; fixed axes keep their size. Raises InputError where a size
+        All widths scale by one factor, numbers of heads too; heads keep their size. Raises InputError where a size
         is not an integer.
         """
         depth = target.architecture.stack.field
@@ -105,9 +105,9 @@ class Preset:
 
 
 def _scaled(config: DecoderConfig) -> tuple[str, ...]:
-    """The sizes that a schedule in width scales: those of a layer, without the number of experts."""
-    experts = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS)}
-    return tuple(field for field in config.architecture.widths if field not in experts)
+    """The sizes that a schedule in width scales: those of a layer, without the number of experts and heads' sizes."""
+    still = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS, Kind.HEAD)}
+    return tuple(field for field in config.architecture.widths if field not in still)
 
 
 # The mask schedule of the G_stack authors' MSG code: 5000 steps of 1024 x 2048 tokens.

@@ -28,6 +28,7 @@ class Kind(enum.Enum):
     READ = "read"  # the output of a norm
     INNER = "inner"  # within a branch, elementwise between its writer and its reader
     HEADS = "heads"  # of attention; query heads share the key and value heads of their group
+    HEAD = "head"  # the coordinates of one head, over which queries and keys are multiplied
     EXPERTS = "experts"  # of a mixture, weighed by a router
     STACK = "stack"  # periods of layers, one after the other
     VOCAB = "vocab"
@@ -57,6 +58,9 @@ class Axis:
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
       normalised: for experts, whether the router weights of a token's experts sum to 1.
+      rotated: for the coordinates of a head, config -> the number of the first ones that are rotated, in pairs
+        (i, i + r/2) at the frequencies base^(-2 i / r); None for none.
+      base: the field of the config with the base of these frequencies.
     """
 
     name: str
@@ -67,6 +71,8 @@ class Axis:
     values: str = ""
     chosen: str = ""
     normalised: bool = True
+    rotated: Callable[[Any], int] | None = None
+    base: str = ""
 
     @property
     def field(self) -> str:
@@ -128,6 +134,7 @@ class WeightSpec:
       gain: normal weights have the standard deviation gain / sqrt(fan-in).
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       present: config -> whether the model has it.
+      scores: for what writes queries, config -> the factor of their products with keys; None for other weights.
     """
 
     name: str
@@ -137,6 +144,7 @@ class WeightSpec:
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
     present: Callable[[Any], bool] = _always
+    scores: Callable[[Any], float] | None = None
 
     def placed(self, folder: str, axes: Mapping[str, Axis], stack: Axis | None) -> "Weight":
         """The weight at its place in the parameter tree of an architecture."""
@@ -149,6 +157,7 @@ class WeightSpec:
             fan_in=tuple(axes[name] for name in self.fan_in),
             present=self.present,
             stack=stack,
+            scores=self.scores,
         )
 
 
@@ -167,6 +176,7 @@ class Weight:
     fan_in: tuple[Axis, ...]
     present: Callable[[Any], bool]
     stack: Axis | None
+    scores: Callable[[Any], float] | None = None
 
     @property
     def stacked(self) -> bool:
