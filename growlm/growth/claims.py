@@ -3,6 +3,7 @@
 import numpy as np
 
 from growlm.growth.heads import breaks_scores
+from growlm.growth.maps import AxisMap
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind
@@ -48,9 +49,18 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     if not np.isclose(after, before * stream.rms**2, rtol=1e-9, atol=0):
         exact = f": exact would be {before * stream.rms**2:g}"
         return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
-    vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
-    note = "; new tokens get logits of their own" if vocab else ""
+    note = "".join(_new_tokens(growth.maps[axis.name]) for axis in architecture.of_kind(Kind.VOCAB))
     return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
+
+
+def _new_tokens(tokens: AxisMap) -> str:
+    """What the logits of new tokens are."""
+    if tokens.fresh.any():
+        return "; new tokens get logits of their own"
+    if not np.any(tokens.origin < 0):
+        return ""
+    mean = tokens.gathers[0].spread is not None
+    return "; a new token's logit is the mean of the old ones'" if mean else "; new tokens have logit 0"
 
 
 def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:

@@ -1,7 +1,7 @@
 """Growth of the coordinates of a head: old ones keep their places among the rotated pairs, new ones add nothing yet.
 
 With n coordinates that become m, scores q k / sqrt(n) stay where P_q^T P_k = sqrt(m / n) I: keys are padded with zeros,
-and queries, whose new coordinates are fresh, are scaled. Values are padded with zeros, and their readers are fresh there.
+and queries, fresh in new coordinates, are scaled. Values are padded with zeros, and what reads them is fresh there.
 Rotary frequencies theta^(-2 i / r) of r rotated coordinates stay where theta becomes theta^(r' / r): the old pairs have
 the old frequencies, and new pairs turn more slowly.
 """
@@ -16,6 +16,7 @@ from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind, Role, Weight
 
 TOLERANCE = 1e-9
+LARGEST = float(np.finfo(np.float32).max)  # rotary tables are in float32
 
 
 def head_map(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> AxisMap:
@@ -112,7 +113,7 @@ def check_base(name: str, source: DecoderConfig, target: DecoderConfig) -> bool:
             wanted = getattr(source, name) ** (after / before)
         except OverflowError:
             wanted = math.inf
-        if not wanted < np.finfo(np.float32).max:
+        if not wanted < LARGEST:
             raise InputError(f"the target's model.{axis.field} must be smaller: model.{name} would be above 3e38")
         if not math.isclose(getattr(target, name), wanted, rel_tol=1e-9):
             rule = f"{wanted:.12g} with model.{axis.field} {target.size(axis)}, so that rotary frequencies stay"

@@ -24,7 +24,18 @@ from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.masks import Masks
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth
-from growlm.growth.width import SELECTIONS, copied, cycled, fresh, padded, places, query_heads, rng_of, tied_final
+from growlm.growth.width import (
+    SELECTIONS,
+    copied,
+    cycled,
+    fresh,
+    pad_index,
+    padded,
+    places,
+    query_heads,
+    rng_of,
+    tied_final,
+)
 from growlm.models.axes import Axis, DecoderConfig, Kind, Role
 
 AxisRule = Callable[[Axis], AxisMap]
@@ -233,6 +244,7 @@ CHOICES: dict[str, Collection[str]] = {
     "norm": NORM_OPTIONS,
     "fill": ("initial", "zeros"),
     "undoes": ("direct", "zero"),
+    "vocab": ("initial", "zeros", "mean"),
     "noise_on": ("all", "new"),
     "noise_scale": NOISE_SCALES,
 }
@@ -286,7 +298,7 @@ def by_kind(
         Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
         Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
         Kind.FIXED: lambda axis: identity(source.size(axis)),
-        Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
+        Kind.VOCAB: lambda axis: fresh(places(axis, source, target), source.size(axis)),
     }
     maps = {axis.name: rules[axis.kind](axis) for axis in architecture.axes}
     stream_map = maps[architecture.stream.name]
@@ -354,6 +366,25 @@ def _noise(
 
 
 _NOISE_OPTIONS = tuple(inspect.signature(_noise).parameters)
+_COMMON_OPTIONS = (*_NOISE_OPTIONS, "vocab")  # of every operator
+
+
+def _vocabulary(growth: Growth, target: DecoderConfig, vocab: str = "initial") -> dict[str, AxisMap]:
+    """The maps of axes of tokens, for the option `vocab` of every operator: what new tokens begin with.
+
+    "initial": initial values, in embedding and head. "zeros": zeros, so their logits are 0. "mean": the mean of all old
+    tokens, so a new token's logit is the mean of theirs.
+    """
+    if vocab == "initial":
+        return {}
+    maps = {}
+    for axis in target.architecture.of_kind(Kind.VOCAB):
+        old = growth.maps[axis.name].old
+        index = pad_index(old, target.size(axis))
+        spread = (np.where(index < 0, 1.0, 0.0), np.full(old, 1 / old)) if vocab == "mean" else None
+        tokens = Gather.copies(index, spread=spread if np.any(index < 0) else None)
+        maps[axis.name] = AxisMap.make(old, tokens, tokens)
+    return maps
 
 
 def function_of(operator: str) -> Callable[..., Growth]:
@@ -365,7 +396,7 @@ def function_of(operator: str) -> Callable[..., Growth]:
 
 
 def options_of(operator: str) -> tuple[str, ...]:
-    """The options of an operator, without those of noise, which every operator has. Raises InputError."""
+    """The options of an operator, without those that every operator has (noise's, vocab). Raises InputError."""
     return tuple(inspect.signature(function_of(operator)).parameters)[3:]
 
 
@@ -374,7 +405,7 @@ def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]
 
     An operator of one's own may have an option by a name that growlm's operators no longer use.
     """
-    have = (*options_of(operator), *_NOISE_OPTIONS)
+    have = (*options_of(operator), *_COMMON_OPTIONS)
     named: dict[str, Any] = {}
     for name, value in options.items():
         new = RENAMED_OPTIONS.get(name, name)
@@ -408,18 +439,21 @@ def plan_growth(
             side = "<=" if operator in SHRINKS else ">="
             raise must_be(f"the target's model.{name}", f"{side} the source's, {before}", after)
     check_heads(start, target)
-    for name in target.architecture.kept:
+    bases = {axis.base for axis in target.architecture.of_kind(Kind.HEAD)}
+    for name in sorted(target.architecture.kept, key=lambda name: name in bases):  # bases follow from the rest
         before, after = getattr(start, name), getattr(target, name)
         if not check_base(name, start, target) and before != after:
             raise must_be(f"the target's model.{name}", f"the source's, {before!r}, which no growth changes", after)
-    have = (*options_of(operator), *_NOISE_OPTIONS)
+    have = (*options_of(operator), *_COMMON_OPTIONS)
     if extra := sorted(set(options) - set(have)):
         raise unknown(f"option of {operator}", extra[0], have)
     for name in options.keys() & CHOICES.keys():
         if not isinstance(options[name], str) or options[name] not in CHOICES[name]:
             raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
+    tokens = options.pop("vocab", "initial")
     growth = function_of(operator)(start, target, key, **options)
+    growth = dataclasses.replace(growth, maps=growth.maps | _vocabulary(growth, target, tokens))
     per_weight = growth.per_weight | _fresh_routers(target, growth.maps)
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, lift=lifted)

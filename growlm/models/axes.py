@@ -58,9 +58,8 @@ class Axis:
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
       normalised: for experts, whether the router weights of a token's experts sum to 1.
-      rotated: for the coordinates of a head, config -> the number of the first ones that are rotated, in pairs
-        (i, i + r/2) at the frequencies base^(-2 i / r); None for none.
-      base: the field of the config with the base of these frequencies.
+      rotated: for a head's coordinates, config -> how many, r, are rotated, in pairs (i, i + r/2); None for none.
+      base: the field of the config with the base of their frequencies, base^(-2 i / r).
     """
 
     name: str

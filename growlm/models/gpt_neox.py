@@ -125,7 +125,7 @@ def _read(settings: Settings) -> GptNeoxConfig:
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise must_be("config.json: rope_parameters of gpt_neox", "of rope_type default", rope)
     head_dim = sizes["embed"] // sizes["heads"]
-    share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+    share = _stored_share(settings)
     check_positive("config.json: rotary_pct", share)
     return GptNeoxConfig(
         **sizes,
@@ -135,6 +135,12 @@ def _read(settings: Settings) -> GptNeoxConfig:
         norm_eps=settings.get("layer_norm_eps", 1e-5),
         rope_theta=rope.get("rope_theta", settings.get("rotary_emb_base", 10000.0)),
     )
+
+
+def _stored_share(settings: Settings) -> float:
+    """The rotated share of a head in a config.json."""
+    rope = settings.get("rope_parameters") or {}
+    return rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
 
 
 def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
@@ -148,9 +154,10 @@ def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
         {key: (getattr(model, field), None) for field, key in _SIZES.items()}
         | {"layer_norm_eps": (model.norm_eps, 1e-5), "tie_word_embeddings": (model.tie_embeddings, False)},
     )
-    if _read(settings).rotary_dim == model.rotary_dim:
+    rope = settings.get("rope_parameters")
+    if int(model.head_dim * _stored_share(settings)) == model.rotary_dim:
         return settings
-    rope = settings.get("rope_parameters")  # heads grew, and of them no more is rotated
+    # Heads grew, and no more of them is rotated.
     if isinstance(rope, dict) and "partial_rotary_factor" in rope:
         return settings | {"rope_parameters": rope | {"partial_rotary_factor": _share(model)}}
     return settings | {"rotary_pct": _share(model)}
