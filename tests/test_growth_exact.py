@@ -46,6 +46,8 @@ exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 sizes = st.integers
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
+TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
+
 
 @st.composite
 def sources(draw):
@@ -92,13 +94,17 @@ def cases(draw):
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if not getattr(source, "qk_norm", False) and (times := draw(st.sampled_from([1, 1, 1, 2, 3]))) > 1:
+        wider["head_dim"] = times * source.head_dim
+        if isinstance(source, growlm.ModelConfig):  # which rotates all of a head
+            wider["rope_theta"] = source.rope_theta**times
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
     if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
         config = MixtralConfig
-    return source, config(**fields), operator, options | draw(NOISE)
+    return source, config(**fields), operator, options | draw(NOISE) | draw(TOKENS_BEGIN)
 
 
 def fits(source, target, operator, options):
@@ -247,6 +253,14 @@ def test_orders_that_repeat_layers_are_not_claimed_and_silent_ones_are():
         assert not claim(plan_growth("direct", SMALL, target, order=order), SMALL, target)[0]
         assert claim(plan_growth("zero", SMALL, target, order=order), SMALL, target)[0]
     assert {"stack", "interleave"} <= ORDERS.keys()
+
+
+def test_noise_that_cancels_is_not_claimed_where_only_a_part_of_it_is_added(cheap_values):
+    target = dataclasses.replace(SMALL, mlp=20)
+    for noise_on, claimed in (("all", True), ("new", False)):
+        logits, claims, _ = difference_in_numpy(SMALL, target, "direct", noise=0.5, cancel=True, noise_on=noise_on)
+        assert claims is claimed
+        check(logits, claims)
 
 
 def test_a_composition_of_growths_keeps_the_function():

@@ -48,7 +48,7 @@ def test_larger_heads_keep_the_function_and_are_undone(name, operator, options, 
     after = grown(growth, source, target, params)
     assert claim(growth, source, target)[0]
     assert apart(source, params, target, after) < 1e-11
-    assert np.any(after["blocks"]["attn"]["query"][..., -1] != 0) == (options.get("fill") != "zeros")
+    assert np.any(after["blocks"]["attn"]["key"][..., -1] != 0) == (options.get("fill") != "zeros")
     back = undo(after, target, source, json.loads(json.dumps(describe(growth, source, target))))
     for have, want in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(have, want, rtol=0, atol=1e-12)

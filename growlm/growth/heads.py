@@ -1,7 +1,8 @@
 """Growth of the coordinates of a head: old ones keep their places among the rotated pairs, new ones add nothing yet.
 
-With n coordinates that become m, scores q k / sqrt(n) stay where P_q^T P_k = sqrt(m / n) I: keys are padded with zeros,
-and queries, fresh in new coordinates, are scaled. Values are padded with zeros, and what reads them is fresh there.
+With n coordinates that become m, scores q k / sqrt(n) stay where P_q^T P_k = sqrt(m / n) I: queries are scaled, and
+zero where keys are fresh. Values are fresh there too, and what reads them is zero, as `zero` has it for new heads: were
+it the other way round, a new coordinate of a new head would be fresh on both sides.
 Rotary frequencies theta^(-2 i / r) of r rotated coordinates stay where theta becomes theta^(r' / r): the old pairs have
 the old frequencies, and new pairs turn more slowly.
 """
@@ -11,7 +12,7 @@ import math
 import numpy as np
 
 from growlm.errors import InputError, must_be
-from growlm.growth.maps import AxisMap, Gather, identity, product_defect
+from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind, Role, Weight
 
@@ -20,13 +21,13 @@ LARGEST = float(np.finfo(np.float32).max)  # rotary tables are in float32
 
 
 def head_map(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> AxisMap:
-    """The map of what keys and values write, padded with zeros, and of what reads values, fresh there."""
+    """The map of what keys and values write, fresh in new coordinates, and of what reads values, zero there."""
     old, new = source.size(axis), target.size(axis)
     if old == new:
         return identity(old)
     index = _places(axis, source, target)
     copies = Gather.copies(index)
-    return AxisMap.make(old, copies, copies, fresh_read=index < 0)
+    return AxisMap.make(old, copies, copies, fresh_write=index < 0)
 
 
 def _places(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
@@ -42,14 +43,14 @@ def _places(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> np.ndar
 def score_maps(
     source: DecoderConfig, target: DecoderConfig, maps: dict[str, AxisMap]
 ) -> dict[tuple[str, str], AxisMap]:
-    """By (axis, path), the maps of weights of queries: scaled by what the factor of scores lost, fresh where new."""
+    """By (axis, path), the maps of weights of queries: scaled by what the factor of scores lost, zero where new."""
     found = {}
     for weight, axis in _queries(target):
         head = maps[axis.name]
         if not head.identity:
             scale, index = _scale(weight, source, target), head.gathers[0].index
             write, read = Gather.copies(index, scale), Gather.copies(index, 1 / scale)
-            found[axis.name, weight.path] = AxisMap.make(head.old, write, read, fresh_write=head.fresh_read)
+            found[axis.name, weight.path] = AxisMap.make(head.old, write, read)
     return found
 
 
@@ -79,10 +80,10 @@ def breaks_scores(growth: Growth, source: DecoderConfig, target: DecoderConfig) 
         if not mine:
             return f"no weight on {axis.name} says that it writes queries"
         for weight in mine:
-            query = growth.axis(axis, weight)
-            write, scale = query.gathers[0], _scale(weight, source, target)
-            undone = Gather(write.index, write.scale / scale)
-            if keys.fresh_write.any() or product_defect(undone, keys.gathers[0], keys.old) > TOLERANCE:
+            query, scale = growth.axis(axis, weight), _scale(weight, source, target)
+            undone = Gather(query.gathers[0].index, query.gathers[0].scale / scale)
+            product = AxisMap.make(keys.old, keys.write, undone, keys.fresh_write, query.fresh_write)
+            if not product.defect() <= TOLERANCE:
                 return f"products on {axis.name} change"
     return ""
 
