@@ -229,7 +229,7 @@ def target_shape(
             raise InputError(f"--factor={factor:g} and --target.{depth}={sizes[depth]} must not be given both")
         if not getattr(source, depth):
             raise InputError(f"--factor must multiply layers, and the source has none: say --target.{depth}")
-        if not (layers := getattr(source, depth) * factor).is_integer():
+        if not (layers := float(getattr(source, depth) * factor)).is_integer():
             raise must_be("--factor", f"a factor of which {getattr(source, depth)} layers are whole layers", factor)
         sizes = sizes | {depth: int(layers)}
     if architecture is source.architecture:
