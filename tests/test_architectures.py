@@ -290,7 +290,8 @@ def test_a_growth_that_changes_a_shared_field_is_refused_by_its_name(name, field
 @pytest.mark.parametrize(("name", "field"), SIZES)
 def test_a_smaller_size_is_refused_by_its_name(name, field):
     target = MODELS[name]
-    more = {"heads": {"heads": 4}, "kv_heads": {"kv_heads": 2}}.get(field, {field: getattr(target, field) + 1})
+    heads = {"heads": {"heads": 4}, "kv_heads": {"kv_heads": 2}, "head_dim": {"head_dim": 16}}
+    more = heads.get(field, {field: getattr(target, field) + 1})
     source = dataclasses.replace(target, **more)
     with pytest.raises(InputError, match=rf"model\.{field} must be >= the source's"):
         plan_growth("zero", source, target, KEY)

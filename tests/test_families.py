@@ -474,7 +474,7 @@ BAD = {
     "another head": (
         "gpt_neox",
         ["--target.head_dim=8"],
-        ("head_dim must be the source's, 6, ",),
+        ("model.embed must be heads x head_dim = 4 x 8",),
     ),
     "kv heads": ("gpt_neox", ["--target.kv_heads=2"], ("'kv_heads'", "--target")),
     "half a lift": ("llama", [*EXPERTS, "--target.layers=1"], ("layers must be >= the source's, 2, got 1",)),

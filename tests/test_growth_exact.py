@@ -26,6 +26,7 @@ from growlm.models import (
     GemmaConfig,
     Gpt2Config,
     GptNeoxConfig,
+    Kind,
     LoopedConfig,
     MixtralConfig,
     Olmo2Config,
@@ -72,6 +73,8 @@ WINDOWED = {
 }
 TWICE, OTHERS = ("llama", "mixtral", "looped", "samba"), ("gpt2", "gpt_neox", "own", "olmo", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
+
+TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
 
 
 SLOTS = ("qkv_slots", "out_slots", "mlp_slots")
@@ -163,13 +166,18 @@ def cases(draw):
         wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
     if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
         wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
+    head, times = source.architecture.axis["head_dim"], draw(st.sampled_from([1, 1, 1, 2, 3]))
+    if times > 1 and head.kind is Kind.HEAD and not getattr(source, "qk_norm", False):
+        wider["head_dim"] = times * source.head_dim
+        if head.rotated and head.rotated(source) == source.head_dim:
+            wider["rope_theta"] = source.rope_theta**times
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
     if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
         config = MixtralConfig
-    return source, config(**fields), operator, options | draw(NOISE)
+    return source, config(**fields), operator, options | draw(NOISE) | draw(TOKENS_BEGIN)
 
 
 def fits(source, target, operator, options):
@@ -362,6 +370,14 @@ def test_gradients_of_compensated_weights_follow_the_dual_map():
         report = verify(source, params, target, growlm.grow(params, source, target), TOKENS, growth, steps=1)
     gradients = report["items"]["gradients"]
     assert gradients["claimed"] and gradients["holds"], gradients
+
+
+def test_noise_that_cancels_is_not_claimed_where_only_a_part_of_it_is_added(cheap_values):
+    target = dataclasses.replace(SMALL, mlp=20)
+    for noise_on, claimed in (("all", True), ("new", False)):
+        logits, claims, _ = difference_in_numpy(SMALL, target, "direct", noise=0.5, cancel=True, noise_on=noise_on)
+        assert claims is claimed
+        check(logits, claims)
 
 
 def test_a_composition_of_growths_keeps_the_function():

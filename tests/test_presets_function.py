@@ -45,6 +45,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "tokenformer": (None, True),
     "tokenformer_published": (None, False),
     **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
+    "inheritune": (False, None),
 }
 
 

@@ -29,6 +29,7 @@ class Kind(enum.Enum):
     NORMED = "normed"  # the output of a branch that has a norm of its own before the stream
     INNER = "inner"  # within a branch, elementwise between its writer and its reader
     HEADS = "heads"  # of attention; query heads share the key and value heads of their group
+    HEAD = "head"  # the coordinates of one head, over which queries and keys are multiplied
     EXPERTS = "experts"  # of a mixture, weighed by a router
     STACK = "stack"  # periods of layers, one after the other
     VOCAB = "vocab"
@@ -62,6 +63,8 @@ class Axis:
       normalised: for experts, whether the router weights of a token's experts sum to 1.
       zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
         write, and with both zero neither would have a gradient.
+      rotated: for a head's coordinates, config -> how many, r, are rotated, in pairs (i, i + r/2); None for none.
+      base: the field of the config with the base of their frequencies, base^(-2 i / r).
     """
 
     name: str
@@ -73,6 +76,8 @@ class Axis:
     chosen: str = ""
     normalised: bool = True
     zero_reads: bool = False
+    rotated: Callable[[Any], int] | None = None
+    base: str = ""
 
     @property
     def field(self) -> str:
@@ -138,6 +143,7 @@ class WeightSpec:
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
       present: config -> whether the model has it.
+      scores: for what writes queries, config -> the factor of their products with keys; None for other weights.
     """
 
     name: str
@@ -148,6 +154,7 @@ class WeightSpec:
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
     present: Callable[[Any], bool] = _always
+    scores: Callable[[Any], float] | None = None
 
     def placed(
         self, folder: str, axes: Mapping[str, Axis], stack: Axis | None, multiplier: "Multiplier | None" = None
@@ -164,6 +171,7 @@ class WeightSpec:
             present=self.present,
             stack=stack,
             multiplier=multiplier,
+            scores=self.scores,
         )
 
 
@@ -185,6 +193,7 @@ class Weight:
     present: Callable[[Any], bool]
     stack: Axis | None
     multiplier: "Multiplier | None" = None
+    scores: Callable[[Any], float] | None = None
 
     @property
     def stacked(self) -> bool:
