@@ -31,6 +31,7 @@ from growlm.models import (
     MixtralConfig,
     Olmo2Config,
     OlmoConfig,
+    Role,
     SambaConfig,
     TokenformerConfig,
     Weight,
@@ -167,9 +168,10 @@ def cases(draw):
     if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
         wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
     head, times = source.architecture.axis["head_dim"], draw(st.sampled_from([1, 1, 1, 2, 3]))
-    if times > 1 and head.kind is Kind.HEAD and not getattr(source, "qk_norm", False):
+    normed = any(weight.role is Role.GAIN and dim.reads is head for weight in source.weights for dim in weight.dims)
+    if times > 1 and head.kind is Kind.HEAD and not normed:
         wider["head_dim"] = times * source.head_dim
-        if head.rotated and head.rotated(source) == source.head_dim:
+        if head.rotated and not hasattr(source, "rotary_dim"):  # all of a head
             wider["rope_theta"] = source.rope_theta**times
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
