@@ -44,6 +44,7 @@ from growlm.models import (
     flops_per_token,
     hidden_states,
     init,
+    matmul_parameter_count,
     next_token_loss,
     path_of,
 )
@@ -208,6 +209,13 @@ def test_its_flops_are_those_by_hand():
     assert flops_per_token(MODEL, 16) == 6 * products
     # Query, key, value and out of 16 x 16, two of 16 x 24.
     assert flops_per_token(WIDE, 16) == 6 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 20)
+
+
+def test_flops_of_attention_are_those_of_every_layers_window():
+    config = dataclasses.replace(MODELS["olmo2"], layers=3, sliding_window=4)
+    keys = (4 * 5 / 2 + 12 * 4) / 16, (16 * 17 / 2) / 16  # a query's, on average, on layers with and without a window
+    scores_and_sums = 2 * 2 * config.heads * config.head_dim * (2 * keys[0] + keys[1])
+    assert flops_per_token(config, 16) == 6 * matmul_parameter_count(config) + 3 * scores_and_sums
 
 
 def test_its_documents_do_not_see_each_other():

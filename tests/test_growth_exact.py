@@ -417,3 +417,12 @@ def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
             half = np.where(np.arange(4) == part, 0.5, 0.0)
             assert np.abs(logits(half) - old).max() > 1e-4, MASKED[part]
             assert np.abs(logits(half) - plain).max() > 1e-4
+
+
+def test_what_reads_a_masked_stream_without_a_norm_undoes_its_scale(cheap_values):
+    source = MODELS["olmo2"]
+    target = dataclasses.replace(source, layers=3, embed=12, mlp=9)
+    logits, claims, _ = difference_in_numpy(source, target, "random", mask_tokens=10)
+    assert claims and logits < 1e-11
+    logits, claims, _ = difference_in_numpy(source, dataclasses.replace(target, heads=6, kv_heads=3), "zero")
+    assert not claims and logits > 1e-9  # a norm over all heads

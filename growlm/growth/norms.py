@@ -100,9 +100,11 @@ def _centred(stream: AxisMap) -> AxisMap:
     return dataclasses.replace(stream, write=dataclasses.replace(write, spread=None), read=read)
 
 
-def _diagonal(write: Any, rms: Any, spread: Any = None) -> AxisMap:
-    index = np.arange(len(write))
-    return AxisMap.make(len(index), Gather(index, write, spread=spread), Gather(index, np.ones(len(index))), rms=rms)
+def _diagonal(c: Any, factor: Any, rms: Any, spread: Any = None) -> AxisMap:
+    """Coordinates are written times c and the factor; what reads them without a norm undoes the factor."""
+    index = np.arange(len(c))
+    write, read = Gather(index, c * factor, spread=spread), Gather(index, np.ones(len(index)) / factor)
+    return AxisMap.make(len(index), write, read, rms=rms)
 
 
 def _scaled(c: Any, norm: str) -> tuple[Any, Any]:
@@ -114,14 +116,14 @@ def _scaled(c: Any, norm: str) -> tuple[Any, Any]:
 def _rms_masked(c: Any, norm: str) -> AxisMap:
     """Coordinates times their masks, rescaled to the old mean square."""
     factor, rms = _scaled(c, norm)
-    return _diagonal(c * factor, rms)
+    return _diagonal(c, factor, rms)
 
 
 def _layer_masked(c: Any, norm: str) -> AxisMap:
     """Coordinates times their masks plus (1 - mask) times the mean of unmasked ones, rescaled to the old variance."""
     factor, rms = _scaled(c, norm)
     spread = None if norm == "none" else ((1 - c) * factor, c / c.sum())
-    return _diagonal(c * factor, rms, spread)
+    return _diagonal(c, factor, rms, spread)
 
 
 NORM_RULES: dict[NormKind, NormRule] = {
