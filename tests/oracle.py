@@ -41,12 +41,14 @@ def turn(y, theta, rotated):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, y[..., rotated:]], -1)
 
 
-def attend(q, k, v, out):
-    """Causal attention; heads of keys and values serve neighbouring query heads."""
+def attend(q, k, v, out, window=None):
+    """Causal attention to the last `window` positions; heads of keys and values serve neighbouring query heads."""
     length, times = q.shape[1], q.shape[2] // k.shape[2]
     k, v = np.repeat(k, times, axis=2), np.repeat(v, times, axis=2)
     score = np.einsum("bthe,bshe->bhts", q, k) / np.sqrt(q.shape[-1])
-    weight = softmax(np.where(np.tril(np.ones((length, length), bool)), score, -np.inf))
+    seen = np.tril(np.ones((length, length), bool))
+    seen &= ~np.tril(seen, -(window or length))
+    weight = softmax(np.where(seen, score, -np.inf))
     return np.einsum("bhts,bshe,hed->btd", weight, v, out)
 
 
@@ -54,9 +56,36 @@ def project(y, attn, name):
     return np.einsum("btd,dhe->bthe", y, attn[name]) + attn.get(f"{name}_bias", 0)
 
 
+def silu(y):
+    return y / (1 + np.exp(-y))
+
+
 def swiglu(y, mlp):
-    gate = y @ mlp["gate"]
-    return (gate / (1 + np.exp(-gate)) * (y @ mlp["up"])) @ mlp["down"]
+    return (silu(y @ mlp["gate"]) * (y @ mlp["up"])) @ mlp["down"]
+
+
+def recur(u, dt, a, b, c, document):
+    """The state-space model of Mamba-1, position by position, from a state of 0 in every document."""
+    h, read = np.zeros((len(u), *a.shape), u.dtype), []
+    for t in range(u.shape[1]):
+        h[document[:, t] != document[:, max(t - 1, 0)]] = 0
+        h = np.exp(dt[:, t, :, None] * a) * h + (dt[:, t] * u[:, t])[..., None] * b[:, t, None]
+        read.append((h * c[:, t, None]).sum(-1))
+    return np.stack(read, 1)
+
+
+def mamba(y, weights, document=None):
+    """A branch of Mamba-1. document: [B, T], the number of each position's document."""
+    document = np.zeros(y.shape[:2]) if document is None else document
+    x, u = y @ weights["input"], []
+    for t in range(y.shape[1]):
+        taps = enumerate(weights["conv"].T[::-1][: t + 1])  # the last is this position's
+        seen = [(document[:, t - back] == document[:, t])[:, None] * x[:, t - back] * tap for back, tap in taps]
+        u.append(silu(sum(seen) + weights["conv_bias"]))
+    u = np.stack(u, 1)
+    dt = np.logaddexp(0, u @ weights["dt_down"] @ weights["dt_up"] + weights["dt_bias"])
+    read = recur(u, dt, -np.exp(weights["A_log"]), u @ weights["to_B"], u @ weights["to_C"], document)
+    return ((read + weights["D_skip"] * u) * silu(y @ weights["gate"])) @ weights["out"]
 
 
 def mixture(config, y, moe):
@@ -166,12 +195,24 @@ def looped(config, params, tokens, block_scale):
     return blocks(x, config.layers - config.coda, config.coda)
 
 
+def samba_block(config, block, x, tokens):
+    attn, theta = block["attn"], config.rope_theta
+    x = x + mamba(rms(x, config.norm_eps, block["mamba_norm"]["scale"]), block["mamba"])
+    x = x + swiglu(rms(x, config.norm_eps, block["mamba_mlp_norm"]["scale"]), block["mamba_mlp"])
+    y = rms(x, config.norm_eps, block["attn_norm"]["scale"])
+    q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
+    q, k = (turn(heads, theta, config.head_dim) for heads in (q, k))
+    x = x + attend(q, k, v, attn["out"], config.sliding_window)
+    return x + swiglu(rms(x, config.norm_eps, block["attn_mlp_norm"]["scale"]), block["attn_mlp"])
+
+
 _erf = np.vectorize(math.erf, otypes=[float])
 BLOCKS = {
     "llama": llama_block,
     "mixtral": llama_block,
     "gpt2": gpt2_block,
     "gpt_neox": gpt_neox_block,
+    "samba": samba_block,
     "tokenformer": tokenformer_block,
     "own": own_block,
 }
@@ -187,7 +228,7 @@ def forward(config, params, tokens_BT, block_scale=None):
     x = params["embedding"][tokens_BT]
     if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
-    for number in range(config.layers):
+    for number in range(config.depth):
         block = jax.tree.map(lambda w: w[number], params["blocks"]) | {"number": number}  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
         x = after if block_scale is None else x + block_scale[number] * (after - x)

@@ -32,6 +32,7 @@ from growlm.models import (
     ModelConfig,
     Role,
     RopeScaling,
+    SambaConfig,
     TokenformerConfig,
     Weight,
     WeightSpec,
@@ -54,6 +55,9 @@ MODELS = {
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
+    "samba": SambaConfig(
+        2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
+    ),
     "tokenformer": TokenformerConfig(2, 8, 2, 4, 6, 6, 12, 20, rotary_dim=2),
     "own": MODEL,
 }
@@ -320,7 +324,7 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
     monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
-        wider = {"layers": 3, "embed": 11, "mlp": 13, "mlp_slots": 13, "vocab": 23}
+        wider = {source.architecture.stack.field: 3, "embed": 11, "mlp": 13, "mlp_slots": 13, "vocab": 23}
         target = dataclasses.replace(source, **{name: size for name, size in wider.items() if hasattr(source, name)})
         growth = plan_growth("random", source, target, key, noise=0.3)
         grown.append(grow_params(growth, source, target, params, key))
@@ -332,9 +336,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
 
 
 # Parts that every decoder has, which growlm's own code may name; and words that are something else besides: the option
-# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table.
+# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table, the `state` of training.
 PARTS = {"embedding", "head", "final_norm", "blocks"}
-WORDS = {"final", "layers", "key", "value"}
+WORDS = {"final", "layers", "key", "value", "state"}
 
 
 def names_of_architectures():

@@ -24,6 +24,7 @@ from growlm.models import (
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
+    SambaConfig,
     TokenformerConfig,
     Weight,
     apply,
@@ -66,7 +67,7 @@ SCALES_OF_SLOTS = ("qkv_scale", "out_scale", "mlp_scale")
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped", "tokenformer"]
+    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped", "samba", "tokenformer"]
     name = draw(st.sampled_from(names))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
@@ -88,6 +89,9 @@ def sources(draw):
         return TokenformerConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2, rotary_dim=2)
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    if name == "samba":
+        shape |= {"periods": shape.pop("layers"), "channels": draw(sizes(1, 5)), "dt_rank": draw(sizes(1, 3))}
+        return SambaConfig(**shape, state=2, taps=draw(sizes(1, 3)), sliding_window=draw(sizes(2, 9)))
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     shape |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
@@ -116,18 +120,22 @@ def cases(draw):
     source = draw(sources())
     operator, options = draw(choices())
     wider = {
-        "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
+        source.architecture.stack.field: source.depth + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
     inner = {name: getattr(source, name) for name in ("mlp", *SLOTS) if hasattr(source, name)}
     wider |= {name: size + draw(st.sampled_from([0, 3, size])) for name, size in inner.items()}
-    if isinstance(source, growlm.ModelConfig):
+    if isinstance(source, SambaConfig):
+        wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
+        wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
+    if isinstance(source, growlm.ModelConfig | SambaConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
-        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if isinstance(source, growlm.ModelConfig):
+        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
     if isinstance(source, LoopedConfig):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
@@ -189,6 +197,7 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
 GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+BY_PERIODS = {"periods" if name == "layers" else name: size for name, size in GROUPED.items()}
 LOOPS = SHAPE | {"heads": 3, "head_dim": 4, "prelude": 1, "coda": 1}
 LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
 del LOOPS["layers"]
@@ -201,13 +210,14 @@ MODELS = {
     "tokenformer": TokenformerConfig(2, 7, 3, 4, 5, 6, 9, SMALL.vocab, 2, mlp_scale=2.5, norm_eps=1e-3),
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
+    "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_models_in_numpy_are_those_of_growlm(name):
     config = MODELS[name]
-    scale = np.linspace(0.5, 1, config.layers)
+    scale = np.linspace(0.5, 1, config.depth)
     with jax.enable_x64(True):
         params, tokens = noisy(config), jnp.asarray(TOKENS, jnp.int32)
         logits = apply(config, params, tokens, dtype=jnp.float64, block_scale=jnp.asarray(scale))

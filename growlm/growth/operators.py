@@ -117,7 +117,8 @@ def zero(
 
     def padding(axis: Axis) -> AxisMap:
         # A new query head may share an old value head: its reader must be zero, so its writer is fresh.
-        return padded(places(axis, source, target), source.size(axis), fresh_write=axis.kind is Kind.HEADS)
+        fresh_write = axis.kind is Kind.HEADS or axis.zero_reads
+        return padded(places(axis, source, target), source.size(axis), fresh_write=fresh_write)
 
     def filled(rule: AxisRule) -> AxisRule:
         return (lambda axis: rule(axis).without_fresh()) if fill == "zeros" else rule

@@ -138,14 +138,12 @@ def _draw(
     growth: Growth, target: DecoderConfig, key: Any, weight: Weight, place: tuple[int, ...], purpose: str
 ) -> np.ndarray:
     """Random values of the target's for a part."""
-    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    own = weight.key(jax.random.fold_in(key, number_of(purpose)))
     if weight.elementwise:
-        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
-    if purpose == DRAW_FRESH and weight.init != "normal":
-        for number in (weight.number, *place):
-            key = jax.random.fold_in(key, number)
-        return np.asarray(weight.initial_in(key, target, shape))
+    shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    if weight.init != "normal" and purpose == DRAW_FRESH:
+        return np.asarray(weight.values(reduce(jax.random.fold_in, place, own), target, shape))
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)
 

@@ -39,11 +39,12 @@ from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.samba import SAMBA, SambaConfig
 from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
 ARCHITECTURES: dict[str, Architecture] = {
-    one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, LOOPED, TOKENFORMER)
+    one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, SAMBA, LOOPED, TOKENFORMER)
 }
 
 
@@ -70,6 +71,7 @@ __all__ = [
     "LOOPED",
     "MIXTRAL",
     "REMAT_POLICIES",
+    "SAMBA",
     "TOKENFORMER",
     "Architecture",
     "Axis",
@@ -87,6 +89,7 @@ __all__ = [
     "Params",
     "Role",
     "RopeScaling",
+    "SambaConfig",
     "TokenformerConfig",
     "Weight",
     "WeightSpec",

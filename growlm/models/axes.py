@@ -43,6 +43,8 @@ class Role(enum.Enum):
     ROUTER = "router"  # a matrix whose outputs weigh experts
     GAIN = "gain"  # multiplies elementwise
     BIAS = "bias"  # added elementwise
+    CONSTANT = "constant"  # of a channel of a recurrence, such as its rate of decay; weight decay leaves it alone
+    FILTER = "filter"  # of a channel, summed over taps: a product, but no matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Axis:
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
       normalised: for experts, whether the router weights of a token's experts sum to 1.
+      zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
+        write, and with both zero neither would have a gradient.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Axis:
     values: str = ""
     chosen: str = ""
     normalised: bool = True
+    zero_reads: bool = False
 
     @property
     def field(self) -> str:
@@ -110,7 +115,7 @@ class Dim:
 # The paper's code: matrices start with standard deviation sqrt(2 / (5 fan_in)).
 GAIN = math.sqrt(2 / 5)
 
-# (key, config, shape) -> the initial values of one layer, or of all with the layer axis first.
+# (key, config, shape of the weight or of a part of it) -> float32 values.
 Initial = Callable[[jax.Array, Any, tuple[int, ...]], jax.Array]
 
 _INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
@@ -128,9 +133,8 @@ class WeightSpec:
       name: within its branch.
       dims: in the syntax of `Dim.parse`, without the layer axis.
       role: its role in the optimizer.
-      init: "normal", "ones" or "zeros", by default ones for gains, zeros for biases, else normal; or a function (key,
-        config, shape) -> float32 array.
-      gain: normal weights have the standard deviation gain / sqrt(fan-in).
+      init: "normal", "ones", "zeros" or a function `Initial`; by default ones for gains, zeros for biases, else normal.
+      gain: initial values have the standard deviation gain / sqrt(fan-in), if they are drawn.
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
       present: config -> whether the model has it.
@@ -139,7 +143,7 @@ class WeightSpec:
     name: str
     dims: str
     role: Role = Role.MATRIX
-    init: "str | Initial" = ""
+    init: str | Initial = ""
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
@@ -174,7 +178,7 @@ class Weight:
     path: str
     dims: tuple[Dim, ...]
     role: Role
-    init: "str | Initial"
+    init: str | Initial
     gain: float
     fan_in: tuple[Axis, ...]
     offset: float
@@ -194,8 +198,13 @@ class Weight:
 
     @property
     def elementwise(self) -> bool:
-        """Whether it is a gain or a bias, which are in no matrix product."""
-        return self.role in (Role.GAIN, Role.BIAS)
+        """Whether it is a gain, a bias or a constant of a recurrence, which are in no product over an axis."""
+        return self.role in (Role.GAIN, Role.BIAS, Role.CONSTANT)
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies to it."""
+        return self.role is not Role.CONSTANT
 
     @property
     def neutral(self) -> float:
@@ -224,7 +233,7 @@ class Weight:
         return tuple(config.size(dim.axis) for dim in self.all_dims)
 
     def std(self, config: "DecoderConfig") -> float:
-        """The standard deviation of initial values, if they are normal."""
+        """The standard deviation of initial values, if they are drawn."""
         reads = self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
         # The stream sums all branches: each starts smaller, so that the sum keeps its size (GPT-2).
         depth = max(config.branches, 1) if self.residual else 1
@@ -241,10 +250,10 @@ class Weight:
 
     def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
         """float32 initial values of one layer, or, if `whole`, of all layers."""
-        return self.initial_in(key, config, self.shape(config) if whole else self.block_shape(config))
+        return self.values(key, config, self.shape(config) if whole else self.block_shape(config))
 
-    def initial_in(self, key: jax.Array, config: "DecoderConfig", shape: tuple[int, ...]) -> jax.Array:
-        """float32 initial values of a part of this shape, or of all layers."""
+    def values(self, key: jax.Array, config: "DecoderConfig", shape: tuple[int, ...]) -> jax.Array:
+        """float32 initial values of a part of it."""
         if callable(self.init):
             return self.init(key, config, shape)
         if self.init == "normal":
