@@ -83,6 +83,45 @@ FAMILIES = {
     ),
 }
 
+# Windows of 8 on all layers but every n-th, and rotary settings by kind of layer.
+BY_LAYER = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+OF_OLMO3 = {kind: rope | {"rope_theta": 1000.0} for kind, rope in BY_LAYER.items()}
+FAMILIES |= {
+    "olmo": ("olmo", {"rope_theta": 1000.0}),
+    "olmo_tied": ("olmo", {"tie_word_embeddings": True, "rope_theta": 100.0}),
+    "olmo2": ("olmo2", {"rope_theta": 100.0}),
+    "olmo2_tied": ("olmo2", {"tie_word_embeddings": True, "head_dim": 12}),
+    "olmo3": ("olmo3", {"sliding_window": 8, "num_hidden_layers": 4, "rope_parameters": OF_OLMO3}),
+    "olmo3_every_other": (
+        "olmo3",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "gemma": ("gemma", {"head_dim": 12, "rms_norm_eps": 1e-3}),
+    "gemma_untied": ("gemma", {"head_dim": 8, "tie_word_embeddings": False}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 12, "sliding_window": 8, "query_pre_attn_scalar": 9, "final_logit_softcapping": 3.0,
+         "attn_logit_softcapping": 2.0},
+    ),
+    "gemma2_uncapped": (
+        "gemma2",
+        {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+         "tie_word_embeddings": False, "num_hidden_layers": 2},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"head_dim": 12, "sliding_window": 8, "query_pre_attn_scalar": 9, "rope_parameters": BY_LAYER,
+         "sliding_window_pattern": 3},
+    ),
+    "gemma3_every_other": (
+        "gemma3_text",
+        {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2, "final_logit_softcapping": 3.0},
+    ),
+}  # fmt: skip
+
 _ONE_EACH = {kind: name for name, (kind, _) in reversed(FAMILIES.items())}.values()
 # All of them for tests, one of each type in `make test`: the others have other settings of it.
 CASES = [name if name in _ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]

@@ -29,7 +29,7 @@ def rms(y, eps, gain):
 
 def layer(y, eps, weights):
     centred = y - y.mean(-1, keepdims=True)
-    return rms(centred, eps, weights["scale"]) + weights.get("bias", 0)
+    return rms(centred, eps, weights.get("scale", 1)) + weights.get("bias", 0)
 
 
 def turn(y, theta, rotated):
@@ -41,13 +41,13 @@ def turn(y, theta, rotated):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, y[..., rotated:]], -1)
 
 
-def attend(q, k, v, out, window=None):
-    """Causal attention to the last `window` positions; heads of keys and values serve neighbouring query heads."""
+def attend(q, k, v, out, window=None, scalar=None, cap=None):
+    """Causal attention; heads of keys and values serve neighbouring query heads."""
     length, times = q.shape[1], q.shape[2] // k.shape[2]
     k, v = np.repeat(k, times, axis=2), np.repeat(v, times, axis=2)
-    score = np.einsum("bthe,bshe->bhts", q, k) / np.sqrt(q.shape[-1])
-    seen = np.tril(np.ones((length, length), bool))
-    seen &= ~np.tril(seen, -(window or length))
+    score = np.einsum("bthe,bshe->bhts", q, k) / np.sqrt(scalar or q.shape[-1])
+    score = score if cap is None else cap * np.tanh(score / cap)
+    seen = np.tril(np.ones((length, length), bool)) & ~np.tril(np.ones((length, length), bool), -(window or length))
     weight = softmax(np.where(seen, score, -np.inf))
     return np.einsum("bhts,bshe,hed->btd", weight, v, out)
 
@@ -114,6 +114,60 @@ def llama_block(config, block, x, tokens):
     if "moe" in block:
         return x + added * mixture(config, handed * rms(x, config.norm_eps, block["moe_norm"]["scale"]), block["moe"])
     return x + added * swiglu(handed * rms(x, config.norm_eps, block["mlp_norm"]["scale"]), block["mlp"])
+
+
+def olmo_block(config, block, x, tokens):
+    attn = block["attn"]
+    y = layer(x, config.norm_eps, {})
+    q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
+    q, k = (turn(heads, config.rope_theta, config.head_dim) for heads in (q, k))
+    x = x + attend(q, k, v, attn["out"])
+    return x + swiglu(layer(x, config.norm_eps, {}), block["mlp"])
+
+
+def window_of(config, block):
+    """Of a layer that has one."""
+    return config.sliding_window if (block["number"] + 1) % config.global_every else None
+
+
+def olmo2_block(config, block, x, tokens):
+    attn, eps = block["attn"], config.norm_eps
+    q, k, v = (project(x, attn, name) for name in ("query", "key", "value"))
+    q, k = (
+        rms(z.reshape(*z.shape[:2], -1), eps, attn[f"{name}_norm"].reshape(-1)).reshape(z.shape)
+        for name, z in {"query": q, "key": k}.items()
+    )
+    q, k = (turn(heads, config.rope_theta, config.head_dim) for heads in (q, k))
+    y = attend(q, k, v, attn["out"], window_of(config, block))
+    x = x + rms(y, eps, block["attn_post_norm"]["scale"])
+    return x + rms(swiglu(x, block["mlp"]), eps, block["mlp_post_norm"]["scale"])
+
+
+def geglu(y, mlp):
+    gate = y @ mlp["gate"]
+    return (gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))) / 2 * (y @ mlp["up"])) @ mlp["down"]
+
+
+def gemma_block(config, block, x, tokens):
+    """Of Gemma 1, 2 and 3; a gain that is not there is one."""
+    attn = block["attn"]
+
+    def norm(y, gain):
+        return y if gain is None else rms(y, config.norm_eps, 1 + gain)
+
+    def of(name):
+        return block.get(name, {}).get("scale")
+
+    windowed = config.architecture.name != "gemma"
+    window = window_of(config, block) if windowed else None
+    theta = config.rope_theta if window is None else getattr(config, "local_rope_theta", config.rope_theta)
+    y = norm(x, of("attn_norm"))
+    q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
+    q, k = (norm(z, attn.get(f"{name}_norm")) for name, z in {"query": q, "key": k}.items())
+    q, k = (turn(heads, theta, config.head_dim) for heads in (q, k))
+    scalar, cap = getattr(config, "query_scalar", None), getattr(config, "score_cap", None)
+    x = x + norm(attend(q, k, v, attn["out"], window, scalar, cap), of("attn_post_norm"))
+    return x + norm(geglu(norm(x, of("mlp_norm")), block["mlp"]), of("mlp_post_norm"))
 
 
 def gpt_neox_block(config, block, x, tokens):
@@ -207,33 +261,33 @@ def samba_block(config, block, x, tokens):
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
-BLOCKS = {
-    "llama": llama_block,
-    "mixtral": llama_block,
-    "gpt2": gpt2_block,
-    "gpt_neox": gpt_neox_block,
-    "samba": samba_block,
-    "tokenformer": tokenformer_block,
-    "own": own_block,
-}
-LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own")
+LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own", "olmo")
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+BLOCKS = {"llama": llama_block, "mixtral": llama_block, "gpt_neox": gpt_neox_block, "own": own_block}
+BLOCKS |= {"gpt2": gpt2_block, "samba": samba_block, "tokenformer": tokenformer_block}
+BLOCKS |= {"olmo": olmo_block, "olmo2": olmo2_block} | dict.fromkeys(GEMMAS, gemma_block)
 
 
 def forward(config, params, tokens_BT, block_scale=None):
     """Logits in the parameters' precision. block_scale: of what each whole block adds to the stream."""
-    name, final = config.architecture.name, params.get("final_norm")
+    name, final = config.architecture.name, params.get("final_norm", {})
     if name == "looped":
         x = looped(config, params, tokens_BT, block_scale)
         return config.output_multiplier * rms(x, config.norm_eps, 1) @ params["head"]
-    x = params["embedding"][tokens_BT]
+    x = params["embedding"][tokens_BT] * (np.sqrt(config.embed) if name in GEMMAS else 1)
     if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
     for number in range(config.depth):
         block = jax.tree.map(lambda w: w[number], params["blocks"]) | {"number": number}  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
         x = after if block_scale is None else x + block_scale[number] * (after - x)
-    x = layer(x, config.norm_eps, final) if name in LAYER_NORMED else rms(x, config.norm_eps, final["scale"])
-    return x @ (params["head"] if "head" in params else params["embedding"].T)
+    if name in LAYER_NORMED:
+        x = layer(x, config.norm_eps, final)
+    else:
+        x = rms(x, config.norm_eps, final["scale"] + (name in GEMMAS))
+    logits = x @ (params["head"] if "head" in params else params["embedding"].T)
+    cap = getattr(config, "logit_cap", None)
+    return logits if cap is None else cap * np.tanh(logits / cap)
 
 
 def noisy(config, dtype=np.float64):

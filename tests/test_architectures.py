@@ -25,11 +25,16 @@ from growlm.growth.maps import dual, dual_squared
 from growlm.growth.plan import initial_provenance
 from growlm.models import (
     ARCHITECTURES,
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
     Gpt2Config,
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
     ModelConfig,
+    Olmo2Config,
+    OlmoConfig,
     Role,
     RopeScaling,
     SambaConfig,
@@ -49,6 +54,7 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "growlm"
 SHAPE = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 4, "mlp": 12, "vocab": 20}
 MODEL = OwnConfig(**SHAPE, positions=16)
+WINDOWS = {"sliding_window": 8, "global_every": 2}
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
     "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
@@ -60,6 +66,11 @@ MODELS = {
     ),
     "tokenformer": TokenformerConfig(2, 8, 2, 4, 6, 6, 12, 20, rotary_dim=2),
     "own": MODEL,
+    "olmo": OlmoConfig(**SHAPE, kv_heads=1),
+    "olmo2": Olmo2Config(**SHAPE, kv_heads=1, **WINDOWS),
+    "gemma": GemmaConfig(**SHAPE, kv_heads=1, tie_embeddings=False),
+    "gemma2": Gemma2Config(**SHAPE, kv_heads=1, **WINDOWS, tie_embeddings=False),
+    "gemma3_text": Gemma3Config(**SHAPE, kv_heads=1, **WINDOWS, logit_cap=30.0, tie_embeddings=False),
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
 WIDE = dataclasses.replace(MODEL, embed=16, heads=4, mlp=24)
@@ -313,7 +324,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     old = plain.architecture
     # In front of all, so that keys in the order of weights would move.
     step = tuple(
-        dataclasses.replace(branch, weights=(WeightSpec("another", "embed> >embed"), *branch.weights))
+        dataclasses.replace(
+            branch, weights=(WeightSpec("another", f"{branch.reads}> >{branch.reads}"), *branch.weights)
+        )
         for branch in old.period[0]
     )
     dataclasses.replace(old, config=more_config, lookups=(extra, *old.lookups), period=(step, *old.period[1:]))

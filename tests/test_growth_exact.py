@@ -1,6 +1,7 @@
 """Any architecture, any shapes, any operator: the function is kept where that is claimed, and only there."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -20,15 +21,21 @@ from growlm.growth.expand import grow_params
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
 from growlm.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
     Gpt2Config,
     GptNeoxConfig,
     LoopedConfig,
     MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
     SambaConfig,
     TokenformerConfig,
     Weight,
     apply,
 )
+from growlm.models.llama import GroupedConfig
 
 
 @pytest.fixture
@@ -56,6 +63,14 @@ exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 sizes = st.integers
 SCALES = st.sampled_from([0.25, 0.5, 1.0])
+# Windows that hide something of TOKENS, on every layer but every n-th; the caps are felt.
+WINDOWS = st.sampled_from([{"sliding_window": 3, "global_every": every} for every in (2, 2, 3)])
+WINDOWED = {
+    "olmo2": Olmo2Config,
+    "gemma2": partial(Gemma2Config, query_scalar=3, score_cap=0.5, logit_cap=3.0),
+    "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
+}
+TWICE, OTHERS = ("llama", "mixtral", "looped", "samba"), ("gpt2", "gpt_neox", "own", "olmo", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 
@@ -67,8 +82,7 @@ SCALES_OF_SLOTS = ("qkv_scale", "out_scale", "mlp_scale")
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    names = ["llama", "llama", "mixtral", "mixtral", "gpt2", "gpt_neox", "own", "looped", "samba", "tokenformer"]
-    name = draw(st.sampled_from(names))
+    name = draw(st.sampled_from([*TWICE, *TWICE, *OTHERS, *WINDOWED]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     if name == "looped":
@@ -92,6 +106,12 @@ def sources(draw):
     if name == "samba":
         shape |= {"periods": shape.pop("layers"), "channels": draw(sizes(1, 5)), "dt_rank": draw(sizes(1, 3))}
         return SambaConfig(**shape, state=2, taps=draw(sizes(1, 3)), sliding_window=draw(sizes(2, 9)))
+    if name == "olmo":
+        return OlmoConfig(**shape)
+    if name == "gemma":
+        return GemmaConfig(**shape)
+    if name in WINDOWED:
+        return WINDOWED[name](**shape, **draw(WINDOWS))
     shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     shape |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
@@ -129,9 +149,10 @@ def cases(draw):
     if isinstance(source, SambaConfig):
         wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
         wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
-    if isinstance(source, growlm.ModelConfig | SambaConfig):
-        kv_heads = source.kv_heads + draw(sizes(0, 3))
-        wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
+    if isinstance(source, GroupedConfig | SambaConfig):
+        kv_heads = source.kv_heads + draw(st.sampled_from([0, 0, 1, 2, 3, source.kv_heads]))
+        group = draw(st.sampled_from([1, 2, 3, *[source.heads // source.kv_heads] * 3]))
+        wider |= {"kv_heads": kv_heads, "heads": kv_heads * group}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
     if isinstance(source, growlm.ModelConfig):
@@ -211,6 +232,11 @@ MODELS = {
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
     "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
+    "olmo": OlmoConfig(**GROUPED),
+    "olmo2": Olmo2Config(**GROUPED, sliding_window=3, global_every=2),
+    "gemma": GemmaConfig(**GROUPED),
+    "gemma2": WINDOWED["gemma2"](**GROUPED, sliding_window=3, global_every=2),
+    "gemma3_text": WINDOWED["gemma3_text"](**GROUPED, sliding_window=3, global_every=2, tie_embeddings=False),
 }
 
 

@@ -135,8 +135,7 @@ class Aki(Effect):
         later = numpy_or_jax(value).take(value, self.layers, axis=0, mode="clip")
         for dimension, read, write in growth.width_maps(weight):
             later = primal(read, write).take(later, dimension)
-        if (factor := growth.factors.get(weight.path)) is not None:
-            later = later * along(numpy_or_jax(later).asarray(factor, later.dtype), 0, later.ndim)
+        later = growth.scaled(weight, later)
         return numpy_or_jax(later, grown).where(sum(self._added(growth, weight)) > 0, later, grown)
 
     def source_layers(self, rows: slice) -> np.ndarray:

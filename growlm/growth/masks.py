@@ -106,14 +106,15 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
         one = np.ones(len(index))
         if axis.kind in (Kind.STREAM, Kind.NORMED):
             maps[axis.name] = stream
+        elif axis.kind is Kind.READ and not architecture.has_gain(axis):
+            # Readers undo the factor that a gain would, but for a tied head, which reads as the embedding is written.
+            handed = NORM_RULES[architecture.norm.kind].handed(stream)
+            tied = axis is architecture.final and architecture.tied(config)
+            read = stream.write if tied else Gather(index, open_stream).over(stream.write, stream.rms)
+            maps[axis.name] = AxisMap.make(len(index), handed.write, read)
         elif axis is architecture.final and architecture.tied(config):
             write = Gather(index, stream.gathers[0].scale * share / stream.rms**2)
             maps[axis.name] = AxisMap.make(len(index), write, stream.write)
-        elif axis.kind is Kind.READ and not architecture.has_gain(axis):
-            # Readers undo the factor that a gain would.
-            handed = NORM_RULES[architecture.norm.kind].handed(stream)
-            read = Gather(index, open_stream).over(stream.write, stream.rms)
-            maps[axis.name] = AxisMap.make(len(index), handed.write, read)
         elif axis.kind is Kind.READ:
             maps[axis.name] = AxisMap.make(len(index), Gather(index, open_stream), Gather(index, one))
         elif any(axis.name in branch.norms2 for branch in architecture.branches):

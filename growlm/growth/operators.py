@@ -233,20 +233,18 @@ def by_kind(
     architecture, none = target.architecture, layers < 0
     norm = NORM_RULES[architecture.norm.kind]
     copies = Gather.copies(layers)
-
     gains = architecture.norm.scale or architecture.last_norm.scale
 
-    def normed(axis: Axis) -> AxisMap:
-        # A factor that gains would absorb is none where there are no gains.
-        return stream(axis) if gains else dataclasses.replace(stream(axis), rms=1.0)
+    def through_norms(axis: Axis) -> AxisMap:
+        return stream(axis) if gains else dataclasses.replace(stream(axis), rms=1.0)  # no gain takes a factor
 
     def read(axis: Axis) -> AxisMap:
         # Without a gain in between, what a norm hands on has the stream's own scale.
-        return width(axis) if architecture.has_gain(axis) else norm.handed(normed(architecture.stream))
+        return width(axis) if architecture.has_gain(axis) else norm.handed(through_norms(architecture.stream))
 
     rules: dict[Kind, AxisRule] = {
-        Kind.STREAM: normed,
-        Kind.NORMED: normed,
+        Kind.STREAM: through_norms,
+        Kind.NORMED: through_norms,
         Kind.READ: read,
         Kind.INNER: width,
         Kind.HEADS: width,

@@ -34,18 +34,22 @@ from growlm.models.decoder import (
     next_token_loss,
     with_depth,
 )
+from growlm.models.gemma import GEMMA, GemmaConfig
+from growlm.models.gemma2 import GEMMA2, Gemma2Config
+from growlm.models.gemma3 import GEMMA3, Gemma3Config
 from growlm.models.gpt2 import GPT2, Gpt2Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.olmo import OLMO, OlmoConfig
+from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.samba import SAMBA, SambaConfig
 from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {
-    one.name: one for one in (LLAMA, GPT2, GPT_NEOX, MIXTRAL, SAMBA, LOOPED, TOKENFORMER)
-}
+_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in _ALL}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -65,11 +69,16 @@ def sizes_of(config: DecoderConfig) -> dict[str, int]:
 
 __all__ = [
     "ARCHITECTURES",
+    "GEMMA",
+    "GEMMA2",
+    "GEMMA3",
     "GPT2",
     "GPT_NEOX",
     "LLAMA",
     "LOOPED",
     "MIXTRAL",
+    "OLMO",
+    "OLMO2",
     "REMAT_POLICIES",
     "SAMBA",
     "TOKENFORMER",
@@ -78,6 +87,9 @@ __all__ = [
     "Branch",
     "DecoderConfig",
     "Dim",
+    "Gemma2Config",
+    "Gemma3Config",
+    "GemmaConfig",
     "Gpt2Config",
     "GptNeoxConfig",
     "Kind",
@@ -86,6 +98,8 @@ __all__ = [
     "ModelConfig",
     "Norm",
     "NormKind",
+    "Olmo2Config",
+    "OlmoConfig",
     "Params",
     "Role",
     "RopeScaling",

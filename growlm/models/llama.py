@@ -13,6 +13,7 @@ from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
+from growlm.models.windows import FULL, SLIDING
 
 # The stream, the output of a branch's norm and the output of the last norm have one size, but growth may map each of
 # them differently, so they are three axes. The heads of keys and of values are two axes for the same reason.
@@ -67,17 +68,24 @@ def norm_scale(config: Any) -> np.ndarray | None:
     return np.arange(1, config.layers + 1) ** -0.5 if config.norm_scaling else None
 
 
+def projections(reads: str = "embed", writes: str = "") -> tuple[WeightSpec, ...]:
+    """The matrices of attention: query, key, value, out. `reads` and `writes` are the branch's."""
+    return (
+        WeightSpec("query", f"{reads}> >heads >head_dim"),
+        WeightSpec("key", f"{reads}> >key_heads >head_dim"),
+        WeightSpec("value", f"{reads}> >value_heads >head_dim"),
+        WeightSpec("out", f"heads> head_dim> >{writes or 'stream'}"),
+    )
+
+
 ATTENTION = attention_branch(
     (
-        WeightSpec("query", "embed> >heads >head_dim"),
-        WeightSpec("key", "embed> >key_heads >head_dim"),
-        WeightSpec("value", "embed> >value_heads >head_dim"),
+        *projections(),
         WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("key_bias", ">key_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("value_bias", ">value_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
         WeightSpec("key_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
-        WeightSpec("out", "heads> head_dim> >stream"),
     ),
     rotary=_rotary,
     window=window,
@@ -87,20 +95,16 @@ ATTENTION = attention_branch(
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(DecoderConfig):
-    """The shape of a Llama-like decoder. Raises InputError, a ValueError, for values out of range.
+class GroupedConfig(DecoderConfig):
+    """What the shapes of decoders with grouped query heads and rotary positions have in common.
+
+    Raises InputError, a ValueError, for values out of range, as every config class here.
 
     Attributes:
       layers, embed, heads, kv_heads, head_dim, mlp, vocab: sizes, positive integers (layers may be 0): model width,
-        query heads, key and value heads (a divisor of heads), SwiGLU width. head_dim is even, for RoPE.
+        query heads, key and value heads (a divisor of heads), width of the gated MLP. head_dim is even, for RoPE.
       tie_embeddings: the embedding is the head.
-      norm_eps, rope_theta: of RMSNorm and of rotary frequencies.
-      qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
-      rope_scaling: of rotary frequencies.
-      sliding_window: the number of positions that a query sees, its own the last; None for all before it.
-      base_layers, depth_alpha: what a branch adds is multiplied by (layers / base_layers)^-depth_alpha, as CompleteP
-        does with 1 (arXiv 2505.01618); None for no factor.
-      norm_scaling: what a norm in layer l (from 1) hands on is divided by sqrt(l) (arXiv 2502.05795).
+      norm_eps, rope_theta: of norms and of rotary frequencies.
     """
 
     layers: int
@@ -113,6 +117,37 @@ class ModelConfig(DecoderConfig):
     tie_embeddings: bool = False
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        self._check_integers("layers", least=0)
+        self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
+        self._check_numbers("norm_eps", "rope_theta")
+        self._check_flags("tie_embeddings")
+        if self.heads % self.kv_heads:
+            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
+        if self.head_dim % 2:
+            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
+
+
+def check_scaling(scaling: Any) -> None:
+    """Raises InputError unless it is a scaling of rotary frequencies, or None."""
+    if scaling is not None and not isinstance(scaling, RopeScaling):
+        raise must_be("model.rope_scaling", "None or a RopeScaling", scaling)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(GroupedConfig):
+    """The shape of a Llama-like decoder.
+
+    Attributes:
+      qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
+      rope_scaling: of rotary frequencies.
+      sliding_window: the number of positions that a query sees, its own the last; None for all before it.
+      base_layers, depth_alpha: what a branch adds is multiplied by (layers / base_layers)^-depth_alpha, as CompleteP
+        does with 1 (arXiv 2505.01618); None for no factor.
+      norm_scaling: what a norm in layer l (from 1) hands on is divided by sqrt(l) (arXiv 2502.05795).
+    """
+
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_scaling: RopeScaling | None = None
@@ -124,23 +159,16 @@ class ModelConfig(DecoderConfig):
     architecture: ClassVar[Architecture]
 
     def __post_init__(self):
-        self._check_integers("layers", least=0)
-        self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
-        self._check_numbers("norm_eps", "rope_theta")
-        self._check_flags("tie_embeddings", "qkv_bias", "qk_norm", "norm_scaling")
+        super().__post_init__()
+        self._check_flags("qkv_bias", "qk_norm", "norm_scaling")
         if self.base_layers is not None:
             self._check_integers("base_layers")
         if self.depth_alpha != 0:
             self._check_numbers("depth_alpha")
-        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
-            raise must_be("model.rope_scaling", "None or a RopeScaling", self.rope_scaling)
+        check_scaling(self.rope_scaling)
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
             raise must_be("model.sliding_window", "None or a positive integer", seen)
-        if self.heads % self.kv_heads:
-            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
-        if self.head_dim % 2:
-            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
 
 
 # The names of fields in config.json.
@@ -181,17 +209,17 @@ DECODER_TENSORS = (
     stored("model.norm.weight", "final_norm/scale"),
     stored("lm_head.weight", "head"),
 )
-_TENSORS = (
-    *DECODER_TENSORS,
+MLP_TENSORS = (
     stored("model.layers.{layers}.mlp.gate_proj.weight", "blocks/mlp/gate"),
     stored("model.layers.{layers}.mlp.up_proj.weight", "blocks/mlp/up"),
     stored("model.layers.{layers}.mlp.down_proj.weight", "blocks/mlp/down"),
 )
+TENSORS = (*DECODER_TENSORS, *MLP_TENSORS)
 
 # Phi-3 stores query, key and value as rows of one matrix, one after the other; gate and up too.
 _FUSED = {"self_attn.qkv_proj": ("attn", ("query", "key", "value")), "mlp.gate_up_proj": ("mlp", ("gate", "up"))}
 _FUSED_TENSORS = (
-    *(row for row in _TENSORS if not re.search(r"\.[qkv]_proj\.|\.(gate|up)_proj\.", row.name)),
+    *(row for row in TENSORS if not re.search(r"\.[qkv]_proj\.|\.(gate|up)_proj\.", row.name)),
     *(
         stored(f"model.layers.{{layers}}.{name}.weight", *(f"blocks/{branch}/{part}" for part in parts))
         for name, (branch, parts) in _FUSED.items()
@@ -224,10 +252,10 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
     first = integer("max_window_layers", settings.get("max_window_layers", 28), least=0)
     kinds = settings.get("layer_types")
     if kinds is None:
-        kinds = [_SLIDING] * max(layers - first, 0) + [_FULL] * min(layers, first)
-    if kinds == [_FULL] * layers:
+        kinds = [SLIDING] * max(layers - first, 0) + [FULL] * min(layers, first)
+    if kinds == [FULL] * layers:
         return None
-    if kinds != [_SLIDING] * layers:
+    if kinds != [SLIDING] * layers:
         raise must_be(f"config.json: a sliding window on {layers} layers", "on all of them or none", kinds)
     return seen
 
@@ -243,14 +271,20 @@ class Defaults:
     head_dim: int | None = None
     kv_heads: int | None = None
     rope_theta: float = 10000.0
+    tied: bool = False
     scalings: tuple[str, ...] = ROPE_SCALINGS
     window: Callable[[Settings, int], int | None] = no_window
 
 
 def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
     """The fields of `ModelConfig` in a config.json, without qkv_bias and qk_norm. Raises InputError."""
+    return read_shape(name, defaults, settings) | {"sliding_window": defaults.window(settings, layers_of(settings))}
+
+
+def read_shape(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
+    """The fields of `GroupedConfig` in a config.json, and rope_scaling. Raises InputError."""
     sizes = {field: settings.get(key) for field, key in SIZES.items()}
-    layers = layers_of(settings)
+    layers_of(settings)
     embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
     if sizes["kv_heads"] is None:
         sizes["kv_heads"] = heads if "num_key_value_heads" in settings else defaults.kv_heads or heads
@@ -258,11 +292,10 @@ def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, 
         sizes["head_dim"] = defaults.head_dim if "head_dim" not in settings and defaults.head_dim else embed // heads
     theta, scaling = _rope(settings, name, defaults)
     return sizes | {
-        "tie_embeddings": settings.get("tie_word_embeddings", False),
+        "tie_embeddings": settings.get("tie_word_embeddings", defaults.tied),
         "norm_eps": settings.get("rms_norm_eps", defaults.norm_eps),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "sliding_window": defaults.window(settings, layers),
     }
 
 
@@ -298,7 +331,7 @@ def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
     settings = dict(settings) if "model_type" in settings else {**_new(name, model), **settings}
     settings = write_fields(model, DEFAULTS[name], settings)
     if "layer_types" in settings:
-        settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers
+        settings["layer_types"] = [FULL if model.sliding_window is None else SLIDING] * model.layers
     if isinstance(below := settings.get("max_window_layers"), int) and model.sliding_window is None:
         settings["max_window_layers"] = max(below, model.layers)
     if name == "llama" and model.embed % model.heads:
@@ -316,7 +349,7 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
-    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, False)})
+    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, defaults.tied)})
 
 
 def _as_mistral(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
@@ -394,7 +427,7 @@ FAMILIES = {
     name: Family(
         name,
         architecture,
-        _FUSED_TENSORS if name == "phi3" else _TENSORS,
+        _FUSED_TENSORS if name == "phi3" else TENSORS,
         read=partial(_read, name),
         write=partial(_write, name),
         holds=partial(_holds, name),

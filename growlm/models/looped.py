@@ -16,7 +16,6 @@ from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import (
     Architecture,
     Axis,
-    Branch,
     DecoderConfig,
     Kind,
     Norm,
@@ -27,7 +26,7 @@ from growlm.models.axes import (
 )
 from growlm.models.layers import rms_norm
 from growlm.models.llama import EXAMPLE, STREAM_AXES
-from growlm.models.swiglu import SwiGlu
+from growlm.models.swiglu import SWIGLU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +133,9 @@ _ATTENTION = attention_branch(
     normed=True,
     scale=_scale,
 )
-_MLP = Branch(
-    "mlp",
-    SwiGlu,
-    (
+_MLP = dataclasses.replace(
+    SWIGLU,
+    weights=(
         WeightSpec("gate", "embed> >mlp", init=_uniform),
         WeightSpec("up", "embed> >mlp", init=_uniform),
         WeightSpec("down", "mlp> >stream", init="zeros"),

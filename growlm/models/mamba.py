@@ -51,9 +51,9 @@ def selective_scan(
 
     h_t = exp(dt_t a) h_(t-1) + dt_t u_t b_t and y_t = c_t h_t, from h = 0; it is 0 again where a document begins. In
     the precision of its arguments. On CPUs position by position; elsewhere, in a chunk, by an associative scan of as
-    many passes as log2 of its length: on two CPU cores that took 4 times as long (8 x 128 positions, 128 channels:
-    74 against 19 ms forward and backward; 8 x 512, 256 channels: 540 against 160 ms). On accelerators the associative
-    scan has not been measured.
+    many passes as log2 of its length: on two CPU cores that took 3 to 4 times as long, each at its best chunk (8 x 128
+    positions, 128 channels: 74 against 19 ms forward and backward; 8 x 512, 256 channels: 540 against 160 ms). On
+    accelerators neither has been measured.
 
     Args:
       u_BTI, dt_BTI: what the channels get, and their positive time steps.
