@@ -333,7 +333,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     old = plain.architecture
     # In front of all, so that keys in the order of weights would move.
     step = tuple(
-        dataclasses.replace(branch, weights=(WeightSpec("another", "embed> >embed"), *branch.weights))
+        dataclasses.replace(
+            branch, weights=(WeightSpec("another", f"{branch.reads}> >{branch.reads}"), *branch.weights)
+        )
         for branch in old.period[0]
     )
     dataclasses.replace(old, config=more_config, lookups=(extra, *old.lookups), period=(step, *old.period[1:]))
