@@ -17,7 +17,7 @@ from growlm.growth.depth import stack_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
 from growlm.growth.learned import learn
-from growlm.growth.lifts import lift
+from growlm.growth.lifts import Lifted, lift
 from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.masks import Masks
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
@@ -265,6 +265,13 @@ def _repeats(layers: np.ndarray) -> np.ndarray:
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
+def _fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:
+    """Maps of weights that a lift made and left to be drawn: fresh in every layer."""
+    layers = growth.maps[growth.stack]
+    fresh = dataclasses.replace(layers, fresh_write=np.ones(layers.new, bool))
+    return {} if lifted is None else {(growth.stack, path): fresh for path in lifted.drawn}
+
+
 def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
     """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
 
@@ -388,6 +395,7 @@ def plan_growth(
             raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
     growth = OPERATORS[operator](start, target, key, **options)
-    per_weight, factors = growth.per_weight | _fresh_routers(target, growth.maps), _factors(growth, start, target)
+    per_weight = growth.per_weight | _fresh_routers(target, growth.maps) | _fresh_in_lift(growth, lifted)
+    factors = _factors(growth, start, target)
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, factors=factors, lift=lifted)

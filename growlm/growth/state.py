@@ -15,7 +15,7 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
-from growlm.growth.maps import Array, AxisMap, Rule, dual, dual_squared
+from growlm.growth.maps import MOMENTS, Array, AxisMap
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
@@ -82,8 +82,6 @@ def _grow_params(
 # all, as in published code. map_aged: moments mapped, and fresh slices restart Adam's bias correction at step 0.
 OPTIMIZER_STATES = ("reset", "map", "map_aged")
 
-# The growth of a part of an optimizer state that is shaped like the parameters, by the name of its field in optax.
-MOMENTS: dict[str, Rule] = {"mu": dual, "nu": dual_squared, "trace": dual}
 AGES = "ages"
 CONSTANTS = ("ns_coeffs",)  # of Muon
 

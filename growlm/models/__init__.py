@@ -37,9 +37,10 @@ from growlm.models.decoder import (
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.olmoe import OLMOE, OlmoeConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL)}
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, OLMOE)}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -62,6 +63,7 @@ __all__ = [
     "GPT_NEOX",
     "LLAMA",
     "MIXTRAL",
+    "OLMOE",
     "REMAT_POLICIES",
     "Architecture",
     "Axis",
@@ -74,6 +76,7 @@ __all__ = [
     "ModelConfig",
     "Norm",
     "NormKind",
+    "OlmoeConfig",
     "Params",
     "Role",
     "RopeScaling",

@@ -57,7 +57,7 @@ class Axis:
       of: for a READ axis, the stream that its norm reads; for query heads, the key heads that their groups share.
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
-      normalised: for experts, whether the router weights of a token's experts sum to 1.
+      normalised: for experts, whether the router weights of a token's experts sum to 1, or the field that says so.
     """
 
     name: str
@@ -67,12 +67,16 @@ class Axis:
     of: str = ""
     values: str = ""
     chosen: str = ""
-    normalised: bool = True
+    normalised: str | bool = True
 
     @property
     def field(self) -> str:
         """The field of the config with its size."""
         return self.size or self.name
+
+    def normalises(self, config: Any) -> bool:
+        """Whether the router weights of a token's experts sum to 1 in a model."""
+        return getattr(config, self.normalised) if isinstance(self.normalised, str) else self.normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -534,8 +538,8 @@ class DecoderConfig:
     architecture: ClassVar[Architecture]
 
     def size(self, axis: Axis) -> int:
-        """The size of a declared axis."""
-        return getattr(self, axis.field)
+        """The size of a declared axis; of a flag, 1 or 0."""
+        return int(getattr(self, axis.field))
 
     @property
     def depth(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -109,10 +109,15 @@ class ModelConfig(DecoderConfig):
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
             raise must_be("model.sliding_window", "None or a positive integer", seen)
-        if self.heads % self.kv_heads:
-            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
-        if self.head_dim % 2:
-            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
+        check_heads(self)
+
+
+def check_heads(config: Any) -> None:
+    """Raises InputError unless query heads are in equal groups, and RoPE has pairs to rotate."""
+    if config.heads % config.kv_heads:
+        raise must_be("model.heads", f"a multiple of model.kv_heads, {config.kv_heads}", config.heads)
+    if config.head_dim % 2:
+        raise must_be("model.head_dim", "even, as RoPE rotates pairs", config.head_dim)
 
 
 # The names of fields in config.json.
@@ -193,7 +198,7 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
 class Defaults:
     """Defaults of a configuration class of transformers, for keys that a config.json lacks.
 
-    head_dim: None for hidden_size / heads.
+    head_dim: None for hidden_size / heads. keys: of sizes in config.json, by field.
     """
 
     norm_eps: float = 1e-6
@@ -201,11 +206,12 @@ class Defaults:
     kv_heads: int | None = None
     rope_theta: float = 10000.0
     window: Callable[[Settings, int], int | None] = no_window
+    keys: Mapping[str, str] = dataclasses.field(default_factory=lambda: SIZES)
 
 
 def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
     """The fields of `ModelConfig` in a config.json, without qkv_bias and qk_norm. Raises InputError."""
-    sizes = {field: settings.get(key) for field, key in SIZES.items()}
+    sizes = {field: settings.get(key) for field, key in defaults.keys.items()}
     layers = layers_of(settings)
     embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
     if sizes["kv_heads"] is None:
@@ -267,7 +273,7 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
         "kv_heads": defaults.kv_heads or model.heads,
         "head_dim": defaults.head_dim or model.embed // model.heads,
     }
-    said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
+    said = {key: (getattr(model, field), derived.get(field)) for field, key in defaults.keys.items()}
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
