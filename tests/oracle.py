@@ -60,14 +60,27 @@ def swiglu(y, mlp):
 
 
 def mixture(config, y, moe):
-    """Of every row the most probable experts, one after the other; their weights add up to 1."""
+    """Of every row the most probable experts, one after the other, whose weights add up to 1 if they are normalised.
+
+    Every row gets the shared expert, if there is one.
+    """
     rows = y.reshape(-1, y.shape[-1])
     probability = softmax(rows @ moe["router"])
     best = np.argsort(-probability, axis=-1, kind="stable")[:, : config.experts_per_token]
     weight = np.take_along_axis(probability, best, -1)
-    weight /= weight.sum(-1, keepdims=True)
+    if config.normalised:
+        weight /= weight.sum(-1, keepdims=True)
     of_expert = [swiglu(rows, {name: moe[name][e] for name in ("gate", "up", "down")}) for e in range(config.experts)]
-    return np.einsum("nk,nkd->nd", weight, np.stack(of_expert, 1)[np.arange(len(rows))[:, None], best]).reshape(y.shape)
+    added = np.einsum("nk,nkd->nd", weight, np.stack(of_expert, 1)[np.arange(len(rows))[:, None], best])
+    if "shared_down" in moe:
+        shared = swiglu(rows, {name: moe[f"shared_{name}"] for name in ("gate", "up", "down")})
+        added += shared / (1 + np.exp(-rows @ moe["shared_router"])) if "shared_router" in moe else shared
+    return added.reshape(y.shape)
+
+
+def rms_of_heads(z, eps, gain):
+    """Of each head, or of all heads together."""
+    return rms(z, eps, gain) if gain.ndim == 1 else rms(z.reshape(*z.shape[:2], -1), eps, gain.ravel()).reshape(z.shape)
 
 
 def llama_block(config, block, x, tokens):
@@ -75,7 +88,7 @@ def llama_block(config, block, x, tokens):
     y = rms(x, config.norm_eps, block["attn_norm"]["scale"])
     q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
     q, k = (
-        rms(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
+        rms_of_heads(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
         for n, z in {"query": q, "key": k}.items()
     )
     x = x + attend(turn(q, theta, config.head_dim), turn(k, theta, config.head_dim), v, attn["out"])
@@ -103,7 +116,7 @@ def own_block(config, block, x, tokens):
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
-BLOCKS = {"llama": llama_block, "mixtral": llama_block, "gpt_neox": gpt_neox_block, "own": own_block}
+BLOCKS = {name: llama_block for name in ("llama", "mixtral", "olmoe")} | {"gpt_neox": gpt_neox_block, "own": own_block}
 
 
 def forward(config, params, tokens_BT, block_scale=None):

@@ -28,6 +28,7 @@ from growlm.models import (
     GptNeoxConfig,
     MixtralConfig,
     ModelConfig,
+    OlmoeConfig,
     Role,
     RopeScaling,
     Weight,
@@ -48,7 +49,8 @@ MODEL = OwnConfig(**SHAPE, positions=16)
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
-    "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
+    "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1, shared_mlp=6),
+    "olmoe": OlmoeConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "own": MODEL,
 }
 DEEP = dataclasses.replace(MODEL, layers=4)

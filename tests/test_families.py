@@ -17,7 +17,8 @@ from growlm.commands.convert import convert_folder
 from growlm.commands.grow_checkpoint import plan_grow
 from growlm.errors import InputError
 from growlm.formats import growing
-from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig
+from growlm.formats.layout import family_for
+from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig, OlmoeConfig
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -25,6 +26,11 @@ TOLERANCE = 1e-4  # float32, logits of about 7
 NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)
 LLAMA = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
 MIXTRAL = MixtralConfig(**dataclasses.asdict(LLAMA), experts=3, experts_per_token=2)
+QWEN3 = dataclasses.replace(MIXTRAL, qk_norm=True, normalised=False)
+QWEN2 = dataclasses.replace(MIXTRAL, qkv_bias=True, shared_mlp=20, shared_router=True)
+OLMOE = OlmoeConfig(
+    layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64, experts=3, experts_per_token=2
+)
 EXPERTS = ["--target.architecture=mixtral", "--target.experts=8", "--target.experts_per_token=2"]
 
 
@@ -73,14 +79,17 @@ def refused(capsys, code, *arguments):
         MIXTRAL,
         dataclasses.replace(MIXTRAL, sliding_window=6, tie_embeddings=True, experts=2, experts_per_token=1),
         dataclasses.replace(MIXTRAL, head_dim=8, rope_scaling=growlm.models.RopeScaling("linear", 2.0)),
+        dataclasses.replace(QWEN3, sliding_window=6),
+        QWEN2,
+        OLMOE,
     ],
-    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled"],
+    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled", "qwen3_moe", "qwen2_moe", "olmoe"],
 )
 def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
     params = noisy(config)
     write_model(tmp_path / "out", config, params, shard=20_000)
     model, tokens = hf.load(tmp_path / "out"), hf.random_tokens(64)
-    assert model.config.model_type == config.architecture.name
+    assert model.config.model_type == family_for(config).model_type
     np.testing.assert_allclose(hf.logits_of(model, tokens), growlm.apply(config, params, tokens), atol=TOLERANCE)
     again, values = read_model(tmp_path / "out")
     assert again == config
@@ -91,8 +100,8 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
 def ours(tmp_path_factory):
     """A folder of every architecture, by our own writer."""
     home = tmp_path_factory.mktemp("ours")
-    for config in (NEOX, LLAMA, MIXTRAL):
-        write_model(home / config.architecture.name, config, noisy(config))
+    for config in (NEOX, LLAMA, MIXTRAL, QWEN3, QWEN2, OLMOE):
+        write_model(home / family_for(config).model_type, config, noisy(config))
     return home
 
 
@@ -114,6 +123,11 @@ REFUSED = {
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
     "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
     "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
+    "dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, ("mlp_only_layers of qwen3_moe must be empty, got [0]",)),
+    "every other": ("qwen3_moe", {"decoder_sparse_step": 2}, ("decoder_sparse_step of qwen3_moe must be 1, got 2",)),
+    "half a window": ("qwen2_moe", {"use_sliding_window": True}, ("use_sliding_window of qwen2_moe must be False",)),
+    "a clamp": ("olmoe", {"clip_qkv": 8.0}, ("clip_qkv of olmoe must be None, got 8.0",)),
+    "a flag": ("olmoe", {"norm_topk_prob": 1}, ("normalised must be True or False, got 1",)),
     "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act of mixtral must be 'silu'", "got 'relu'")),
 }
 
@@ -131,8 +145,9 @@ def test_a_variant_that_is_not_built_is_one_line(name, ours, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_heads_that_do_not_fill_the_width_are_no_gpt_neox_of_transformers(tmp_path):
-    config = dataclasses.replace(NEOX, embed=26)
+@pytest.mark.parametrize("config", [NEOX, OLMOE], ids=["gpt_neox", "olmoe"])
+def test_heads_that_do_not_fill_the_width_are_of_no_such_family_of_transformers(config, tmp_path):
+    config = dataclasses.replace(config, embed=26)
     with pytest.raises(InputError, match=r"embed must be heads x head_dim = 4 x 6 .*, got 26"):
         write_model(tmp_path / "out", config, noisy(config))
     assert not (tmp_path / "out").exists()
@@ -143,6 +158,8 @@ def test_heads_that_do_not_fill_the_width_are_no_gpt_neox_of_transformers(tmp_pa
 WIDER = {
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
+    "qwen2_moe": {"layers": 4, "embed": 36, "shared_mlp": 30, "experts": 6, "experts_per_token": 4},
+    "olmoe": {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }
 
 
@@ -222,6 +239,20 @@ def test_a_llama_becomes_a_mixtral_that_computes_the_same(name, theirs, tmp_path
     moe = read_model(folder)[1]["blocks"]["moe"]
     assert all(np.all(moe[part] == moe[part][:, :1]) for part in ("gate", "up", "down"))
     assert len(np.unique(moe["router"][0], axis=1).T) == 8 and np.abs(moe["router"]).min() > 0
+
+
+def test_a_qwen2_becomes_the_shared_expert_of_a_qwen2_moe_that_computes_the_same(tmp_path):
+    """Weighed by a half and twice as large; the experts of the mixture add nothing yet, and all else of them is drawn."""
+    source = hf.save(hf.make_model("qwen2", vocab_size=64), tmp_path / "source")
+    arguments = ["--target.architecture=mixtral", "--option.zero_residual=True"]
+    arguments += sizes(experts=4, experts_per_token=2, mlp=12, shared_mlp=70, shared_router=True, normalised=False)
+    folder = grow(source, tmp_path / "grown", *arguments, *sizes(layers=4, embed=48, heads=6, kv_heads=3))
+    after = assert_same_logits(folder, source)
+    assert type(after).__name__ == "Qwen2MoeForCausalLM" and read(folder, "growth.json")["lift"]["name"] == "weighed"
+    moe = read_model(folder)[1]["blocks"]["moe"]
+    assert not moe["down"].any() and not moe["shared_router"].any()
+    for part in ("gate", "up", "router"):
+        assert moe[part].std() > 0.01 and np.unique(moe[part]).size > 1000 * (part != "router")
 
 
 def test_a_tied_head_becomes_one_of_its_own(theirs, tmp_path):

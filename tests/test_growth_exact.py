@@ -18,7 +18,7 @@ import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, MixtralConfig, Weight, apply
+from growlm.models import GptNeoxConfig, MixtralConfig, OlmoeConfig, Weight, apply
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, 
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "gpt_neox", "own"]))
+    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "olmoe", "gpt_neox", "own"]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
@@ -59,11 +59,18 @@ def sources(draw):
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
-    shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    variants = {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     if name == "llama":
-        return growlm.ModelConfig(**shape)
+        return growlm.ModelConfig(**shape, **variants)
     experts = draw(sizes(1, 3))
-    return MixtralConfig(**shape, experts=experts, experts_per_token=draw(sizes(1, min(experts, 2))))
+    shape |= {
+        "experts": experts,
+        "experts_per_token": draw(sizes(1, min(experts, 2))),
+        "normalised": draw(st.booleans()),
+    }
+    if name == "olmoe":
+        return OlmoeConfig(**shape)
+    return MixtralConfig(**shape, **variants, shared_mlp=draw(st.sampled_from([0, 0, 3])))
 
 
 def choose_experts(draw, source, operator):
@@ -87,7 +94,7 @@ def cases(draw):
         "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
-    if isinstance(source, growlm.ModelConfig):
+    if isinstance(source, growlm.ModelConfig | OlmoeConfig):
         kv_heads = source.kv_heads + draw(sizes(0, 3))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
     else:
@@ -95,9 +102,14 @@ def cases(draw):
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
-    if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
+    if config in (MixtralConfig, OlmoeConfig) or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
-        config = MixtralConfig
+        config = MixtralConfig if config is growlm.ModelConfig else config
+    if config is MixtralConfig:
+        more = draw(st.sampled_from([0, 0, 4]))
+        shared = getattr(source, "shared_mlp", source.mlp if more else 0)  # a lift may put the dense MLP there
+        fields |= {"shared_mlp": shared + more, "normalised": getattr(source, "normalised", draw(st.booleans()))}
+        fields["shared_router"] = getattr(source, "shared_mlp", 0) == 0 < more and draw(st.booleans())
     return source, config(**fields), operator, options | draw(NOISE)
 
 
@@ -150,6 +162,10 @@ GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
+    "qwen2_moe": MixtralConfig(
+        **GROUPED, experts=4, experts_per_token=2, normalised=False, shared_mlp=5, shared_router=True
+    ),
+    "olmoe": OlmoeConfig(**GROUPED, experts=4, experts_per_token=2),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
 }
@@ -166,12 +182,17 @@ def test_the_models_in_numpy_are_those_of_growlm(name):
     np.testing.assert_allclose(logits, expected, atol=2e-6 * np.abs(expected).max())
 
 
-def test_experts_are_claimed_where_their_copies_are_chosen_together(cheap_values):
-    """Of (experts, of a token) before and after."""
-    exact = {(2, 1, 4, 2): True, (2, 2, 6, 6): True, (1, 1, 3, 2): True, (2, 1, 3, 1): True, (2, 1, 4, 1): True}
-    exact |= {(2, 2, 4, 2): False, (2, 1, 3, 2): False, (2, 2, 3, 3): False, (3, 2, 6, 3): False}
-    for (old, chosen, new, after), claimed in exact.items():
-        source = MixtralConfig(**GROUPED, experts=old, experts_per_token=chosen)
+# (experts, of a token) before and after -> whether growth is exact with weights that sum to 1, and with others.
+COPIED_EXPERTS = {(2, 1, 4, 2): (True, True), (2, 2, 6, 6): (True, True), (1, 1, 3, 3): (True, True)}
+COPIED_EXPERTS |= {case: (True, False) for case in ((1, 1, 3, 2), (2, 1, 3, 1), (2, 1, 4, 1))}
+COPIED_EXPERTS |= {case: (False, False) for case in ((2, 2, 4, 2), (2, 1, 3, 2), (2, 2, 3, 3), (3, 2, 6, 3))}
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_experts_are_claimed_where_their_copies_are_chosen_together(cheap_values, normalised):
+    for (old, chosen, new, after), exact in COPIED_EXPERTS.items():
+        claimed = exact[not normalised]
+        source = MixtralConfig(**GROUPED, experts=old, experts_per_token=chosen, normalised=normalised)
         target = dataclasses.replace(source, experts=new, experts_per_token=after)
         for operator in ("direct", "zero"):
             logits, claims, growth = difference_in_numpy(source, target, operator)

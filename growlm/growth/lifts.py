@@ -24,7 +24,9 @@ def _untied(source: DecoderConfig, target: DecoderConfig) -> DecoderConfig | Non
 UNTIE = Lift("untie", "the head becomes a copy of the embedding", _untied, {"head": Origin("embedding", (1, 0))})
 
 # Adding a lift is one value and one row.
-LIFTS: dict[str, Lift] = {lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED)}
+LIFTS: dict[str, Lift] = {
+    lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED)
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
