@@ -303,6 +303,7 @@ class Branch:
       flops: (config, length) -> forward FLOPs of a token in products of activations with each other.
       tables: (config, length) -> arrays that all layers share, such as rotary tables, passed in the context.
       losses: (config, auxiliary dict stacked over layers) -> auxiliary losses by name, added in training.
+      metrics: the same -> scalars by name, which training records.
       reads: the axis that its norm writes; the stream for a branch that reads it without a norm.
       writes: an axis of kind NORMED that it writes, if a norm stands between it and the stream.
       scale, norm_scale: factors on what it adds, and on what it gets from its norm.
@@ -317,6 +318,7 @@ class Branch:
     flops: Callable[[Any, int], float] = _no_flops
     tables: Callable[[Any, int], Any] = _no_tables
     losses: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    metrics: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     reads: str = "embed"
     writes: str = ""
     scale: Multiplier | None = None

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from growlm.errors import must_be
 from growlm.models.axes import Axis, Branch, DecoderConfig, Kind, Role, WeightSpec
+from growlm.models.blocked import blocked_experts
 from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, has, weight
 from growlm.models.sharding import BATCH, batch_parts, current_mesh
@@ -54,15 +55,12 @@ def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, 
 
 
 def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """The weighted sum of the chosen experts, [N, D], by the faster way."""
-    if _dense_is_faster(len(experts[0]), expert_NK.shape[1]):
+    """The weighted sum of the chosen experts, [N, D], by the fastest way."""
+    if len(experts[0]) <= expert_NK.shape[1]:
         return all_experts(x_ND, weight_NK, expert_NK, experts)
-    return _on_every_device(chosen_experts, x_ND, weight_NK, expert_NK, experts)
-
-
-def _dense_is_faster(experts: int, chosen: int) -> bool:
-    # On XLA's CPU backend a ragged product is a masked dense one, and slower: experiments/benchmarks/experts.py.
-    return platform() == "cpu" or experts <= chosen
+    # On XLA's CPU backend a ragged product is a masked dense one: experiments/benchmarks/experts.py.
+    chosen = blocked_experts if platform() == "cpu" else chosen_experts
+    return _on_every_device(chosen, x_ND, weight_NK, expert_NK, experts)
 
 
 def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
@@ -105,7 +103,8 @@ class Moe(nn.Module):
         y_ND = apply_experts(x_ND, weight_NK, expert_NK, experts)
         load_E = jnp.bincount(expert_NK.reshape(-1), length=logits_NE.shape[1]) / len(x_ND)
         said = {"load": load_E.astype(probability_NE.dtype), "probability": probability_NE.mean(axis=0)}
-        said["entropy"] = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(probability_NE, probability_NE), axis=1))
+        constant_NE = jax.lax.stop_gradient(probability_NE)
+        said["entropy"] = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(constant_NE, constant_NE), axis=1))
         return (y_ND + self._shared(x_ND) if has(self, "shared_down") else y_ND), said
 
     def _shared(self, x_ND):
@@ -130,6 +129,15 @@ def balance_loss(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array
     return {"balance_loss": config.router_aux_loss * balance}
 
 
+def router_metrics(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The largest and the smallest load of an expert in any layer over the mean load, and the entropy in nats a token.
+
+    An even load is 1 and 1; a dead expert has 0; log(experts) is the entropy of a router that knows nothing.
+    """
+    load_LE = said["load"] / said["load"].mean(axis=1, keepdims=True)
+    return {"load_max": load_LE.max(), "load_min": load_LE.min(), "entropy": said["entropy"].mean()}
+
+
 def check_mixture(config: Any) -> None:
     """Raises InputError unless the fields of a mixture are in range."""
     config._check_integers("experts", "experts_per_token")
@@ -146,7 +154,7 @@ _EXPERTS = (
     WeightSpec("up", "experts: embed> >mlp"),
     WeightSpec("down", "experts: mlp> >stream"),
 )
-ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss)
+ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss, metrics=router_metrics)
 
 # An expert that every token gets, and the sigmoid that may weigh it (Qwen2-MoE): no axes where their sizes are 0.
 SHARED = Axis("shared_mlp", Kind.INNER, mesh="tensor"), Axis("shared_router", Kind.FIXED)
