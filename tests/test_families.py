@@ -255,6 +255,21 @@ def test_a_qwen2_becomes_the_shared_expert_of_a_qwen2_moe_that_computes_the_same
         assert moe[part].std() > 0.01 and np.unique(moe[part]).size > 1000 * (part != "router")
 
 
+def test_units_are_dropped_piece_by_piece(theirs, tmp_path, monkeypatch):
+    """The same units of all three matrices of an expert, however a folder is cut into pieces."""
+    monkeypatch.setattr(growing, "PIECE_BYTES", 2000)
+    folder = grow(theirs / "llama", tmp_path / "grown", *EXPERTS, "--option.drop_units=0.5")
+    assert not read(folder, "verify.json")["function"]["claimed"]
+    before, after = (read_model(each)[1]["blocks"] for each in (theirs / "llama", folder))
+    sets = {}
+    for part, dim in (("gate", 3), ("up", 3), ("down", 2)):
+        other = (after["moe"][part] != before["mlp"][part][:, None]).swapaxes(2, dim)
+        assert np.array_equal(other.any(axis=3), other.all(axis=3))
+        sets[part] = other.any(axis=3)
+    assert np.array_equal(sets["gate"], sets["up"]) and np.array_equal(sets["gate"], sets["down"])
+    assert np.all(sets["gate"].sum(axis=2) == sets["gate"].shape[2] / 2)
+
+
 def test_a_tied_head_becomes_one_of_its_own(theirs, tmp_path):
     folder = grow(theirs / "tied", tmp_path / "grown", *sizes(tie_embeddings=False))
     after = assert_same_logits(folder, theirs / "tied")

@@ -87,8 +87,7 @@ def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderC
     """Why the router weights of an expert's copies do not sum to the expert's; empty if they do."""
     experts = growth.maps[axis.name]
     before, after = (getattr(config, axis.chosen) for config in (source, target))
-    writers = [w for w in target.weights if w.residual and any(dim.many and dim.axis is axis for dim in w.dims)]
-    if growth.lift and all(growth.lift.silent(weight) for weight in writers):
+    if growth.silent(axis, target):
         return ""  # whatever the router says
     if experts.fresh.any():
         return f"fresh {axis.name} take a share of the router's weight"

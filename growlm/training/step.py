@@ -135,7 +135,7 @@ def _measured(
 
 
 def _trained_loss(spec: StepSpec, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum of the cross-entropy and of what branches add, such as the balance of experts; these parts and metrics."""
+    """The cross-entropy and what branches add, such as the balance of experts: their sum; the parts, and metrics."""
     loss, added, metrics = _measured(spec, *arguments)
     return sum(added.values(), loss), {"loss": loss, **added, **metrics}
 
