@@ -116,7 +116,7 @@ def own_block(config, block, x, tokens):
 
 
 _erf = np.vectorize(math.erf, otypes=[float])
-BLOCKS = {name: llama_block for name in ("llama", "mixtral", "olmoe")} | {"gpt_neox": gpt_neox_block, "own": own_block}
+BLOCKS = dict.fromkeys(("llama", "mixtral", "olmoe"), llama_block) | {"gpt_neox": gpt_neox_block, "own": own_block}
 
 
 def forward(config, params, tokens_BT, block_scale=None):

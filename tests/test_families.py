@@ -242,7 +242,7 @@ def test_a_llama_becomes_a_mixtral_that_computes_the_same(name, theirs, tmp_path
 
 
 def test_a_qwen2_becomes_the_shared_expert_of_a_qwen2_moe_that_computes_the_same(tmp_path):
-    """Weighed by a half and twice as large; the experts of the mixture add nothing yet, and all else of them is drawn."""
+    """Weighed by a half and twice as large; the mixture's experts add nothing yet, and all else of them is drawn."""
     source = hf.save(hf.make_model("qwen2", vocab_size=64), tmp_path / "source")
     arguments = ["--target.architecture=mixtral", "--option.zero_residual=True"]
     arguments += sizes(experts=4, experts_per_token=2, mlp=12, shared_mlp=70, shared_router=True, normalised=False)

@@ -184,8 +184,8 @@ def test_the_models_in_numpy_are_those_of_growlm(name):
 
 # (experts, of a token) before and after -> whether growth is exact with weights that sum to 1, and with others.
 COPIED_EXPERTS = {(2, 1, 4, 2): (True, True), (2, 2, 6, 6): (True, True), (1, 1, 3, 3): (True, True)}
-COPIED_EXPERTS |= {case: (True, False) for case in ((1, 1, 3, 2), (2, 1, 3, 1), (2, 1, 4, 1))}
-COPIED_EXPERTS |= {case: (False, False) for case in ((2, 2, 4, 2), (2, 1, 3, 2), (2, 2, 3, 3), (3, 2, 6, 3))}
+COPIED_EXPERTS |= dict.fromkeys(((1, 1, 3, 2), (2, 1, 3, 1), (2, 1, 4, 1)), (True, False))
+COPIED_EXPERTS |= dict.fromkeys(((2, 2, 4, 2), (2, 1, 3, 2), (2, 2, 3, 3), (3, 2, 6, 3)), (False, False))
 
 
 @pytest.mark.parametrize("normalised", [True, False])

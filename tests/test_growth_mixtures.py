@@ -77,7 +77,7 @@ def test_noise_that_cancels_parts_what_copies_add_where_they_are_weighed_alike_a
 
 
 def test_noise_on_routers_is_on_copies_alone_and_is_heard():
-    before, after, growth = grown_in_numpy(FOUR, EIGHT, "direct", router_noise=0.1)
+    before, after, _ = grown_in_numpy(FOUR, EIGHT, "direct", router_noise=0.1)
     old, new = before["blocks"]["moe"]["router"], after["blocks"]["moe"]["router"]
     np.testing.assert_array_equal(new[..., :4], old)
     assert 0.05 < (new[..., 4:] - old).std() / old.std() < 0.2

@@ -1,12 +1,14 @@
 """Mixtures of experts: every way to compute one, shared experts, and what the router says of itself."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from eight import on_eight_devices
 from oracle import noisy, swiglu
 
 from growlm.models import MixtralConfig, losses
@@ -81,6 +83,15 @@ def test_a_router_that_knows_nothing_and_one_that_knows_one_answer_say_so():
     none = dataclasses.replace(CONFIG, layers=0)
     empty = jax.tree.map(lambda leaf: leaf[:0], params["blocks"])
     assert measured(none, params | {"blocks": empty}, tokens, Pass())[1:] == ({}, {})
+
+
+def test_it_trains_on_eight_devices_as_on_one():
+    """Each device sorts its own rows, and has a part of every expert's units."""
+    found = on_eight_devices(Path(__file__).parent / "mixture_on_eight.py")
+    for many, one in zip(found["many"], found["one"], strict=True):
+        assert many.keys() == one.keys() >= {"loss", "balance_loss", "grad_norm", "moe_load_max", "moe_entropy"}
+        for name, value in one.items():
+            assert abs(many[name] - value) < 1e-4 * max(1, abs(value)), name
 
 
 def test_a_run_records_what_its_routers_do(tmp_path):

@@ -1,16 +1,16 @@
-"""A mixture's products, forward and backward, by each of growlm's ways, beside a dense SwiGLU of equal active parameters.
+"""A mixture's products, forward and backward, by each of growlm's ways, beside a dense SwiGLU of equal active size.
 
     python experiments/benchmarks/experts.py
 
-Ways: `all` experts on every row, `ragged` products of the chosen ones, `blocks` of rows of the chosen ones (the way that
-growlm.models.moe takes on CPUs). All give one result. They and the dense SwiGLU, which is as wide as the experts of one
-row together, take turns, round after round; the share of a way is the median over rounds of the dense time to its own:
-1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
+Ways: `all` experts on every row, `ragged` products of the chosen ones, `blocks` of rows of the chosen ones, which is
+what growlm.models.moe takes on CPUs. All give one result. They and the dense SwiGLU, which is as wide as the experts of
+one row together, take turns, round after round; the share of a way is the median over rounds of the dense time to its
+own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
 RESULTS
 
-Cost: two minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU instead of
-seconds, for a machine that does other work.
+Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
+machine that does other work.
 """
 
 import json

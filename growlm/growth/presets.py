@@ -399,7 +399,7 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def keeps_function(preset: Preset, grows: str) -> bool | None:
-    """Whether a preset claims to keep the function when only "depth", "width" or "mixture" grows; None if it never does.
+    """Whether a preset claims to keep the function when only "depth", "width" or "mixture" grows; None where none does.
 
     Claims are made for every growth of its schedule, on small shapes.
     """

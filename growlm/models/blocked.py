@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # rows; more waste more, fewer make products that are slower
+BLOCK = 64  # rows: more of them waste more, fewer add up more parts of gradients
 
 
 class _Order(NamedTuple):
@@ -24,11 +24,17 @@ class _Order(NamedTuple):
     begin_E: jax.Array
     count_E: jax.Array
 
+    @property
+    def block(self) -> int:
+        """The rows of a block."""
+        return len(self.row_S) - self.place_NK.size
+
 
 def _by_expert(expert_NK: jax.Array, experts: int) -> _Order:
+    block = 2 * BLOCK if expert_NK.size >= 8 * BLOCK * experts else BLOCK
     order_M = jnp.argsort(expert_NK.reshape(-1))
     count_E = jnp.bincount(expert_NK.reshape(-1), length=experts).astype(jnp.int32)
-    row_S = jnp.pad(order_M // expert_NK.shape[1], (0, BLOCK))
+    row_S = jnp.pad(order_M // expert_NK.shape[1], (0, block))
     return _Order(row_S, jnp.argsort(order_M).reshape(expert_NK.shape), jnp.cumsum(count_E) - count_E, count_E)
 
 
@@ -42,16 +48,16 @@ def _fold(step: Callable, carry: Any, order: _Order, experts: Any, sums: Any) ->
         begin, count, expert = part
 
         def block(number: jax.Array, both: Any) -> Any:
-            live_b1 = jnp.arange(BLOCK)[:, None] < count - number * BLOCK
-            return step(both, begin + number * BLOCK, live_b1, expert)
+            live_b1 = jnp.arange(order.block)[:, None] < count - number * order.block
+            return step(both, begin + number * order.block, live_b1, expert)
 
-        return jax.lax.fori_loop(0, -(-count // BLOCK), block, (carry, sums))
+        return jax.lax.fori_loop(0, -(-count // order.block), block, (carry, sums))
 
     return jax.lax.scan(of_expert, carry, (order.begin_E, order.count_E, experts))
 
 
-def _cut(array_S: jax.Array, begin: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(array_S, begin, BLOCK)
+def _cut(array_S: jax.Array, begin: jax.Array, live_b1: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(array_S, begin, len(live_b1))
 
 
 def _put(arrays: tuple[jax.Array, ...], blocks: tuple[jax.Array, ...], begin: jax.Array) -> tuple[jax.Array, ...]:
@@ -77,9 +83,9 @@ def _forward(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, expert
 
     def step(both, begin, live_b1, expert):
         (arrays, _), (gate_DF, up_DF, down_FD) = both, expert
-        x_bD = _cut(x_SD, begin)
+        x_bD = _cut(x_SD, begin, live_b1)
         gate_bF, up_bF = x_bD @ gate_DF, x_bD @ up_DF
-        y_bD = (jax.nn.silu(gate_bF) * up_bF * _cut(weight_S1, begin)) @ down_FD
+        y_bD = (jax.nn.silu(gate_bF) * up_bF * _cut(weight_S1, begin, live_b1)) @ down_FD
         return _put(arrays, (gate_bF, up_bF, y_bD), begin), ()
 
     wide, (rows, embed) = (len(x_SD), experts[0].shape[2]), x_SD.shape
@@ -95,8 +101,8 @@ def _backward(kept: Any, dy_ND: jax.Array) -> tuple[Any, ...]:
 
     def step(both, begin, live_b1, expert):
         (arrays, sums), (gate_DF, up_DF, down_FD) = both, expert
-        x_bD, gate_bF, up_bF, weight_b1 = (_cut(array, begin) for array in (x_SD, gate_SF, up_SF, weight_S1))
-        dy_bD = jnp.where(live_b1, _cut(dy_SD, begin), 0)
+        x_bD, gate_bF, up_bF, weight_b1 = (_cut(array, begin, live_b1) for array in (x_SD, gate_SF, up_SF, weight_S1))
+        dy_bD = jnp.where(live_b1, _cut(dy_SD, begin, live_b1), 0)
         sigmoid_bF = jax.nn.sigmoid(gate_bF)
         silu_bF = gate_bF * sigmoid_bF
         h_bF = silu_bF * up_bF

@@ -418,7 +418,7 @@ def losses(
 
 
 def measured(
-    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: jax.Array | None = None
+    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: Any = None
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """What `losses` returns, and what branches say of themselves: scalars by the branch's name and their own."""
     _check_tokens(tokens, 2)
