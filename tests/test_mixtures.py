@@ -12,7 +12,7 @@ from eight import on_eight_devices
 from oracle import noisy, swiglu
 
 from growlm.models import MixtralConfig, losses
-from growlm.models.blocked import BLOCK, blocked_experts
+from growlm.models.blocked import LARGE, SMALL, blocked_experts
 from growlm.models.decoder import Pass, measured
 from growlm.models.moe import all_experts, chosen_experts
 from growlm.training.run import train
@@ -21,7 +21,7 @@ WAYS = {"all": all_experts, "ragged": chosen_experts, "blocks": blocked_experts}
 
 
 def mixture(rows, experts, chosen, embed=4, mlp=6):
-    """Rows, weights, choices and experts; the first expert has more rows than a block, the last none."""
+    """Rows, weights, choices and experts; the first expert has blocks of both sizes, the last no rows."""
     rng = np.random.default_rng(0)
     rank = rng.permuted(np.tile(np.arange(1, experts - 1), (rows, 1)), axis=1)[:, : chosen - 1]
     expert_NK = np.concatenate([np.zeros((rows, 1), int), rank], axis=1)
@@ -32,7 +32,7 @@ def mixture(rows, experts, chosen, embed=4, mlp=6):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_weighs_the_same_experts_and_has_their_gradients(way):
-    x_ND, weight_NK, expert_NK, experts = mixture(rows=BLOCK + 9, experts=4, chosen=2)
+    x_ND, weight_NK, expert_NK, experts = mixture(rows=LARGE + SMALL + 9, experts=4, chosen=2)
     parts = ("gate", "up", "down")
     expected = np.zeros_like(x_ND)
     for row, (weights, numbers) in enumerate(zip(weight_NK, expert_NK, strict=True)):

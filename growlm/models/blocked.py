@@ -1,19 +1,21 @@
 """The chosen experts of every row in blocks of rows, for backends without ragged products.
 
-Rows are sorted by expert, and each expert works on its own in blocks of a fixed size. A block that ends among the rows
-of the next expert computes a few of them for nothing: what it writes there, the next expert overwrites.
+Rows are sorted by expert, and each expert works on its own in blocks, large ones while it has enough rows and then small
+ones. A small block that ends among the rows of the next expert computes a few of them for nothing: what it writes there,
+the next expert overwrites.
 
 Shape suffixes: N rows, D embed, E experts, K experts of a row, F mlp, M = N x K assignments in the order of experts, S
 the same and one block more, b rows of a block.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-BLOCK = 64  # rows: more of them waste more, fewer add up more parts of gradients
+LARGE, SMALL = 256, 64  # rows: each block moves an expert's weights, or their gradients; half a small one is wasted
 
 
 class _Order(NamedTuple):
@@ -24,17 +26,11 @@ class _Order(NamedTuple):
     begin_E: jax.Array
     count_E: jax.Array
 
-    @property
-    def block(self) -> int:
-        """The rows of a block."""
-        return len(self.row_S) - self.place_NK.size
-
 
 def _by_expert(expert_NK: jax.Array, experts: int) -> _Order:
-    block = 2 * BLOCK if expert_NK.size >= 8 * BLOCK * experts else BLOCK
     order_M = jnp.argsort(expert_NK.reshape(-1))
     count_E = jnp.bincount(expert_NK.reshape(-1), length=experts).astype(jnp.int32)
-    row_S = jnp.pad(order_M // expert_NK.shape[1], (0, block))
+    row_S = jnp.pad(order_M // expert_NK.shape[1], (0, SMALL))
     return _Order(row_S, jnp.argsort(order_M).reshape(expert_NK.shape), jnp.cumsum(count_E) - count_E, count_E)
 
 
@@ -47,11 +43,15 @@ def _fold(step: Callable, carry: Any, order: _Order, experts: Any, sums: Any) ->
     def of_expert(carry: Any, part: Any) -> tuple[Any, Any]:
         begin, count, expert = part
 
-        def block(number: jax.Array, both: Any) -> Any:
-            live_b1 = jnp.arange(order.block)[:, None] < count - number * order.block
-            return step(both, begin + number * order.block, live_b1, expert)
+        def block(size: int, first: jax.Array, number: jax.Array, both: Any) -> Any:
+            done = first + number * size
+            return step(both, begin + done, jnp.arange(size)[:, None] < count - done, expert)
 
-        return jax.lax.fori_loop(0, -(-count // order.block), block, (carry, sums))
+        both, done = (carry, sums), jnp.zeros_like(count)
+        if order.place_NK.size >= LARGE:
+            both = jax.lax.fori_loop(0, count // LARGE, partial(block, LARGE, done), both)
+            done = count // LARGE * LARGE
+        return jax.lax.fori_loop(0, -(-(count - done) // SMALL), partial(block, SMALL, done), both)
 
     return jax.lax.scan(of_expert, carry, (order.begin_E, order.count_E, experts))
 
