@@ -7,18 +7,18 @@ what growlm.models.moe takes on CPUs. All give one result. They and the dense Sw
 one row together, take turns, round after round; the share of a way is the median over rounds of the dense time to its
 own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
-Shares at 2,048 rows, width 256, experts of 512, float32, medians of 3 rounds with --cpu_time on two busy cores of an AMD
-EPYC (commit 8c550a8e3e):
+Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an AMD
+EPYC that did other work meanwhile (commit 3b5f9b4157).
 
-| experts, of a row | all | ragged | blocks | blocks reach |
-|---|---|---|---|---|
-| 4, 2 | 0.29 | 0.23 | 0.83 | 3.5 times the speed of the ragged way |
-| 8, 2 | 0.14 | 0.12 | 0.76 | 6.3 times |
-| 16, 2 | 0.07 | 0.05 | 0.61 | 11 times |
-| 32, 4 | 0.08 | 0.03 | 0.61 | 20 times |
+| experts, of a row | all | ragged | blocks |
+|---|---|---|---|
+| 4, 2 | 0.28 | 0.23 | 0.87 |
+| 8, 2 | 0.14 | 0.12 | 0.80 |
+| 16, 2 | 0.07 | 0.06 | 0.67 |
+| 32, 4 | 0.07 | 0.03 | 0.44 |
 
-Of 8 experts and 2, blocks have 0.57 at 1,024 rows and 0.81 at 8,192: what counts is how many rows an expert has, since its
-weights and their gradients are moved once a block.
+Blocks in another process with 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
+counts is how many rows an expert has, since its weights and their gradients are moved once a block.
 
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
 machine that does other work.
