@@ -7,8 +7,8 @@ what growlm.models.moe takes on CPUs. All give one result. They and the dense Sw
 one row together, take turns, round after round; the share of a way is the median over rounds of the dense time to its
 own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
-Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an AMD
-EPYC that did other work meanwhile (commit 3b5f9b4157).
+Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an
+AMD EPYC that did other work meanwhile (commit 3b5f9b4157).
 
 | experts, of a row | all | ragged | blocks |
 |---|---|---|---|

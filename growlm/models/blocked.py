@@ -1,8 +1,8 @@
 """The chosen experts of every row in blocks of rows, for backends without ragged products.
 
-Rows are sorted by expert, and each expert works on its own in blocks, large ones while it has enough rows and then small
-ones. A small block that ends among the rows of the next expert computes a few of them for nothing: what it writes there,
-the next expert overwrites.
+Rows are sorted by expert, and each expert works on its own in blocks, large ones while it has enough rows and then
+small ones. A small block that ends among the rows of the next expert computes a few of them for nothing: what it writes
+there, the next expert overwrites.
 
 Shape suffixes: N rows, D embed, E experts, K experts of a row, F mlp, M = N x K assignments in the order of experts, S
 the same and one block more, b rows of a block.
