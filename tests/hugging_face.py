@@ -35,6 +35,17 @@ NEOX = {
     "initializer_range": 0.2,
 }
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+GPT2 = {
+    "vocab_size": 96,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
+BASES = {"gpt_neox": NEOX, "gpt2": GPT2}  # of families whose config is not named as Llama's
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -44,7 +55,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 
-# name -> (model_type, what its config has beside BASE, or beside NEOX).
+# name -> (model_type, what its config has beside BASE, or beside that of BASES).
 FAMILIES = {
     "llama2": ("llama", {"rope_theta": 10000.0}),
     "llama3": ("llama", {"rope_parameters": LLAMA3}),
@@ -60,8 +71,12 @@ FAMILIES = {
     ),
     "qwen3": ("qwen3", {"head_dim": 12, "max_window_layers": 3}),
     "qwen3_tied": ("qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "phi3": ("phi3", {"sliding_window": 8, "pad_token_id": 0}),
+    "phi3_head_dim": ("phi3", {"head_dim": 12, "rope_theta": 100.0, "pad_token_id": 0}),
     "pythia": ("gpt_neox", {"rotary_pct": 0.5}),
     "neox_tied": ("gpt_neox", {"tie_word_embeddings": True, "rotary_pct": 1.0, "rotary_emb_base": 100.0}),
+    "gpt2": ("gpt2", {}),
+    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "n_inner": 56, "activation_function": "gelu_pytorch_tanh"}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral_window": (
         "mixtral",
@@ -80,6 +95,45 @@ FAMILIES = {
     ),
 }
 
+# Windows of 8 on all layers but every n-th, and rotary settings by kind of layer.
+BY_LAYER = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+OF_OLMO3 = {kind: rope | {"rope_theta": 1000.0} for kind, rope in BY_LAYER.items()}
+FAMILIES |= {
+    "olmo": ("olmo", {"rope_theta": 1000.0}),
+    "olmo_tied": ("olmo", {"tie_word_embeddings": True, "rope_theta": 100.0}),
+    "olmo2": ("olmo2", {"rope_theta": 100.0}),
+    "olmo2_tied": ("olmo2", {"tie_word_embeddings": True, "head_dim": 12}),
+    "olmo3": ("olmo3", {"sliding_window": 8, "num_hidden_layers": 4, "rope_parameters": OF_OLMO3}),
+    "olmo3_every_other": (
+        "olmo3",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "gemma": ("gemma", {"head_dim": 12, "rms_norm_eps": 1e-3}),
+    "gemma_untied": ("gemma", {"head_dim": 8, "tie_word_embeddings": False}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 12, "sliding_window": 8, "query_pre_attn_scalar": 9, "final_logit_softcapping": 3.0,
+         "attn_logit_softcapping": 2.0},
+    ),
+    "gemma2_uncapped": (
+        "gemma2",
+        {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+         "tie_word_embeddings": False, "num_hidden_layers": 2},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"head_dim": 12, "sliding_window": 8, "query_pre_attn_scalar": 9, "rope_parameters": BY_LAYER,
+         "sliding_window_pattern": 3},
+    ),
+    "gemma3_every_other": (
+        "gemma3_text",
+        {"head_dim": 8, "sliding_window": 8, "sliding_window_pattern": 2, "final_logit_softcapping": 3.0},
+    ),
+}  # fmt: skip
+
 _ONE_EACH = {kind: name for name, (kind, _) in reversed(FAMILIES.items())}.values()
 # All of them for tests, one of each type in `make test`: the others have other settings of it.
 CASES = [name if name in _ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
@@ -95,8 +149,7 @@ def make_model(name, dtype="float32", seed=0, **changes):
     """A model of transformers: no gain is one, no bias zero."""
     torch, transformers = needed()
     kind, own = FAMILIES[name]
-    base = NEOX if kind == "gpt_neox" else BASE
-    config = transformers.AutoConfig.for_model(kind, **base | own | changes)
+    config = transformers.AutoConfig.for_model(kind, **BASES.get(kind, BASE) | own | changes)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():

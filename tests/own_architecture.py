@@ -63,4 +63,5 @@ OWN = Architecture(
     norm=Norm(NormKind.LAYER),
     lookups=(EMBEDDING, WeightSpec("positions", "positions> >stream", Role.LOOKUP)),
     embed=embed,
+    longest=lambda config: config.positions,
 )

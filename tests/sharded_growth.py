@@ -78,7 +78,7 @@ def main():
     adam = optax.scale_by_adam().init(params)
     moments = {"mu": adam.mu, "nu": adam.nu}
     plan = plan_growth("direct", SOURCE, deep)
-    results["moments"] = compiled_for(lambda state: map_optimizer_state(plan, SOURCE, state, False), mesh, moments)
+    results["moments"] = compiled_for(lambda state: map_optimizer_state(plan, SOURCE, state, "map"), mesh, moments)
     print(json.dumps(results))
 
 

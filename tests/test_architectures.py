@@ -25,12 +25,21 @@ from growlm.growth.maps import dual, dual_squared
 from growlm.growth.plan import initial_provenance
 from growlm.models import (
     ARCHITECTURES,
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    Gpt2Config,
     GptNeoxConfig,
+    LoopedConfig,
     MixtralConfig,
     ModelConfig,
+    Olmo2Config,
+    OlmoConfig,
     OlmoeConfig,
     Role,
     RopeScaling,
+    SambaConfig,
+    TokenformerConfig,
     Weight,
     WeightSpec,
     flops_per_token,
@@ -46,12 +55,24 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "growlm"
 SHAPE = {"layers": 2, "embed": 8, "heads": 2, "head_dim": 4, "mlp": 12, "vocab": 20}
 MODEL = OwnConfig(**SHAPE, positions=16)
+WINDOWS = {"sliding_window": 8, "global_every": 2}
 MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
+    "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1, shared_mlp=6),
     "olmoe": OlmoeConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
+    "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
+    "samba": SambaConfig(
+        2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
+    ),
+    "tokenformer": TokenformerConfig(2, 8, 2, 4, 6, 6, 12, 20, rotary_dim=2),
     "own": MODEL,
+    "olmo": OlmoConfig(**SHAPE, kv_heads=1),
+    "olmo2": Olmo2Config(**SHAPE, kv_heads=1, **WINDOWS),
+    "gemma": GemmaConfig(**SHAPE, kv_heads=1, tie_embeddings=False),
+    "gemma2": Gemma2Config(**SHAPE, kv_heads=1, **WINDOWS, tie_embeddings=False),
+    "gemma3_text": Gemma3Config(**SHAPE, kv_heads=1, **WINDOWS, logit_cap=30.0, tie_embeddings=False),
 }
 DEEP = dataclasses.replace(MODEL, layers=4)
 WIDE = dataclasses.replace(MODEL, embed=16, heads=4, mlp=24)
@@ -89,8 +110,9 @@ def test_an_architecture_is_one_short_file_and_no_line_of_growlm_knows_it():
 
 
 def test_it_trains_on_eight_devices_as_on_one():
-    found = on_eight_devices(HERE / "own_on_eight.py")
-    assert found["parts"] == {"out": 4, "up": 2, "values": 2}
+    found = on_eight_devices(HERE / "architectures_on_eight.py", "own")["own"]
+    parts = {path: found["parts"][f"blocks/{path}"] for path in ("attn/out", "mlp/up", "attn/value_embedding")}
+    assert parts == {"attn/out": 4, "mlp/up": 2, "attn/value_embedding": 2}
     np.testing.assert_allclose(found["many"], found["one"], rtol=1e-5)
     assert found["many"][-1] < found["many"][0] - 0.2
     assert np.all(np.diff(found["many"]) < 0)
@@ -115,6 +137,7 @@ def test_every_operator_grows_it_in_depth_and_width_and_its_verdict_is_good(oper
 @pytest.mark.parametrize("way", ["depth", "width"])
 def test_depth_alone_and_width_alone_keep_its_function_and_learned_maps_have_its_shapes(way, monkeypatch):
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
+    monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for operator in UNLEARNED:
         logits, claims, _ = difference_in_numpy(MODEL, TARGETS[way], operator, **OPTIONS[operator])
         assert claims is bool(logits < 1e-12) and (claims or operator not in EXACT), operator
@@ -252,7 +275,7 @@ def other(value):
     return 2 * value
 
 
-CHANGED = {"rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4}
+CHANGED = {"rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4, "prelude": 0, "coda": 1}
 KEPT = [(name, field) for name, config in MODELS.items() for field in config.architecture.kept]
 SIZES = [(name, field) for name, config in MODELS.items() for field in config.architecture.sizes]
 
@@ -312,8 +335,10 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     key, grown = jax.random.key(5), []
     first, second = (jax.tree.map(np.asarray, init(config, key)) for config in (plain, more))
     monkeypatch.setattr(Weight, "initial", initial_in_numpy)
+    monkeypatch.setattr(Weight, "noise", initial_in_numpy)
     for source, params in ((plain, first), (more, second)):
-        target = dataclasses.replace(source, layers=3, embed=11, mlp=13, vocab=23)
+        wider = {source.architecture.stack.field: 3, "embed": 11, "mlp": 13, "mlp_slots": 13, "vocab": 23}
+        target = dataclasses.replace(source, **{name: size for name, size in wider.items() if hasattr(source, name)})
         growth = plan_growth("random", source, target, key, noise=0.3)
         grown.append(grow_params(growth, source, target, params, key))
     for weight in plain.weights:
@@ -324,9 +349,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
 
 
 # Parts that every decoder has, which growlm's own code may name; and words that are something else besides: the option
-# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table.
+# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table, the `state` of training.
 PARTS = {"embedding", "head", "final_norm", "blocks"}
-WORDS = {"final", "layers", "key", "value"}
+WORDS = {"final", "layers", "key", "value", "state"}
 
 
 def names_of_architectures():

@@ -18,19 +18,41 @@ from growlm.commands.grow_checkpoint import plan_grow
 from growlm.errors import InputError
 from growlm.formats import growing
 from growlm.formats.layout import family_for
-from growlm.models import GptNeoxConfig, MixtralConfig, ModelConfig, OlmoeConfig
+from growlm.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    Gpt2Config,
+    GptNeoxConfig,
+    MixtralConfig,
+    ModelConfig,
+    Olmo2Config,
+    OlmoConfig,
+    OlmoeConfig,
+)
+from growlm.models.llama import SIZES
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 TOLERANCE = 1e-4  # float32, logits of about 7
 NEOX = GptNeoxConfig(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, rotary_dim=4, norm_eps=1e-3)
+GPT2 = Gpt2Config(layers=2, embed=24, heads=4, head_dim=6, mlp=40, vocab=64, positions=64, norm_eps=1e-3)
 LLAMA = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
 MIXTRAL = MixtralConfig(**dataclasses.asdict(LLAMA), experts=3, experts_per_token=2)
-QWEN3 = dataclasses.replace(MIXTRAL, qk_norm=True, normalised=False)
-QWEN2 = dataclasses.replace(MIXTRAL, qkv_bias=True, shared_mlp=20, shared_router=True)
-OLMOE = OlmoeConfig(
-    layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64, experts=3, experts_per_token=2
-)
+SHAPE = {name: value for name, value in dataclasses.asdict(LLAMA).items() if name in SIZES}
+SCALED = {"rope_theta": 100.0, "rope_scaling": growlm.models.RopeScaling("linear", 4.0)}
+WINDOWS = {"sliding_window": 6, "global_every": 2}
+NEW = {
+    "qwen3_moe": dataclasses.replace(MIXTRAL, qk_norm=True, normalised=False, sliding_window=6),
+    "qwen2_moe": dataclasses.replace(MIXTRAL, qkv_bias=True, shared_mlp=20, shared_router=True),
+    "olmoe": OlmoeConfig(**SHAPE, **SCALED, experts=3, experts_per_token=2),
+    "olmo": OlmoConfig(**SHAPE, **SCALED),
+    "olmo2": Olmo2Config(**SHAPE, **SCALED, tie_embeddings=True),
+    "olmo3": Olmo2Config(**SHAPE, **SCALED, **WINDOWS),
+    "gemma": GemmaConfig(**SHAPE, **SCALED),
+    "gemma2": Gemma2Config(**SHAPE, **SCALED, **WINDOWS, query_scalar=9, score_cap=2.0, logit_cap=3.0),
+    "gemma3_text": Gemma3Config(**SHAPE, **SCALED, **WINDOWS, query_scalar=9, local_rope_theta=50.0),
+}
 EXPERTS = ["--target.architecture=mixtral", "--target.experts=8", "--target.experts_per_token=2"]
 
 
@@ -76,14 +98,14 @@ def refused(capsys, code, *arguments):
         NEOX,
         dataclasses.replace(NEOX, tie_embeddings=True, rotary_dim=2, rope_theta=50.0),
         dataclasses.replace(NEOX, embed=88, heads=2, head_dim=44, rotary_dim=30),
+        GPT2,
+        dataclasses.replace(GPT2, tie_embeddings=False, mlp=96),
         MIXTRAL,
         dataclasses.replace(MIXTRAL, sliding_window=6, tie_embeddings=True, experts=2, experts_per_token=1),
         dataclasses.replace(MIXTRAL, head_dim=8, rope_scaling=growlm.models.RopeScaling("linear", 2.0)),
-        dataclasses.replace(QWEN3, sliding_window=6),
-        QWEN2,
-        OLMOE,
+        *NEW.values(),
     ],
-    ids=["gpt_neox", "tied", "an inexact share", "mixtral", "tied window", "scaled", "qwen3_moe", "qwen2_moe", "olmoe"],
+    ids=["gpt_neox", "tied", "an inexact share", "gpt2", "untied", "mixtral", "tied window", "scaled", *NEW],
 )
 def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
     params = noisy(config)
@@ -100,8 +122,9 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
 def ours(tmp_path_factory):
     """A folder of every architecture, by our own writer."""
     home = tmp_path_factory.mktemp("ours")
-    for config in (NEOX, LLAMA, MIXTRAL, QWEN3, QWEN2, OLMOE):
-        write_model(home / family_for(config).model_type, config, noisy(config))
+    for name, config in {"gpt_neox": NEOX, "gpt2": GPT2, "llama": LLAMA, "mixtral": MIXTRAL, **NEW}.items():
+        write_model(home / name, config, noisy(config))
+    write_model(home / "phi3", LLAMA, noisy(LLAMA), settings={"model_type": "phi3"})
     return home
 
 
@@ -118,6 +141,33 @@ REFUSED = {
     "no share": ("gpt_neox", {"rotary_pct": "half"}, ("rotary_pct", "'half'")),
     "a share of two": ("gpt_neox", {"rotary_pct": 2.0}, ("head_dim, 6", "got 12")),
     "other heads": ("gpt_neox", {"num_attention_heads": 5}, ("query_key_value", "[72, 24]", "[60, 24]")),
+    "erf": ("gpt2", {"activation_function": "gelu"}, ("activation_function of gpt2 must be one of gelu_new", "'gelu'")),
+    "scaled by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        ("scale_attn_by_inverse_layer_idx of gpt2 must be False, got True",),
+    ),
+    "an encoder": ("gpt2", {"add_cross_attention": True}, ("add_cross_attention of gpt2 must be False, got True",)),
+    "no scale": ("gpt2", {"scale_attn_weights": False}, ("scale_attn_weights of gpt2 must be True, got False",)),
+    "more positions": ("gpt2", {"n_positions": 65}, ("wpe.weight", "[65, 24]", "[64, 24]")),
+    "a broken head": ("gpt2", {"n_head": 5}, ("n_embd must be a multiple of n_head, 5, got 24",)),
+    "another width": ("gpt2", {"n_inner": None}, ("mlp.c_fc.weight", "[24, 96]", "[24, 40]")),
+    "longrope": (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+        ("rope_type of phi3 must be default, got 'longrope'",),
+    ),
+    "stretched": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        ("rope_type of phi3 must be default, got 'linear'",),
+    ),
+    "half a rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+        ("partial_rotary_factor of phi3 must be 1.0, got 0.75",),
+    ),
+    "fewer fused": ("phi3", {"num_key_value_heads": 1}, ("qkv_proj", "[36, 24]", "[48, 24]")),
     "jitter": ("mixtral", {"router_jitter_noise": 0.1}, ("router_jitter_noise of mixtral must be 0.0, got 0.1",)),
     "too many": ("mixtral", {"num_experts_per_tok": 4}, ("experts_per_token must be <= model.experts, 3, got 4",)),
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
@@ -128,6 +178,25 @@ REFUSED = {
     "half a window": ("qwen2_moe", {"use_sliding_window": True}, ("use_sliding_window of qwen2_moe must be False",)),
     "a clamp": ("olmoe", {"clip_qkv": 8.0}, ("clip_qkv of olmoe must be None, got 8.0",)),
     "a flag": ("olmoe", {"norm_topk_prob": 1}, ("normalised must be True or False, got 1",)),
+    "clipped": ("olmo", {"clip_qkv": 8.0}, ("clip_qkv of olmo must be None, got 8.0",)),
+    "a scaled window": (
+        "olmo3",
+        {"rope_parameters": {"full_attention": {"rope_theta": 9.0}, "sliding_attention": {"rope_theta": 8.0}}},
+        ("rope_parameters of olmo3 on sliding_attention", "'rope_theta': 9.0", "'rope_theta': 8.0"),
+    ),
+    "two full": (
+        "gemma2",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        ("layer_types of gemma2", "every n-th", "['full_attention', 'sliding_attention']"),
+    ),
+    "gelu": ("gemma3_text", {"hidden_activation": "gelu"}, ("hidden_activation of gemma3_text", "got 'gelu'")),
+    "both ways": (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        ("use_bidirectional_attention of gemma3_text must be False, got True",),
+    ),
+    "capped": ("gemma3_text", {"attn_logit_softcapping": 50.0}, ("attn_logit_softcapping of gemma3_text", "50.0")),
+    "a wide head": ("gemma", {"num_key_value_heads": 3}, ("model.heads must be a multiple of model.kv_heads, 3",)),
     "relu too": ("mixtral", {"hidden_act": "relu"}, ("hidden_act of mixtral must be 'silu'", "got 'relu'")),
 }
 
@@ -145,7 +214,7 @@ def test_a_variant_that_is_not_built_is_one_line(name, ours, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("config", [NEOX, OLMOE], ids=["gpt_neox", "olmoe"])
+@pytest.mark.parametrize("config", [NEOX, NEW["olmoe"]], ids=["gpt_neox", "olmoe"])
 def test_heads_that_do_not_fill_the_width_are_of_no_such_family_of_transformers(config, tmp_path):
     config = dataclasses.replace(config, embed=26)
     with pytest.raises(InputError, match=r"embed must be heads x head_dim = 4 x 6 .*, got 26"):
@@ -156,11 +225,14 @@ def test_heads_that_do_not_fill_the_width_are_of_no_such_family_of_transformers(
 # --- grown as they are ---
 
 WIDER = {
+    "gpt2": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
     "qwen2_moe": {"layers": 4, "embed": 36, "shared_mlp": 30, "experts": 6, "experts_per_token": 4},
     "olmoe": {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }
+TWICE = {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 80}
+WIDER |= dict.fromkeys(("olmo3", "gemma2"), TWICE)
 
 
 @pytest.mark.parametrize("family", WIDER)
@@ -255,7 +327,7 @@ def test_a_qwen2_becomes_the_shared_expert_of_a_qwen2_moe_that_computes_the_same
         assert moe[part].std() > 0.01 and np.unique(moe[part]).size > 1000 * (part != "router")
 
 
-def test_units_are_dropped_piece_by_piece(theirs, tmp_path, monkeypatch):
+def test_units_are_dropped_in_folders_too(theirs, tmp_path, monkeypatch):
     """The same units of all three matrices of an expert, however a folder is cut into pieces."""
     monkeypatch.setattr(growing, "PIECE_BYTES", 2000)
     folder = grow(theirs / "llama", tmp_path / "grown", *EXPERTS, "--option.drop_units=0.5")

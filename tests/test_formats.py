@@ -40,12 +40,14 @@ def test_every_variant_matters(family):
     tokens = hf.random_tokens(config.vocab)
     expected = hf.logits_of(model, tokens)
     plain = {"rope_scaling": None, "sliding_window": None, "qkv_bias": False, "qk_norm": False, "rope_theta": 123.0}
-    plain |= {"rotary_dim": 2, "experts_per_token": 3, "shared_router": False}
-    plain["normalised"] = not getattr(config, "normalised", False)
+    plain |= {"rotary_dim": 2, "experts_per_token": 3, "query_scalar": 1, "score_cap": None, "logit_cap": None}
+    plain |= {"local_rope_theta": 123.0} | ({"global_every": 3} if getattr(config, "global_every", 1) > 1 else {})
+    plain |= {"shared_router": False, "normalised": not getattr(config, "normalised", False)}
     for name, value in plain.items():
         if getattr(config, name, value) == value:
             continue
-        other = dataclasses.replace(config, **{name: value})
+        more = {"global_every": 1} if name == "sliding_window" and hasattr(config, "global_every") else {}
+        other = dataclasses.replace(config, **more | {name: value})
         found = np.asarray(growlm.apply(other, _only(params, other), tokens))
         assert np.abs(found - expected).max() > 100 * TOLERANCE, name
 

@@ -22,8 +22,12 @@ from growlm.formats.safetensors import SINGLE
 from growlm.growth import ORDERS, PRESETS, plan_growth
 from growlm.growth.expand import draws, grow_params
 from growlm.models import declared
+from growlm.models.gemma3 import Gemma3Config
+from growlm.models.gpt2 import Gpt2Config
 from growlm.models.gpt_neox import GptNeoxConfig
+from growlm.models.llama import SIZES
 from growlm.models.mixtral import MixtralConfig
+from growlm.models.olmo2 import Olmo2Config
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -33,9 +37,14 @@ VARIANTS = {
     "qwen2": dataclasses.replace(SOURCE, qkv_bias=True, tie_embeddings=True),
     "qwen3": dataclasses.replace(SOURCE, qk_norm=True),
 }
+SHAPE = {name: value for name, value in dataclasses.asdict(SOURCE).items() if name in SIZES} | {"norm_eps": 1e-3}
 OTHERS = {
+    "phi3": SOURCE,
+    "gpt2": Gpt2Config(layers=4, embed=12, heads=2, head_dim=6, mlp=20, vocab=40, positions=64, norm_eps=1e-3),
     "gpt_neox": GptNeoxConfig(layers=4, embed=12, heads=2, head_dim=6, mlp=20, vocab=40, rotary_dim=4, norm_eps=1e-3),
     "mixtral": MixtralConfig(**dataclasses.asdict(SOURCE), experts=2, experts_per_token=1),
+    "olmo2": Olmo2Config(**SHAPE),
+    "gemma3_text": Gemma3Config(**SHAPE, sliding_window=6, global_every=2),
 }
 WIDE = {"embed": 30, "heads": 9, "kv_heads": 3, "mlp": 33}
 DOUBLE = {"embed": 24, "heads": 8, "kv_heads": 4, "mlp": 40}
@@ -46,8 +55,10 @@ def folders(tmp_path_factory):
     """A checkpoint of every variant, in two dtypes, the second in several files."""
     home = tmp_path_factory.mktemp("sources")
     for name, config in (VARIANTS | OTHERS).items():
-        write_model(home / f"{name}-float32", config, noisy(config))
-        write_model(home / f"{name}-bfloat16", config, noisy(config, 1), dtype="bfloat16", shard=5000)
+        settings = {"model_type": name} if name == "phi3" else None  # else it is written as the first family that fits
+        write_model(home / f"{name}-float32", config, noisy(config), settings=settings)
+        half = {"dtype": "bfloat16", "shard": 5000}
+        write_model(home / f"{name}-bfloat16", config, noisy(config, 1), settings=settings, **half)
     return home
 
 
@@ -114,10 +125,12 @@ def test_so_it_is_in_every_family(folders, monkeypatch, family, name):
 
 def in_family(family, sizes):
     """The sizes of a growth of a Llama, as another family has them."""
-    if family == "gpt_neox":
+    if family in ("gpt_neox", "gpt2"):
         sizes = {name: size for name, size in sizes.items() if name != "kv_heads"}
         return sizes | ({"heads": sizes["embed"] // 6} if "embed" in sizes else {})
-    return sizes | ({"experts": 4, "experts_per_token": 2} if "mlp" in sizes else {})
+    if family == "gemma3_text" and "heads" in sizes:  # of which transformers needs a divisor of the width
+        return sizes | {"heads": 2 * sizes["kv_heads"]}
+    return sizes | ({"experts": 4, "experts_per_token": 2} if "mlp" in sizes and family == "mixtral" else {})
 
 
 def check_pieces(folder, dtype, operator, options, sizes):
@@ -146,12 +159,13 @@ DRAWING = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWING)
-def test_what_is_drawn_is_drawn_where_it_is_when_the_whole_grows(folders, monkeypatch, name):
+@pytest.mark.parametrize(("family", "name"), [*(("qwen3", name) for name in DRAWING), ("gpt2", "noise that cancels")])
+def test_what_is_drawn_is_drawn_where_it_is_when_the_whole_grows(folders, monkeypatch, family, name):
     """Other values, at the same places, at the same scale; the rest is the same; and no two pieces are alike."""
     monkeypatch.setattr(growing, "PIECE_BYTES", 1500)
     operator, options, sizes = DRAWING[name]
-    plan = plan_grow(folders / "qwen3-float32", operator=operator, options=options, sizes=sizes)
+    sizes = in_family(family, sizes) if family in OTHERS else sizes
+    plan = plan_grow(folders / f"{family}-float32", operator=operator, options=options, sizes=sizes)
     config, params = read_model(plan.source.folder)
     whole = jax.jit(lambda key: grow_params(plan.growth, config, plan.target, params, key))
     one, other = whole(jax.random.key(1)), whole(jax.random.key(2))
@@ -203,12 +217,13 @@ def test_transformers_loads_what_grew_and_it_computes_the_same(name, tmp_path):
     """Depth and width at once, by zeros: every field of config.json must fit the weights; it generates."""
     source = hf.save(hf.make_model(name), tmp_path / "source")
     (source / "tokenizer.json").write_bytes(b"{}")
-    family, width = hf.FAMILIES[name][0], 48
+    mlp = 4 * 48 if name == "gpt2" else 64  # config.json goes on to leave it out
+    sizes = [f"--target.{key}={value}" for key, value in {"layers": 5, "embed": 48, "mlp": mlp}.items()]
     heads = ["--target.heads=12", "--target.kv_heads=3"] if name != "tinyllama" else []
-    heads = ["--target.heads=6"] if family == "gpt_neox" else heads
-    if family == "olmoe":  # a norm over all heads, which fill the width, feels every head that is no copy
-        width, heads = 32, []
-    sizes = [f"--target.{key}={value}" for key, value in {"layers": 5, "embed": width, "mlp": 64}.items()]
+    heads = ["--target.heads=6"] if hf.FAMILIES[name][0] in hf.BASES else heads
+    heads = [] if name.startswith(("olmo2", "olmo3", "olmoe")) else heads  # a norm over all of them
+    # No gain that the head could undo; heads that fill the width.
+    sizes = [size for size in sizes if not name.startswith(("olmo_tied", "olmoe")) or "embed" not in size]
     folder = grow(source, tmp_path / "grown", "--operator=zero", *sizes, *heads)
     before, after = hf.load(source), hf.load(folder)
     tokens = hf.random_tokens(96)

@@ -270,7 +270,7 @@ BAD = {
     "no order": ([SOURCE, OUTPUT, FACTOR, "--option.order=stck"], ("'stck'", "did you mean 'stack'")),
     "an empty option": ([SOURCE, OUTPUT, FACTOR, "--option.=3"], ("'--option.=3'", "--option.key=value")),
     "no record": ([SOURCE, OUTPUT, FACTOR, "--option.order={{1}}"], ("--option", "set")),
-    "no state": ([SOURCE, OUTPUT, FACTOR, "--optimizer_state=keep"], ("'keep'", "map, map_aged, reset")),
+    "no state": ([SOURCE, OUTPUT, FACTOR, "--optimizer_state=kept"], ("'kept'", "keep_old, map, map_aged, reset")),
     "no step": ([SOURCE, OUTPUT, FACTOR, "--step=5"], ("step of", "2, 4, 6", "got 5")),
     "no seed": ([SOURCE, OUTPUT, FACTOR, "--seed=-1"], ("--seed must be >= 0", "got -1")),
     "an argument": ([SOURCE, OUTPUT, FACTOR, "--workdir=big"], ("'--workdir=big'", "--source")),

@@ -455,7 +455,7 @@ def test_parameters_that_are_not_the_sources_are_refused():
 
 
 def test_unknown_treatment_of_the_optimizer_state_is_refused():
-    with pytest.raises(InputError, match="optimizer_state must be one of map, map_aged, reset, got 'rest'"):
+    with pytest.raises(InputError, match="optimizer_state must be one of keep_old, map, map_aged, reset, got 'rest'"):
         grow_state(trained(SOURCE), SOURCE, deep(6), OPTIMIZER, optimizer_state="rest")
 
 

@@ -1,6 +1,7 @@
 """Any architecture, any shapes, any operator: the function is kept where that is claimed, and only there."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -9,16 +10,33 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from oracle import KEY, SMALL, TOKENS, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
+from oracle import KEY, SMALL, TOKENS, apart, difference, difference_in_numpy, forward, grown, grown_in_numpy, noisy
 from own_architecture import OwnConfig
 from registered import choices
 from trees import exact_products
 
 import growlm
 from growlm.growth import ORDERS, claim, gradient_claim, plan_growth, verify
+from growlm.growth.expand import grow_params
 from growlm.growth.masks import CLOSED, MASKED
 from growlm.growth.plan import provenance_of
-from growlm.models import GptNeoxConfig, MixtralConfig, OlmoeConfig, Weight, apply
+from growlm.models import (
+    Gemma2Config,
+    Gemma3Config,
+    GemmaConfig,
+    Gpt2Config,
+    GptNeoxConfig,
+    LoopedConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OlmoConfig,
+    OlmoeConfig,
+    SambaConfig,
+    TokenformerConfig,
+    Weight,
+    apply,
+)
+from growlm.models.llama import GroupedConfig
 
 
 @pytest.fixture
@@ -38,28 +56,66 @@ def cheap_values():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Weight, "initial", initial)
+        patch.setattr(Weight, "noise", lambda weight, key, config: initial(weight, key, config, whole=True))
         yield
 
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 sizes = st.integers
+SCALES = st.sampled_from([0.25, 0.5, 1.0])
+# Windows that hide something of TOKENS, on every layer but every n-th; the caps are felt.
+WINDOWS = st.sampled_from([{"sliding_window": 3, "global_every": every} for every in (2, 2, 3)])
+WINDOWED = {
+    "olmo2": Olmo2Config,
+    "gemma2": partial(Gemma2Config, query_scalar=3, score_cap=0.5, logit_cap=3.0),
+    "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
+}
+TWICE = ("llama", "mixtral", "looped", "samba")
+OTHERS = ("gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
+
+
+SLOTS = ("qkv_slots", "out_slots", "mlp_slots")
+SCALES_OF_SLOTS = ("qkv_scale", "out_scale", "mlp_scale")
 
 
 @st.composite
 def sources(draw):
     """Of any architecture. eps is so large that a norm which hands on another one is seen."""
     shape = {"layers": draw(sizes(1, 3)), "embed": draw(sizes(3, 8)), "mlp": draw(sizes(2, 8)), "vocab": SMALL.vocab}
-    name = draw(st.sampled_from(["llama", "llama", "mixtral", "mixtral", "olmoe", "gpt_neox", "own"]))
+    name = draw(st.sampled_from([*TWICE, *TWICE, *OTHERS, *WINDOWED]))
     if name == "own":
         return OwnConfig(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11, norm_eps=1e-3)
+    if name == "looped":
+        parts = {"prelude": draw(sizes(0, 1)), "coda": draw(sizes(0, 1)), "cores": draw(sizes(1, 2))}
+        layers = parts["prelude"] + parts["coda"] + parts["cores"] * draw(sizes(1, 2))
+        parts |= {"passes": draw(sizes(1, 2)) if parts["cores"] == 1 else 1}
+        parts |= {"injection": draw(st.sampled_from([None, 0.7])), "residual_multiplier": draw(SCALES)}
+        shape |= parts | {"layers": layers, "output_multiplier": draw(SCALES), "norm_eps": 1e-3}
+        return LoopedConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
+    if name == "gpt2":
+        return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
     if name == "gpt_neox":
         return GptNeoxConfig(**shape, heads=draw(sizes(1, 4)), head_dim=4, rotary_dim=draw(st.sampled_from([2, 4])))
+    if name == "tokenformer":
+        shape |= {slots: draw(sizes(2, 6)) for slots in SLOTS} | {"mlp_scale": draw(st.sampled_from([None, 3.0]))}
+        del shape["mlp"]
+        return TokenformerConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2, rotary_dim=2)
     kv_heads = draw(sizes(1, 3))
     shape |= {"heads": kv_heads * draw(sizes(1, 2)), "kv_heads": kv_heads, "head_dim": 2}
+    if name == "samba":
+        shape |= {"periods": shape.pop("layers"), "channels": draw(sizes(1, 5)), "dt_rank": draw(sizes(1, 3))}
+        return SambaConfig(**shape, state=2, taps=draw(sizes(1, 3)), sliding_window=draw(sizes(2, 9)))
+    if name == "olmo":
+        return OlmoConfig(**shape)
+    if name == "gemma":
+        return GemmaConfig(**shape)
+    if name in WINDOWED:
+        return WINDOWED[name](**shape, **draw(WINDOWS))
     variants = {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    variants |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
         return growlm.ModelConfig(**shape, **variants)
     experts = draw(sizes(1, 3))
@@ -83,22 +139,39 @@ def choose_experts(draw, source, operator):
     return more, min(after, more)
 
 
+# (cores, passes) -> those of larger models.
+LOOPED_TO = {(1, 1): [(2, 1), (1, 2)], (1, 2): [(2, 1), (1, 3)], (2, 1): [(4, 1), (3, 1)]}
+
+
 @st.composite
 def cases(draw):
     """(source, target, operator, options): depth, width, experts, another architecture, by any factor."""
     source = draw(sources())
     operator, options = draw(choices())
     wider = {
-        "layers": source.layers + draw(st.sampled_from([0, 0, 0, 1, 2])),
+        source.architecture.stack.field: source.depth + draw(st.sampled_from([0, 0, 0, 1, 2])),
         "embed": source.embed + draw(st.sampled_from([0, 1, 5, source.embed])),
-        "mlp": source.mlp + draw(st.sampled_from([0, 3, source.mlp])),
         "vocab": source.vocab + draw(st.sampled_from([0, 0, 3])),
     }
-    if isinstance(source, growlm.ModelConfig | OlmoeConfig):
-        kv_heads = source.kv_heads + draw(sizes(0, 3))
-        wider |= {"kv_heads": kv_heads, "heads": kv_heads * draw(sizes(1, 3))}
+    inner = {name: getattr(source, name) for name in ("mlp", *SLOTS) if hasattr(source, name)}
+    wider |= {name: size + draw(st.sampled_from([0, 3, size])) for name, size in inner.items()}
+    if isinstance(source, SambaConfig):
+        wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
+        wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
+    if isinstance(source, GroupedConfig | SambaConfig):
+        kv_heads = source.kv_heads + draw(st.sampled_from([0, 0, 1, 2, 3, source.kv_heads]))
+        group = draw(st.sampled_from([1, 2, 3, *[source.heads // source.kv_heads] * 3]))
+        wider |= {"kv_heads": kv_heads, "heads": kv_heads * group}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
+    if isinstance(source, growlm.ModelConfig):
+        wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
+    if isinstance(source, LoopedConfig):
+        cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
+        wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
+        wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
+    if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
+        wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
@@ -159,21 +232,36 @@ def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
 
 SHAPE = {"layers": 2, "embed": 7, "mlp": 6, "vocab": SMALL.vocab, "norm_eps": 1e-3}
 GROUPED = SHAPE | {"heads": 4, "kv_heads": 2, "head_dim": 4}
+BY_PERIODS = {"periods" if name == "layers" else name: size for name, size in GROUPED.items()}
+LOOPS = SHAPE | {"heads": 3, "head_dim": 4, "prelude": 1, "coda": 1}
+LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
+del LOOPS["layers"]
 MODELS = {
-    "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True),
+    "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True, base_layers=3, norm_scaling=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "qwen2_moe": MixtralConfig(
         **GROUPED, experts=4, experts_per_token=2, normalised=False, shared_mlp=5, shared_router=True
     ),
     "olmoe": OlmoeConfig(**GROUPED, experts=4, experts_per_token=2),
+    "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
+    "tokenformer": TokenformerConfig(2, 7, 3, 4, 5, 6, 9, SMALL.vocab, 2, mlp_scale=2.5, norm_eps=1e-3),
+    "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
+    "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
+    "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
+    "olmo": OlmoConfig(**GROUPED),
+    "olmo2": Olmo2Config(**GROUPED, sliding_window=3, global_every=2),
+    "gemma": GemmaConfig(**GROUPED),
+    "gemma2": WINDOWED["gemma2"](**GROUPED, sliding_window=3, global_every=2),
+    "gemma3_text": WINDOWED["gemma3_text"](**GROUPED, sliding_window=3, global_every=2, tie_embeddings=False),
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_models_in_numpy_are_those_of_growlm(name):
-    config, scale = MODELS[name], np.asarray([0.5, 1.0])
+    config = MODELS[name]
+    scale = np.linspace(0.5, 1, config.depth)
     with jax.enable_x64(True):
         params, tokens = noisy(config), jnp.asarray(TOKENS, jnp.int32)
         logits = apply(config, params, tokens, dtype=jnp.float64, block_scale=jnp.asarray(scale))
@@ -268,6 +356,35 @@ def test_orders_that_repeat_layers_are_not_claimed_and_silent_ones_are():
         assert not claim(plan_growth("direct", SMALL, target, order=order), SMALL, target)[0]
         assert claim(plan_growth("zero", SMALL, target, order=order), SMALL, target)[0]
     assert {"stack", "interleave"} <= ORDERS.keys()
+
+
+def test_layers_that_move_are_compensated_for_what_depends_on_their_place(cheap_values):
+    """Norms scaled by a layer's index and branches by the number of layers: without it the logits move by a half."""
+    source = dataclasses.replace(SMALL, base_layers=2, norm_scaling=True)
+    target = dataclasses.replace(source, layers=5)
+    for order in ("interleave", "stack"):
+        logits, claims, growth = difference_in_numpy(source, target, "zero", order=order)
+        assert claims and logits < 1e-12
+        assert "blocks/attn/query" in claim(growth, source, target)[1]
+    np.testing.assert_allclose(growth.factors["blocks/mlp/up"][2:4], [3**0.5, 4**0.5 / 2**0.5])
+    assert set(growth.factors) == {
+        f"blocks/{path}"
+        for path in ("attn/query", "attn/key", "attn/value", "attn/out", "mlp/gate", "mlp/up", "mlp/down")
+    }
+    params = noisy(source)
+    bare = dataclasses.replace(growth, factors={})
+    assert apart(source, params, target, grow_params(bare, source, target, params, KEY)) > 0.01
+
+
+def test_gradients_of_compensated_weights_follow_the_dual_map():
+    source = dataclasses.replace(SMALL, base_layers=2)
+    target = dataclasses.replace(source, base_layers=8, mlp=20)
+    with jax.enable_x64(True):
+        params = noisy(source)
+        growth = plan_growth("direct", source, target)
+        report = verify(source, params, target, growlm.grow(params, source, target), TOKENS, growth, steps=1)
+    gradients = report["items"]["gradients"]
+    assert gradients["claimed"] and gradients["holds"], gradients
 
 
 def test_a_composition_of_growths_keeps_the_function():

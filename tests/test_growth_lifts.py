@@ -160,7 +160,7 @@ def test_lifted_moments_grow_by_the_maps(kind):
     before = numbered(jax.eval_shape(make_optimizer(config, source).init, noisy(source, np.float32)))
     begun = growth.lift.params(noisy(source, np.float32))
     state = growth.lift.optimizer_state(make_optimizer(config, growth.lift.config), before, begun)
-    after = map_optimizer_state(growth, growth.lift.config, state, aged=True)
+    after = map_optimizer_state(growth, growth.lift.config, state, "map_aged")
     old, new = at(before, "mu", "blocks/mlp/down"), at(after, "mu", "blocks/moe/down")
     # Three copies of the expert have a third of its gradient each; the neurons are read in halves, so written whole.
     want = np.concatenate([old, old], axis=1)[[0, 1, 0]] / 3

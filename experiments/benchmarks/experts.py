@@ -17,7 +17,7 @@ AMD EPYC that did other work meanwhile (commit 3b5f9b4157).
 | 16, 2 | 0.07 | 0.06 | 0.67 |
 | 32, 4 | 0.07 | 0.03 | 0.44 |
 
-Blocks in another process with 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
+Blocks in another process, 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
 counts is how many rows an expert has, since its weights and their gradients are moved once a block.
 
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a

@@ -138,10 +138,11 @@ def _export(saved: Saved, output: Path, dtype: str | None) -> None:
     check_open(saved)
     if imported.is_dir():
         settings = read_object(inside(imported, CONFIG))
+        dtypes = read_object(inside(imported, STORED_DTYPES))
         if dtype:
             settings["dtype" if "dtype" in settings else "torch_dtype"] = dtype
+            dtypes = dict.fromkeys(dtypes, dtype)
         else:
-            dtypes = read_object(inside(imported, STORED_DTYPES))
             (dtype, _), *_ = Counter(dtypes.values()).most_common(1)  # of layers that came by growth
     else:
         settings["max_position_embeddings"] = saved.data.length if saved.data else LENGTH

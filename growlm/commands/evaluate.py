@@ -153,13 +153,14 @@ def open_checkpoint(
         if step is not None:
             raise InputError(f"--step is of runs, and {folder} is a Hugging Face checkpoint")
         source = open_folder(folder)
-        reads = _as_imported(folder, source.settings, tokenizer, length)
+        reads = _as_imported(folder, source.settings, tokenizer, length or source.model.longest)
         model = LanguageModel(source.model, params={}, dtype=dtype, **reads)  # checks it before anything large is read
         return dataclasses.replace(model, params=read_params(source)).on_mesh(devices), {}
     saved = find_saved(folder, step)
     imported = saved.folder / IMPORTED
     if saved.data is None and imported.is_dir():
-        reads = _as_imported(imported, read_object(imported / CONFIG), tokenizer, length)
+        settings = read_object(imported / CONFIG)
+        reads = _as_imported(imported, settings, tokenizer, length or saved.model.longest)
     else:
         reads = _as_trained(saved, tokenizer, length)
     model = LanguageModel(saved.model, params={}, dtype=dtype, **reads)

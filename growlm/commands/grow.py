@@ -12,7 +12,7 @@ OPTIONS = {
     "--output": one("DIR", "new folder", Path),
     "--operator": one("NAME", "operator or preset (default: direct)"),
     "--factor": one("N", "multiply the layers by N", int),
-    "--optimizer_state": one("NAME", "reset, map or map_aged"),
+    "--optimizer_state": one("NAME", "reset, map, map_aged or keep_old"),
     "--step": STEP,
     "--seed": one("N", "seed of fresh values (default: the source's key)", int),
     "--no_verify": flag("write the grown model unchecked"),

@@ -34,7 +34,7 @@ from growlm.growth import (
     grow_state,
     growth_key,
     options_of,
-    plan_growth,
+    plan_target,
 )
 from growlm.growth.presets import Resolved, resolve
 from growlm.growth.presets import table as preset_table
@@ -135,9 +135,9 @@ def plan_grow(
         found = find_saved(source, step)
         check_open(found)
         key, grown_at = found.key if seed is None else run_keys(seed)[1], found.step
-    target = target_shape(found.model, factor, dict(sizes or {}))
     draws = growth_key(key, grown_at)
-    growth = plan_growth(resolved.operator, found.model, target, draws, **resolved.options)
+    target = target_shape(found.model, factor, dict(sizes or {}))
+    target, growth = plan_target(resolved.operator, found.model, target, draws, **resolved.options)
     if growth.learner and (imported or not found.data):
         advice = ", and then growlm convert --to=huggingface" if imported else ""
         raise InputError(
@@ -219,7 +219,7 @@ def _claims(plan: GrowPlan) -> dict[str, str]:
     notes = {"lift": f"{growth.lift.name}: {growth.lift.says}"} if growth.lift else {}
     if plan.folder:
         before, after = plan.source.family, family_of(plan.folder.settings)
-        if after is not before:
+        if after.model_type != before.model_type:
             notes["class"] = f"{after.architecture}, was {before.architecture}"
             if source.architecture is target.architecture:
                 notes["class"] += f": transformers' {before.architecture} cannot have this shape"
@@ -368,7 +368,7 @@ def _corpus(saved: Saved, needed: bool, log: Log) -> Corpus | None:
 def _tokens(saved: Saved, corpus: Corpus | None) -> np.ndarray:
     """int32[batch, length + 1]: validation text in the source's own windows, or random tokens."""
     if corpus is None:
-        shape = (RANDOM_BATCH, RANDOM_LENGTH + 1)
+        shape = (RANDOM_BATCH, min(RANDOM_LENGTH, saved.model.longest or RANDOM_LENGTH) + 1)
         return np.random.default_rng(0).integers(saved.model.vocab, size=shape, dtype=np.int32)
     length = min(saved.data.length, VERIFY_TOKENS, len(corpus.validation) - 1)
     fits = min(VERIFY_TOKENS // length, len(corpus.validation) // (length + 1))

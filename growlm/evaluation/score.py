@@ -68,6 +68,7 @@ class LanguageModel:
     def __post_init__(self):
         check_name("dtype", self.dtype, DTYPES)
         check_range("length", self.length, low=1)
+        self.config.check_length("length", self.length)
         if self.tokenizer.vocab > self.config.vocab:
             rule = f"of at most the model's {self.config.vocab} tokens"
             raise must_be(f"tokenizer {self.tokenizer.name}", rule, self.tokenizer.vocab)

@@ -15,6 +15,7 @@ from growlm.formats.folder import HuggingFaceFolder
 from growlm.formats.safetensors import StoredTensor
 from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.models import Kind, apply_branch
+from growlm.models.axes import multiply
 from growlm.models.layers import normalise
 from growlm.models.loss import logits
 
@@ -35,7 +36,8 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
       "dtype", the coarsest in which weights are stored; "function", as `growlm.growth.verify` has it: the allowance for
       16 bits is what the source's logits do when every weight moves by one unit in its last place.
     """
-    tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, LENGTH))
+    length = min(LENGTH, source.model.longest or LENGTH)
+    tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, length))
     dtype = max((tensor.dtype for tensor in grown.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
     claim, note = claimed
     difference, tolerance = math.nan, 0.0
@@ -52,7 +54,7 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
         "holds": holds,
         "note": note,
     }
-    return {"ok": finite and (holds or not claim), "tokens": [BATCH, LENGTH], "dtype": dtype, "function": function}
+    return {"ok": finite and (holds or not claim), "tokens": [BATCH, length], "dtype": dtype, "function": function}
 
 
 def _measure(
@@ -163,8 +165,8 @@ def _logit_difference(source, before_ND, grown, after_ND) -> float:
 def _logits(folder: HuggingFaceFolder, x_ND: jax.Array, rows: slice) -> np.ndarray:
     """The logits of some tokens."""
     model, architecture = folder.model, folder.model.architecture
-    scale = 1.0 if architecture.logit_scale is None else architecture.logit_scale(model)
-    return np.asarray(logits(x_ND * scale, jnp.asarray(_head(folder, rows).T), architecture.logit_cap(model)))
+    x_ND = x_ND * multiply(architecture.logit_scale, model)
+    return np.asarray(logits(x_ND, jnp.asarray(_head(folder, rows).T), architecture.logit_cap(model)))
 
 
 def _head(folder: HuggingFaceFolder, rows: slice) -> np.ndarray:

@@ -43,7 +43,7 @@ def write_model(
       folder: a new or empty folder.
       config, params: the model; params as `growlm.init` gives them, NumPy or JAX arrays.
       dtype: what is stored, "float32", "bfloat16" or "float16".
-      dtypes: of single tensors, by the names that Hugging Face has for them, where they differ.
+      dtypes: of single tensors, by the names that Hugging Face has for them, where they differ; all are named so.
       settings: a config.json of which all is kept but the shape; without it one is made.
       carried: files that are copied along, such as a tokenizer's.
       shard: bytes of a file at most.
@@ -57,7 +57,8 @@ def write_model(
     check_output(folder)
     check_params(config, params)
     settings = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})
-    by_name = {place.name: place for place in places(family_of(settings), config)}
+    family = family_of(settings).named_as(dtypes or {})
+    by_name = {place.name: place for place in places(family, config)}
     dtype_of = {name: _dtype((dtypes or {}).get(name, dtype)) for name in by_name}
     tensors = [NewTensor(name, dtype_of[name], stored_shape(place, config)) for name, place in by_name.items()]
 

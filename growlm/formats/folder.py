@@ -48,8 +48,8 @@ class HuggingFaceFolder:
 
     @property
     def family(self) -> Family:
-        """What it is in transformers."""
-        return family_of(self.settings)
+        """What it is in transformers, with the names of these tensors."""
+        return family_of(self.settings).named_as(self.tensors)
 
     @cached_property
     def places(self) -> list[Place]:
@@ -99,8 +99,8 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     settings = read_object(inside(folder, CONFIG))
     try:
         family = family_of(settings)
-        tensors, model = stored_tensors(folder), model_of(settings)
-        return HuggingFaceFolder(folder, settings, model, _checked(family, model, tensors))
+        tensors, model = stored_tensors(folder, family.computed), model_of(settings)
+        return HuggingFaceFolder(folder, settings, model, _checked(family.named_as(tensors), model, tensors))
     except InputError as error:
         raise InputError(f"source {folder}: {error}") from None
 
@@ -117,7 +117,7 @@ def _checked(family: Family, model: DecoderConfig, tensors: dict[str, StoredTens
             found = list(tensors[name].shape)
             raise InputError(f"tensor {name!r} must have shape {list(shape)}, as {CONFIG} says, got {found}")
     for name in tensors.keys() - expected.keys():
-        if not family.computed.fullmatch(name) and not _is_tied_copy(family, model, name, tensors):
+        if not _is_tied_copy(family, model, name, tensors):
             raise InputError(f"tensor {name!r} is none that {CONFIG} asks for, and nothing is left out silently")
     return {name: tensors[name] for name in expected}
 

@@ -58,7 +58,8 @@ class FolderGrowth:
     @cached_property
     def places(self) -> dict[str, Place]:
         """What lies in every tensor that will be written, by its name."""
-        return {place.name: place for place in places(family_of(self.settings), self.target)}
+        family = family_of(self.settings).named_as(self.source.tensors)
+        return {place.name: place for place in places(family, self.target)}
 
     @cached_property
     def tensors(self) -> list[NewTensor]:
@@ -95,13 +96,21 @@ class FolderGrowth:
     def _rows_of(self, place: Place, weight: Weight, dtype: np.dtype) -> tuple[Callable[[slice], np.ndarray], int, int]:
         """What makes some rows of a weight in storage order, their number, and how many are made at once."""
         sizes = unit_sizes(weight, self.target)
-        rows = sizes[0] if weight.elementwise else max(1, PIECE_BYTES // (4 * int(np.prod(sizes[1:]))))
+        rows = max(1, PIECE_BYTES // (4 * int(np.prod(sizes[1:]))))
+        rows = sizes[0] if weight.elementwise or self._parts_copies(weight) else rows
 
         def make(some: slice) -> np.ndarray:
             read = partial(self.read, weight)
             return grow_part(self.growth, self.target, self.key, weight, place.unit, some, read, dtype)
 
         return make, sizes[0], rows
+
+    def _parts_copies(self, weight: Weight) -> bool:
+        """Whether some rows of a weight would be some copies of a coordinate, where an effect must see all of them."""
+        read = unit_dims(weight)[0].reads
+        if read is None or not self.growth.axis(read, weight).copied:
+            return False
+        return any(effect.compares_copies() and effect.changes(self.growth, weight) for effect in self.growth.effects)
 
     def _copied(self, place: Place) -> Place | None:
         """The tensor of the source of which this one is a copy, to the byte; None where it is not."""

@@ -75,8 +75,8 @@ class Place:
 
 def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     """Every tensor of a model, in the order of its layers."""
-    all_weights = model.architecture.weights
-    rows = [(row, tuple(w for path in row.paths if (w := all_weights[path]).present(model))) for row in family.tensors]
+    here = {weight.path: weight for weight in model.weights}  # architectures may share a table
+    rows = [(row, tuple(here[path] for path in row.paths if path in here)) for row in family.tensors]
     rows = [(row, weights) for row, weights in rows if weights]
     covered = {weight.path for _, weights in rows for weight in weights}
     if missing := [weight.path for weight in model.weights if weight.path not in covered]:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,19 +75,19 @@ class StoredTensor:
         raise InputError(f"{self.file} has changed since it was opened, and tensor {self.name!r} cannot be read")
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder by name, read off the headers alone.
+def stored_tensors(folder: Path, computed: re.Pattern) -> dict[str, StoredTensor]:
+    """Every tensor of a folder by name, read off the headers alone; without buffers, whose names `computed` matches.
 
     Raises InputError: no safetensors file, an index that is none or leads out of the folder, a damaged file, a tensor
     that the index places elsewhere or nowhere, dtypes that are not of weights.
     """
     index = folder / INDEX
     if not index.exists():
-        return _tensors_in(_single_file(folder))
-    file_of = _weight_map(index)
+        return _tensors_in(_single_file(folder), computed)
+    file_of = {name: file for name, file in _weight_map(index).items() if not computed.fullmatch(name)}
     tensors: dict[str, StoredTensor] = {}
     for file in [inside(folder, name) for name in dict.fromkeys(file_of.values())]:
-        for name, tensor in _tensors_in(file).items():
+        for name, tensor in _tensors_in(file, computed).items():
             if file_of.get(name) != file.name:
                 place = f"in {file_of[name]!r}" if name in file_of else "nowhere"
                 raise InputError(f"tensor {name!r} must be where {INDEX} has it, {place}, got {file}")
@@ -153,11 +154,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return file_of
 
 
-def _tensors_in(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file, whose header the library checks: they fill the file without gap or overlap."""
+def _tensors_in(path: Path, computed: re.Pattern) -> dict[str, StoredTensor]:
+    """The weights of one file, whose header the library checks: they fill the file without gap or overlap."""
     try:
         with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if not computed.fullmatch(name)]  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in names}
             found = {name: (stored.get_dtype(), tuple(stored.get_shape())) for name, stored in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None

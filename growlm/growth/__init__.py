@@ -7,6 +7,7 @@ from growlm.growth.operators import CHOICES, OPERATORS, RENAMED_OPTIONS, hashed_
 from growlm.growth.plan import Growth
 from growlm.growth.presets import PRESETS, Preset, resolve
 from growlm.growth.state import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
+from growlm.growth.targets import plan_target
 from growlm.growth.verify import describe_verdict, verify
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "layer_order",
     "options_of",
     "plan_growth",
+    "plan_target",
     "resolve",
     "verify",
 ]

@@ -42,6 +42,9 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         for name in branch.means:
             if not _mean_stays(growth.maps[name]):
                 return False, f"the mean square over {name} changes, and with it a norm"
+        for name, (field, factor) in branch.norms2.items():
+            if reason := _sum_of_squares(name, growth.maps[name], field, factor(source), factor(target)):
+                return False, reason
     for axis in architecture.of_kind(Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS):
         if architecture.is_read(axis) and not growth.maps[axis.name].defect() <= TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
@@ -54,6 +57,8 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
     vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
     note = "; new tokens get logits of their own" if vocab else ""
+    if growth.factors:
+        note += f"; {', '.join(growth.factors)} undo what changes with a layer's place or the model's sizes"
     return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
 
 
@@ -75,12 +80,31 @@ def _depth(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> str:
     return reason
 
 
+def _copies_of_each(axis: AxisMap) -> int | None:
+    """How often each old coordinate is written, as it was, with zeros beside it at most; None if that differs."""
+    write = axis.write
+    if isinstance(write, Dense) or axis.fresh_write.any() or write.spread is not None:
+        return None
+    counts = np.bincount(write.index[write.scale != 0], minlength=axis.old)
+    return int(counts[0]) if np.all(np.isin(write.scale, (0, 1))) and np.all(counts == counts[0]) else None
+
+
 def _mean_stays(axis: AxisMap) -> bool:
     """Whether the mean square of what is written on an axis stays: as many copies of each coordinate, as they are."""
-    if isinstance(axis.write, Dense) or axis.fresh_write.any() or np.any(axis.write.index < 0):
-        return False
-    counts = np.bincount(axis.write.index, minlength=axis.old)
-    return bool(np.all(axis.write.scale == 1) and len(set(counts)) == 1)
+    copies = _copies_of_each(axis)
+    return copies is not None and copies * axis.old == axis.new
+
+
+def _sum_of_squares(name: str, axis: AxisMap, field: str, before: float, after: float) -> str:
+    """Why what is divided by the root of a sum of squares over an axis is another; empty if it is not.
+
+    Zeros do not count; of c copies of each coordinate the root is sqrt(c) times as large, and so must be the factor.
+    """
+    if not (copies := _copies_of_each(axis)):
+        return f"the sum of squares over {name} changes, with another share of each coordinate"
+    if np.isclose(after, exact := before * np.sqrt(copies), rtol=1e-12, atol=0):
+        return ""
+    return f"{field} is {before:.17g} before and {after:.17g} after: exact would be {exact:.17g}"
 
 
 def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderConfig) -> str:

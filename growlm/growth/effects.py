@@ -64,13 +64,16 @@ class Noise(Effect):
         """Always."""
         return True
 
+    def compares_copies(self) -> bool:
+        """Noise that cancels does so among all copies."""
+        return self.cancel
+
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
     ) -> Array:
         """Adds the noise. With cancel, layers with zero residual writers keep them zero."""
         if weight.elementwise:
             return grown
-        # Draws have the standard deviation of the target's initial values.
         drawn = (draw(DRAW_NOISE) * (NOISE_SCALES[self.scale](weight, target) / weight.std(target))).astype(grown.dtype)
         if self.cancel:
             drawn = _cancelling(growth, weight, drawn, self.alike)
@@ -138,6 +141,7 @@ class Aki(Effect):
         later = numpy_or_jax(value).take(value, self.layers, axis=0, mode="clip")
         for dimension, read, write in growth.width_maps(weight):
             later = primal(read, write).take(later, dimension)
+        later = growth.scaled(weight, later)
         return numpy_or_jax(later, grown).where(sum(self._added(growth, weight)) > 0, later, grown)
 
     def source_layers(self, rows: slice) -> np.ndarray:
@@ -179,6 +183,10 @@ class BlockDiagonal(Effect):
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices that read copies and write copies."""
         return not weight.elementwise and all(self._copied_dims(growth, weight))
+
+    def compares_copies(self) -> bool:
+        """They are counted."""
+        return True
 
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw

@@ -16,17 +16,21 @@ def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
 
     They act on the value that the model computes with, which includes the offset of a weight that has one.
     """
-    offset = weight.offset if rule is primal else 0.0
-    value = value + offset if offset else value
+    grown = _expanded(rule, growth, weight, value)
+    if weight.offset and rule is primal:
+        # The offset grows apart from the value: what is a plain copy then stays as it is, to the bit.
+        offset = numpy_or_jax(value).full(value.shape, weight.offset, value.dtype)
+        grown = grown + (_expanded(rule, growth, weight, offset) - weight.offset)
+    return grown
+
+
+def _expanded(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
     for dimension, _, read, write in growth.dim_maps(weight):
         value = rule(read, write).take(value, dimension)
     if weight.residual and not (isinstance(growth.residual, np.ndarray) and np.all(growth.residual == 1)):
         residual = numpy_or_jax(value, growth.residual).asarray(growth.residual, value.dtype)
         value = value * along(residual, 0, value.ndim)
-    if (factor := growth.factors.get(weight.path)) is not None:
-        scale = numpy_or_jax(value).asarray(factor ** POWERS[rule], value.dtype)
-        value = value * along(scale, 0, value.ndim)
-    return value - offset if offset else value
+    return growth.scaled(weight, value, POWERS[rule])
 
 
 def expand_params(growth: Growth, source: DecoderConfig, params: Params, rule: Rule = primal) -> Params:
@@ -51,7 +55,8 @@ def draws(growth: Growth, target: DecoderConfig) -> bool:
 def _grow_weight(growth: Growth, target: DecoderConfig, key: jax.Array | None, weight: Weight, value: Array) -> Array:
     def draw(purpose: str) -> jax.Array:
         assert key is not None, "whoever grows checks the key"
-        return weight.initial(weight.key(jax.random.fold_in(key, number_of(purpose))), target, whole=True)
+        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
+        return weight.initial(own, target, whole=True) if purpose == DRAW_FRESH else weight.noise(own, target)
 
     return grow_weight(growth, target, weight, value, draw)
 

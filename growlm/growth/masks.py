@@ -81,8 +81,9 @@ class Masks(Effect):
 def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, norm: str) -> Growth:
     """The masks as a growth of the target into itself.
 
-    With mask c, a neuron or head is read with factor c, a layer adds c times its branches, and a coordinate of the
-    stream is written with factor c, while the others (or gains) restore the norm's input.
+    With mask c, a neuron or head is read with factor c, but written so where a sum of squares is taken in between; a
+    layer adds c times its branches; and a coordinate of the stream is written with factor c, while the others (or
+    gains) restore the norm's input.
 
     Args:
       config: the target's.
@@ -105,16 +106,19 @@ def _mask_growth(config: DecoderConfig, fresh: dict[str, Any], progress: Any, no
         one = np.ones(len(index))
         if axis.kind in (Kind.STREAM, Kind.NORMED):
             maps[axis.name] = stream
+        elif axis.kind is Kind.READ and not architecture.has_gain(axis):
+            # Readers undo the factor that a gain would, but for a tied head, which reads as the embedding is written.
+            handed = NORM_RULES[architecture.norm.kind].handed(stream)
+            tied = axis is architecture.final and architecture.tied(config)
+            read = stream.write if tied else Gather(index, open_stream).over(stream.write, stream.rms)
+            maps[axis.name] = AxisMap.make(len(index), handed.write, read)
         elif axis is architecture.final and architecture.tied(config):
             write = Gather(index, stream.gathers[0].scale * share / stream.rms**2)
             maps[axis.name] = AxisMap.make(len(index), write, stream.write)
-        elif axis.kind is Kind.READ and not architecture.has_gain(axis):
-            # Readers undo the factor that a gain would.
-            handed = NORM_RULES[architecture.norm.kind].handed(stream)
-            read = Gather(index, open_stream).over(stream.write, stream.rms)
-            maps[axis.name] = AxisMap.make(len(index), handed.write, read)
         elif axis.kind is Kind.READ:
             maps[axis.name] = AxisMap.make(len(index), Gather(index, open_stream), Gather(index, one))
+        elif any(axis.name in branch.norms2 for branch in architecture.branches):
+            maps[axis.name] = AxisMap.make(len(index), Gather(index, factors(axis)), Gather(index, one))
         elif axis.kind in (Kind.INNER, Kind.HEADS) and architecture.is_read(axis):
             maps[axis.name] = AxisMap.make(len(index), Gather(index, one), Gather(index, factors(axis)))
         else:

@@ -37,9 +37,9 @@ def _rows(axis: AxisMap) -> slice:
 class DropUnits(Effect):
     """Drop-Upcycling (arXiv 2502.19261, section 3.2): a share of every expert's units is drawn anew.
 
-    A unit has one column in each matrix that writes it and one row in each that reads it; all of them are drawn, from
-    normal distributions with the mean and the standard deviation of what they replace in their matrix. Where a weight
-    grows piece by piece, these are of the piece.
+    A unit has one column in each matrix that writes it and one row in each that reads it. All of them are drawn from
+    normal distributions with the mean and the standard deviation of what they replace in their matrix, or in the part
+    of it that is grown at once.
 
     Attributes:
       share: of the units.

@@ -24,7 +24,7 @@ from growlm.growth.mixtures import DropUnits, RouterNoise, expert_index
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.growth.width import SELECTIONS, copied, cycled, fresh, padded, places, query_heads, rng_of, tied_final
-from growlm.models.axes import Axis, DecoderConfig, Kind, Role
+from growlm.models.axes import Axis, DecoderConfig, Kind, Role, multiply
 
 AxisRule = Callable[[Axis], AxisMap]
 
@@ -135,7 +135,8 @@ def zero(
 
     def padding(axis: Axis) -> AxisMap:
         # A new query head may share an old value head: its reader must be zero, so its writer is fresh.
-        return padded(places(axis, source, target), source.size(axis), fresh_write=axis.kind is Kind.HEADS)
+        fresh_write = axis.kind is Kind.HEADS or axis.zero_reads
+        return padded(places(axis, source, target), source.size(axis), fresh_write=fresh_write)
 
     def filled(rule: AxisRule) -> AxisRule:
         return (lambda axis: rule(axis).without_fresh()) if fill == "zeros" else rule
@@ -250,14 +251,18 @@ def by_kind(
     architecture, none = target.architecture, layers < 0
     norm = NORM_RULES[architecture.norm.kind]
     copies = Gather.copies(layers)
+    gains = architecture.norm.scale or architecture.last_norm.scale
+
+    def through_norms(axis: Axis) -> AxisMap:
+        return stream(axis) if gains else dataclasses.replace(stream(axis), rms=1.0)  # no gain takes a factor
 
     def read(axis: Axis) -> AxisMap:
         # Without a gain in between, what a norm hands on has the stream's own scale.
-        return width(axis) if architecture.has_gain(axis) else norm.handed(stream(architecture.stream))
+        return width(axis) if architecture.has_gain(axis) else norm.handed(through_norms(architecture.stream))
 
     rules: dict[Kind, AxisRule] = {
-        Kind.STREAM: stream,
-        Kind.NORMED: stream,
+        Kind.STREAM: through_norms,
+        Kind.NORMED: through_norms,
         Kind.READ: read,
         Kind.INNER: width,
         Kind.HEADS: width,
@@ -322,7 +327,9 @@ def _factors(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> di
     for weight in target.weights:
         if weight.multiplier is None:
             continue
-        before, after = (np.asarray(weight.multiplier(config), np.float64).reshape(-1) for config in (source, target))
+        before, after = (
+            np.asarray(multiply(weight.multiplier, config), np.float64).reshape(-1) for config in (source, target)
+        )
         if weight.stacked:
             before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
             before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing

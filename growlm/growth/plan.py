@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from growlm.growth.lifts import Lifted
-from growlm.growth.maps import Array, AxisMap, along, compose
+from growlm.growth.maps import Array, AxisMap, along, compose, numpy_or_jax
 from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
 
-Draw = Callable[[str], Array]  # purpose -> the target's initial values, from the key of that purpose
+Draw = Callable[[str], Array]  # purpose -> random values of the target's, from the key of that purpose
 
-DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes
+DRAW_FRESH, DRAW_NOISE = "fresh", "noise"  # the purposes: initial values, and normal ones of the weight's deviation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +59,10 @@ class Effect:
 
     def draws(self) -> bool:
         """Whether it draws random values."""
+        return False
+
+    def compares_copies(self) -> bool:
+        """Whether what it does to one copy that a weight reads depends on the other copies, so none may be left out."""
         return False
 
     def source_layers(self, rows: slice) -> np.ndarray:
@@ -150,6 +154,12 @@ class Growth:
         """(number, read map, write map) of every array dimension but that of layers."""
         maps = self.dim_maps(weight)
         return [(number, read, write) for number, dim, read, write in maps if dim.axis.kind is not Kind.STACK]
+
+    def scaled(self, weight: Weight, value: Array, power: int = 1) -> Array:
+        """The grown weight times its factor to a power; itself where it has none."""
+        if (factor := self.factors.get(weight.path)) is None:
+            return value
+        return value * along(numpy_or_jax(value).asarray(factor**power, value.dtype), 0, value.ndim)
 
     def fresh(self, weight: Weight) -> np.ndarray | None:
         """bool, broadcastable to the weight: freshly initialised entries; None if there are none."""

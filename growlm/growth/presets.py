@@ -16,7 +16,9 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim
 from growlm.growth.depth import PARTIAL, partial_order
 from growlm.growth.operators import OPERATORS, current_options, plan_growth
-from growlm.models import DecoderConfig, Kind, MixtralConfig, ModelConfig
+from growlm.models import DecoderConfig, Kind, LoopedConfig, MixtralConfig, ModelConfig, TokenformerConfig
+from growlm.models.looped import before_growth
+from growlm.models.tokenformer import half_the_slots
 
 Sizes = Callable[[int], tuple[float, ...]]
 
@@ -47,7 +49,7 @@ class Preset:
       paper: where it was published, and its name there.
       exact: what is reproduced exactly, and what is not.
       operator, options: the growth, as for `growlm.grow`.
-      optimizer_state: "reset", "map" or "map_aged", as for `grow_state`.
+      optimizer_state: as for `grow_state`.
       train: what trains after growth, "all" or the "new" slices.
       depths, widths: from a target's size to the sizes of all stages; the last one is the target's. They are from an
         experiment of the paper where known; otherwise a doubling.
@@ -55,6 +57,8 @@ class Preset:
       frozen_below: stages that add layers on top freeze the layers below them.
       submodels: the number of sub-models of which the stage after the first growth samples one for each step; 0: none.
       layers: a target depth that the schedule divides, the published one where known.
+      before: from a target to the shape before the growth, where sizes alone do not say it.
+      example: a target of the system's own architecture, where that is not Llama's.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Preset:
     frozen_below: bool = False
     submodels: int = 0
     layers: int = 24
+    before: Callable[[Any], DecoderConfig] | None = None
+    example: DecoderConfig | None = None
 
     def stages(self, target: DecoderConfig) -> tuple[StageShape, ...]:
         """The published schedule, scaled to a target, from the first shape to the target itself.
@@ -78,6 +84,8 @@ class Preset:
         All widths scale by one factor, numbers of heads too; fixed axes keep their size. Raises InputError where a size
         is not an integer.
         """
+        if self.before is not None:
+            return tuple(map(StageShape, (self.before(target), target)))
         depth = target.architecture.stack.field
         routed = target.architecture.of_kind(Kind.EXPERTS)
         number = max(
@@ -129,6 +137,22 @@ _SIXTHS = _parts("1/6 2/6 3/6 4/6 5/6 1")
 _FPI = {"order": "stack_top", "select": "random", "norm": "none"}
 _HYPERCLONING = "arXiv 2409.12903, HyperCloning"
 
+_LOOPS = "arXiv 2609.19107"
+_IN_PLACE = (
+    "between prelude and coda; what is carried keeps its moments, copies start without. Not built: the re-warm of 40 "
+    "steps inside the running schedule."
+)
+
+
+def _looped(**cores: Any) -> LoopedConfig:
+    """Two layers of prelude and of coda, and cores of two."""
+    layers = 4 + 2 * cores.get("cores", 1)
+    return LoopedConfig(layers, embed=12, heads=6, head_dim=2, mlp=18, vocab=5, prelude=2, coda=2, **cores)
+
+
+_TOKENFORMER = TokenformerConfig(
+    2, embed=12, heads=6, head_dim=2, qkv_slots=12, out_slots=12, mlp_slots=24, vocab=5, rotary_dim=2
+)
 # A published system is one row.
 _ROWS = (
     Preset(
@@ -369,6 +393,49 @@ _ROWS = (
         options={"fill": "zeros", "norm": "none", "old_weight_scale": 0.4, "noise": 1.0},
         widths=_parts("1/2 1"),
     ),
+    Preset(
+        "untied_grow",
+        f"{_LOOPS}, Untied-Grow",
+        f"Exact: two cores, C1 C2, become C1 C2 C1 C2 {_IN_PLACE}",
+        optimizer_state="keep_old",
+        before=before_growth,
+        example=_looped(cores=4, injection=1.0),
+    ),
+    Preset(
+        "loop_grow",
+        f"{_LOOPS}, Loop-Grow",
+        "Exact: a core that was run twice is run four times; weights and moments stay. Not built: the re-warm of 40 "
+        "steps inside the running schedule.",
+        optimizer_state="keep_old",
+        before=before_growth,
+        example=_looped(passes=4, injection=1.0),
+    ),
+    Preset(
+        "deep_vanilla_grow",
+        f"{_LOOPS}, Deep Vanilla Grow",
+        f"Exact: as untied_grow, without a boundary, {_IN_PLACE} The order is a guess: no script was published.",
+        optimizer_state="keep_old",
+        before=before_growth,
+        example=_looped(cores=4),
+    ),
+    Preset(
+        "tokenformer",
+        "arXiv 2410.23168 (ICLR 2025), TokenFormer as in the paper",
+        "Exact: slots with zero keys and fresh values, where the target's scales are the old roots of the numbers of "
+        "slots, as growlm grow has them. Ours: that slots double. Its schedule is a cosine of its own.",
+        operator="zero",
+        before=half_the_slots,
+        example=half_the_slots(_TOKENFORMER).grown(qkv_slots=12, out_slots=12, mlp_slots=24),
+    ),
+    Preset(
+        "tokenformer_published",
+        "arXiv 2410.23168 (ICLR 2025), TokenFormer as in its code",
+        "Exact: keys and values of new slots are fresh, and scales the roots of the new numbers of slots, where the "
+        "target leaves them out. The function changes. Ours: that slots double.",
+        operator="random",
+        before=half_the_slots,
+        example=_TOKENFORMER,
+    ),
 )
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in _ROWS}
@@ -404,8 +471,14 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
     Claims are made for every growth of its schedule, on small shapes.
     """
     model = MixtralConfig if grows == "mixture" else ModelConfig
-    target = model(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
+    target = preset.example or model(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
+    if grows == "mixture" and not target.architecture.of_kind(Kind.EXPERTS):
+        return None
     stages = [stage.model for stage in preset.stages(target)]
+    if preset.before is not None:
+        wider = any(getattr(stages[0], name) != getattr(target, name) for name in _scaled(target))
+        if wider is not (grows == "width"):
+            return None
     depth = tuple(axis.field for axis in target.architecture.of_kind(Kind.STACK))
     kept = {"depth": _scaled(target), "width": depth, "mixture": (*_scaled(target), *depth)}[grows]
     still = {name: getattr(target, name) for name in kept}
@@ -438,6 +511,8 @@ def _row(preset: Preset) -> dict[str, str]:
     more = [f"optimizer {preset.optimizer_state}"] * (preset.optimizer_state != "reset")
     more += [f"trains {preset.train}"] * (preset.train != "all")
     depths = [f"{size:g}" for size in preset.depths(preset.layers)]
+    if preset.example is not None:
+        depths = [str(len(stage.model.executed)) for stage in preset.stages(preset.example)]
     answers = {True: "yes", False: "no", None: "-"}
     return {
         "preset": preset.name,

@@ -80,7 +80,8 @@ def _grow_params(
 
 # What becomes of the optimizer state. reset: a fresh state, as in the paper. map: moments mapped, one step count for
 # all, as in published code. map_aged: moments mapped, and fresh slices restart Adam's bias correction at step 0.
-OPTIMIZER_STATES = ("reset", "map", "map_aged")
+# keep_old: as map_aged, and second copies start anew like fresh slices (arXiv 2609.19107, with Muon).
+OPTIMIZER_STATES = ("reset", "map", "map_aged", "keep_old")
 
 AGES = "ages"
 CONSTANTS = ("ns_coeffs",)  # of Muon
@@ -128,7 +129,8 @@ def grow_state(
       operator, batches, **options: as in `grow`.
       optimizer_state: "reset" gives a fresh state, as in the paper; "map" maps the moments by the dual map (a gradient
         is read where its weight is written) and keeps the step count; "map_aged" maps them, and restarts the bias
-        correction of fresh slices, for an optimizer that counts the steps of slices.
+        correction of fresh slices, for an optimizer that counts the steps of slices; "keep_old" does so too, and
+        second copies have no moments.
 
     Returns:
       (state, report). The report is plain JSON.
@@ -200,7 +202,7 @@ def _grow_arrays(
         return grown, optimizer.init(grown), ema
     if growth.lift is not None:
         opt_state = growth.lift.optimizer_state(optimizer, opt_state, growth.lift.params(params))
-    opt_state = map_optimizer_state(growth, growth.start(source), opt_state, aged=optimizer_state == "map_aged")
+    opt_state = map_optimizer_state(growth, growth.start(source), opt_state, optimizer_state)
     _check_like(opt_state, jax.eval_shape(optimizer.init, grown))
     return grown, opt_state, ema
 
@@ -208,38 +210,48 @@ def _grow_arrays(
 _grow_arrays_compiled = jax.jit(_grow_arrays, static_argnums=(0, 1, 2, 3, 4))
 
 
-def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, aged: bool) -> Any:
+def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, how: str) -> Any:
     """Grows every moment by its rule and ages by their axis, and keeps counters.
 
-    `source` is lifted if the growth has a lift. Raises InputError for a part that has no rule.
+    `source` is lifted if the growth has a lift; `how` is in OPTIMIZER_STATES. Raises InputError for a part that has no
+    rule.
     """
+    aged = how != "map"
     match = source.architecture.match_weight
     ages = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state) if match(path)[0] == AGES]
     if aged and not ages:
-        raise must_be("optimizer_state", "reset or map for an optimizer without ages", "map_aged")
+        raise must_be("optimizer_state", "reset or map for an optimizer without ages", how)
     new = 0 if aged else jnp.max(jnp.concatenate([jnp.zeros(1, jnp.int32), *ages]))
-    return jax.tree_util.tree_map_with_path(partial(_map_entry, growth, source, new), opt_state)
+    return jax.tree_util.tree_map_with_path(partial(_map_entry, growth, source, new, how == "keep_old"), opt_state)
 
 
-def _map_entry(growth: Growth, source: DecoderConfig, new_age: Any, path: tuple, leaf: jax.Array) -> Array:
+def _map_entry(
+    growth: Growth, source: DecoderConfig, new_age: Any, copies_anew: bool, path: tuple, leaf: jax.Array
+) -> Array:
     if jnp.ndim(leaf) == 0 or path_of(path).endswith(CONSTANTS):
         return leaf
     name, weight, rest = source.architecture.match_weight(path)
     if weight is None or (rest and name != AGES):
         raise InputError(f"optimizer_state must be reset: no rule grows {path_of(path)!r} of shape {leaf.shape}")
     if name == AGES:
-        return _grow_ages(growth, weight, int(rest), leaf, new_age)
+        return _grow_ages(growth, weight, int(rest), leaf, new_age, copies_anew)
     if name not in MOMENTS:
         raise unknown("optimizer moment", name, (*MOMENTS, AGES))
     if leaf.shape != weight.shape(source):
         raise must_be(f"the shape of optimizer state {path_of(path)!r}", f"{weight.shape(source)}", leaf.shape)
-    return expand(MOMENTS[name], growth, weight, leaf)
+    grown = expand(MOMENTS[name], growth, weight, leaf)
+    added = growth.added(weight) if copies_anew else None
+    return grown if added is None else jnp.where(added, 0, grown)
 
 
-def _grow_ages(growth: Growth, weight: Weight, number: int, age: jax.Array, new_age: Any) -> jax.Array:
-    """The ages along one dimension: copies have that of their original, fresh slices `new_age`."""
+def _grow_ages(
+    growth: Growth, weight: Weight, number: int, age: jax.Array, new_age: Any, copies_anew: bool
+) -> jax.Array:
+    """The ages along one dimension: copies have that of their original unless they start anew, new slices `new_age`."""
     origin = growth.axis(weight.all_dims[number].axis, weight).origin
     new = growth.fresh_slices(weight)[number] | (origin < 0)
+    if copies_anew:
+        new |= growth.axis(weight.all_dims[number].axis, weight).added
     if weight.residual and number == 0:
         new |= np.asarray(growth.residual) == 0
     if not age.size:  # a model without layers grows some

@@ -96,9 +96,9 @@ def _pasted(
     """
     slices = growth.fresh_slices(weight)
     drawn = any(np.any(chosen) for chosen in slices)
-    if any(effect.changes(growth, weight) for effect in growth.effects) or (drawn and weight.elementwise):
+    if any(effect.changes(growth, weight) for effect in growth.effects):
         return None
-    if weight.offset:
+    if weight.offset or (drawn and (weight.elementwise or weight.init != "normal")):
         return None
     if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
         return grown
@@ -137,11 +137,13 @@ def _run(chosen: np.ndarray) -> np.ndarray | slice:
 def _draw(
     growth: Growth, target: DecoderConfig, key: Any, weight: Weight, place: tuple[int, ...], purpose: str
 ) -> np.ndarray:
-    """The target's initial values for a part."""
+    """Random values of the target's for a part."""
+    own = weight.key(jax.random.fold_in(key, number_of(purpose)))
     if weight.elementwise:
-        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
+    if weight.init != "normal" and purpose == DRAW_FRESH:
+        return np.asarray(weight.values(reduce(jax.random.fold_in, place, own), target, shape))
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)
 

@@ -34,13 +34,23 @@ from growlm.models.decoder import (
     next_token_loss,
     with_depth,
 )
+from growlm.models.gemma import GEMMA, GemmaConfig
+from growlm.models.gemma2 import GEMMA2, Gemma2Config
+from growlm.models.gemma3 import GEMMA3, Gemma3Config
+from growlm.models.gpt2 import GPT2, Gpt2Config
 from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
+from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.olmo import OLMO, OlmoConfig
+from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.olmoe import OLMOE, OlmoeConfig
+from growlm.models.samba import SAMBA, SambaConfig
+from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAMA, GPT_NEOX, MIXTRAL, OLMOE)}
+_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, OLMOE, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
+ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in _ALL}
 
 
 def plain(config: DecoderConfig) -> dict[str, Any]:
@@ -60,26 +70,44 @@ def sizes_of(config: DecoderConfig) -> dict[str, int]:
 
 __all__ = [
     "ARCHITECTURES",
+    "GEMMA",
+    "GEMMA2",
+    "GEMMA3",
+    "GPT2",
     "GPT_NEOX",
     "LLAMA",
+    "LOOPED",
     "MIXTRAL",
+    "OLMO",
+    "OLMO2",
     "OLMOE",
     "REMAT_POLICIES",
+    "SAMBA",
+    "TOKENFORMER",
     "Architecture",
     "Axis",
     "Branch",
     "DecoderConfig",
     "Dim",
+    "Gemma2Config",
+    "Gemma3Config",
+    "GemmaConfig",
+    "Gpt2Config",
     "GptNeoxConfig",
     "Kind",
+    "LoopedConfig",
     "MixtralConfig",
     "ModelConfig",
     "Norm",
     "NormKind",
+    "Olmo2Config",
+    "OlmoConfig",
     "OlmoeConfig",
     "Params",
     "Role",
     "RopeScaling",
+    "SambaConfig",
+    "TokenformerConfig",
     "Weight",
     "WeightSpec",
     "apply",

@@ -89,14 +89,16 @@ class Attention(nn.Module):
     """Causal grouped-query attention (arXiv 2305.13245).
 
     Positions are rotary if the branch has tables of them. Biases of query, key, value and output, and RMSNorms of query
-    and key, on each head or on all heads together, are used if their weights are declared.
+    and key, on each head or on all heads together, are used if their weights are declared, and on each head without
+    gains if `normed`.
     """
 
     config: DecoderConfig
     dtype: Any
     window: Callable[[Any], Any] = _all_positions
-    scale: Callable[[Any], float | None] = _none
+    score_scale: Callable[[Any], float | None] = _none
     cap: Callable[[Any], float | None] = _none
+    normed: bool = False
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
@@ -113,7 +115,7 @@ class Attention(nn.Module):
     def _attend(self, q_BTHh, k_BTKh, v_BTKh, context: Context):
         """[B, T, H, h] by the layer's window."""
         config, length = self.config, q_BTHh.shape[1]
-        how = {"scale": self.scale(config), "cap": self.cap(config)}
+        how = {"scale": self.score_scale(config), "cap": self.cap(config)}
 
         def by(window):
             return lambda q, k, v: attention(q, k, v, window, context.document_BT, **how)
@@ -131,8 +133,11 @@ class Attention(nn.Module):
         y = dense(x_ND, w_DHh).reshape(context.batch, -1, *w_DHh.shape[1:])
         if has(self, f"{name}_bias"):
             y = y + weight(self, f"{name}_bias")
+        eps = getattr(self.config, self.config.architecture.norm.eps)
+        if self.normed and name != "value":
+            return rms_norm(y, eps)
         if has(self, f"{name}_norm"):
-            gain, eps = weight(self, f"{name}_norm"), getattr(self.config, self.config.architecture.norm.eps)
+            gain = weight(self, f"{name}_norm")
             over = y if gain.ndim == 1 else y.reshape(*y.shape[:2], -1)  # each head, or all heads together
             y = rms_norm(over, eps).reshape(y.shape) * gain
         return y
@@ -154,8 +159,9 @@ def attention_branch(
     rotary: Callable[[Any, int], Any],
     window: Callable[[Any], Any] = _all_positions,
     *,
-    scale: Callable[[Any], float | None] = _none,
+    score_scale: Callable[[Any], float | None] = _none,
     cap: Callable[[Any], float | None] = _none,
+    normed: bool = False,
     variants: Callable[[Any], tuple[int, ...]] | None = None,
     **options: Any,
 ) -> Branch:
@@ -165,7 +171,8 @@ def attention_branch(
       weights: query, key, value and out, and the optional ones of `Attention`.
       rotary: (config, length) -> `rotary_table`, or None.
       window: config -> the number of positions that a query sees, its own the last; None for all before it.
-      scale, cap: config -> those of `kernels.attention`.
+      score_scale, cap: config -> those of `kernels.attention`.
+      normed: whether query and key heads have RMSNorms without gains.
       variants: as in `Branch`, where layers differ: `window` then gives a tuple, one for each variant, and `rotary`
         tables with a leading axis of variants.
       **options: of `Branch`.
@@ -176,5 +183,5 @@ def attention_branch(
         each = [attention_flops(config.heads, config.head_dim, length, one) for one in windows]
         return sum(each) / max(len(each), 1)
 
-    module = partial(Attention, window=window, scale=scale, cap=cap)
+    module = partial(Attention, window=window, score_scale=score_scale, cap=cap, normed=normed)
     return Branch("attn", module, weights, flops=flops, tables=rotary, variants=variants, **options)

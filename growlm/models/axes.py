@@ -43,6 +43,8 @@ class Role(enum.Enum):
     ROUTER = "router"  # a matrix whose outputs weigh experts
     GAIN = "gain"  # multiplies elementwise
     BIAS = "bias"  # added elementwise
+    CONSTANT = "constant"  # of a channel of a recurrence, such as its rate of decay; weight decay leaves it alone
+    FILTER = "filter"  # of a channel, summed over taps: a product, but no matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Axis:
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
       normalised: for experts, whether the router weights of a token's experts sum to 1, or the field that says so.
+      zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
+        write, and with both zero neither would have a gradient.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Axis:
     values: str = ""
     chosen: str = ""
     normalised: str | bool = True
+    zero_reads: bool = False
 
     @property
     def field(self) -> str:
@@ -114,6 +119,9 @@ class Dim:
 # The paper's code: matrices start with standard deviation sqrt(2 / (5 fan_in)).
 GAIN = math.sqrt(2 / 5)
 
+# (key, config, shape of the weight or of a part of it) -> float32 values.
+Initial = Callable[[jax.Array, Any, tuple[int, ...]], jax.Array]
+
 _INITIAL = {Role.GAIN: "ones", Role.BIAS: "zeros"}
 
 
@@ -129,8 +137,8 @@ class WeightSpec:
       name: within its branch.
       dims: in the syntax of `Dim.parse`, without the layer axis.
       role: its role in the optimizer.
-      init: "normal", "ones" or "zeros"; by default ones for gains, zeros for biases, else normal.
-      gain: normal weights have the standard deviation gain / sqrt(fan-in).
+      init: "normal", "ones", "zeros" or a function `Initial`; by default ones for gains, zeros for biases, else normal.
+      gain: initial values have the standard deviation gain / sqrt(fan-in), if they are drawn.
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
       present: config -> whether the model has it.
@@ -139,7 +147,7 @@ class WeightSpec:
     name: str
     dims: str
     role: Role = Role.MATRIX
-    init: str = ""
+    init: str | Initial = ""
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
@@ -174,7 +182,7 @@ class Weight:
     path: str
     dims: tuple[Dim, ...]
     role: Role
-    init: str
+    init: str | Initial
     gain: float
     fan_in: tuple[Axis, ...]
     offset: float
@@ -194,8 +202,13 @@ class Weight:
 
     @property
     def elementwise(self) -> bool:
-        """Whether it is a gain or a bias, which are in no matrix product."""
-        return self.role in (Role.GAIN, Role.BIAS)
+        """Whether it is a gain, a bias or a constant of a recurrence, which are in no product over an axis."""
+        return self.role in (Role.GAIN, Role.BIAS, Role.CONSTANT)
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies to it."""
+        return self.role is not Role.CONSTANT
 
     @property
     def neutral(self) -> float:
@@ -224,7 +237,7 @@ class Weight:
         return tuple(config.size(dim.axis) for dim in self.all_dims)
 
     def std(self, config: "DecoderConfig") -> float:
-        """The standard deviation of initial values, if they are normal."""
+        """The standard deviation of initial values, if they are drawn."""
         reads = self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
         # The stream sums all branches: each starts smaller, so that the sum keeps its size (GPT-2).
         depth = max(config.branches, 1) if self.residual else 1
@@ -241,10 +254,19 @@ class Weight:
 
     def initial(self, key: jax.Array, config: "DecoderConfig", whole: bool = False) -> jax.Array:
         """float32 initial values of one layer, or, if `whole`, of all layers."""
-        shape = self.shape(config) if whole else self.block_shape(config)
+        return self.values(key, config, self.shape(config) if whole else self.block_shape(config))
+
+    def values(self, key: jax.Array, config: "DecoderConfig", shape: tuple[int, ...]) -> jax.Array:
+        """float32 initial values of a part of it."""
+        if callable(self.init):
+            return self.init(key, config, shape)
         if self.init == "normal":
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
         return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)
+
+    def noise(self, key: jax.Array, config: "DecoderConfig") -> jax.Array:
+        """float32 normal values of all layers with the standard deviation `std`, whatever the initial ones are."""
+        return self.std(config) * jax.random.normal(key, self.shape(config), jnp.float32)
 
 
 class NormKind(enum.Enum):
@@ -279,8 +301,14 @@ class Norm:
         return (gain,) * self.scale + (bias,) * self.bias
 
 
-# config -> a positive factor of the forward pass: one number, or one for each layer.
+# config -> a positive factor of the forward pass: one number, or one for each layer; None for one.
 Multiplier = Callable[[Any], Any]
+
+
+def multiply(multiplier: Multiplier | None, config: Any) -> Any:
+    """The factor of a multiplier, as a number or an array [layers]."""
+    factor = None if multiplier is None else multiplier(config)
+    return 1.0 if factor is None else factor
 
 
 def _no_flops(config: Any, length: int) -> float:
@@ -288,6 +316,10 @@ def _no_flops(config: Any, length: int) -> float:
 
 
 def _no_tables(config: Any, length: int) -> Any:
+    return None
+
+
+def _any_length(config: Any) -> int | None:
     return None
 
 
@@ -310,6 +342,8 @@ class Branch:
       variants: config -> int [layers], which variant of the branch each layer runs (`Context.variant`), such as one of
         two windows. Weights know nothing of it: a layer that moves to a place of another variant computes otherwise.
       means: the inner axes over which it takes a mean square, as a norm over all heads does.
+      norms2: the inner axes over which it divides by the root of a sum of squares, each with the factor on the result:
+        a field of the config, and config -> its value. A nonlinearity that keeps 0 may follow.
     """
 
     name: str
@@ -325,6 +359,7 @@ class Branch:
     norm_scale: Multiplier | None = None
     variants: Callable[[Any], tuple[int, ...]] | None = None
     means: tuple[str, ...] = ()
+    norms2: Mapping[str, tuple[str, Callable[[Any], float]]] = dataclasses.field(default_factory=dict)
 
 
 # A small head keeps the initial loss at log(vocab): logits of variance v cost v / 2 nats.
@@ -360,10 +395,6 @@ class Section(NamedTuple):
     boundary: bool = False
 
 
-def _unscaled(config: Any) -> float:
-    return 1.0
-
-
 def _no_cap(config: Any) -> float | None:
     return None
 
@@ -386,6 +417,7 @@ class Architecture:
       lookups: the weights that `embed` uses; by default the embedding.
       embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
       head: from the last hidden state to logits; absent if it is tied to the embedding.
+      longest: config -> the most tokens of a sequence, where positions are learned; None for any number.
       embed_scale, logit_scale: factors on what `embed` looks up, which applies the first, and on logits.
       logit_cap: config -> c, or None; logits are then c tanh(logits / c).
       sections: config -> the sections of the stack in the order in which they run; by default one.
@@ -395,6 +427,7 @@ class Architecture:
       shared: fields of the config that growth cannot change, besides sizes of FIXED axes.
       free: fields that may differ between source and target.
       families: its families in transformers, by model_type (`growlm.models.stored`).
+      example: the fields of a small model.
     """
 
     name: str
@@ -406,6 +439,7 @@ class Architecture:
     lookups: tuple[WeightSpec, ...] = (EMBEDDING,)
     embed: Callable[..., jax.Array] = look_up
     head: WeightSpec = dataclasses.field(default_factory=head)
+    longest: Callable[[Any], int | None] = _any_length
     embed_scale: Multiplier | None = None
     logit_scale: Multiplier | None = None
     logit_cap: Callable[[Any], float | None] = _no_cap
@@ -415,6 +449,7 @@ class Architecture:
     shared: tuple[str, ...] = ()
     free: tuple[str, ...] = ("norm_eps",)
     families: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self.config.architecture = self
@@ -458,14 +493,13 @@ class Architecture:
         read = any(dim.reads is self.axis[branch.reads] for dim in weight.dims) and not weight.elementwise
         factors = (branch.norm_scale if read else None, branch.scale if weight.residual else None)
         found = [factor for factor in factors if factor is not None]
-        return (lambda config: math.prod(factor(config) for factor in found)) if found else None
+        return (lambda config: math.prod(multiply(factor, config) for factor in found)) if found else None
 
     def _tied_multiplier(self, config: "DecoderConfig") -> float:
         """That on what the last norm writes: a tied head cannot undo a changed factor on logits or embedding itself."""
         if not self.tied(config):
             return 1.0
-        on_logits, on_embedding = self.logit_scale or _unscaled, self.embed_scale or _unscaled
-        return on_logits(config) / on_embedding(config)
+        return multiply(self.logit_scale, config) / multiply(self.embed_scale, config)
 
     @property
     def last_norm(self) -> Norm:
@@ -552,6 +586,20 @@ class DecoderConfig:
     def branches(self) -> int:
         """The number of branches in all layers."""
         return len(self.architecture.branches) * self.depth
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a sequence, or None."""
+        return self.architecture.longest(self)
+
+    def grown(self, **sizes: Any) -> "DecoderConfig":
+        """With other sizes, where what the config derives from a size by default stays the number that it was."""
+        return dataclasses.replace(self, **sizes)
+
+    def check_length(self, name: str, length: int) -> None:
+        """Raises InputError where sequences are longer than the model has positions."""
+        if self.longest is not None and length > self.longest:
+            raise must_be(name, f"at most {self.longest}, the positions of the model", length)
 
     @property
     def executed(self) -> tuple[int | None, ...]:

@@ -51,3 +51,9 @@ def flops_per_token(config: DecoderConfig, length: int) -> float:
     """Training FLOPs a token, forward and backward: 6 for each parameter in products, and 3 x those of branches."""
     rest = sum(branch.flops(config, length) for branch in config.architecture.branches)
     return 6.0 * matmul_parameter_count(config) + 3.0 * layers_run(config) * rest
+
+
+def flops_of_layer(config: DecoderConfig, length: int) -> float:
+    """The training FLOPs a token of one layer that runs once."""
+    outside = (math.prod(w.shape(config)) for w in config.weights if not w.stacked and _multiplies(w, config))
+    return (flops_per_token(config, length) - 6.0 * sum(outside)) / max(layers_run(config), 1)

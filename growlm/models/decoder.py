@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.axes import Branch, DecoderConfig, Params, check_params, nest
+from growlm.models.axes import Branch, DecoderConfig, Params, check_params, multiply, nest
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits
@@ -47,7 +47,7 @@ def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
         return None if values is None or np.ndim(values) == 0 else jnp.asarray(values)
 
     def factor(multiplier: Any) -> Any:
-        return None if multiplier is None else each(np.asarray(multiplier(config), np.float32))
+        return each(np.asarray(multiply(multiplier, config), np.float32))
 
     return {
         branch.name: OfLayer(
@@ -65,9 +65,8 @@ def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLay
     architecture = config.architecture
 
     def times(y_ND, multiplier, of_layer):
-        if multiplier is None:
-            return y_ND
-        return y_ND * jnp.asarray(multiplier(config) if of_layer is None else of_layer, dtype)
+        factor = multiply(multiplier, config) if of_layer is None else of_layer
+        return y_ND if isinstance(factor, float) and factor == 1 else y_ND * jnp.asarray(factor, dtype)
 
     if branch.reads != architecture.stream.name:
         x_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_norm")(x_ND)
@@ -199,9 +198,8 @@ class Decoder(nn.Module):
         architecture = self.config.architecture
         head_DV = self.outside["embedding"].T if architecture.tied(self.config) else self.outside["head"]
         x_ND = self.final_norm(x_ND)
-        if architecture.logit_scale is not None:
-            x_ND = x_ND * jnp.asarray(architecture.logit_scale(self.config), self.dtype)
-        return x_ND, head_DV
+        scale = multiply(architecture.logit_scale, self.config)
+        return x_ND if scale == 1 else x_ND * jnp.asarray(scale, self.dtype), head_DV
 
     def _layers(self) -> nn.Module:
         period = Period
@@ -222,10 +220,12 @@ def with_depth(config: DecoderConfig, depth: int) -> DecoderConfig:
     return dataclasses.replace(config, **{config.architecture.stack.field: depth})
 
 
-def _check_tokens(tokens: jax.Array, least: int) -> None:
+def _check_tokens(config: DecoderConfig, tokens: jax.Array, least: int) -> None:
+    """`least`: 1, or 2 where the last token is only predicted."""
     shape, dtype = np.shape(tokens), jnp.asarray(tokens).dtype
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer) or shape[0] < 1 or shape[1] < least:
         raise InputError(f"tokens must be integers [batch >= 1, length >= {least}], got {dtype}{list(shape)}")
+    config.check_length("the length of tokens", shape[1] + 1 - least)
 
 
 def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_layers: int) -> None:
@@ -348,10 +348,10 @@ def apply(
       float32[batch, length, vocab] (float64 if that is the compute dtype).
 
     Raises:
-      InputError: tokens or block_scale of a wrong rank, size or type, a tree that is not this model's, an unknown remat
-        policy.
+      InputError: tokens or block_scale of a wrong rank, size or type, a tree that is not this model's, more tokens than
+        positions, an unknown remat policy.
     """
-    _check_tokens(tokens, 1)
+    _check_tokens(config, tokens, 1)
     return _apply(config, params, tokens, Pass(jnp.dtype(dtype), remat), block_scale)
 
 
@@ -377,7 +377,7 @@ def hidden_states(
 
     For logits of some positions only. Arguments and errors are those of `apply`, and of `losses` for document_end.
     """
-    _check_tokens(tokens, 1)
+    _check_tokens(config, tokens, 1)
     return _hidden(config, params, tokens, Pass(dtype, document_end=document_end), block_scale)[:2]
 
 
@@ -421,7 +421,7 @@ def measured(
     config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: Any = None
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     """What `losses` returns, and what branches say of themselves: scalars by the branch's name and their own."""
-    _check_tokens(tokens, 2)
+    _check_tokens(config, tokens, 2)
     x_ND, head_DV, auxiliary = _hidden(config, params, tokens[:, :-1], how, block_scale)
     added: dict[str, jax.Array] = {}
     metrics: dict[str, jax.Array] = {}

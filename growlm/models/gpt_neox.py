@@ -25,7 +25,7 @@ from growlm.models.axes import (
     WeightSpec,
     head,
 )
-from growlm.models.llama import STREAM_AXES
+from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.mlp import mlp_branch
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 
@@ -199,4 +199,5 @@ GPT_NEOX = Architecture(
     head=head(present=lambda config: not config.tie_embeddings),
     shared=("tie_embeddings", "rope_theta", "rotary_dim"),
     families={"gpt_neox": FAMILY},
+    example=EXAMPLE | {"rotary_dim": 2},
 )

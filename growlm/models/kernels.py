@@ -55,6 +55,13 @@ def attention(
     return kernel(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
 
 
+def kernel_name() -> str:
+    """Which kernel runs attention here, in words."""
+    names = {"cpu": "plain XLA, heads first", "tpu": "splash attention where its shapes fit, else plain XLA"}
+    flash = "cuDNN's flash attention in 16 bits" if platform() == "gpu" and _has_flash_attention() else "plain XLA"
+    return names.get(platform(), flash)
+
+
 def platform() -> str:
     """The platform of the current mesh, whose devices need not be attached, or else of the process."""
     mesh = current_mesh()

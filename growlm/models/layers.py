@@ -41,12 +41,12 @@ def has(module: nn.Module, name: str) -> bool:
     return weight is not None and weight.present(module.config)
 
 
-def weight(module: nn.Module, name: str) -> jax.Array:
-    """A declared weight of the module, in the compute dtype, all-gathered over fsdp."""
+def weight(module: nn.Module, name: str, dtype: Any = None) -> jax.Array:
+    """A declared weight of the module, in the compute dtype or another one, all-gathered over fsdp."""
     declared = module.config.architecture.weights["/".join((*module.path, name))]
     value = module.param(name, declared.initial, module.config)
     value = value + declared.offset if declared.offset else value
-    return all_gather(declared, module.config, value.astype(module.dtype))
+    return all_gather(declared, module.config, value.astype(dtype or module.dtype))
 
 
 def dense(x: jax.Array, w: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Mistral, Qwen2 and Qwen3 with it."""
+"""The Llama family: RMSNorm, rotary positions, grouped-query attention, SwiGLU; Mistral, Qwen2, Qwen3, Phi-3."""
 
 import dataclasses
 import re
@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
+
 from growlm.errors import must_be
 from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
+from growlm.models.windows import FULL, SLIDING
 
 # The stream, the output of a branch's norm and the output of the last norm have one size, but growth may map each of
 # them differently, so they are three axes. The heads of keys and of values are two axes for the same reason.
@@ -46,40 +49,62 @@ def _with_norm(config: Any) -> bool:
     return config.qk_norm
 
 
+# Fields by which layers are scaled, which growth undoes where they or the layers change.
+DEPTH_FIELDS = ("base_layers", "depth_alpha", "norm_scaling")
+
+
 def window(config: Any) -> int | None:
     """The number of positions that a query sees, or None."""
     return config.sliding_window
 
 
+def residual_scale(config: Any) -> float | None:
+    """CompleteP's factor on what a branch adds (arXiv 2505.01618), or None."""
+    return None if config.base_layers is None else (config.layers / config.base_layers) ** -config.depth_alpha
+
+
+def norm_scale(config: Any) -> np.ndarray | None:
+    """The factors of LayerNorm Scaling on what the norms of each layer hand on (arXiv 2502.05795), or None."""
+    return np.arange(1, config.layers + 1) ** -0.5 if config.norm_scaling else None
+
+
+def projections(reads: str = "embed", writes: str = "") -> tuple[WeightSpec, ...]:
+    """The matrices of attention: query, key, value, out. `reads` and `writes` are the branch's."""
+    return (
+        WeightSpec("query", f"{reads}> >heads >head_dim"),
+        WeightSpec("key", f"{reads}> >key_heads >head_dim"),
+        WeightSpec("value", f"{reads}> >value_heads >head_dim"),
+        WeightSpec("out", f"heads> head_dim> >{writes or 'stream'}"),
+    )
+
+
 ATTENTION = attention_branch(
     (
-        WeightSpec("query", "embed> >heads >head_dim"),
-        WeightSpec("key", "embed> >key_heads >head_dim"),
-        WeightSpec("value", "embed> >value_heads >head_dim"),
+        *projections(),
         WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("key_bias", ">key_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("value_bias", ">value_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
         WeightSpec("key_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
-        WeightSpec("out", "heads> head_dim> >stream"),
     ),
     rotary=_rotary,
     window=window,
+    scale=residual_scale,
+    norm_scale=norm_scale,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(DecoderConfig):
-    """The shape of a Llama-like decoder. Raises InputError, a ValueError, for values out of range.
+class GroupedConfig(DecoderConfig):
+    """What the shapes of decoders with grouped query heads and rotary positions have in common.
+
+    Raises InputError, a ValueError, for values out of range, as every config class here.
 
     Attributes:
       layers, embed, heads, kv_heads, head_dim, mlp, vocab: sizes, positive integers (layers may be 0): model width,
-        query heads, key and value heads (a divisor of heads), SwiGLU width. head_dim is even, for RoPE.
+        query heads, key and value heads (a divisor of heads), width of the gated MLP. head_dim is even, for RoPE.
       tie_embeddings: the embedding is the head.
-      norm_eps, rope_theta: of RMSNorm and of rotary frequencies.
-      qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
-      rope_scaling: of rotary frequencies.
-      sliding_window: the number of positions that a query sees, its own the last; None for all before it.
+      norm_eps, rope_theta: of norms and of rotary frequencies.
     """
 
     layers: int
@@ -92,32 +117,58 @@ class ModelConfig(DecoderConfig):
     tie_embeddings: bool = False
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    rope_scaling: RopeScaling | None = None
-    sliding_window: int | None = None
-
-    architecture: ClassVar[Architecture]
 
     def __post_init__(self):
         self._check_integers("layers", least=0)
         self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
         self._check_numbers("norm_eps", "rope_theta")
-        self._check_flags("tie_embeddings", "qkv_bias", "qk_norm")
-        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
-            raise must_be("model.rope_scaling", "None or a RopeScaling", self.rope_scaling)
+        self._check_flags("tie_embeddings")
+        if self.heads % self.kv_heads:
+            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
+        if self.head_dim % 2:
+            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
+
+
+def check_scaling(scaling: Any) -> None:
+    """Raises InputError unless it is a scaling of rotary frequencies, or None."""
+    if scaling is not None and not isinstance(scaling, RopeScaling):
+        raise must_be("model.rope_scaling", "None or a RopeScaling", scaling)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(GroupedConfig):
+    """The shape of a Llama-like decoder.
+
+    Attributes:
+      qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
+      rope_scaling: of rotary frequencies.
+      sliding_window: the number of positions that a query sees, its own the last; None for all before it.
+      base_layers, depth_alpha: what a branch adds is multiplied by (layers / base_layers)^-depth_alpha, as CompleteP
+        does with 1 (arXiv 2505.01618); None for no factor.
+      norm_scaling: what a norm in layer l (from 1) hands on is divided by sqrt(l) (arXiv 2502.05795).
+    """
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    base_layers: int | None = None
+    depth_alpha: float = 1.0
+    norm_scaling: bool = False
+
+    architecture: ClassVar[Architecture]
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_flags("qkv_bias", "qk_norm", "norm_scaling")
+        if self.base_layers is not None:
+            self._check_integers("base_layers")
+        if self.depth_alpha != 0:
+            self._check_numbers("depth_alpha")
+        check_scaling(self.rope_scaling)
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
             raise must_be("model.sliding_window", "None or a positive integer", seen)
-        check_heads(self)
-
-
-def check_heads(config: Any) -> None:
-    """Raises InputError unless query heads are in equal groups, and RoPE has pairs to rotate."""
-    if config.heads % config.kv_heads:
-        raise must_be("model.heads", f"a multiple of model.kv_heads, {config.kv_heads}", config.heads)
-    if config.head_dim % 2:
-        raise must_be("model.head_dim", "even, as RoPE rotates pairs", config.head_dim)
 
 
 # The names of fields in config.json.
@@ -158,11 +209,21 @@ DECODER_TENSORS = (
     stored("model.norm.weight", "final_norm/scale"),
     stored("lm_head.weight", "head"),
 )
-_TENSORS = (
-    *DECODER_TENSORS,
+MLP_TENSORS = (
     stored("model.layers.{layers}.mlp.gate_proj.weight", "blocks/mlp/gate"),
     stored("model.layers.{layers}.mlp.up_proj.weight", "blocks/mlp/up"),
     stored("model.layers.{layers}.mlp.down_proj.weight", "blocks/mlp/down"),
+)
+TENSORS = (*DECODER_TENSORS, *MLP_TENSORS)
+
+# Phi-3 stores query, key and value as rows of one matrix, one after the other; gate and up too.
+_FUSED = {"self_attn.qkv_proj": ("attn", ("query", "key", "value")), "mlp.gate_up_proj": ("mlp", ("gate", "up"))}
+_FUSED_TENSORS = (
+    *(row for row in TENSORS if not re.search(r"\.[qkv]_proj\.|\.(gate|up)_proj\.", row.name)),
+    *(
+        stored(f"model.layers.{{layers}}.{name}.weight", *(f"blocks/{branch}/{part}" for part in parts))
+        for name, (branch, parts) in _FUSED.items()
+    ),
 )
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -171,6 +232,11 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 def no_window(settings: Settings, layers: int) -> int | None:
     """The sliding window of a family that has none."""
     return None
+
+
+def _own_window(settings: Settings, layers: int) -> int | None:
+    """The sliding window of a family that has it on all layers where it is given."""
+    return settings.get("sliding_window")
 
 
 def mistral_window(settings: Settings, layers: int) -> int | None:
@@ -186,10 +252,10 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
     first = integer("max_window_layers", settings.get("max_window_layers", 28), least=0)
     kinds = settings.get("layer_types")
     if kinds is None:
-        kinds = [_SLIDING] * max(layers - first, 0) + [_FULL] * min(layers, first)
-    if kinds == [_FULL] * layers:
+        kinds = [SLIDING] * max(layers - first, 0) + [FULL] * min(layers, first)
+    if kinds == [FULL] * layers:
         return None
-    if kinds != [_SLIDING] * layers:
+    if kinds != [SLIDING] * layers:
         raise must_be(f"config.json: a sliding window on {layers} layers", "on all of them or none", kinds)
     return seen
 
@@ -198,49 +264,57 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
 class Defaults:
     """Defaults of a configuration class of transformers, for keys that a config.json lacks.
 
-    head_dim: None for hidden_size / heads. keys: of sizes in config.json, by field.
+    head_dim: None for hidden_size / heads. scalings: the kinds of `RopeScaling` that the class has. keys: of sizes in
+    config.json, by field.
     """
 
     norm_eps: float = 1e-6
     head_dim: int | None = None
     kv_heads: int | None = None
     rope_theta: float = 10000.0
+    tied: bool = False
+    scalings: tuple[str, ...] = ROPE_SCALINGS
     window: Callable[[Settings, int], int | None] = no_window
     keys: Mapping[str, str] = dataclasses.field(default_factory=lambda: SIZES)
 
 
 def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
     """The fields of `ModelConfig` in a config.json, without qkv_bias and qk_norm. Raises InputError."""
+    return read_shape(name, defaults, settings) | {"sliding_window": defaults.window(settings, layers_of(settings))}
+
+
+def read_shape(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
+    """The fields of `GroupedConfig` in a config.json, and rope_scaling. Raises InputError."""
     sizes = {field: settings.get(key) for field, key in defaults.keys.items()}
-    layers = layers_of(settings)
+    layers_of(settings)
     embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
     if sizes["kv_heads"] is None:
         sizes["kv_heads"] = heads if "num_key_value_heads" in settings else defaults.kv_heads or heads
     if sizes["head_dim"] is None:
         sizes["head_dim"] = defaults.head_dim if "head_dim" not in settings and defaults.head_dim else embed // heads
-    theta, scaling = _rope(settings, name, defaults.rope_theta)
+    theta, scaling = _rope(settings, name, defaults)
     return sizes | {
-        "tie_embeddings": settings.get("tie_word_embeddings", False),
+        "tie_embeddings": settings.get("tie_word_embeddings", defaults.tied),
         "norm_eps": settings.get("rms_norm_eps", defaults.norm_eps),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "sliding_window": defaults.window(settings, layers),
     }
 
 
-def _rope(settings: Settings, name: str, theta: float) -> tuple[float, RopeScaling | None]:
+def _rope(settings: Settings, name: str, defaults: Defaults) -> tuple[float, RopeScaling | None]:
     """The base of rotary frequencies and their scaling, from `rope_parameters` or the older keys."""
     said = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(said, dict):
         raise must_be("config.json: rope_parameters", "an object", said)
-    theta = said.get("rope_theta", settings.get("rope_theta", theta))
+    theta = said.get("rope_theta", settings.get("rope_theta", defaults.rope_theta))
     kind = said.get("rope_type", said.get("type", "default"))
     if said.get("partial_rotary_factor", 1.0) != 1.0:
         raise must_be(f"config.json: partial_rotary_factor of {name}", "1.0", said["partial_rotary_factor"])
     if kind == "default":
         return theta, None
-    if kind not in ROPE_SCALINGS or "factor" not in said:
-        raise must_be(f"config.json: rope_type of {name}", "default, linear or llama3 with a factor", kind)
+    if kind not in defaults.scalings or "factor" not in said:
+        rule = " or ".join(("default", *(f"{scaling} with a factor" for scaling in defaults.scalings)))
+        raise must_be(f"config.json: rope_type of {name}", rule, kind)
     if kind == "linear":
         return theta, RopeScaling("linear", said["factor"])
     original = said.get("original_max_position_embeddings", settings.get("max_position_embeddings", 0))
@@ -259,7 +333,7 @@ def _write(name: str, model: ModelConfig, settings: Settings) -> dict[str, Any]:
     settings = dict(settings) if "model_type" in settings else {**_new(name, model), **settings}
     settings = write_fields(model, DEFAULTS[name], settings)
     if "layer_types" in settings:
-        settings["layer_types"] = [_FULL if model.sliding_window is None else _SLIDING] * model.layers
+        settings["layer_types"] = [FULL if model.sliding_window is None else SLIDING] * model.layers
     if isinstance(below := settings.get("max_window_layers"), int) and model.sliding_window is None:
         settings["max_window_layers"] = max(below, model.layers)
     if name == "llama" and model.embed % model.heads:
@@ -277,7 +351,7 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
-    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, False)})
+    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, defaults.tied)})
 
 
 def _as_mistral(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:
@@ -327,28 +401,35 @@ DEFAULTS = {
     "mistral": Defaults(kv_heads=8, window=mistral_window),
     "qwen2": Defaults(kv_heads=32, window=_qwen_window),
     "qwen3": Defaults(kv_heads=32, head_dim=128, window=_qwen_window),
+    "phi3": Defaults(norm_eps=1e-5, scalings=(), window=_own_window),
 }
 
-# model_type -> (qkv_bias, qk_norm, with a sliding window; None for either).
+# model_type -> (qkv_bias, qk_norm, with a sliding window; None for either). A new model is of the first that fits.
 _VARIANTS = {
     "llama": (False, False, False),
     "mistral": (False, False, True),
     "qwen2": (True, False, None),
     "qwen3": (False, True, None),
+    "phi3": (False, False, None),
 }
 
 
 def _holds(name: str, model: ModelConfig) -> bool:
     bias, norm, windowed = _VARIANTS[name]
     fits = windowed is None or windowed == (model.sliding_window is not None)
-    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits
+    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits and not scales_by_depth(model)
+
+
+def scales_by_depth(model: ModelConfig) -> bool:
+    """Whether layers are scaled by their number or index, as in no family."""
+    return model.base_layers is not None or model.norm_scaling
 
 
 FAMILIES = {
     name: Family(
         name,
         architecture,
-        _TENSORS,
+        _FUSED_TENSORS if name == "phi3" else TENSORS,
         read=partial(_read, name),
         write=partial(_write, name),
         holds=partial(_holds, name),
@@ -360,17 +441,22 @@ FAMILIES = {
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "phi3": "Phi3ForCausalLM",
     }.items()
 }
 
+
+EXAMPLE = {"layers": 2, "embed": 16, "heads": 4, "head_dim": 4, "mlp": 24, "vocab": 32}
 
 LLAMA = Architecture(
     name="llama",
     config=ModelConfig,
     axes=AXES,
-    period=((ATTENTION,), (SWIGLU,)),
+    period=((ATTENTION,), (dataclasses.replace(SWIGLU, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
     head=head(present=lambda config: not config.tie_embeddings),
     shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
+    free=("norm_eps", *DEPTH_FIELDS),
     families=FAMILIES,
+    example=EXAMPLE | {"kv_heads": 2},
 )

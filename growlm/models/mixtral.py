@@ -13,6 +13,8 @@ from growlm.models.llama import (
     ATTENTION,
     AXES,
     DECODER_TENSORS,
+    DEPTH_FIELDS,
+    EXAMPLE,
     FIXED,
     LLAMA,
     SIZES,
@@ -20,7 +22,10 @@ from growlm.models.llama import (
     ModelConfig,
     new_settings,
     no_window,
+    norm_scale,
     read_fields,
+    residual_scale,
+    scales_by_depth,
     write_fields,
 )
 from growlm.models.moe import MOE, SHARED, check_mixture
@@ -213,6 +218,8 @@ def _read(name: str, settings: Settings) -> MixtralConfig:
 
 
 def _holds(name: str, model: MixtralConfig) -> bool:
+    if scales_by_depth(model):
+        return False
     has = model.qkv_bias, model.qk_norm, model.shared_router
     shared, windowed = model.shared_mlp > 0, model.sliding_window is not None
     if name == "mixtral":
@@ -242,12 +249,13 @@ MIXTRAL = Architecture(
     name="mixtral",
     config=MixtralConfig,
     axes=(*AXES, EXPERTS, *SHARED),
-    period=((ATTENTION,), (MOE,)),
+    period=((ATTENTION,), (dataclasses.replace(MOE, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
     head=head(present=lambda config: not config.tie_embeddings),
     shared=(*LLAMA.shared, "normalised"),
-    free=("norm_eps", "experts_per_token", "router_aux_loss"),
+    free=("norm_eps", *DEPTH_FIELDS, "experts_per_token", "router_aux_loss"),
     families=FAMILIES,
+    example=EXAMPLE | {"kv_heads": 2, "experts": 4, "experts_per_token": 2},
 )
 
 

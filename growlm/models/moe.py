@@ -157,7 +157,7 @@ _EXPERTS = (
 ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss, metrics=router_metrics)
 
 # An expert that every token gets, and the sigmoid that may weigh it (Qwen2-MoE): no axes where their sizes are 0.
-SHARED = Axis("shared_mlp", Kind.INNER, mesh="tensor"), Axis("shared_router", Kind.FIXED)
+SHARED = Axis("shared_mlp", Kind.INNER, mesh="tensor", zero_reads=True), Axis("shared_router", Kind.FIXED)
 
 
 def _has_shared(config: Any) -> bool:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from growlm.errors import must_be
@@ -51,6 +51,7 @@ class Family:
       holds: config -> whether it is of this family; a model is exported as the first family that holds it.
       computed: names of buffers in old files, which are computed from config.json.
       tied_head: the tensor that may hold a copy of the embedding if the head is tied.
+      prefix: of names, which files of the bare model lack.
     """
 
     model_type: str
@@ -61,6 +62,15 @@ class Family:
     holds: Callable[[Any], bool]
     computed: re.Pattern = re.compile(r"(?!)")
     tied_head: str = "lm_head.weight"
+    prefix: str = ""
+
+    def named_as(self, names: Iterable[str]) -> "Family":
+        """The family as a file with these names has it: without the prefix if none of them begins with it."""
+        names = list(names)
+        if not names or any(name.startswith(self.prefix) for name in names):
+            return self
+        rows = tuple(dataclasses.replace(row, name=row.name.removeprefix(self.prefix)) for row in self.tensors)
+        return dataclasses.replace(self, tensors=rows)
 
 
 def check_fixed(name: str, settings: Settings, fixed: Mapping[str, Any]) -> None:

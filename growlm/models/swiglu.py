@@ -1,33 +1,44 @@
-"""The gated MLP of Llama: SwiGLU (arXiv 2002.05202)."""
+"""The gated MLP: SwiGLU, as in Llama, and its relatives (arXiv 2002.05202)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from growlm.models.axes import Branch, DecoderConfig, WeightSpec
 from growlm.models.layers import Context, dense, weight
 
 
-class SwiGlu(nn.Module):
-    """down(silu(gate x) * up x)."""
+class GatedMlp(nn.Module):
+    """down(activation(gate x) * up x). The activation must be elementwise."""
 
     config: DecoderConfig
     dtype: Any
+    activation: Callable[[jax.Array], jax.Array]
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
         """[B x T, D] -> ([B x T, D], {})."""
         gate_NF = dense(x_ND, weight(self, "gate"))
         up_NF = dense(x_ND, weight(self, "up"))
-        return dense(nn.silu(gate_NF) * up_NF, weight(self, "down")), {}
+        return dense(self.activation(gate_NF) * up_NF, weight(self, "down")), {}
 
 
-SWIGLU = Branch(
-    "mlp",
-    SwiGlu,
-    (
-        WeightSpec("gate", "embed> >mlp"),
-        WeightSpec("up", "embed> >mlp"),
-        WeightSpec("down", "mlp> >stream"),
-    ),
-)
+def gated_branch(activation: Callable[[jax.Array], jax.Array], *, reads: str = "embed", writes: str = "") -> Branch:
+    """The gated MLP as a branch.
+
+    Args:
+      activation: of the gate, elementwise.
+      reads, writes: as in `Branch`.
+    """
+    weights = (
+        WeightSpec("gate", f"{reads}> >mlp"),
+        WeightSpec("up", f"{reads}> >mlp"),
+        WeightSpec("down", f"mlp> >{writes or 'stream'}"),
+    )
+    return Branch("mlp", partial(GatedMlp, activation=activation), weights, reads=reads, writes=writes)
+
+
+SWIGLU = gated_branch(nn.silu)

@@ -6,7 +6,7 @@ The learning rate is not in it: the train step takes that as an argument.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,8 @@ GROUPS: dict[str, Callable[[Weight], bool]] = {
     "head": lambda weight: weight.writes(Kind.VOCAB),
     "gains": lambda weight: weight.role is Role.GAIN,
     "biases": lambda weight: weight.role is Role.BIAS,
+    "constants": lambda weight: weight.role is Role.CONSTANT,
+    "filters": lambda weight: weight.role is Role.FILTER,
     "matrices": lambda weight: weight.role is Role.MATRIX and weight.stacked,
     "routers": lambda weight: weight.role is Role.ROUTER,
 }
@@ -38,7 +40,9 @@ TRAIN = ("all", *SLICES)  # what a stage trains
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with the paper's settings (arXiv 2405.15319): weight decay on every parameter, clipped gradients.
+    """AdamW with the paper's settings (arXiv 2405.15319): weight decay, clipped gradients.
+
+    All parameters decay, gains too, but constants of recurrences do not.
 
     Attributes:
       kind: a name in `OPTIMIZERS`: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest.
@@ -76,8 +80,18 @@ def make_optimizer(config: OptimizerConfig, model: DecoderConfig) -> optax.Gradi
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         OPTIMIZERS[config.kind](config, model),
-        optax.add_decayed_weights(config.weight_decay),
+        _add_decayed_weights(config.weight_decay, model),
     )
+
+
+def _add_decayed_weights(decay: float, model: DecoderConfig) -> optax.GradientTransformation:
+    """Adds `decay` times every weight that decays to its update."""
+    weights = model.architecture.weights
+
+    def add(path: tuple, update: jax.Array, value: jax.Array) -> jax.Array:
+        return update + decay * value if weights[path_of(path)].decays else update
+
+    return optax.stateless(partial(jax.tree_util.tree_map_with_path, add))
 
 
 def learning_rate_factor(

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from growlm.errors import check_name
-from growlm.models import parameter_count
+from growlm.models import ARCHITECTURES, parameter_count
 from growlm.training.config import build_model
 
 Stage = dict[str, Any]
@@ -23,7 +23,8 @@ class Scale:
     """How large an experiment is.
 
     Attributes:
-      layers, widths: the large model's; widths by the fields of ModelConfig.
+      layers, widths: the large model's; widths by the fields of its config, with the name of its architecture if that
+        is not Llama. Layers are what it stacks: periods of a Samba.
       tokens: of training it from scratch, the budget of every run.
       batch, length: examples of an update, tokens of an example.
       base_lr: peak learning rate of a small model.
@@ -34,7 +35,7 @@ class Scale:
     """
 
     layers: int
-    widths: Mapping[str, int]
+    widths: Mapping[str, Any]
     tokens: int
     batch: int
     length: int
@@ -46,9 +47,10 @@ class Scale:
     microbatches: int = 1
     warmup_tokens: int | None = None
 
-    def model(self, layers: int | None = None, **widths: int) -> dict[str, int]:
+    def model(self, layers: int | None = None, **widths: int) -> dict[str, Any]:
         """The large model, or one of other sizes."""
-        return {"layers": self.layers if layers is None else layers, **self.widths, **widths}
+        stack = ARCHITECTURES[self.widths.get("architecture", "llama")].stack
+        return {stack.field: self.layers if layers is None else layers, **self.widths, **widths}
 
     def resized(self, widths: Mapping[str, int], tokens: float) -> "Scale":
         """This scale with some other widths, and `tokens` times its tokens."""
@@ -58,14 +60,14 @@ class Scale:
         """A share of the budget, in tokens."""
         return int(share * self.tokens)
 
-    def stage(self, model: dict[str, int], tokens: int, peak_lr: float, kind: str = "cosine", **rest: Any) -> Stage:
+    def stage(self, model: dict[str, Any], tokens: int, peak_lr: float, kind: str = "cosine", **rest: Any) -> Stage:
         """A stage of any cost. `schedule` in `rest` sets keys of the schedule, all else keys of the stage."""
         warmup = self.part(0.02) if self.warmup_tokens is None else self.warmup_tokens
         schedule = {"kind": kind, "peak_lr": peak_lr, "warmup_tokens": warmup} | rest.pop("schedule", {})
         batches = {"batch": self.batch, "length": self.length, "microbatches": self.microbatches}
         return {"model": model, "tokens": tokens, **batches, "schedule": schedule, **rest}
 
-    def base(self, share: float, model: dict[str, int] | None = None, peak_lr: float | None = None) -> Stage:
+    def base(self, share: float, model: dict[str, Any] | None = None, peak_lr: float | None = None) -> Stage:
         """A small model, a quarter of the layers by default, on a share of the budget's tokens, at a constant rate."""
         model = model or self.model(self.layers // 4)
         return self.stage(model, self.part(share), peak_lr or self.base_lr, kind="constant")
@@ -86,7 +88,7 @@ class Scale:
         tokens = self.tokens - spent - sum(map(self._cost, before))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
-    def scratch(self, peak_lr: float | None = None, model: dict[str, int] | None = None, **rest: Any) -> Run:
+    def scratch(self, peak_lr: float | None = None, model: dict[str, Any] | None = None, **rest: Any) -> Run:
         """A model, by default the large one, from scratch on as many tokens as the budget pays for."""
         model = model or self.model()
         tokens = int(self.tokens * _parameters(self.model()) / _parameters(model))
@@ -117,7 +119,7 @@ class Scale:
         return round(stage["tokens"] * _parameters(stage["model"]) / _parameters(self.model()))
 
 
-def _parameters(model: dict[str, int]) -> int:
+def _parameters(model: dict[str, Any]) -> int:
     return parameter_count(build_model(model))
 
 

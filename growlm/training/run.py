@@ -100,6 +100,7 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None) -> RunPlan
             raise InputError(
                 f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {stage.config.model.vocab}"
             )
+        stage.config.model.check_length("evaluation.length", stage.held_out[1])
         splits = ("train", corpus.train, (1, stage.config.length)), ("validation", corpus.validation, stage.held_out)
         for split, tokens, (rows, length) in splits:
             if len(tokens) < rows * (length + 1):

@@ -20,7 +20,7 @@ class GrowthConfig:
     Attributes:
       operator: a name in growlm.growth's `OPERATORS`, or in `PRESETS`, which stands for an operator with options.
       options: of the operator; they override a preset's.
-      optimizer_state: "reset", "map" or "map_aged"; None: the preset's, or "reset".
+      optimizer_state: "reset", "map", "map_aged" or "keep_old"; None: the preset's, or "reset".
       train: "all", or only what the growth added ("new") or did not ("old"); None: the preset's, or "all".
     """
 
@@ -131,6 +131,7 @@ class StageConfig:
         if self.batch % self.microbatches:
             raise must_be("stage.microbatches", f"a divisor of stage.batch, {self.batch}", self.microbatches)
         check_range("stage.length", self.length, low=1)
+        self.model.check_length("stage.length", self.length)
         if self.tokens < self.batch * self.length and not (self.init_from is not None and self.tokens == 0):
             least = f"{self.batch} x {self.length} = {self.batch * self.length}"
             raise must_be("stage.tokens", f"at least one batch, {least}", self.tokens)

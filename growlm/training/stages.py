@@ -12,6 +12,7 @@ import numpy as np
 from growlm.growth import OPERATORS, Growth, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
+from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
 from growlm.training.schedules import WITH_HORIZON, learning_rate
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
@@ -27,12 +28,9 @@ class Cost:
 
     def plus(self, model: DecoderConfig, tokens: int, length: int, frozen_layers: int = 0) -> "Cost":
         """The cost after `tokens` more tokens of a model; frozen layers cost less by the exact count alone."""
-
-        def exact(layers: int) -> float:
-            return flops_per_token(with_depth(model, layers), length)
-
         # Of three parts, forward, backward to the activations and to the weights, a frozen layer has the first.
-        per_token = exact(model.depth) - 2 / 3 * (exact(frozen_layers) - exact(0))
+        frozen = 2 / 3 * frozen_layers * flops_of_layer(model, length) if frozen_layers else 0.0
+        per_token = flops_per_token(model, length) - frozen
         return Cost(
             self.flops + training_flops(parameter_count(model, active=True), tokens),
             self.flops_exact + per_token * tokens,
