@@ -34,6 +34,7 @@ NEOX = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GPT2 = {
     "vocab_size": 96,
     "n_embd": 32,
@@ -80,6 +81,17 @@ FAMILIES = {
     "mixtral_window": (
         "mixtral",
         {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 8, "head_dim": 12, "rope_theta": 100.0},
+    ),
+    "qwen3_moe": ("qwen3_moe", MOE | {"head_dim": 12}),
+    "qwen3_moe_normalised": (
+        "qwen3_moe",
+        MOE | {"norm_topk_prob": True, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 8},
+    ),
+    "qwen2_moe": ("qwen2_moe", MOE | {"shared_expert_intermediate_size": 20}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0}),
+    "olmoe_normalised": (
+        "olmoe",
+        {"num_experts": 3, "num_experts_per_tok": 2, "norm_topk_prob": True, "rope_theta": 100.0, "pad_token_id": 0},
     ),
 }
 

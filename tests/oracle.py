@@ -89,25 +89,39 @@ def mamba(y, weights, document=None):
 
 
 def mixture(config, y, moe):
-    """Of every row the most probable experts, one after the other; their weights add up to 1."""
+    """Of every row the most probable experts, one after the other, whose weights add up to 1 if they are normalised.
+
+    Every row gets the shared expert, if there is one.
+    """
     rows = y.reshape(-1, y.shape[-1])
     probability = softmax(rows @ moe["router"])
     best = np.argsort(-probability, axis=-1, kind="stable")[:, : config.experts_per_token]
     weight = np.take_along_axis(probability, best, -1)
-    weight /= weight.sum(-1, keepdims=True)
+    if config.normalised:
+        weight /= weight.sum(-1, keepdims=True)
     of_expert = [swiglu(rows, {name: moe[name][e] for name in ("gate", "up", "down")}) for e in range(config.experts)]
-    return np.einsum("nk,nkd->nd", weight, np.stack(of_expert, 1)[np.arange(len(rows))[:, None], best]).reshape(y.shape)
+    added = np.einsum("nk,nkd->nd", weight, np.stack(of_expert, 1)[np.arange(len(rows))[:, None], best])
+    if "shared_down" in moe:
+        shared = swiglu(rows, {name: moe[f"shared_{name}"] for name in ("gate", "up", "down")})
+        added += shared / (1 + np.exp(-rows @ moe["shared_router"])) if "shared_router" in moe else shared
+    return added.reshape(y.shape)
+
+
+def rms_of_heads(z, eps, gain):
+    """Of each head, or of all heads together."""
+    return rms(z, eps, gain) if gain.ndim == 1 else rms(z.reshape(*z.shape[:2], -1), eps, gain.ravel()).reshape(z.shape)
 
 
 def llama_block(config, block, x, tokens):
     """`number`: of the layer, from 0, by which norms are scaled."""
     attn, theta, number = block["attn"], config.rope_theta, block["number"]
-    added = 1 if config.base_layers is None else (config.layers / config.base_layers) ** -config.depth_alpha
-    handed = (number + 1) ** -0.5 if config.norm_scaling else 1
+    base = getattr(config, "base_layers", None)
+    added = 1 if base is None else (config.layers / base) ** -config.depth_alpha
+    handed = (number + 1) ** -0.5 if getattr(config, "norm_scaling", False) else 1
     y = handed * rms(x, config.norm_eps, block["attn_norm"]["scale"])
     q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
     q, k = (
-        rms(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
+        rms_of_heads(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
         for n, z in {"query": q, "key": k}.items()
     )
     x = x + added * attend(turn(q, theta, config.head_dim), turn(k, theta, config.head_dim), v, attn["out"])
@@ -263,7 +277,7 @@ def samba_block(config, block, x, tokens):
 _erf = np.vectorize(math.erf, otypes=[float])
 LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own", "olmo")
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
-BLOCKS = {"llama": llama_block, "mixtral": llama_block, "gpt_neox": gpt_neox_block, "own": own_block}
+BLOCKS = dict.fromkeys(("llama", "mixtral", "olmoe"), llama_block) | {"gpt_neox": gpt_neox_block, "own": own_block}
 BLOCKS |= {"gpt2": gpt2_block, "samba": samba_block, "tokenformer": tokenformer_block}
 BLOCKS |= {"olmo": olmo_block, "olmo2": olmo2_block} | dict.fromkeys(GEMMAS, gemma_block)
 

@@ -9,6 +9,7 @@ from growlm.growth import CHOICES, OPERATORS, options_of, plan_growth
 
 # Of options that are neither names nor flags; others are tried at their defaults.
 VALUES = {"order": ["stack", "interleave"], "split_imbalance": [0.0, 0.6], "mask_tokens": [0, 100]}
+VALUES |= {"drop_units": [0.0, 0.5], "router_noise": [0.0, 0.3]}
 
 # Those whose maps are not learned from batches.
 UNLEARNED = [name for name in OPERATORS if plan_growth(name, SMALL, SMALL, KEY).learner is None]

@@ -35,6 +35,7 @@ from growlm.models import (
     ModelConfig,
     Olmo2Config,
     OlmoConfig,
+    OlmoeConfig,
     Role,
     RopeScaling,
     SambaConfig,
@@ -60,7 +61,8 @@ MODELS = {
     "llama": ModelConfig(**SHAPE, kv_heads=1),
     "gpt2": Gpt2Config(**SHAPE, positions=16, tie_embeddings=False),
     "gpt_neox": GptNeoxConfig(**SHAPE, rotary_dim=2),
-    "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
+    "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1, shared_mlp=6),
+    "olmoe": OlmoeConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
     "samba": SambaConfig(
         2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3

@@ -321,7 +321,11 @@ def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scri
     assert text[0].startswith("direct in width ") and list(tmp_path.iterdir()) == []
 
 
-def test_experts_prints_one_result_by_two_ways_and_their_ratio(scripts):
+def test_experts_prints_one_result_by_all_ways_and_their_share_of_a_dense_models_speed(scripts):
     text, record = output(scripts("experts"), "--rows=32", "--embed=8", "--mlp=12", "--rounds=1")
     assert len(text) == 5 and [row["experts"] for row in record["cases"]] == [4, 8, 16, 32]
-    assert all(row["apart"] < 1e-5 and row["ratio"] == row["ragged"] / row["dense"] > 0 for row in record["cases"])
+    for row in record["cases"]:
+        dense = row["seconds"].pop("dense")
+        assert row["apart"] < 1e-5 and row["seconds"].keys() == row["share"].keys()
+        # One round: the median is of one ratio.
+        assert all(abs(row["share"][way] / (dense / time) - 1) < 1e-9 for way, time in row["seconds"].items())

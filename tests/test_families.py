@@ -17,6 +17,7 @@ from growlm.commands.convert import convert_folder
 from growlm.commands.grow_checkpoint import plan_grow
 from growlm.errors import InputError
 from growlm.formats import growing
+from growlm.formats.layout import family_for
 from growlm.models import (
     Gemma2Config,
     Gemma3Config,
@@ -27,6 +28,7 @@ from growlm.models import (
     ModelConfig,
     Olmo2Config,
     OlmoConfig,
+    OlmoeConfig,
 )
 from growlm.models.llama import SIZES
 
@@ -41,6 +43,9 @@ SHAPE = {name: value for name, value in dataclasses.asdict(LLAMA).items() if nam
 SCALED = {"rope_theta": 100.0, "rope_scaling": growlm.models.RopeScaling("linear", 4.0)}
 WINDOWS = {"sliding_window": 6, "global_every": 2}
 NEW = {
+    "qwen3_moe": dataclasses.replace(MIXTRAL, qk_norm=True, normalised=False, sliding_window=6),
+    "qwen2_moe": dataclasses.replace(MIXTRAL, qkv_bias=True, shared_mlp=20, shared_router=True),
+    "olmoe": OlmoeConfig(**SHAPE, **SCALED, experts=3, experts_per_token=2),
     "olmo": OlmoConfig(**SHAPE, **SCALED),
     "olmo2": Olmo2Config(**SHAPE, **SCALED, tie_embeddings=True),
     "olmo3": Olmo2Config(**SHAPE, **SCALED, **WINDOWS),
@@ -106,7 +111,7 @@ def test_a_model_of_ours_is_one_that_transformers_loads(config, tmp_path):
     params = noisy(config)
     write_model(tmp_path / "out", config, params, shard=20_000)
     model, tokens = hf.load(tmp_path / "out"), hf.random_tokens(64)
-    assert model.config.model_type in config.architecture.families
+    assert model.config.model_type == family_for(config).model_type
     np.testing.assert_allclose(hf.logits_of(model, tokens), growlm.apply(config, params, tokens), atol=TOLERANCE)
     again, values = read_model(tmp_path / "out")
     assert again == config
@@ -140,6 +145,11 @@ REFUSED = {
     "more experts": ("mixtral", {"num_local_experts": 4}, ("experts.3.w1", "missing")),
     "fewer experts": ("mixtral", {"num_local_experts": 2}, ("[3, 24]", "[2, 24]")),
     "a text": ("mixtral", {"num_local_experts": "3"}, ("num_local_experts", "'3'")),
+    "dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, ("mlp_only_layers of qwen3_moe must be empty, got [0]",)),
+    "every other": ("qwen3_moe", {"decoder_sparse_step": 2}, ("decoder_sparse_step of qwen3_moe must be 1, got 2",)),
+    "half a window": ("qwen2_moe", {"use_sliding_window": True}, ("use_sliding_window of qwen2_moe must be False",)),
+    "a clamp": ("olmoe", {"clip_qkv": 8.0}, ("clip_qkv of olmoe must be None, got 8.0",)),
+    "a flag": ("olmoe", {"norm_topk_prob": 1}, ("normalised must be True or False, got 1",)),
     "clipped": ("olmo", {"clip_qkv": 8.0}, ("clip_qkv of olmo must be None, got 8.0",)),
     "a scaled window": (
         "olmo3",
@@ -176,8 +186,9 @@ def test_a_variant_that_is_not_built_is_one_line(name, ours, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_heads_that_do_not_fill_the_width_are_no_gpt_neox_of_transformers(tmp_path):
-    config = dataclasses.replace(NEOX, embed=26)
+@pytest.mark.parametrize("config", [NEOX, NEW["olmoe"]], ids=["gpt_neox", "olmoe"])
+def test_heads_that_do_not_fill_the_width_are_of_no_such_family_of_transformers(config, tmp_path):
+    config = dataclasses.replace(config, embed=26)
     with pytest.raises(InputError, match=r"embed must be heads x head_dim = 4 x 6 .*, got 26"):
         write_model(tmp_path / "out", config, noisy(config))
     assert not (tmp_path / "out").exists()
@@ -189,6 +200,8 @@ WIDER = {
     "gpt2": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "gpt_neox": {"layers": 4, "embed": 48, "heads": 8, "mlp": 80},
     "mixtral": {"layers": 4, "embed": 36, "heads": 6, "kv_heads": 3, "mlp": 60, "experts": 6, "experts_per_token": 4},
+    "qwen2_moe": {"layers": 4, "embed": 36, "shared_mlp": 30, "experts": 6, "experts_per_token": 4},
+    "olmoe": {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 60, "experts": 6, "experts_per_token": 4},
 }
 TWICE = {"layers": 4, "embed": 48, "heads": 8, "kv_heads": 4, "mlp": 80}
 WIDER |= dict.fromkeys(("olmo3", "gemma2"), TWICE)
@@ -270,6 +283,35 @@ def test_a_llama_becomes_a_mixtral_that_computes_the_same(name, theirs, tmp_path
     moe = read_model(folder)[1]["blocks"]["moe"]
     assert all(np.all(moe[part] == moe[part][:, :1]) for part in ("gate", "up", "down"))
     assert len(np.unique(moe["router"][0], axis=1).T) == 8 and np.abs(moe["router"]).min() > 0
+
+
+def test_a_qwen2_becomes_the_shared_expert_of_a_qwen2_moe_that_computes_the_same(tmp_path):
+    """Weighed by a half and twice as large; the mixture's experts add nothing yet, and all else of them is drawn."""
+    source = hf.save(hf.make_model("qwen2", vocab_size=64), tmp_path / "source")
+    arguments = ["--target.architecture=mixtral", "--option.zero_residual=True"]
+    arguments += sizes(experts=4, experts_per_token=2, mlp=12, shared_mlp=70, shared_router=True, normalised=False)
+    folder = grow(source, tmp_path / "grown", *arguments, *sizes(layers=4, embed=48, heads=6, kv_heads=3))
+    after = assert_same_logits(folder, source)
+    assert type(after).__name__ == "Qwen2MoeForCausalLM" and read(folder, "growth.json")["lift"]["name"] == "weighed"
+    moe = read_model(folder)[1]["blocks"]["moe"]
+    assert not moe["down"].any() and not moe["shared_router"].any()
+    for part in ("gate", "up", "router"):
+        assert moe[part].std() > 0.01 and np.unique(moe[part]).size > 1000 * (part != "router")
+
+
+def test_units_are_dropped_in_folders_too(theirs, tmp_path, monkeypatch):
+    """The same units of all three matrices of an expert, however a folder is cut into pieces."""
+    monkeypatch.setattr(growing, "PIECE_BYTES", 2000)
+    folder = grow(theirs / "llama", tmp_path / "grown", *EXPERTS, "--option.drop_units=0.5")
+    assert not read(folder, "verify.json")["function"]["claimed"]
+    before, after = (read_model(each)[1]["blocks"] for each in (theirs / "llama", folder))
+    sets = {}
+    for part, dim in (("gate", 3), ("up", 3), ("down", 2)):
+        other = (after["moe"][part] != before["mlp"][part][:, None]).swapaxes(2, dim)
+        assert np.array_equal(other.any(axis=3), other.all(axis=3))
+        sets[part] = other.any(axis=3)
+    assert np.array_equal(sets["gate"], sets["up"]) and np.array_equal(sets["gate"], sets["down"])
+    assert np.all(sets["gate"].sum(axis=2) == sets["gate"].shape[2] / 2)
 
 
 def test_a_tied_head_becomes_one_of_its_own(theirs, tmp_path):

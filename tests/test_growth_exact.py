@@ -31,6 +31,7 @@ from growlm.models import (
     MixtralConfig,
     Olmo2Config,
     OlmoConfig,
+    OlmoeConfig,
     Role,
     SambaConfig,
     TokenformerConfig,
@@ -72,7 +73,8 @@ WINDOWED = {
     "gemma2": partial(Gemma2Config, query_scalar=3, score_cap=0.5, logit_cap=3.0),
     "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
 }
-TWICE, OTHERS = ("llama", "mixtral", "looped", "samba"), ("gpt2", "gpt_neox", "own", "olmo", "gemma", "tokenformer")
+TWICE = ("llama", "mixtral", "looped", "samba")
+OTHERS = ("gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
@@ -116,12 +118,19 @@ def sources(draw):
         return GemmaConfig(**shape)
     if name in WINDOWED:
         return WINDOWED[name](**shape, **draw(WINDOWS))
-    shape |= {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
-    shape |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
+    variants = {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
+    variants |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
     if name == "llama":
-        return growlm.ModelConfig(**shape)
+        return growlm.ModelConfig(**shape, **variants)
     experts = draw(sizes(1, 3))
-    return MixtralConfig(**shape, experts=experts, experts_per_token=draw(sizes(1, min(experts, 2))))
+    shape |= {
+        "experts": experts,
+        "experts_per_token": draw(sizes(1, min(experts, 2))),
+        "normalised": draw(st.booleans()),
+    }
+    if name == "olmoe":
+        return OlmoeConfig(**shape)
+    return MixtralConfig(**shape, **variants, shared_mlp=draw(st.sampled_from([0, 0, 3])))
 
 
 def choose_experts(draw, source, operator):
@@ -176,9 +185,14 @@ def cases(draw):
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
-    if config is MixtralConfig or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
+    if config in (MixtralConfig, OlmoeConfig) or (config is growlm.ModelConfig and draw(sizes(0, 2)) == 0):
         fields["experts"], fields["experts_per_token"] = choose_experts(draw, source, operator)
-        config = MixtralConfig
+        config = MixtralConfig if config is growlm.ModelConfig else config
+    if config is MixtralConfig:
+        more = draw(st.sampled_from([0, 0, 4]))
+        shared = getattr(source, "shared_mlp", source.mlp if more else 0)  # a lift may put the dense MLP there
+        fields |= {"shared_mlp": shared + more, "normalised": getattr(source, "normalised", draw(st.booleans()))}
+        fields["shared_router"] = getattr(source, "shared_mlp", 0) == 0 < more and draw(st.booleans())
     return source, config(**fields), operator, options | draw(NOISE) | draw(TOKENS_BEGIN)
 
 
@@ -235,6 +249,10 @@ del LOOPS["layers"]
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True, base_layers=3, norm_scaling=True),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
+    "qwen2_moe": MixtralConfig(
+        **GROUPED, experts=4, experts_per_token=2, normalised=False, shared_mlp=5, shared_router=True
+    ),
+    "olmoe": OlmoeConfig(**GROUPED, experts=4, experts_per_token=2),
     "gpt2": Gpt2Config(**SHAPE, heads=3, head_dim=4, positions=16),
     "gpt_neox": GptNeoxConfig(**SHAPE, heads=3, head_dim=4, rotary_dim=2),
     "own": OwnConfig(**SHAPE, heads=3, head_dim=4, positions=16),
@@ -262,12 +280,17 @@ def test_the_models_in_numpy_are_those_of_growlm(name):
     np.testing.assert_allclose(logits, expected, atol=2e-6 * np.abs(expected).max())
 
 
-def test_experts_are_claimed_where_their_copies_are_chosen_together(cheap_values):
-    """Of (experts, of a token) before and after."""
-    exact = {(2, 1, 4, 2): True, (2, 2, 6, 6): True, (1, 1, 3, 2): True, (2, 1, 3, 1): True, (2, 1, 4, 1): True}
-    exact |= {(2, 2, 4, 2): False, (2, 1, 3, 2): False, (2, 2, 3, 3): False, (3, 2, 6, 3): False}
-    for (old, chosen, new, after), claimed in exact.items():
-        source = MixtralConfig(**GROUPED, experts=old, experts_per_token=chosen)
+# (experts, of a token) before and after -> whether growth is exact with weights that sum to 1, and with others.
+COPIED_EXPERTS = {(2, 1, 4, 2): (True, True), (2, 2, 6, 6): (True, True), (1, 1, 3, 3): (True, True)}
+COPIED_EXPERTS |= dict.fromkeys(((1, 1, 3, 2), (2, 1, 3, 1), (2, 1, 4, 1)), (True, False))
+COPIED_EXPERTS |= dict.fromkeys(((2, 2, 4, 2), (2, 1, 3, 2), (2, 2, 3, 3), (3, 2, 6, 3)), (False, False))
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_experts_are_claimed_where_their_copies_are_chosen_together(cheap_values, normalised):
+    for (old, chosen, new, after), exact in COPIED_EXPERTS.items():
+        claimed = exact[not normalised]
+        source = MixtralConfig(**GROUPED, experts=old, experts_per_token=chosen, normalised=normalised)
         target = dataclasses.replace(source, experts=new, experts_per_token=after)
         for operator in ("direct", "zero"):
             logits, claims, growth = difference_in_numpy(source, target, operator)

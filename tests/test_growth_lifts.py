@@ -17,6 +17,7 @@ from growlm.models import GptNeoxConfig, MixtralConfig, apply, path_of
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 
 EXPERTS = {"experts": 1, "experts_per_token": 1, "router_aux_loss": 0.01}
+FEW = {"experts": 3, "experts_per_token": 2, "normalised": False}
 TIED = dataclasses.replace(SMALL, tie_embeddings=True, qkv_bias=True, qk_norm=True)
 
 
@@ -30,6 +31,9 @@ CHAINS = {
     "untie": (TIED, dataclasses.replace(TIED, tie_embeddings=False)),
     "experts": (SMALL, mixtral(SMALL)),
     "untie, experts": (TIED, mixtral(TIED, tie_embeddings=False)),
+    "shared": (SMALL, mixtral(SMALL, mlp=3, shared_mlp=SMALL.mlp, **FEW)),
+    "weighed": (SMALL, mixtral(SMALL, mlp=3, shared_mlp=SMALL.mlp, shared_router=True, **FEW)),
+    "beside": (mixtral(SMALL, **FEW), mixtral(SMALL, shared_mlp=4, shared_router=True, **FEW)),
 }
 CASES = CHAINS | {
     "untie a GPT-NeoX": (NEOX, dataclasses.replace(NEOX, tie_embeddings=False)),
@@ -96,6 +100,15 @@ def ages(opt_state, path, ndim):
     return [at(opt_state, "ages", f"{path}/{number}") for number in range(ndim)]
 
 
+def before_the_lift(source, target, path):
+    """The path of a weight in the source; None of a new one."""
+    mlp = "/moe/shared_" if getattr(target, "shared_mlp", 0) else "/moe/"
+    old = path.replace(mlp, "/mlp/").replace("moe_norm", "mlp_norm")
+    old = "embedding" if path == "head" and source.tie_embeddings else old
+    held = {weight.path for weight in source.weights}
+    return path if path in held else old if old in held else None
+
+
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_moments_and_ages_go_with_their_weights(name, kind):
@@ -109,18 +122,18 @@ def test_moments_and_ages_go_with_their_weights(name, kind):
     seen = 0
     for weight in target.weights:
         path, shape = weight.path, weight.shape(target)
-        origin = path.replace("/moe/", "/mlp/").replace("moe_norm", "mlp_norm")
-        origin = "embedding" if path == "head" and source.tie_embeddings else origin
-        turned, fresh = path != origin and path == "head", path.endswith("router")
+        origin = before_the_lift(source, target, path)
+        turned, fresh = path != origin and path == "head", origin is None
+        halved = path.endswith("shared_down") and target.shared_router and not fresh
         for field in ("mu", "nu"):
             if (have := at(after, field, path)) is None:
                 continue
             seen += 1
-            old = at(before, field, origin)
+            old = None if fresh else at(before, field, origin)
             if old is None:  # a weight of another group, or new
                 assert not have.any(), (field, path)
                 continue
-            want = old.T if turned else old.reshape(shape)
+            want = (old.T if turned else old.reshape(shape)) / (2 * halved * {"mu": 1, "nu": 2}[field] or 1)
             np.testing.assert_array_equal(have, want, err_msg=f"{field}/{path}")
         of_dims = ages(after, path, len(shape))
         if of_dims[0] is None:
@@ -131,7 +144,7 @@ def test_moments_and_ages_go_with_their_weights(name, kind):
         old = ages(before, origin, leaf_at(noisy(source), origin).ndim)
         if turned:
             old = old[::-1]
-        if "/moe/" in path:  # layers, then the expert, which is as old as the oldest
+        if len(shape) > len(old):  # layers, then the expert, which is as old as the oldest
             old = [old[0], np.max(np.concatenate(old), keepdims=True), *old[1:]]
         for have, want in zip(of_dims, old, strict=True):
             np.testing.assert_array_equal(have, want, err_msg=path)

@@ -14,11 +14,13 @@ from growlm.growth import PARTIAL, PRESETS, plan_growth
 from growlm.growth.masks import CLOSED
 from growlm.growth.plan import provenance_of
 from growlm.growth.presets import keeps_function, table
+from growlm.models import MixtralConfig
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
 KEY = jax.random.key(3)
 
+GROWS = ("depth", "width", "mixture")
 KEEPS = {  # in depth, in width; None: does not grow there
     "g_stack": (False, None),
     **{f"partial_{pattern}": (False, None) for pattern in PARTIAL},
@@ -42,11 +44,16 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "zero_layer": (False, None),
     "one_layer": (False, None),
     "szp": (None, False),
+    "orthogonal_experts": (None, None, False),
+    "sparse_upcycling": (None, None, True),
+    "drop_upcycling": (None, None, False),
+    "expert_upcycling": (None, None, False),
     "tokenformer": (None, True),
     "tokenformer_published": (None, False),
     **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
     "inheritune": (False, None),
 }
+KEEPS = {name: row if len(row) == len(GROWS) else (*row, None) for name, row in KEEPS.items()}
 
 
 def change_of_logits(preset, source, target):
@@ -66,9 +73,7 @@ def change_of_logits(preset, source, target):
 
 
 def test_every_preset_says_what_it_keeps():
-    assert {name: tuple(keeps_function(PRESETS[name], grows) for grows in ("depth", "width")) for name in PRESETS} == (
-        KEEPS
-    )
+    assert {name: tuple(keeps_function(PRESETS[name], grows) for grows in GROWS) for name in PRESETS} == KEEPS
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ def test_every_preset_says_what_it_keeps():
     [
         (name, grows, keeps)
         for name, row in KEEPS.items()
-        for grows, keeps in zip(("depth", "width"), row, strict=True)
+        for grows, keeps in zip(GROWS, row, strict=True)
         if keeps is not None
     ],
 )
@@ -84,11 +89,13 @@ def test_a_preset_keeps_the_function_where_it_says_so_and_only_there(name, grows
     preset = PRESETS[name]
     llama = ModelConfig(preset.layers, embed=12, heads=12, kv_heads=6, head_dim=2, mlp=18, vocab=11)
     target = preset.example or llama
+    if grows == "mixture":
+        target = MixtralConfig(**vars(llama) | {"layers": 2}, experts=8, experts_per_token=4)
     source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_aki") else -2].model
-    widths = target.architecture.widths
+    widths = (llama if grows == "mixture" else target).architecture.widths
     still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in widths}
     change = change_of_logits(preset, dataclasses.replace(source, **still), target)
-    assert change < 1e-10 if keeps else change > 1e-3
+    assert change < 1e-10 if keeps else change > (1e-6 if grows == "mixture" else 1e-3)  # noise of 0.01 is little
 
 
 @pytest.mark.parametrize("name", [name for name, row in KEEPS.items() if row[1]])
@@ -113,5 +120,5 @@ def test_table_has_every_preset_with_what_it_keeps():
     first = {line.split()[0]: line.split() for line in lines if line.strip()}
     for name, row in KEEPS.items():
         answers = [{True: "yes", False: "no", None: "-"}[keeps] for keeps in row]
-        assert any(first[name][at : at + 2] == answers for at in range(len(first[name]))), name
+        assert any(first[name][at : at + len(GROWS)] == answers for at in range(len(first[name]))), name
     assert "mask_tokens=10485760000" in table() and "3-6-9-12-12" in table()

@@ -1,11 +1,27 @@
-"""A mixture's products, forward and backward: every expert on every row, or ragged products of the chosen ones alone.
+"""A mixture's products, forward and backward, by each of growlm's ways, beside a dense SwiGLU of equal active size.
 
     python experiments/benchmarks/experts.py
 
-growlm.models.moe takes the way that this finds faster. The two take turns, round after round; the ratio is the median
-over rounds of the ragged time to the dense one, above 1 where dense is faster. Both give one result.
+Ways: `all` experts on every row, `ragged` products of the chosen ones, `blocks` of rows of the chosen ones, which is
+what growlm.models.moe takes on CPUs. All give one result. They and the dense SwiGLU, which is as wide as the experts of
+one row together, take turns, round after round; the share of a way is the median over rounds of the dense time to its
+own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
-Cost: two minutes on two CPU cores; --rows, --embed and --mlp make it smaller.
+Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an
+AMD EPYC that did other work meanwhile (commit 3b5f9b4157).
+
+| experts, of a row | all | ragged | blocks |
+|---|---|---|---|
+| 4, 2 | 0.28 | 0.23 | 0.87 |
+| 8, 2 | 0.14 | 0.12 | 0.80 |
+| 16, 2 | 0.07 | 0.06 | 0.67 |
+| 32, 4 | 0.07 | 0.03 | 0.44 |
+
+Blocks in another process, 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
+counts is how many rows an expert has, since its weights and their gradients are moved once a block.
+
+Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
+machine that does other work.
 """
 
 import json
@@ -21,10 +37,11 @@ import numpy as np
 from arguments import Parser, exit_code, positive
 
 from growlm.models import moe
+from growlm.models.blocked import blocked_experts
 from growlm.training.metrics import commit, hardware
 
 CASES = ((4, 2), (8, 2), (16, 2), (32, 4))  # experts, and how many of them a row gets
-WAYS = {"dense": moe.all_experts, "ragged": moe.chosen_experts}
+WAYS = {"all": moe.all_experts, "ragged": moe.chosen_experts, "blocks": blocked_experts}
 
 
 def compiled(way: Callable, chosen: int, arrays: tuple[jax.Array, ...]) -> Callable:
@@ -37,44 +54,62 @@ def compiled(way: Callable, chosen: int, arrays: tuple[jax.Array, ...]) -> Calla
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*arrays).compile()
 
 
-def measure(experts: int, chosen: int, rows: int, embed: int, mlp: int, dtype: str, rounds: int) -> dict[str, Any]:
-    """Seconds of each way by round, and the largest difference of their gradients over the largest gradient."""
-    shapes = (rows, embed), (experts, embed, mlp), (experts, embed, mlp), (experts, mlp, embed), (rows, experts)
+def compiled_dense(arrays: tuple[jax.Array, ...]) -> Callable:
+    """The same of a SwiGLU."""
+
+    def loss(x_ND, gate_DF, up_DF, down_FD):
+        return jnp.mean(jnp.square((jax.nn.silu(x_ND @ gate_DF) * (x_ND @ up_DF)) @ down_FD))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))).lower(*arrays).compile()
+
+
+def drawn(shapes: Sequence[tuple[int, ...]], dtype: str) -> tuple[jax.Array, ...]:
+    """Arrays whose products keep their size."""
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    arrays = tuple(jax.random.normal(k, s, jnp.dtype(dtype)) * s[-2] ** -0.5 for k, s in zip(keys, shapes, strict=True))
-    steps = {name: compiled(way, chosen, arrays) for name, way in WAYS.items()}
-    results = {name: [np.asarray(x, np.float32) for x in step(*arrays)] for name, step in steps.items()}
-    pairs = list(zip(results["dense"], results["ragged"], strict=True))
+    return tuple(jax.random.normal(k, s, jnp.dtype(dtype)) * s[-2] ** -0.5 for k, s in zip(keys, shapes, strict=True))
+
+
+def measure(experts: int, chosen: int, args: Any) -> dict[str, Any]:
+    """The median seconds and the share of each way, and the largest difference of their gradients over the largest."""
+    rows, embed, mlp = args.rows, args.embed, args.mlp
+    shapes = (rows, embed), (experts, embed, mlp), (experts, embed, mlp), (experts, mlp, embed), (rows, experts)
+    arrays = drawn(shapes, args.dtype)
+    steps = {name: (compiled(way, chosen, arrays), arrays) for name, way in WAYS.items()}
+    results = {name: [np.asarray(x, np.float32) for x in step(*arrays)] for name, (step, _) in steps.items()}
+    pairs = [(a, b) for name in WAYS for a, b in zip(results["all"], results[name], strict=True)]
     apart = max(np.max(np.abs(a - b)) / np.max(np.abs(a)) for a, b in pairs)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
+    arrays = drawn(((rows, embed), (embed, chosen * mlp), (embed, chosen * mlp), (chosen * mlp, embed)), args.dtype)
+    steps["dense"] = compiled_dense(arrays), arrays
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(args.rounds + 1):
+        for name, (step, arrays) in steps.items():
+            began = clock()
             jax.block_until_ready(step(*arrays))
-            seconds[name].append(time.perf_counter() - began)
-    ratios = [ragged / dense for dense, ragged in zip(seconds["dense"], seconds["ragged"], strict=True)]
+            if round_:  # the first warms up
+                seconds[name].append(clock() - began)
+    shares = {
+        name: statistics.median(dense / own for dense, own in zip(seconds["dense"], seconds[name], strict=True))
+        for name in WAYS
+    }
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    spread = {"ratio": statistics.median(ratios), "least": min(ratios), "most": max(ratios), "apart": float(apart)}
-    return {"experts": experts, "chosen": chosen} | medians | spread
+    return {"experts": experts, "chosen": chosen, "seconds": medians, "share": shares, "apart": float(apart)}
 
 
 def benchmark(arguments: Sequence[str]) -> None:
     """Prints a row for each case as it is measured, and a last line of JSON."""
     parser = Parser(__doc__.partition("\n")[0])
-    for name, value in {"rows": 1024, "embed": 256, "mlp": 512, "rounds": 5}.items():
+    for name, value in {"rows": 2048, "embed": 256, "mlp": 512, "rounds": 9}.items():
         parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--cpu_time", action="store_true")
     args = parser.parse_args(arguments)
-    print(f"{'experts':>7} {'chosen':>6} {'dense':>8} {'ragged':>8} {'ratio':>6} (range)", flush=True)
+    print(f"{'experts':>7} {'chosen':>6} {'dense s':>8}" + "".join(f" {name:>8}" for name in WAYS), flush=True)
     rows = []
     for experts, chosen in CASES:
-        rows.append(measure(experts, chosen, args.rows, args.embed, args.mlp, args.dtype, args.rounds))
-        one = rows[-1]
-        print(
-            f"{experts:>7} {chosen:>6} {one['dense']:>8.3f} {one['ragged']:>8.3f} {one['ratio']:>6.2f} "
-            f"({one['least']:.2f} to {one['most']:.2f})",
-            flush=True,
-        )
+        rows.append(measure(experts, chosen, args))
+        shares = "".join(f" {rows[-1]['share'][name]:>8.2f}" for name in WAYS)
+        print(f"{experts:>7} {chosen:>6} {rows[-1]['seconds']['dense']:>8.3f}{shares}", flush=True)
     print(json.dumps({"cases": rows, **vars(args), "commit": commit(), "hardware": hardware()}))
 
 

@@ -126,7 +126,7 @@ class FolderGrowth:
         origins = [self.origin(weight, place.unit) for weight in place.weights]
         if origins[0] is None or any(origin is not origins[0] for origin in origins):
             return None
-        if len(origins[0].weights) != len(place.weights):
+        if len(origins[0].weights) != len(place.weights) or any(self._lifted(w).factor != 1 for w in place.weights):
             return None
         # Its dimensions must have one order on both sides; what a lift adds is of size 1.
         (origin, *_), new = origins, zip(place.weights, place.ordered, strict=True)
@@ -162,7 +162,8 @@ class FolderGrowth:
 
     def read(self, weight: Weight, units: tuple[np.ndarray, ...], rows: np.ndarray) -> np.ndarray:
         """float32 [units ..., rows, ...] of a weight in storage order, as `grow_part` asks for it."""
-        lifted, path = self.growth.start(self.source.model), self._lifted(weight).path
+        lifted, origin = self.growth.start(self.source.model), self._lifted(weight)
+        path = origin.path
         values = np.full(
             (*map(len, units), len(rows), *unit_sizes(weight, lifted)[1:]), weight.neutral, dtype=np.float32
         )
@@ -171,7 +172,7 @@ class FolderGrowth:
         for index in np.ndindex(*map(len, units)):
             unit = tuple(int(numbers[n]) for numbers, n in zip(units, index, strict=True))
             values[index] = self._read_rows(path, self._source_places[path, self._source_unit(weight, unit)], rows)
-        return values
+        return values * np.float32(origin.factor)
 
     def _read_rows(self, path: str, place: Place, rows: np.ndarray) -> np.ndarray:
         """These slices, along the first stored dimension, of one weight of a tensor."""

@@ -130,16 +130,19 @@ def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderC
     """Why the router weights of an expert's copies do not sum to the expert's; empty if they do."""
     experts = growth.maps[axis.name]
     before, after = (getattr(config, axis.chosen) for config in (source, target))
+    if growth.silent(axis, target):
+        return ""  # whatever the router says
     if experts.fresh.any():
         return f"fresh {axis.name} take a share of the router's weight"
     counts = np.bincount(experts.origin, minlength=experts.old)
-    if axis.normalised and before == 1 and after <= counts.min():
+    normalised = axis.normalises(target)
+    if normalised and before == 1 and after <= counts.min():
         return ""  # all chosen experts are copies of one, and their weights sum to 1
     if len(set(counts)) > 1:
         return f"{axis.name} have unequal numbers of copies, and the router shares its weight among them"
     if after != before * counts[0]:
-        wanted = before * int(counts[0])
-        return f"{axis.chosen} is {before} before and {after} after: the copies of all chosen would be {wanted}"
+        wanted, less = before * int(counts[0]), "" if normalised else ", and weights of fewer sum to less than before"
+        return f"{axis.chosen} is {before} before and {after} after: the copies of all chosen would be {wanted}{less}"
     return ""
 
 

@@ -36,7 +36,8 @@ class Noise(Effect):
     """Initialisation noise e on every weight but gains and biases: W <- old_weight_scale W + share e.
 
     cancel: only the part of e that cancels among the copies of a coordinate. only_new: on new slices only. scale: a
-    name in NOISE_SCALES.
+    name in NOISE_SCALES. alike: the axes of experts whose copies get equal weights from their router, so that noise on
+    what they add cancels too (not in folders, which grow expert by expert).
     """
 
     name = "noise"
@@ -45,6 +46,7 @@ class Noise(Effect):
     cancel: bool
     only_new: bool
     scale: str = "initial"
+    alike: tuple[str, ...] = ()
 
     def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Noise that cancels keeps the function, unless only its part in new slices is added."""
@@ -78,7 +80,7 @@ class Noise(Effect):
             return grown
         drawn = (draw(DRAW_NOISE) * (NOISE_SCALES[self.scale](weight, target) / weight.std(target))).astype(grown.dtype)
         if self.cancel:
-            drawn = _cancelling(growth, weight, drawn)
+            drawn = _cancelling(growth, weight, drawn, self.alike)
         mixed = self.old_weight_scale * grown + self.share * drawn
         if not self.only_new:
             return mixed
@@ -86,10 +88,11 @@ class Noise(Effect):
         return grown if added is None else numpy_or_jax(mixed, grown).where(added, mixed, grown)
 
 
-def _cancelling(growth: Growth, weight: Weight, drawn: Array) -> Array:
+def _cancelling(growth: Growth, weight: Weight, drawn: Array, alike: tuple[str, ...]) -> Array:
     """Projects noise so that the function is kept: along read dimensions it sums to zero over a coordinate's copies.
 
-    A weight without a read dimension that has copies gets no noise.
+    So it does over the copies of an expert that are weighed alike, in what they add to the stream. A weight with none
+    of these gets no noise.
     """
     reads_copies, xp = False, numpy_or_jax(drawn)
     for dimension, read, write in growth.width_maps(weight):
@@ -99,6 +102,9 @@ def _cancelling(growth: Growth, weight: Weight, drawn: Array) -> Array:
         elif read is not None and write is None:  # what is written afresh is not read yet
             drawn = xp.where(along(~read.fresh_write, dimension, drawn.ndim), drawn, 0)
         elif write is not None:
+            dim = weight.all_dims[dimension]
+            if weight.residual and dim.many and dim.axis.name in alike:
+                reads_copies, drawn = True, write.gathers[0].remainder(drawn, dimension)
             written = write.fresh_write | (np.asarray(write.gathers[0].scale) != 0)
             drawn = xp.where(along(written, dimension, drawn.ndim), drawn, 0)
     if weight.residual:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from growlm.errors import InputError
-from growlm.growth.maps import numpy_or_jax
+from growlm.growth.maps import MOMENTS, POWERS, Rule, numpy_or_jax, primal
 from growlm.models import nest
 from growlm.models.axes import DecoderConfig, Params, Weight, check_params, path_of
 from growlm.models.lift import Lift, Origin, itself
-from growlm.models.mixtral import DENSE_TO_EXPERTS
+from growlm.models.mixtral import DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED
 
 
 def _untied(source: DecoderConfig, target: DecoderConfig) -> DecoderConfig | None:
@@ -24,7 +24,9 @@ def _untied(source: DecoderConfig, target: DecoderConfig) -> DecoderConfig | Non
 UNTIE = Lift("untie", "the head becomes a copy of the embedding", _untied, {"head": Origin("embedding", (1, 0))})
 
 # Adding a lift is one value and one row.
-LIFTS: dict[str, Lift] = {lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS)}
+LIFTS: dict[str, Lift] = {
+    lift.name: lift for lift in (UNTIE, DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED)
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +56,20 @@ class Lifted:
             known = known | moved
         return {weight.path: known[weight.path] for weight in self.config.weights}
 
-    def leaf(self, path: str, value: Any) -> Any:
-        """The lifted array of a weight, from the array that it comes from."""
-        dims = self.origins[path].dims
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The new weights that the growth gives initial values."""
+        return tuple(path for path, origin in self.origins.items() if origin.drawn)
+
+    def silent(self, weight: Weight) -> bool:
+        """Whether a weight is new and writes zeros."""
+        origin = self.origins[weight.path]
+        return origin.path is None and not origin.drawn and weight.neutral == 0
+
+    def leaf(self, path: str, value: Any, rule: Rule = primal) -> Any:
+        """The lifted array of a weight, from the array that it comes from; of its moments, by their rule."""
+        dims, factor = self.origins[path].dims, self.origins[path].factor ** POWERS[rule]
+        value = value if factor == 1 else value * numpy_or_jax(value).asarray(factor, value.dtype)
         kept = [dim for dim in dims if dim is not None]
         moved = value if kept == sorted(kept) else value.transpose(kept)
         new = tuple(number for number, dim in enumerate(dims) if dim is None)
@@ -90,7 +103,7 @@ class Lifted:
 
         def of(path: tuple, like: Any) -> Any:
             text = path_of(path)
-            _, weight, rest = self.config.architecture.match_weight(path)
+            field, weight, rest = self.config.architecture.match_weight(path)
             if weight is None:
                 return _held(held, text)
             origin = self.origins[weight.path]
@@ -98,7 +111,7 @@ class Lifted:
                 return jnp.zeros(like.shape, like.dtype)
             before = text.removesuffix(f"/{rest}" if rest else "").removesuffix(weight.path) + origin.path
             if not rest:
-                return self.leaf(weight.path, _held(held, before))
+                return self.leaf(weight.path, _held(held, before), MOMENTS.get(field, primal))
             if (dim := origin.dims[int(rest)]) is not None:
                 return _held(held, f"{before}/{dim}")
             oldest = [leaf.max(initial=0) for name, leaf in held.items() if name.startswith(f"{before}/")]
@@ -116,9 +129,10 @@ def _held(held: dict[str, Any], path: str) -> Any:
 def _through(known: dict[str, Origin], origin: Origin) -> Origin:
     """An origin before a lift, traced back to the source."""
     if origin.path is None or known[origin.path].path is None:
-        return Origin(None)
+        return origin if origin.path is None else known[origin.path]
     before = known[origin.path]
-    return Origin(before.path, tuple(None if dim is None else before.dims[dim] for dim in origin.dims))
+    dims = tuple(None if dim is None else before.dims[dim] for dim in origin.dims)
+    return Origin(before.path, dims, factor=before.factor * origin.factor)
 
 
 def lift(source: DecoderConfig, target: DecoderConfig) -> Lifted | None:

@@ -471,3 +471,6 @@ def dual_squared(read: AxisMap | None, write: AxisMap | None) -> Any:
 
 # The power to which each rule takes a factor on a weight: where w' = f w, the gradient by w' is that by w over f.
 POWERS: dict[Rule, int] = {primal: 1, dual: -1, dual_squared: -2}
+
+# The growth of a part of an optimizer state that is shaped like the parameters, by the name of its field in optax.
+MOMENTS: dict[str, Rule] = {"mu": dual, "nu": dual_squared, "trace": dual}

@@ -19,9 +19,10 @@ from growlm.growth.expand import number_of
 from growlm.growth.heads import check_base, check_heads, head_map, score_maps
 from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
-from growlm.growth.lifts import lift
+from growlm.growth.lifts import Lifted, lift
 from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.masks import Masks
+from growlm.growth.mixtures import DropUnits, RouterNoise, expert_index
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth, factors_of
 from growlm.growth.width import (
@@ -53,6 +54,9 @@ def direct(
     block_diagonal: bool = False,
     aki: bool = False,
     norm: str = "isometry",
+    expert_order: str | Sequence[int] = "cycle",
+    drop_units: float = 0.0,
+    router_noise: float = 0.0,
 ) -> Growth:
     """G_direct: copies in depth and in width (arXiv 2405.15319, sections 3.1 and A.1.1). Experts are copied as well.
 
@@ -68,8 +72,13 @@ def direct(
       aki: coordinates that width adds are copied from the next layer (bert2BERT's AKI).
       norm: "isometry" is exact for every target under RMSNorm, and for whole copies under LayerNorm; "gain" is the
         paper's formula; "none" the published code.
+      expert_order: which expert each one copies: "cycle", or a list, such as `growth.mixtures.order_by_norm` gives.
+      drop_units: the share of every expert's units that is drawn anew (Drop-Upcycling, 2502.19261).
+      router_noise: noise on the routers of added experts, as a share of their standard deviation (2510.08008).
     """
     _check_fraction("split_imbalance", split_imbalance, below_one=True)
+    _check_fraction("drop_units", drop_units)
+    _check_fraction("router_noise", router_noise)
     if block_diagonal and split_imbalance:
         raise InputError("block_diagonal and split_imbalance exclude each other: one of them must be left out")
     if aki and zero_residual:
@@ -94,6 +103,14 @@ def direct(
     layers = _layers(order, source, target)
     effects: list[Effect] = [Aki(np.minimum(layers + 1, source.depth - 1))] if aki else []
     effects += [BlockDiagonal()] if block_diagonal else []
+    if drop_units:
+        effects.append(DropUnits.drawn(drop_units, target, rng_of(key, "direct", number_of("drop_units"))))
+    effects += [RouterNoise(router_noise)] if router_noise else []
+
+    def experts(axis: Axis) -> AxisMap:
+        old = source.size(axis)
+        return copied(expert_index(expert_order, old, target.size(axis)), old)
+
     return by_kind(
         source,
         target,
@@ -101,6 +118,7 @@ def direct(
         residual=np.where(_repeats(layers) & zero_residual, 0.0, 1.0),
         stream=lambda axis: stream_of(index(axis), source.size(axis), norm),
         width=copies,
+        experts=experts,
         effects=effects,
     )
 
@@ -330,6 +348,13 @@ def _repeats(layers: np.ndarray) -> np.ndarray:
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
+def _fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:
+    """Maps of weights that a lift made and left to be drawn: fresh in every layer."""
+    layers = growth.maps[growth.stack]
+    fresh = dataclasses.replace(layers, fresh_write=np.ones(layers.new, bool))
+    return {} if lifted is None else {(growth.stack, path): fresh for path in lifted.drawn}
+
+
 def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
     """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
 
@@ -343,6 +368,17 @@ def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tupl
                 everything = np.ones(axis.new, bool)
                 per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
     return per_weight
+
+
+def _weighed_alike(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[str, ...]:
+    """The axes of experts with as many copies of each, which have one router and are chosen together."""
+    found = []
+    for axis in target.architecture.of_kind(Kind.EXPERTS):
+        experts, (before, after) = growth.maps[axis.name], (getattr(one, axis.chosen) for one in (source, target))
+        even = not experts.fresh.any() and len(set(np.bincount(experts.origin))) == 1
+        if even and experts.old > 1 and after * experts.old == before * experts.new:
+            found.append(axis.name)
+    return tuple(found)
 
 
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
@@ -468,6 +504,9 @@ def plan_growth(
     tokens = options.pop("vocab", "initial")
     growth = function_of(operator)(start, target, key, **options)
     growth = dataclasses.replace(growth, maps=growth.maps | _vocabulary(growth, target, tokens))
-    per_weight, factors = growth.per_weight | _fresh_routers(target, growth.maps), factors_of(growth, start, target)
+    per_weight = growth.per_weight | _fresh_routers(target, growth.maps) | _fresh_in_lift(growth, lifted)
+    factors = factors_of(growth, start, target)
+    if noise is not None:
+        noise = dataclasses.replace(noise, alike=_weighed_alike(growth, start, target))
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, factors=factors, lift=lifted)

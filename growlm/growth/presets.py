@@ -16,7 +16,7 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim
 from growlm.growth.depth import PARTIAL, partial_order
 from growlm.growth.operators import OPERATORS, SHRINKS, current_options, plan_growth
-from growlm.models import DecoderConfig, Kind, LoopedConfig, ModelConfig, TokenformerConfig
+from growlm.models import DecoderConfig, Kind, LoopedConfig, MixtralConfig, ModelConfig, TokenformerConfig
 from growlm.models.looped import before_growth
 from growlm.models.tokenformer import half_the_slots
 
@@ -53,6 +53,7 @@ class Preset:
       train: what trains after growth, "all" or the "new" slices.
       depths, widths: from a target's size to the sizes of all stages; the last one is the target's. They are from an
         experiment of the paper where known; otherwise a doubling.
+      experts, chosen: the same for the number of experts of a mixture, and of those of a token, at most all.
       frozen_below: stages that add layers on top freeze the layers below them.
       submodels: the number of sub-models of which the stage after the first growth samples one for each step; 0: none.
       layers: a target depth that the schedule divides, the published one where known.
@@ -69,6 +70,8 @@ class Preset:
     train: str = "all"
     depths: Sizes = _WHOLE
     widths: Sizes = _WHOLE
+    experts: Sizes = _WHOLE
+    chosen: Sizes = _WHOLE
     frozen_below: bool = False
     submodels: int = 0
     layers: int = 24
@@ -84,11 +87,20 @@ class Preset:
         if self.before is not None:
             return tuple(map(StageShape, (self.before(target), target)))
         depth = target.architecture.stack.field
+        routed = target.architecture.of_kind(Kind.EXPERTS)
         number = max(
-            len(self.depths(getattr(target, depth))), len(self.widths(target.size(target.architecture.stream)))
+            len(self.depths(getattr(target, depth))),
+            len(self.widths(target.size(target.architecture.stream))),
+            *(len(self.experts(target.size(axis))) for axis in routed),
         )
         depths = self._sizes(target, depth, self.depths, number)
         widths = {name: self._sizes(target, name, self.widths, number) for name in _scaled(target)}
+        for axis in routed:
+            experts, chosen = (
+                self._sizes(target, field, rule, number)
+                for field, rule in ((axis.field, self.experts), (axis.chosen, self.chosen))
+            )
+            widths |= {axis.field: experts, axis.chosen: [min(pair) for pair in zip(experts, chosen, strict=True)]}
         models = [
             dataclasses.replace(target, **{depth: layers}, **{name: sizes[stage] for name, sizes in widths.items()})
             for stage, layers in enumerate(depths)
@@ -163,10 +175,45 @@ _ROWS = (
     Preset(
         "interpose",
         "arXiv 2510.08008 (ICML 2026), orthogonal growth",
-        "Exact: every layer twice in place, a new optimizer. Not built: growth of experts, and sparing the first and "
-        "last layers.",
+        "Exact: every layer twice in place, a new optimizer. Not built: sparing the first and last layers.",
         options={"order": "interleave"},
         depths=_parts("1/2 1"),
+    ),
+    Preset(
+        "orthogonal_experts",
+        "arXiv 2510.08008 (ICML 2026), orthogonal growth in width",
+        "Exact: twice the experts and twice the chosen ones, routers copied with noise of 0.01 of their standard "
+        "deviation on the copies, a new optimizer. Without the noise the function is kept.",
+        options={"router_noise": 0.01},
+        experts=_parts("1/2 1"),
+        chosen=_parts("1/2 1"),
+    ),
+    Preset(
+        "sparse_upcycling",
+        "arXiv 2212.05055 (ICLR 2023), sparse upcycling",
+        "Exact: every MLP becomes copies of itself, routers are fresh, all else is copied; normalised weights keep the "
+        "function. Ours: in every layer, where the paper has every second; the scale of routers; a new optimizer, as "
+        "for its language models. The first stage is a mixture of one expert: a dense model, lifted.",
+        experts=lambda experts: (1, experts),
+    ),
+    Preset(
+        "drop_upcycling",
+        "arXiv 2502.19261 (ICLR 2025), Drop-Upcycling",
+        "Exact: half of every expert's units drawn anew, one set for all three matrices, with the mean and standard "
+        "deviation of what they replace; a new optimizer. Ours: routers normal, not uniform; the published script "
+        "draws a set for each matrix.",
+        options={"drop_units": 0.5},
+        experts=lambda experts: (1, experts),
+    ),
+    Preset(
+        "expert_upcycling",
+        "arXiv 2604.19835, expert upcycling",
+        "Exact: twice the experts, routers and moments copied, as many chosen as before. Which experts are copied is "
+        "to be given as expert_order, by growth.mixtures.order_by_norm for the paper's greedy choice; without, each "
+        "once. Ours: one order for all layers, and noise on copied routers in place of noise on their biases.",
+        options={"router_noise": 0.01},
+        optimizer_state="map",
+        experts=_parts("1/2 1"),
     ),
     Preset(
         "stackbert",
@@ -429,18 +476,22 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def keeps_function(preset: Preset, grows: str) -> bool | None:
-    """Whether a preset claims to keep the function when only "depth" or only "width" grows; None if it never does.
+    """Whether a preset claims to keep the function when only "depth", "width" or "mixture" grows; None where none does.
 
     Claims are made for every growth of its schedule, on small shapes.
     """
-    target = preset.example or ModelConfig(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
+    model = MixtralConfig if grows == "mixture" else ModelConfig
+    target = preset.example or model(preset.layers, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=5)
+    if grows == "mixture" and not target.architecture.of_kind(Kind.EXPERTS):
+        return None
     stages = [stage.model for stage in preset.stages(target)]
     if preset.before is not None:
         wider = any(getattr(stages[0], name) != getattr(target, name) for name in _scaled(target))
         if wider is not (grows == "width"):
             return None
     depth = tuple(axis.field for axis in target.architecture.of_kind(Kind.STACK))
-    still = {name: getattr(target, name) for name in (_scaled(target) if grows == "depth" else depth)}
+    kept = {"depth": _scaled(target), "width": depth, "mixture": (*_scaled(target), *depth)}[grows]
+    still = {name: getattr(target, name) for name in kept}
     pairs = [tuple(dataclasses.replace(model, **still) for model in pair) for pair in itertools.pairwise(stages)]
     key = jax.random.key(0)
     claims = [
@@ -452,14 +503,15 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
 
 
 # Heading and width of every column of the table.
-_COLUMNS = {"preset": 23, "paper": 24, "growth": 30, "stages": 11, "depth": 5, "width": 5, "what is exact": 43}
+_GROWS = {"depth": 5, "width": 5, "mixture": 7}
+_COLUMNS = {"preset": 23, "paper": 22, "growth": 28, "stages": 11} | _GROWS | {"what is exact": 40}
 
 
 def table() -> str:
     """The table of presets as text: growth, stages, function preservation in depth and in width, what is exact."""
     head = dict(zip(_COLUMNS, _COLUMNS, strict=True))
     rule = {name: "-" * width for name, width in _COLUMNS.items()}
-    note = "depth, width: whether the growth claims to keep the function (masks at 0); -: no such growth"
+    note = "depth, width, mixture: whether the growth claims to keep the function (masks at 0); -: no such growth"
     lines = itertools.chain.from_iterable(_lines(row.values()) for row in (head, rule, *map(_row, _ROWS)))
     return "\n".join([*lines, "", note])
 
@@ -477,8 +529,7 @@ def _row(preset: Preset) -> dict[str, str]:
         "paper": preset.paper,
         "growth": "; ".join([f"{preset.operator} {options}".strip(), *more]),
         "stages": "-".join(depths),
-        "depth": answers[keeps_function(preset, "depth")],
-        "width": answers[keeps_function(preset, "width")],
+        **{grows: answers[keeps_function(preset, grows)] for grows in _GROWS},
         "what is exact": preset.exact,
     }
 

@@ -16,7 +16,7 @@ from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
 from growlm.growth.inverse import scales_of, undoable
-from growlm.growth.maps import Array, AxisMap, Rule, dual, dual_squared
+from growlm.growth.maps import MOMENTS, Array, AxisMap
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
@@ -84,8 +84,6 @@ def _grow_params(
 # keep_old: as map_aged, and second copies start anew like fresh slices (arXiv 2609.19107, with Muon).
 OPTIMIZER_STATES = ("reset", "map", "map_aged", "keep_old")
 
-# The growth of a part of an optimizer state that is shaped like the parameters, by the name of its field in optax.
-MOMENTS: dict[str, Rule] = {"mu": dual, "nu": dual_squared, "trace": dual}
 AGES = "ages"
 CONSTANTS = ("ns_coeffs",)  # of Muon
 

@@ -44,11 +44,12 @@ from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
 from growlm.models.olmo import OLMO, OlmoConfig
 from growlm.models.olmo2 import OLMO2, Olmo2Config
+from growlm.models.olmoe import OLMOE, OlmoeConfig
 from growlm.models.samba import SAMBA, SambaConfig
 from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
+_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, OLMOE, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
 ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in _ALL}
 
 
@@ -79,6 +80,7 @@ __all__ = [
     "MIXTRAL",
     "OLMO",
     "OLMO2",
+    "OLMOE",
     "REMAT_POLICIES",
     "SAMBA",
     "TOKENFORMER",
@@ -100,6 +102,7 @@ __all__ = [
     "NormKind",
     "Olmo2Config",
     "OlmoConfig",
+    "OlmoeConfig",
     "Params",
     "Role",
     "RopeScaling",

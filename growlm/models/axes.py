@@ -60,7 +60,7 @@ class Axis:
       of: for a READ axis, the stream that its norm reads; for query heads, the key heads that their groups share.
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
-      normalised: for experts, whether the router weights of a token's experts sum to 1.
+      normalised: for experts, whether the router weights of a token's experts sum to 1, or the field that says so.
       zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
         write, and with both zero neither would have a gradient.
       rotated: for a head's coordinates, config -> how many, r, are rotated, in pairs (i, i + r/2); None for none.
@@ -74,7 +74,7 @@ class Axis:
     of: str = ""
     values: str = ""
     chosen: str = ""
-    normalised: bool = True
+    normalised: str | bool = True
     zero_reads: bool = False
     rotated: Callable[[Any], int] | None = None
     base: str = ""
@@ -83,6 +83,10 @@ class Axis:
     def field(self) -> str:
         """The field of the config with its size."""
         return self.size or self.name
+
+    def normalises(self, config: Any) -> bool:
+        """Whether the router weights of a token's experts sum to 1 in a model."""
+        return getattr(config, self.normalised) if isinstance(self.normalised, str) else self.normalised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,6 +344,7 @@ class Branch:
       flops: (config, length) -> forward FLOPs of a token in products of activations with each other.
       tables: (config, length) -> arrays that all layers share, such as rotary tables, passed in the context.
       losses: (config, auxiliary dict stacked over layers) -> auxiliary losses by name, added in training.
+      metrics: the same -> scalars by name, which training records.
       reads: the axis that its norm writes; the stream for a branch that reads it without a norm.
       writes: an axis of kind NORMED that it writes, if a norm stands between it and the stream.
       scale, norm_scale: factors on what it adds, and on what it gets from its norm.
@@ -356,6 +361,7 @@ class Branch:
     flops: Callable[[Any, int], float] = _no_flops
     tables: Callable[[Any, int], Any] = _no_tables
     losses: Callable[[Any, Any], dict[str, jax.Array]] | None = None
+    metrics: Callable[[Any, Any], dict[str, jax.Array]] | None = None
     reads: str = "embed"
     writes: str = ""
     scale: Multiplier | None = None
@@ -578,8 +584,8 @@ class DecoderConfig:
     architecture: ClassVar[Architecture]
 
     def size(self, axis: Axis) -> int:
-        """The size of a declared axis."""
-        return getattr(self, axis.field)
+        """The size of a declared axis; of a flag, 1 or 0."""
+        return int(getattr(self, axis.field))
 
     @property
     def depth(self) -> int:

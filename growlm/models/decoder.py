@@ -414,11 +414,22 @@ def losses(
     Raises:
       InputError: as `apply`, and for frozen_layers out of range.
     """
+    return measured(config, params, tokens, Pass(dtype, remat, frozen_layers, document_end), block_scale)[:2]
+
+
+def measured(
+    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: Any = None
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """What `losses` returns, and what branches say of themselves: scalars by the branch's name and their own."""
     _check_tokens(config, tokens, 2)
-    how = Pass(dtype, remat, frozen_layers, document_end)
     x_ND, head_DV, auxiliary = _hidden(config, params, tokens[:, :-1], how, block_scale)
     added: dict[str, jax.Array] = {}
+    metrics: dict[str, jax.Array] = {}
     for branch in config.architecture.branches:
-        if branch.losses is not None and branch.name in auxiliary:
-            added |= branch.losses(config, auxiliary[branch.name])
-    return cross_entropy(x_ND, head_DV, tokens[:, 1:], config.architecture.logit_cap(config)), added
+        said = auxiliary.get(branch.name) if config.depth else None
+        if said is not None and branch.losses is not None:
+            added |= branch.losses(config, said)
+        if said is not None and branch.metrics is not None:
+            metrics |= {f"{branch.name}_{name}": value for name, value in branch.metrics(config, said).items()}
+    loss = cross_entropy(x_ND, head_DV, tokens[:, 1:], config.architecture.logit_cap(config))
+    return loss, added, metrics

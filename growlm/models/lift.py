@@ -13,10 +13,14 @@ class Origin:
     Attributes:
       path: of the weight before the lift; None for a new weight, which starts at one if it is a gain, else at zero.
       dims: for every dimension of the array, its dimension before the lift; None for a new one of size 1.
+      drawn: for a new weight, that the growth after the lift gives it initial values; the lift must be exact for any.
+      factor: by which the weight before the lift is multiplied.
     """
 
     path: str | None
     dims: tuple[int | None, ...] = ()
+    drawn: bool = False
+    factor: float = 1.0
 
 
 def itself(weight: Weight) -> Origin:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -266,7 +266,8 @@ def _qwen_window(settings: Settings, layers: int) -> int | None:
 class Defaults:
     """Defaults of a configuration class of transformers, for keys that a config.json lacks.
 
-    head_dim: None for hidden_size / heads. scalings: the kinds of `RopeScaling` that the class has.
+    head_dim: None for hidden_size / heads. scalings: the kinds of `RopeScaling` that the class has. keys: of sizes in
+    config.json, by field.
     """
 
     norm_eps: float = 1e-6
@@ -276,6 +277,7 @@ class Defaults:
     tied: bool = False
     scalings: tuple[str, ...] = ROPE_SCALINGS
     window: Callable[[Settings, int], int | None] = no_window
+    keys: Mapping[str, str] = dataclasses.field(default_factory=lambda: SIZES)
 
 
 def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
@@ -285,7 +287,7 @@ def read_fields(name: str, defaults: Defaults, settings: Settings) -> dict[str, 
 
 def read_shape(name: str, defaults: Defaults, settings: Settings) -> dict[str, Any]:
     """The fields of `GroupedConfig` in a config.json, and rope_scaling. Raises InputError."""
-    sizes = {field: settings.get(key) for field, key in SIZES.items()}
+    sizes = {field: settings.get(key) for field, key in defaults.keys.items()}
     layers_of(settings)
     embed, heads = (integer(SIZES[field], sizes[field]) for field in ("embed", "heads"))
     if sizes["kv_heads"] is None:
@@ -347,7 +349,7 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
         "kv_heads": defaults.kv_heads or model.heads,
         "head_dim": defaults.head_dim or model.embed // model.heads,
     }
-    said = {key: (getattr(model, field), derived.get(field)) for field, key in SIZES.items()}
+    said = {key: (getattr(model, field), derived.get(field)) for field, key in defaults.keys.items()}
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}

@@ -3,6 +3,7 @@
 Shape suffixes: N rows, D embed, E experts, K experts of a token, F mlp, M = N x K assignments.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from growlm.errors import must_be
 from growlm.models.axes import Axis, Branch, DecoderConfig, Kind, Role, WeightSpec
+from growlm.models.blocked import blocked_experts
 from growlm.models.kernels import platform
-from growlm.models.layers import Context, dense, weight
+from growlm.models.layers import Context, dense, has, weight
 from growlm.models.sharding import BATCH, batch_parts, current_mesh
 
 Experts = tuple[jax.Array, jax.Array, jax.Array]  # gate [E, D, F], up [E, D, F], down [E, F, D]
@@ -52,15 +55,12 @@ def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, 
 
 
 def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """The weighted sum of the chosen experts, [N, D], by the faster way."""
-    if _dense_is_faster(len(experts[0]), expert_NK.shape[1]):
+    """The weighted sum of the chosen experts, [N, D], by the fastest way."""
+    if len(experts[0]) <= expert_NK.shape[1]:
         return all_experts(x_ND, weight_NK, expert_NK, experts)
-    return _on_every_device(chosen_experts, x_ND, weight_NK, expert_NK, experts)
-
-
-def _dense_is_faster(experts: int, chosen: int) -> bool:
-    # On XLA's CPU backend a ragged product is a masked dense one, and slower: experiments/benchmarks/experts.py.
-    return platform() == "cpu" or experts <= chosen
+    # On XLA's CPU backend a ragged product is a masked dense one: experiments/benchmarks/experts.py.
+    chosen = blocked_experts if platform() == "cpu" else chosen_experts
+    return _on_every_device(chosen, x_ND, weight_NK, expert_NK, experts)
 
 
 def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
@@ -90,19 +90,28 @@ class Moe(nn.Module):
 
     @nn.compact
     def __call__(self, x_ND, context: Context):
-        """[B x T, D] -> ([B x T, D], {"load": [E], "probability": [E]}).
+        """[B x T, D] -> ([B x T, D], {"load": [E], "probability": [E], "entropy": []}).
 
-        Over tokens, load is the mean number of choices of an expert, and probability its mean probability.
+        Over tokens, load is the mean number of choices of an expert, probability its mean probability, and entropy that
+        of all probabilities in nats.
         """
         axis = experts_of(self.config)
         chosen = getattr(self.config, axis.chosen)
         logits_NE = dense(x_ND, weight(self, "router"))
-        probability_NE, weight_NK, expert_NK = route(logits_NE, chosen, axis.normalised)
+        probability_NE, weight_NK, expert_NK = route(logits_NE, chosen, axis.normalises(self.config))
         experts = weight(self, "gate"), weight(self, "up"), weight(self, "down")
         y_ND = apply_experts(x_ND, weight_NK, expert_NK, experts)
         load_E = jnp.bincount(expert_NK.reshape(-1), length=logits_NE.shape[1]) / len(x_ND)
         said = {"load": load_E.astype(probability_NE.dtype), "probability": probability_NE.mean(axis=0)}
-        return y_ND, said
+        constant_NE = jax.lax.stop_gradient(probability_NE)
+        said["entropy"] = -jnp.mean(jnp.sum(jax.scipy.special.xlogy(constant_NE, constant_NE), axis=1))
+        return (y_ND + self._shared(x_ND) if has(self, "shared_down") else y_ND), said
+
+    def _shared(self, x_ND):
+        """The expert of every token, weighed by a sigmoid if it has a router."""
+        gate_NF, up_NF = (dense(x_ND, weight(self, f"shared_{name}")) for name in ("gate", "up"))
+        y_ND = dense(nn.silu(gate_NF) * up_NF, weight(self, "shared_down"))
+        return nn.sigmoid(dense(x_ND, weight(self, "shared_router"))) * y_ND if has(self, "shared_router") else y_ND
 
 
 def experts_of(config: DecoderConfig) -> Axis:
@@ -120,14 +129,52 @@ def balance_loss(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array
     return {"balance_loss": config.router_aux_loss * balance}
 
 
-MOE = Branch(
-    "moe",
-    Moe,
-    (
-        WeightSpec("router", "embed> >experts", Role.ROUTER),
-        WeightSpec("gate", "experts: embed> >mlp"),
-        WeightSpec("up", "experts: embed> >mlp"),
-        WeightSpec("down", "experts: mlp> >stream"),
+def router_metrics(config: Any, said: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The largest and the smallest load of an expert in any layer over the mean load, and the entropy in nats a token.
+
+    An even load is 1 and 1; a dead expert has 0; log(experts) is the entropy of a router that knows nothing.
+    """
+    load_LE = said["load"] / said["load"].mean(axis=1, keepdims=True)
+    return {"load_max": load_LE.max(), "load_min": load_LE.min(), "entropy": said["entropy"].mean()}
+
+
+def check_mixture(config: Any) -> None:
+    """Raises InputError unless the fields of a mixture are in range."""
+    config._check_integers("experts", "experts_per_token")
+    config._check_flags("normalised")
+    if config.experts_per_token > config.experts:
+        raise must_be("model.experts_per_token", f"<= model.experts, {config.experts}", config.experts_per_token)
+    if config.router_aux_loss != 0:
+        config._check_numbers("router_aux_loss")
+
+
+_EXPERTS = (
+    WeightSpec("router", "embed> >experts", Role.ROUTER),
+    WeightSpec("gate", "experts: embed> >mlp"),
+    WeightSpec("up", "experts: embed> >mlp"),
+    WeightSpec("down", "experts: mlp> >stream"),
+)
+ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss, metrics=router_metrics)
+
+# An expert that every token gets, and the sigmoid that may weigh it (Qwen2-MoE): no axes where their sizes are 0.
+SHARED = Axis("shared_mlp", Kind.INNER, mesh="tensor", zero_reads=True), Axis("shared_router", Kind.FIXED)
+
+
+def _has_shared(config: Any) -> bool:
+    return config.shared_mlp > 0
+
+
+def _has_shared_router(config: Any) -> bool:
+    return config.shared_router
+
+
+MOE = dataclasses.replace(
+    ROUTED,
+    weights=(
+        *_EXPERTS,
+        WeightSpec("shared_gate", "embed> >shared_mlp", present=_has_shared),
+        WeightSpec("shared_up", "embed> >shared_mlp", present=_has_shared),
+        WeightSpec("shared_down", "shared_mlp> >stream", present=_has_shared),
+        WeightSpec("shared_router", "embed> >shared_router", Role.ROUTER, present=_has_shared_router),
     ),
-    losses=balance_loss,
 )

@@ -62,7 +62,7 @@ class Checkpoints:
         """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct)."""
         expected = jax.tree.map(_abstract, _to_tree(like))
         self._check_stored(step, expected)
-        return _from_tree(self._manager.restore(step, args=ocp.args.StandardRestore(expected)))
+        return _from_tree(self._manager.restore(step, args=ocp.args.StandardRestore(expected)), like)
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
@@ -85,10 +85,11 @@ class Checkpoints:
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
-    """Plain arrays under plain names; a key is stored as its data."""
+    """Plain arrays under plain names; a key is stored as its data, and nothing of axes that the model does without."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     tree = {name: value for name, value in fields.items() if value is not None}
-    return tree | {"key": _key_data(state.key)}
+    held = {name: said for name, said in state.provenance.items() if said.size}  # orbax refuses empty arrays
+    return tree | {"key": _key_data(state.key), "provenance": held}
 
 
 def _key_data(key: Any) -> Any:
@@ -98,9 +99,11 @@ def _key_data(key: Any) -> Any:
     return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
 
 
-def _from_tree(tree: dict[str, Any]) -> TrainState:
+def _from_tree(tree: dict[str, Any], like: TrainState) -> TrainState:
     counters = {name: tree[name][()] for name in ("step", "tokens", "examples")}
-    return TrainState(**tree | counters | {"key": jax.random.wrap_key_data(tree["key"])})
+    empty = {name: np.zeros(said.shape, said.dtype) for name, said in like.provenance.items() if not said.size}
+    provenance = {name: (tree["provenance"] | empty)[name] for name in like.provenance}
+    return TrainState(**tree | counters | {"key": jax.random.wrap_key_data(tree["key"]), "provenance": provenance})
 
 
 def _abstract(leaf: Any) -> Any:

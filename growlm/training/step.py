@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 
 from growlm.growth.masks import Masks
 from growlm.growth.plan import initial_provenance
-from growlm.models import Architecture, DecoderConfig, Params, init, losses, map_weights, with_depth
+from growlm.models import Architecture, DecoderConfig, Params, init, map_weights, with_depth
+from growlm.models.decoder import Pass, measured
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.mesh import replicated
@@ -116,12 +117,12 @@ def _on_mesh(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax
 
 def train_loss(spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
     """The cross-entropy of the model or of its sub-model, under the masks of its growth."""
-    return _losses(spec, params, tokens_BS, provenance, progress)[0]
+    return _measured(spec, params, tokens_BS, provenance, progress)[0]
 
 
-def _losses(
+def _measured(
     spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     model, scale = spec.model, None
     if spec.masks:
         params, scale = spec.masks.reparametrise(model, params, provenance, progress)
@@ -129,15 +130,14 @@ def _losses(
         params = cut(model.architecture, params, slice(spec.depth))
         model = with_depth(model, spec.depth)
         scale = jax.tree.map(lambda factors: factors[: spec.depth], scale)
-    options = {"dtype": jnp.dtype(spec.dtype), "remat": spec.remat, "frozen_layers": spec.frozen_layers}
-    options["document_end"] = spec.document_end
-    return losses(model, params, tokens_BS, block_scale=scale, **options)
+    how = Pass(jnp.dtype(spec.dtype), spec.remat, spec.frozen_layers, spec.document_end)
+    return measured(model, params, tokens_BS, how, scale)
 
 
 def _trained_loss(spec: StepSpec, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The sum of the cross-entropy and of what branches add, such as the balance of experts; and these parts."""
-    loss, added = _losses(spec, *arguments)
-    return sum(added.values(), loss), {"loss": loss, **added}
+    """The cross-entropy and what branches add, such as the balance of experts: their sum; the parts, and metrics."""
+    loss, added, metrics = _measured(spec, *arguments)
+    return sum(added.values(), loss), {"loss": loss, **added, **metrics}
 
 
 def train_step(
@@ -171,7 +171,7 @@ def train_step(
 def _gradients(
     spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
 ) -> tuple[dict[str, jax.Array], Params]:
-    """The parts of the loss and its gradients, as means over the microbatches, of which one is held at a time."""
+    """The parts of the loss, metrics and gradients, as means over the microbatches, of which one is held at a time."""
     value_and_grad = jax.value_and_grad(partial(_trained_loss, spec), has_aux=True)
 
     def of_part(*arguments: Any) -> tuple[dict[str, jax.Array], Params]:
