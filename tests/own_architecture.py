@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.models import Architecture, Axis, Branch, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec
+from growlm.models.architecture import EMBEDDING
 from growlm.models.attention import score_scale
-from growlm.models.axes import EMBEDDING
 from growlm.models.kernels import attention
 from growlm.models.layers import dense, weight
 from growlm.models.mlp import mlp_branch

@@ -25,7 +25,7 @@ from growlm.models import (
     WeightSpec,
     apply,
 )
-from growlm.models.axes import head, look_up
+from growlm.models.architecture import head, look_up
 from growlm.models.mlp import Mlp
 
 

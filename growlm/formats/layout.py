@@ -11,7 +11,8 @@ import numpy as np
 
 from growlm.errors import InputError, unknown
 from growlm.models import ARCHITECTURES
-from growlm.models.axes import DecoderConfig, Dim, Role, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Dim, Role, Weight
 from growlm.models.stored import Family, Settings, Stored
 
 # What of a config.json goes along where a model changes its family.

@@ -6,7 +6,8 @@ from growlm.growth.heads import breaks_scores
 from growlm.growth.maps import AxisMap, Gather
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
-from growlm.models.axes import Axis, DecoderConfig, Kind
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Kind
 
 TOLERANCE = 1e-12
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from growlm.errors import must_be, unknown
-from growlm.models.axes import DecoderConfig
+from growlm.models.architecture import DecoderConfig
 
 
 def _added(order: str, source: int, target: int, whole_blocks: bool = False) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 
 from growlm.growth.maps import Array, along, numpy_or_jax, primal
 from growlm.growth.plan import DRAW_NOISE, Draw, Effect, Growth
-from growlm.models.axes import DecoderConfig, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Weight
 
 
 def _paper_std(weight: Weight, target: DecoderConfig) -> float:

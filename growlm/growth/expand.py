@@ -8,7 +8,8 @@ import numpy as np
 
 from growlm.growth.maps import POWERS, Array, Rule, along, numpy_or_jax, primal
 from growlm.growth.plan import DRAW_FRESH, Draw, Growth
-from growlm.models.axes import DecoderConfig, Params, Weight, map_weights
+from growlm.models.architecture import DecoderConfig, Params, map_weights
+from growlm.models.axes import Weight
 
 
 def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:

@@ -14,7 +14,8 @@ import numpy as np
 from growlm.errors import InputError, must_be
 from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.plan import Growth
-from growlm.models.axes import Axis, DecoderConfig, Kind, Role, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Kind, Role, Weight
 
 TOLERANCE = 1e-9
 LARGEST = float(np.finfo(np.float32).max)  # rotary tables are in float32

@@ -16,7 +16,7 @@ import numpy as np
 from growlm.errors import InputError, must_be
 from growlm.growth.maps import AxisMap, Gather, Merge, identity
 from growlm.growth.plan import Effect, Growth
-from growlm.models.axes import DecoderConfig
+from growlm.models.architecture import DecoderConfig
 
 TOLERANCE = 1e-9  # of shares, which sum to 1
 

@@ -16,7 +16,8 @@ from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
 from growlm.growth.plan import Effect, Growth, StaticGrowth
 from growlm.growth.width import cycled, fresh, pad_index, places
-from growlm.models.axes import Axis, DecoderConfig, Kind, Params
+from growlm.models.architecture import DecoderConfig, Params
+from growlm.models.axes import Axis, Kind
 from growlm.models.counts import parameter_count
 from growlm.models.decoder import next_token_loss
 

@@ -11,7 +11,8 @@ import optax
 from growlm.errors import InputError
 from growlm.growth.maps import MOMENTS, POWERS, Rule, numpy_or_jax, primal
 from growlm.models import nest
-from growlm.models.axes import DecoderConfig, Params, Weight, check_params, path_of
+from growlm.models.architecture import DecoderConfig, Params, check_params, path_of
+from growlm.models.axes import Weight
 from growlm.models.lift import Lift, Origin, itself
 from growlm.models.mixtral import DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED
 

@@ -15,7 +15,8 @@ from growlm.growth.expand import expand_params
 from growlm.growth.maps import Array, AxisMap, Gather, identity, numpy_or_jax
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import FRESH, Effect, Growth, after
-from growlm.models.axes import Axis, DecoderConfig, Kind, Params
+from growlm.models.architecture import DecoderConfig, Params
+from growlm.models.axes import Axis, Kind
 
 # The kinds of axes that have masks, in the order of the published code's turns; layers take the whole schedule. Experts
 # have none: a router shares out a weight of one, and gives a part of it to new experts at once.

@@ -11,7 +11,8 @@ import numpy as np
 from growlm.errors import InputError, must_be
 from growlm.growth.maps import Array, AxisMap, along, numpy_or_jax
 from growlm.growth.plan import Draw, Effect, Growth
-from growlm.models.axes import Axis, DecoderConfig, Kind, Params, Role, Weight, map_weights
+from growlm.models.architecture import DecoderConfig, Params, map_weights
+from growlm.models.axes import Axis, Kind, Role, Weight
 
 DRAW_UNITS, DRAW_ROUTER = "units", "router noise"  # the purposes
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from growlm.growth.maps import AxisMap, Gather, product_defect
-from growlm.models.axes import NormKind
+from growlm.models.architecture import NormKind
 
 # "isometry": exact, and eps does not change. "gain": the paper's sqrt(n / m) on gains (arXiv 2405.15319, A.1), exact
 # for padding up to eps, not for copies. "none": neither, as in the published code (prts_lit/scaling/zero.py), exact for

@@ -13,33 +13,31 @@ import jax
 import numpy as np
 
 from growlm.errors import InputError, check_range, must_be, unknown
-from growlm.growth.depth import layer_order, stack_order
+from growlm.growth.depth import layer_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
-from growlm.growth.heads import check_base, check_heads, head_map, score_maps
+from growlm.growth.heads import check_base, check_heads, head_map
 from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
 from growlm.growth.lifts import Lifted, lift
-from growlm.growth.maps import AxisMap, Gather, identity
+from growlm.growth.maps import AxisMap, Gather
 from growlm.growth.masks import Masks
 from growlm.growth.mixtures import DropUnits, RouterNoise, expert_index
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth, factors_of
+from growlm.growth.rules import AxisRule, by_kind, ordered, repeats
 from growlm.growth.width import (
     SELECTIONS,
     copied,
-    cycled,
     fresh,
     pad_index,
     padded,
     places,
     query_heads,
     rng_of,
-    tied_final,
 )
-from growlm.models.axes import Axis, DecoderConfig, Kind, Role
-
-AxisRule = Callable[[Axis], AxisMap]
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Kind, Role
 
 
 def direct(
@@ -100,7 +98,7 @@ def direct(
         return copied(index(axis), source.size(axis), imbalance, rng)
 
     stream_of = NORM_RULES[target.architecture.norm.kind].stream
-    layers = _layers(order, source, target)
+    layers = ordered(order, source, target)
     effects: list[Effect] = [Aki(np.minimum(layers + 1, source.depth - 1))] if aki else []
     effects += [BlockDiagonal()] if block_diagonal else []
     if drop_units:
@@ -115,7 +113,7 @@ def direct(
         source,
         target,
         layers=layers,
-        residual=np.where(_repeats(layers) & zero_residual, 0.0, 1.0),
+        residual=np.where(repeats(layers) & zero_residual, 0.0, 1.0),
         stream=lambda axis: stream_of(index(axis), source.size(axis), norm),
         width=copies,
         experts=experts,
@@ -154,12 +152,12 @@ def zero(
     def filled(rule: AxisRule) -> AxisRule:
         return (lambda axis: rule(axis).without_fresh()) if fill == "zeros" else rule
 
-    layers = _layers(order, source, target)
+    layers = ordered(order, source, target)
     return by_kind(
         source,
         target,
         layers=layers,
-        residual=np.where(_repeats(layers), 0.0, 1.0),
+        residual=np.where(repeats(layers), 0.0, 1.0),
         stream=filled(lambda axis: stream_of(places(axis, source, target), source.size(axis), norm)),
         width=filled(padding),
         head=filled(lambda axis: head_map(axis, source, target)),
@@ -195,8 +193,8 @@ def random(
     check_range("mask_tokens", mask_tokens, low=0)
     layers = np.full(target.depth, -1)
     if source.depth:
-        layers = _layers(order, source, target)
-        layers = np.where(_repeats(layers), -1, layers)
+        layers = ordered(order, source, target)
+        layers = np.where(repeats(layers), -1, layers)
 
     def rule(axis: Axis) -> AxisMap:
         return fresh(places(axis, source, target), source.size(axis))
@@ -280,72 +278,6 @@ RENAMED_OPTIONS = {
     "peak": "peak_lr",
     "final": "end_lr",
 }
-
-
-def by_kind(
-    source: DecoderConfig,
-    target: DecoderConfig,
-    *,
-    layers: np.ndarray,
-    residual: np.ndarray,
-    stream: AxisRule,
-    width: AxisRule,
-    experts: AxisRule | None = None,
-    head: AxisRule | None = None,
-    effects: Sequence[Effect] = (),
-) -> Growth:
-    """The growth whose maps are given by a rule for each kind of axis.
-
-    Args:
-      layers: int [new layers], the source layer of each, -1 for a fresh one.
-      residual: float [new layers], the factor on a layer's residual writers.
-      stream: for the residual stream.
-      width: for what norms hand on, inner axes and heads.
-      experts: by default whole copies.
-      head: for the coordinates of a head, by default `head_map`.
-      effects: applied after the maps, in order.
-
-    Fixed axes stay, and new tokens are fresh. A tied head reads through the inverse of the stream's own map.
-    """
-    architecture, none = target.architecture, layers < 0
-    norm = NORM_RULES[architecture.norm.kind]
-    copies = Gather.copies(layers)
-    gains = architecture.norm.scale or architecture.last_norm.scale
-
-    def through_norms(axis: Axis) -> AxisMap:
-        return stream(axis) if gains else dataclasses.replace(stream(axis), rms=1.0)  # no gain takes a factor
-
-    def read(axis: Axis) -> AxisMap:
-        # Without a gain in between, what a norm hands on has the stream's own scale.
-        return width(axis) if architecture.has_gain(axis) else norm.handed(through_norms(architecture.stream))
-
-    rules: dict[Kind, AxisRule] = {
-        Kind.STREAM: through_norms,
-        Kind.NORMED: through_norms,
-        Kind.READ: read,
-        Kind.INNER: width,
-        Kind.HEADS: width,
-        Kind.HEAD: head or (lambda axis: head_map(axis, source, target)),
-        Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
-        Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
-        Kind.FIXED: lambda axis: identity(source.size(axis)),
-        Kind.VOCAB: lambda axis: fresh(places(axis, source, target), source.size(axis)),
-    }
-    maps = {axis.name: rules[axis.kind](axis) for axis in architecture.axes}
-    stream_map = maps[architecture.stream.name]
-    if architecture.tied(target) and not stream_map.fresh_write.any():
-        gain = architecture.has_gain(architecture.final)
-        maps[architecture.final.name] = tied_final(stream_map, None if gain else norm.handed(stream_map))
-    return Growth(maps, architecture.stack.name, residual, score_maps(source, target, maps), effects=tuple(effects))
-
-
-def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
-    return np.asarray(stack_order(order, source, target), np.int64)
-
-
-def _repeats(layers: np.ndarray) -> np.ndarray:
-    """bool [new layers]: second and later copies of a source layer."""
-    return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
 
 
 def _fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from growlm.growth.lifts import Lifted
 from growlm.growth.maps import Array, AxisMap, along, compose, numpy_or_jax
-from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight, multiply
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Dim, Kind, Weight, multiply
 
 Draw = Callable[[str], Array]  # purpose -> random values of the target's, from the key of that purpose
 

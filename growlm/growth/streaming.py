@@ -14,7 +14,8 @@ from growlm.growth.expand import grow_weight, number_of
 from growlm.growth.maps import AxisMap, Dense, along, primal, select
 from growlm.growth.plan import DRAW_FRESH, Growth
 from growlm.growth.width import rng_of
-from growlm.models.axes import Axis, DecoderConfig, Kind, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Kind, Weight
 
 # read(held, rows) -> the source's array [*held, rows, ...]: `held` are the numbers along the axes that a weight is held
 # once for (layers, experts), `rows` those along the first dimension after them.

@@ -8,7 +8,7 @@ import jax
 from growlm.growth.claims import claim
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth
-from growlm.models.axes import DecoderConfig
+from growlm.models.architecture import DecoderConfig
 
 
 def plan_target(

@@ -7,7 +7,8 @@ import numpy as np
 
 from growlm.errors import InputError
 from growlm.growth.maps import AxisMap, Gather
-from growlm.models.axes import Axis, DecoderConfig, Kind
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Axis, Kind
 
 
 def _cycle(old: int, new: int, rng: np.random.Generator | None) -> np.ndarray:

@@ -4,25 +4,20 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from growlm.models.attention import RopeScaling
-from growlm.models.axes import (
+from growlm.models.architecture import (
     Architecture,
-    Axis,
     Branch,
     DecoderConfig,
-    Dim,
-    Kind,
     Norm,
     NormKind,
     Params,
-    Role,
-    Weight,
-    WeightSpec,
     check_params,
     map_weights,
     nest,
     path_of,
 )
+from growlm.models.attention import RopeScaling
+from growlm.models.axes import Axis, Dim, Kind, Role, Weight, WeightSpec
 from growlm.models.counts import flops_per_token, matmul_parameter_count, parameter_count
 from growlm.models.decoder import (
     REMAT_POLICIES,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.errors import check_positive, must_be, unknown
-from growlm.models.axes import Branch, DecoderConfig, WeightSpec
+from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.axes import WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, has, rms_norm, weight
 

@@ -2,7 +2,8 @@
 
 import math
 
-from growlm.models.axes import DecoderConfig, Role, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Role, Weight
 
 
 def parameter_count(config: DecoderConfig, active: bool = False) -> int:

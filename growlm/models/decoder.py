@@ -14,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.axes import Branch, DecoderConfig, Params, check_params, multiply, nest
+from growlm.models.architecture import Branch, DecoderConfig, Params, check_params, nest
+from growlm.models.axes import multiply
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import cross_entropy, logits

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, Norm, NormKind, head
 from growlm.models.attention import RopeScaling, attention_branch, rotary_table
-from growlm.models.axes import Architecture, Norm, NormKind, head
 from growlm.models.llama import (
     AXES,
     EXAMPLE,

@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import check_positive
+from growlm.models.architecture import Architecture
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import Architecture, Axis, Kind
+from growlm.models.axes import Axis, Kind
 from growlm.models.gemma import (
     GELU_TANH,
     HEAD,

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any, ClassVar
 
+from growlm.models.architecture import Architecture
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import Architecture, Role, WeightSpec
+from growlm.models.axes import Role, WeightSpec
 from growlm.models.gemma import HEAD, NORM, embed_scale, look_up_scaled, new_gemma
 from growlm.models.gemma2 import (
     SANDWICH_AXES,

@@ -13,18 +13,9 @@ from typing import Any, ClassVar
 import jax
 
 from growlm.errors import check_positive, must_be
+from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
 from growlm.models.attention import attention_branch, rotary_table, score_scale
-from growlm.models.axes import (
-    Architecture,
-    Axis,
-    DecoderConfig,
-    Kind,
-    Norm,
-    NormKind,
-    Role,
-    WeightSpec,
-    head,
-)
+from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.mlp import mlp_branch
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from growlm.models.axes import DecoderConfig, Norm, NormKind
+from growlm.models.architecture import DecoderConfig, Norm, NormKind
 from growlm.models.sharding import all_gather
 
 

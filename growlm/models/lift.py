@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from growlm.models.axes import DecoderConfig, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Weight
 
 
 @dataclasses.dataclass(frozen=True)

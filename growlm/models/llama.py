@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
 from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table, score_scale
-from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
+from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
 from growlm.models.windows import FULL, SLIDING

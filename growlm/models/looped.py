@@ -12,18 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from growlm.errors import check_positive, must_be
+from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, Section
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import (
-    Architecture,
-    Axis,
-    DecoderConfig,
-    Kind,
-    Norm,
-    NormKind,
-    Role,
-    Section,
-    WeightSpec,
-)
+from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.layers import rms_norm
 from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.swiglu import SWIGLU

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from growlm.models.axes import Branch, DecoderConfig, Role, WeightSpec
+from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.axes import Role, WeightSpec
 from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, weight
 

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
-from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, head
+from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.axes import Axis, Kind
 from growlm.models.lift import Lift, Origin
 from growlm.models.llama import (
     ATTENTION,

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from growlm.errors import must_be
-from growlm.models.axes import Axis, Branch, DecoderConfig, Kind, Role, WeightSpec
+from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.blocked import blocked_experts
 from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, has, weight

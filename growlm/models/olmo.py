@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, Norm, NormKind, head
 from growlm.models.attention import RopeScaling, attention_branch, rotary_table
-from growlm.models.axes import Architecture, Norm, NormKind, head
 from growlm.models.llama import (
     AXES,
     EXAMPLE,

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from flax import linen as nn
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, Norm, NormKind, head
 from growlm.models.attention import RopeScaling, attention_branch, rotary_table
-from growlm.models.axes import Architecture, Axis, Kind, Norm, NormKind, Role, WeightSpec, head
+from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.llama import (
     EXAMPLE,
     FIXED,

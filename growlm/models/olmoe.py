@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, Norm, NormKind, head
 from growlm.models.attention import RopeScaling, attention_branch, rotary_table
-from growlm.models.axes import Architecture, Norm, NormKind, Role, WeightSpec, head
+from growlm.models.axes import Role, WeightSpec
 from growlm.models.llama import AXES, EXAMPLE, FIXED, Defaults, GroupedConfig, check_scaling, projections
 from growlm.models.mixtral import COMPUTED, EXPERT_TENSORS, EXPERTS, Mixture, read_mixture, write_mixture
 from growlm.models.moe import ROUTED, check_mixture

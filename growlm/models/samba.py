@@ -8,8 +8,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, head
+from growlm.models.axes import Axis, Kind
 from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, projections, window
 from growlm.models.mamba import MAMBA
 from growlm.models.swiglu import SWIGLU

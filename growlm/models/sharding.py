@@ -12,7 +12,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from growlm.models.axes import DecoderConfig, Dim, Weight
+from growlm.models.architecture import DecoderConfig
+from growlm.models.axes import Dim, Weight
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the first dimension of activations

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from growlm.models.axes import Branch, DecoderConfig, WeightSpec
+from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.axes import WeightSpec
 from growlm.models.layers import Context, dense, weight
 
 

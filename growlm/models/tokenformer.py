@@ -17,19 +17,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.errors import must_be
+from growlm.models.architecture import Architecture, Branch, DecoderConfig, Norm, NormKind, head
 from growlm.models.attention import attention_flops, rotary_table, rotate
-from growlm.models.axes import (
-    Architecture,
-    Axis,
-    Branch,
-    DecoderConfig,
-    Initial,
-    Kind,
-    Norm,
-    NormKind,
-    WeightSpec,
-    head,
-)
+from growlm.models.axes import Axis, Initial, Kind, WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, weight
 from growlm.models.llama import EXAMPLE, STREAM_AXES
