@@ -13,7 +13,8 @@ from growlm import ModelConfig
 from growlm.growth import PARTIAL, PRESETS, plan_growth
 from growlm.growth.masks import CLOSED
 from growlm.growth.plan import provenance_of
-from growlm.growth.presets import keeps_function, table
+from growlm.growth.preset_table import table
+from growlm.growth.presets import keeps_function
 from growlm.models import MixtralConfig
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)

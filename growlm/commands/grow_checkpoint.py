@@ -36,8 +36,8 @@ from growlm.growth import (
     options_of,
     plan_target,
 )
+from growlm.growth.preset_table import table as preset_table
 from growlm.growth.presets import Resolved, resolve
-from growlm.growth.presets import table as preset_table
 from growlm.growth.verify import describe_verdict, verify
 from growlm.models import ARCHITECTURES, DecoderConfig, parameter_count, plain, sizes_of
 from growlm.state import TrainState
