@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.models import Architecture, Axis, Branch, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec
+from growlm.models.attention import score_scale
 from growlm.models.axes import EMBEDDING
 from growlm.models.kernels import attention
 from growlm.models.layers import dense, weight
@@ -49,11 +50,12 @@ def embed(lookups, config, tokens_BT):
     return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 
-PROJECTIONS = [WeightSpec(name, "embed> >heads >head_dim") for name in ("query", "key", "value")]
+QUERY = WeightSpec("query", "embed> >heads >head_dim", scores=score_scale)
+PROJECTIONS = [QUERY, *(WeightSpec(name, "embed> >heads >head_dim") for name in ("key", "value"))]
 VALUES = WeightSpec("value_embedding", "vocab> >heads >head_dim", Role.LOOKUP)
 ATTENTION = Branch("attn", ValueAttention, (*PROJECTIONS, VALUES, WeightSpec("out", "heads> head_dim> >stream")))
 READS = (Axis("embed", Kind.READ, of="stream"), Axis("final", Kind.READ, "embed", of="stream"))
-FIXED = (Axis("head_dim", Kind.FIXED), Axis("positions", Kind.FIXED), Axis("vocab", Kind.VOCAB))
+FIXED = (Axis("head_dim", Kind.HEAD), Axis("positions", Kind.FIXED), Axis("vocab", Kind.VOCAB))
 WIDE = (Axis("heads", Kind.HEADS, mesh="tensor"), Axis("mlp", Kind.INNER, mesh="tensor"))
 OWN = Architecture(
     name="own",

@@ -45,6 +45,7 @@ from growlm.models import (
     flops_per_token,
     hidden_states,
     init,
+    matmul_parameter_count,
     next_token_loss,
     path_of,
 )
@@ -212,6 +213,13 @@ def test_its_flops_are_those_by_hand():
     assert flops_per_token(WIDE, 16) == 6 * (2 * (4 * 16 * 16 + 2 * 16 * 24) + 16 * 20)
 
 
+def test_flops_of_attention_are_those_of_every_layers_window():
+    config = dataclasses.replace(MODELS["olmo2"], layers=3, sliding_window=4)
+    keys = (4 * 5 / 2 + 12 * 4) / 16, (16 * 17 / 2) / 16  # a query's, on average, on layers with and without a window
+    scores_and_sums = 2 * 2 * config.heads * config.head_dim * (2 * keys[0] + keys[1])
+    assert flops_per_token(config, 16) == 6 * matmul_parameter_count(config) + 3 * scores_and_sums
+
+
 def test_its_documents_do_not_see_each_other():
     params, tokens = noisy(MODEL), np.array([[3, 4, 0, 5, 6, 7]], np.int32)
     other = np.array([[8, 9, 0, 5, 6, 7]], np.int32)
@@ -292,7 +300,8 @@ def test_a_growth_that_changes_a_shared_field_is_refused_by_its_name(name, field
 @pytest.mark.parametrize(("name", "field"), SIZES)
 def test_a_smaller_size_is_refused_by_its_name(name, field):
     target = MODELS[name]
-    more = {"heads": {"heads": 4}, "kv_heads": {"kv_heads": 2}}.get(field, {field: getattr(target, field) + 1})
+    heads = {"heads": {"heads": 4}, "kv_heads": {"kv_heads": 2}, "head_dim": {"head_dim": 16}}
+    more = heads.get(field, {field: getattr(target, field) + 1})
     source = dataclasses.replace(target, **more)
     with pytest.raises(InputError, match=rf"model\.{field} must be >= the source's"):
         plan_growth("zero", source, target, KEY)
@@ -326,7 +335,9 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
     old = plain.architecture
     # In front of all, so that keys in the order of weights would move.
     step = tuple(
-        dataclasses.replace(branch, weights=(WeightSpec("another", "embed> >embed"), *branch.weights))
+        dataclasses.replace(
+            branch, weights=(WeightSpec("another", f"{branch.reads}> >{branch.reads}"), *branch.weights)
+        )
         for branch in old.period[0]
     )
     dataclasses.replace(old, config=more_config, lookups=(extra, *old.lookups), period=(step, *old.period[1:]))

@@ -16,7 +16,7 @@ import pytest
 import growlm
 from growlm.__main__ import COMMANDS, main
 from growlm.data import Request, prepare
-from growlm.growth import LIFTS, OPERATORS, ORDERS, options_of, resolve
+from growlm.growth import LIFTS, OPERATORS, ORDERS, SHRINKS, options_of, resolve
 from growlm.growth import operators as operators_file
 from growlm.models import Kind
 from growlm.training.config import build_run, build_sweep, literal, load_config
@@ -240,8 +240,8 @@ def test_all_settings_are_in_the_guide(kind, config):
 
 def test_all_of_growth_is_in_the_guide():
     text = (ROOT / "docs/growth.md").read_text()
-    options = {option for operator in OPERATORS for option in options_of(operator)}
-    noise = set(operators_file._NOISE_OPTIONS)
-    for name in {*OPERATORS, *ORDERS, *LIFTS, *options, *noise}:
+    options = {option for operator in OPERATORS | SHRINKS for option in options_of(operator)}
+    common = set(operators_file._COMMON_OPTIONS)
+    for name in {*OPERATORS, *SHRINKS, *ORDERS, *LIFTS, *options, *common}:
         assert re.search(rf"`{name}\b", text), name
     assert all(re.search(rf"^\| {kind.name.lower()} \|", text, re.MULTILINE) for kind in Kind)

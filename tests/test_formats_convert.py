@@ -239,7 +239,7 @@ def lone_shard(case):
 NORM = "model.norm.weight"
 ONE, MANY = "one", "many"
 REFUSED = {
-    "gemma": (ONE, settings(model_type="gemma2"), ("'gemma2'", "llama, mistral, mixtral", "olmoe")),
+    "gemma": (ONE, settings(model_type="gemma9"), ("'gemma9'", "gemma2, gemma3_text", "llama, mistral, mixtral")),
     "no family": (ONE, settings(model_type=3), ("model_type must be", "llama", "'3'")),
     "gelu": (ONE, settings(hidden_act="gelu"), ("hidden_act of llama must be 'silu', got 'gelu'",)),
     "bias": (ONE, settings(attention_bias=True), ("attention_bias of llama must be False, got True",)),

@@ -19,7 +19,7 @@ from growlm.errors import InputError
 from growlm.formats import growing
 from growlm.formats.layout import from_stored
 from growlm.formats.safetensors import SINGLE
-from growlm.growth import ORDERS, PRESETS, plan_growth
+from growlm.growth import ORDERS, PRESETS, SHRINKS, plan_growth
 from growlm.growth.expand import draws, grow_params
 from growlm.models import declared
 from growlm.models.gemma3 import Gemma3Config
@@ -179,7 +179,7 @@ def test_what_is_drawn_is_drawn_where_it_is_when_the_whole_grows(folders, monkey
         assert np.all(value[a != b] != a[a != b]), path
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(name for name in PRESETS if PRESETS[name].operator not in SHRINKS))
 def test_every_preset_grows_a_folder(folders, tmp_path, preset, capsys):
     """In depth, and in width where it is of width; what it claims is verified on the way."""
     deep = preset != "szp"

@@ -1,7 +1,8 @@
-"""GPT-2: the names and buffers of released files, and sequences that are longer than there are positions."""
+"""GPT-2: names and buffers of released files, and sequences longer than there are positions; what Phi-3 is not."""
 
 import dataclasses
 import json
+import shutil
 
 import hugging_face as hf
 import jax
@@ -19,7 +20,7 @@ from growlm.data import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel
 from growlm.formats.safetensors import SINGLE
-from growlm.models import Gpt2Config
+from growlm.models import Gpt2Config, ModelConfig
 from growlm.training.settings import StageConfig
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
@@ -82,3 +83,54 @@ def test_validation_text_of_more_tokens_than_positions_is_refused_before_trainin
     assert main(["train", f"--config={tmp_path}/run.py", f"--workdir={tmp_path}/work"]) == 2
     says = f"evaluation.length must be at most {tiny.LENGTH}, the positions of the model, got {tiny.LENGTH + 1}"
     assert says in capsys.readouterr().err
+
+
+REFUSED = {
+    "erf": ("gpt2", {"activation_function": "gelu"}, ("activation_function of gpt2 must be one of gelu_new", "'gelu'")),
+    "scaled by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        ("scale_attn_by_inverse_layer_idx of gpt2 must be False, got True",),
+    ),
+    "an encoder": ("gpt2", {"add_cross_attention": True}, ("add_cross_attention of gpt2 must be False, got True",)),
+    "no scale": ("gpt2", {"scale_attn_weights": False}, ("scale_attn_weights of gpt2 must be True, got False",)),
+    "more positions": ("gpt2", {"n_positions": 65}, ("wpe.weight", "[65, 24]", "[64, 24]")),
+    "a broken head": ("gpt2", {"n_head": 5}, ("n_embd must be a multiple of n_head, 5, got 24",)),
+    "another width": ("gpt2", {"n_inner": None}, ("mlp.c_fc.weight", "[24, 96]", "[24, 40]")),
+    "longrope": (
+        "phi3",
+        {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+        ("rope_type of phi3 must be default, got 'longrope'",),
+    ),
+    "stretched": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+        ("rope_type of phi3 must be default, got 'linear'",),
+    ),
+    "half a rotation": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}},
+        ("partial_rotary_factor of phi3 must be 1.0, got 0.75",),
+    ),
+    "fewer fused": ("phi3", {"num_key_value_heads": 1}, ("qkv_proj", "[36, 24]", "[48, 24]")),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp("folders")
+    llama = ModelConfig(layers=2, embed=24, heads=4, kv_heads=2, head_dim=6, mlp=40, vocab=64)
+    write_model(home / "gpt2", GPT2, noisy(GPT2))
+    write_model(home / "phi3", llama, noisy(llama), settings={"model_type": "phi3"})
+    return home
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_variant_that_is_not_built_is_one_line(name, folders, tmp_path):
+    family, changes, said = REFUSED[name]
+    shutil.copytree(folders / family, tmp_path / family)
+    config = tmp_path / family / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(InputError) as error:
+        read_model(tmp_path / family)
+    assert all(word in str(error.value) for word in said) and "\n" not in str(error.value)

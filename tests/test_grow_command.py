@@ -22,6 +22,7 @@ from growlm.data import batches, load_corpus
 from growlm.errors import InputError
 from growlm.files import locked
 from growlm.growth import OPERATORS, PRESETS, grow_state
+from growlm.growth.state import apply_growth
 from growlm.training import saved
 from growlm.training.config import build_run
 from growlm.training.init_from import find_source
@@ -343,14 +344,14 @@ def test_a_run_whose_stages_are_none_of_its_config_and_one_without_checkpoints(h
 
 
 def spoilt_growth(*arguments, **options):
-    """grow_state, and one weight of what it gives is another one."""
-    state, report = grow_state(*arguments, **options)
+    """apply_growth, and one weight of what it gives is another one."""
+    state, report = apply_growth(*arguments, **options)
     params = state.params | {"head": state.params["head"].at[0, 0].add(1)}
     return dataclasses.replace(state, params=params), report
 
 
 def test_a_claim_that_is_not_met_ends_with_1_and_no_folder(here, home, monkeypatch, capsys):
-    monkeypatch.setattr(grow_command, "grow_state", spoilt_growth)
+    monkeypatch.setattr(grow_command, "apply_growth", spoilt_growth)
     arguments = ["grow", f"--source={home}/work", "--output=big", "--target.mlp=36"]
     assert main(arguments) == 1
     out, err = capsys.readouterr()

@@ -21,6 +21,7 @@ from growlm.growth import (
     ORDERS,
     PRESETS,
     RENAMED_OPTIONS,
+    SHRINKS,
     claim,
     grow_state,
     hashed_options,
@@ -357,7 +358,7 @@ def test_report_of_growth_by_nothing_claims_the_function():
 
 # What is refused, by grow and by grow_state alike
 
-NOISE = ("noise", "old_weight_scale", "cancel", "noise_on", "noise_scale")
+NOISE = ("noise", "old_weight_scale", "cancel", "noise_on", "noise_scale", "vocab")
 NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap", "expand")
 
 
@@ -367,8 +368,8 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             deep(6),
             {"operator": "dirct"},
-            f"growth operator or preset must be one of {', '.join(sorted([*OPERATORS, *PRESETS]))}, got 'dirct'; "
-            "did you mean 'direct'?",
+            f"growth operator or preset must be one of {', '.join(sorted([*OPERATORS, *SHRINKS, *PRESETS]))}, "
+            "got 'dirct'; did you mean 'direct'?",
         ),
         (
             deep(6),
@@ -412,7 +413,7 @@ NAMES = ("stack", "stack_top", "interleave", "top", "middle", "centre", "overlap
         (
             dataclasses.replace(SOURCE, head_dim=4),
             {},
-            "the target's model.head_dim must be the source's, 6, which no growth changes, got 4",
+            "the target's model.head_dim must be >= the source's, 6, got 4",
         ),
         (
             dataclasses.replace(SOURCE, layers=6, tie_embeddings=True),

@@ -26,11 +26,13 @@ from growlm.models import (
     GemmaConfig,
     Gpt2Config,
     GptNeoxConfig,
+    Kind,
     LoopedConfig,
     MixtralConfig,
     Olmo2Config,
     OlmoConfig,
     OlmoeConfig,
+    Role,
     SambaConfig,
     TokenformerConfig,
     Weight,
@@ -74,6 +76,8 @@ WINDOWED = {
 TWICE = ("llama", "mixtral", "looped", "samba")
 OTHERS = ("gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
+
+TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
 
 
 SLOTS = ("qkv_slots", "out_slots", "mlp_slots")
@@ -172,6 +176,12 @@ def cases(draw):
         wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
     if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
         wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
+    head, times = source.architecture.axis["head_dim"], draw(st.sampled_from([1, 1, 1, 2, 3]))
+    normed = any(weight.role is Role.GAIN and dim.reads is head for weight in source.weights for dim in weight.dims)
+    if times > 1 and head.kind is Kind.HEAD and not normed:
+        wider["head_dim"] = times * source.head_dim
+        if head.rotated and not hasattr(source, "rotary_dim"):  # all of a head
+            wider["rope_theta"] = source.rope_theta**times
     if getattr(source, "tie_embeddings", False):
         wider["tie_embeddings"] = draw(st.booleans())
     fields, config = dataclasses.asdict(source) | wider, type(source)
@@ -183,7 +193,7 @@ def cases(draw):
         shared = getattr(source, "shared_mlp", source.mlp if more else 0)  # a lift may put the dense MLP there
         fields |= {"shared_mlp": shared + more, "normalised": getattr(source, "normalised", draw(st.booleans()))}
         fields["shared_router"] = getattr(source, "shared_mlp", 0) == 0 < more and draw(st.booleans())
-    return source, config(**fields), operator, options | draw(NOISE)
+    return source, config(**fields), operator, options | draw(NOISE) | draw(TOKENS_BEGIN)
 
 
 def fits(source, target, operator, options):
@@ -387,6 +397,14 @@ def test_gradients_of_compensated_weights_follow_the_dual_map():
     assert gradients["claimed"] and gradients["holds"], gradients
 
 
+def test_noise_that_cancels_is_not_claimed_where_only_a_part_of_it_is_added(cheap_values):
+    target = dataclasses.replace(SMALL, mlp=20)
+    for noise_on, claimed in (("all", True), ("new", False)):
+        logits, claims, _ = difference_in_numpy(SMALL, target, "direct", noise=0.5, cancel=True, noise_on=noise_on)
+        assert claims is claimed
+        check(logits, claims)
+
+
 def test_a_composition_of_growths_keeps_the_function():
     """Width by copies, then depth by zeros, then width by zeros, against the source."""
     middle = dataclasses.replace(SMALL, embed=19, mlp=17)
@@ -422,3 +440,12 @@ def test_a_full_mask_is_no_mask_and_half_a_mask_is_neither():
             half = np.where(np.arange(4) == part, 0.5, 0.0)
             assert np.abs(logits(half) - old).max() > 1e-4, MASKED[part]
             assert np.abs(logits(half) - plain).max() > 1e-4
+
+
+def test_what_reads_a_masked_stream_without_a_norm_undoes_its_scale(cheap_values):
+    source = MODELS["olmo2"]
+    target = dataclasses.replace(source, layers=3, embed=12, mlp=9)
+    logits, claims, _ = difference_in_numpy(source, target, "random", mask_tokens=10)
+    assert claims and logits < 1e-11
+    logits, claims, _ = difference_in_numpy(source, dataclasses.replace(target, heads=6, kv_heads=3), "zero")
+    assert not claims and logits > 1e-9  # a norm over all heads

@@ -71,7 +71,7 @@ def test_a_fresh_value_needs_a_key_and_depends_on_it():
     assert np.array_equal(one[:, :10], params["blocks"]["mlp"]["down"])
 
 
-UNCHANGED = {"head_dim": 6, "rope_theta": 5.0, "rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4}
+UNCHANGED = {"rope_theta": 5.0, "rope_scaling": RopeScaling("linear", 2.0), "sliding_window": 4}
 
 
 @pytest.mark.parametrize("name", [*UNCHANGED, "tie_embeddings", "qkv_bias", "qk_norm"])

@@ -24,8 +24,9 @@ from growlm.models.loss import cross_entropy
 from growlm.models.sharding import AXES, BATCH
 
 
-def plain(x_ND, head_DV, target_BT):
+def plain(x_ND, head_DV, target_BT, cap=None):
     logits_NV = loss.logits(x_ND, head_DV)
+    logits_NV = logits_NV if cap is None else cap * jnp.tanh(logits_NV / cap)
     return optax.softmax_cross_entropy_with_integer_labels(logits_NV, target_BT.reshape(-1)).mean()
 
 
@@ -37,9 +38,9 @@ def drawn(batch, length, embed, vocab, dtype):
     return x_ND, head_DV, jnp.asarray(rng.integers(0, vocab, (batch, length)))
 
 
-def with_gradients(function, x_ND, head_DV, target_BT):
+def with_gradients(function, x_ND, head_DV, target_BT, **cap):
     """The loss and its gradients, scaled on the way back; a power of two rounds nothing."""
-    return jax.value_and_grad(lambda x, head: 4 * function(x, head, target_BT), argnums=(0, 1))(x_ND, head_DV)
+    return jax.value_and_grad(lambda x, head: 4 * function(x, head, target_BT, **cap), argnums=(0, 1))(x_ND, head_DV)
 
 
 @settings(max_examples=40)
@@ -49,13 +50,15 @@ def with_gradients(function, x_ND, head_DV, target_BT):
     embed=st.integers(1, 5),
     vocab=st.integers(1, 9),
     most=st.integers(1, 80),
+    cap=st.sampled_from([None, 0.7]),
 )
-def test_any_chunks_give_the_plain_loss_and_gradients(batch, length, embed, vocab, most):
+def test_any_chunks_give_the_plain_loss_and_gradients(batch, length, embed, vocab, most, cap):
     with jax.enable_x64(True), exact_products(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss, "CHUNK", most)
         given = drawn(batch, length, embed, vocab, jnp.float64)
-        functions = [partial(with_gradients, function) for function in (plain, cross_entropy)]
-        want, have, alone = jax.jit(lambda *given: (*(f(*given) for f in functions), 4 * cross_entropy(*given)))(*given)
+        functions = [partial(with_gradients, function, cap=cap) for function in (plain, cross_entropy)]
+        both = jax.jit(lambda *given: (*(f(*given) for f in functions), 4 * cross_entropy(*given, cap=cap)))
+        want, have, alone = both(*given)
     assert {leaf.dtype for leaf in jax.tree.leaves(have)} == {np.dtype(np.float64)}
     chex.assert_trees_all_close(have, want, rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(alone, want[0], rtol=1e-13, atol=1e-14)

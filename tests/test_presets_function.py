@@ -52,6 +52,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "tokenformer": (None, True),
     "tokenformer_published": (None, False),
     **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
+    "inheritune": (False, None),
 }
 KEEPS = {name: row if len(row) == len(GROWS) else (*row, None) for name, row in KEEPS.items()}
 

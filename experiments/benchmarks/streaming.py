@@ -3,11 +3,11 @@
     python experiments/benchmarks/streaming.py
 
 A synthetic checkpoint in bfloat16 with TinyLlama's widths, or half of them, grows to 10 layers of them, 1.1 GB: in
-depth from 5, in width from half. Growth runs in a process of its own, whose largest resident memory is what the kernel
-says, in turn with a plain copy of the folder that it wrote on the same disk, round after round, the first for warming
-up: a kernel that has to find pages first takes several times as long for either. The time is that of reading, growing
-and writing, without the start of Python and without verifying. Both end when the bytes are on the disk, and begin when
-nothing else is on its way there.
+depth from 5, in width from half. Upcycling makes a mixture of 4 experts of each MLP of a third of the layers. Growth
+runs in a process of its own, whose largest resident memory is what the kernel says, in turn with a plain copy of the
+folder that it wrote on the same disk, round after round, the first for warming up: a kernel that has to find pages
+first takes several times as long for either. The time is that of reading, growing and writing, without the start of
+Python and without verifying. Both end when the bytes are on the disk, and begin when nothing else is on its way there.
 
 Cost: a minute or two and 3.5 GB of disk on two idle CPU cores; --layers, --embed and the others make it smaller.
 
@@ -34,17 +34,34 @@ from growlm.commands.grow_checkpoint import plan_grow, run_grow
 from growlm.formats.export import write_folder
 from growlm.formats.layout import family_for, places, settings_of, stored_shape
 from growlm.formats.safetensors import NewTensor
-from growlm.models import ModelConfig
+from growlm.models import MixtralConfig, ModelConfig
 from growlm.training.metrics import commit, hardware
 
 SIZES = {"layers": 10, "embed": 2048, "heads": 32, "kv_heads": 4, "head_dim": 64, "mlp": 5632, "vocab": 32000}
 HALF_WIDTH = ("embed", "heads", "kv_heads", "mlp")
-# name: (operator, what the source has half of).
+
+
+def _half(*names: str) -> Callable[[ModelConfig], tuple[ModelConfig, ModelConfig]]:
+    """From half of these sizes."""
+    return lambda model: (
+        dataclasses.replace(model, **{size: getattr(model, size) // 2 for size in names}),
+        model,
+    )
+
+
+def _upcycled(model: ModelConfig) -> tuple[ModelConfig, ModelConfig]:
+    """From a third of the layers, so that mixtures have about as many bytes."""
+    dense = dataclasses.replace(model, layers=max(model.layers // 3, 1))
+    return dense, MixtralConfig(**dataclasses.asdict(dense), experts=4, experts_per_token=2)
+
+
+# name: (operator, the large shape -> (the source's, the target's)).
 CASES = {
-    "stack": ("direct", ("layers",)),
-    "direct in width": ("direct", HALF_WIDTH),
-    "zero in depth": ("zero", ("layers",)),
-    "zero in width": ("zero", HALF_WIDTH),
+    "stack": ("direct", _half("layers")),
+    "direct in width": ("direct", _half(*HALF_WIDTH)),
+    "zero in depth": ("zero", _half("layers")),
+    "zero in width": ("zero", _half(*HALF_WIDTH)),
+    "upcycling": ("direct", _upcycled),
 }
 MEMORY_FACTOR, MEMORY_BASE, SPEED = 3, 500 * 10**6, 0.5
 
@@ -65,7 +82,10 @@ def write_synthetic(folder: Path, model: ModelConfig) -> None:
 
 def in_own_process(home: Path, operator: str, target: ModelConfig, rounds: int) -> dict:
     """Seconds of growing and of copying in every round, bytes written, and the largest resident memory in bytes."""
-    sizes = [f"{name}={getattr(target, name)}" for name in SIZES if name not in ("head_dim", "vocab")]
+    architecture = target.architecture
+    chosen = [axis.chosen for axis in architecture.axes if axis.chosen]
+    names = [name for name in (*architecture.sizes, *chosen) if name != "vocab"]
+    sizes = [f"architecture={architecture.name}", *(f"{name}={getattr(target, name)}" for name in names)]
     command = [sys.executable, __file__, "--child", str(home), operator, str(rounds), *sizes]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     return json.loads(done.stdout)
@@ -74,9 +94,9 @@ def in_own_process(home: Path, operator: str, target: ModelConfig, rounds: int) 
 def _child(home: str, operator: str, rounds: str, *sizes: str) -> None:
     source, grown, copy = (Path(home, name) for name in ("source", "grown", "copy"))
     seconds: dict[str, list[float]] = {"grow": [], "copy": []}
-    pairs = [text.split("=") for text in sizes]
+    pairs = {name: int(size) if size.isdecimal() else size for name, size in (text.split("=") for text in sizes)}
     for _ in range(int(rounds)):
-        plan = plan_grow(source, output=grown, operator=operator, sizes={name: int(size) for name, size in pairs})
+        plan = plan_grow(source, output=grown, operator=operator, sizes=pairs)
         seconds["grow"].append(until_written(lambda plan=plan: run_grow(plan, verified=False, log=lambda text: None)))
         seconds["copy"].append(until_written(lambda: shutil.copytree(grown, copy)))
         written = sum(path.stat().st_size for path in grown.iterdir())
@@ -96,10 +116,10 @@ def until_written(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(home: Path, name: str, target: ModelConfig, rounds: int) -> dict:
+def measure(home: Path, name: str, large: ModelConfig, rounds: int) -> dict:
     """One case, in turn with copies, after a round for warming up."""
-    operator, halved = CASES[name]
-    source = dataclasses.replace(target, **{size: getattr(target, size) // 2 for size in halved})
+    operator, shapes = CASES[name]
+    source, target = shapes(large)
     write_synthetic(home / "source", source)
     found = in_own_process(home, operator, target, rounds + 1)
     shutil.rmtree(home / "source")

@@ -1,4 +1,4 @@
-"""`growlm grow`: a saved model, grown, verified and written: a run's whole state, or a Hugging Face folder."""
+"""`growlm grow`: a saved model, grown or shrunk, and written: a run's whole state, or a Hugging Face folder."""
 
 import argparse
 import sys
@@ -11,7 +11,8 @@ OPTIONS = {
     "--source": one("DIR", "checkpoint to grow: a run's folder, one of growlm grow, or a Hugging Face folder", Path),
     "--output": one("DIR", "new folder", Path),
     "--operator": one("NAME", "operator or preset (default: direct)"),
-    "--factor": one("N", "multiply the layers by N", int),
+    "--factor": one("N", "multiply the layers by N; of a shrink, keep this share of them, such as 0.5", float),
+    "--undo": flag("take back the growth that the source is of"),
     "--optimizer_state": one("NAME", "reset, map, map_aged or keep_old"),
     "--step": STEP,
     "--seed": one("N", "seed of fresh values (default: the source's key)", int),
@@ -27,7 +28,7 @@ KEYS = {
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
-    from growlm.commands.grow_checkpoint import describe_plan, list_growths, plan_grow, run_grow
+    from growlm.commands.grow_checkpoint import describe_plan, list_growths, plan_grow, plan_undone, run_grow
 
     if args.list:
         print(list_growths())
@@ -35,17 +36,23 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     needed = {"--source": args.source} | ({} if args.dry_run else {"--output": args.output})
     if missing := [option for option, value in needed.items() if value is None]:
         raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
-    plan = plan_grow(
-        args.source,
-        output=args.output,
-        operator=args.operator or "direct",
-        options=pairs("--option", keys),
-        factor=args.factor,
-        sizes=pairs("--target", keys),
-        optimizer_state=args.optimizer_state,
-        step=args.step,
-        seed=args.seed,
-    )
+    options, sizes = pairs("--option", keys), pairs("--target", keys)
+    settings = {"output": args.output, "optimizer_state": args.optimizer_state, "step": args.step}
+    if args.undo:
+        given = {
+            "operator": args.operator,
+            "factor": args.factor,
+            "seed": args.seed,
+            "option": options,
+            "target": sizes,
+        }
+        if extra := [name for name, value in given.items() if value]:
+            raise InputError(f"--undo and --{extra[0]} must not be given both: what is undone is in growth.json")
+        plan = plan_undone(args.source, **settings)
+    else:
+        operator = args.operator or "direct"
+        more = {"options": options, "factor": args.factor, "sizes": sizes, "seed": args.seed}
+        plan = plan_grow(args.source, operator=operator, **more, **settings)
     if args.dry_run:
         print(describe_plan(plan))
         return 0

@@ -1,4 +1,4 @@
-"""What `growlm grow` does with a checkpoint of either kind: plan, grow, verify, write.
+"""What `growlm grow` does with a checkpoint of either kind: plan, grow or shrink, verify, write.
 
 A run's state is grown whole, on its own corpus where its maps are learned; a Hugging Face folder tensor by tensor.
 """
@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from growlm.data import Corpus, batches, load_corpus, validation_batches
-from growlm.errors import BrokenClaimError, InputError, check_name, check_range, unknown
-from growlm.files import check_output, check_space, table, write_json, write_whole
-from growlm.formats.check import compare, describe_comparison
+from growlm.errors import BrokenClaimError, InputError, check_name, check_range, must_be, unknown
+from growlm.files import check_output, check_space, read_json, table, write_json, write_whole
+from growlm.formats.check import compare, describe_comparison, lost_in_folder
 from growlm.formats.export import CARD, OTHER_BYTES, model_card, write_folder
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder
 from growlm.formats.growing import FolderGrowth
@@ -27,17 +27,22 @@ from growlm.growth import (
     LIFTS,
     OPERATORS,
     OPTIMIZER_STATES,
+    SHRINKS,
     Growth,
     claim,
     describe,
+    describe_lost,
     gradient_claim,
-    grow_state,
     growth_key,
+    lost,
     options_of,
     plan_target,
+    plan_undo,
 )
 from growlm.growth.preset_table import table as preset_table
 from growlm.growth.presets import Resolved, resolve
+from growlm.growth.shrink import forward_of
+from growlm.growth.state import apply_growth, prepare
 from growlm.growth.verify import describe_verdict, verify
 from growlm.models import ARCHITECTURES, DecoderConfig, parameter_count, plain, sizes_of
 from growlm.state import TrainState
@@ -74,6 +79,7 @@ class GrowPlan:
       key: of the grown state.
       growth: the maps; of a folder without masks, since config.json has none: what is fresh acts at once.
       folder: the growth of a Hugging Face folder's tensors; None for a run.
+      undoes: what is undone, in words; empty for other growths.
     """
 
     source: Saved | HuggingFaceFolder
@@ -84,6 +90,7 @@ class GrowPlan:
     key: jax.Array
     growth: Growth
     folder: FolderGrowth | None
+    undoes: str = ""
 
 
 def plan_grow(
@@ -92,7 +99,7 @@ def plan_grow(
     output: Path | None = None,
     operator: str = "direct",
     options: Mapping[str, Any] | None = None,
-    factor: int | None = None,
+    factor: float | None = None,
     sizes: Mapping[str, Any] | None = None,
     optimizer_state: str | None = None,
     step: int | None = None,
@@ -120,23 +127,16 @@ def plan_grow(
         raise InputError(f"an --option must be a number, a text or a list of them: {error}") from None
     if seed is not None:
         check_range("--seed", seed, 0, 2**31 - 1)
-    if output:
-        check_output(output)
+    found = _find(source, output, optimizer_state, step)
+    imported = isinstance(found, HuggingFaceFolder)
     resolved = dataclasses.replace(resolved, optimizer_state=optimizer_state or resolved.optimizer_state)
-    check_name("optimizer_state", resolved.optimizer_state, OPTIMIZER_STATES)
-    imported = is_hugging_face(source)
-    if imported:
-        for option, value in (("optimizer_state", optimizer_state), ("step", step)):
-            if value is not None:
-                raise InputError(f"--{option} is of runs, and {source} is a Hugging Face folder: weights alone")
-        found, grown_at = open_folder(source), 0
-        key = run_keys(seed or 0)[1]
+    if isinstance(found, HuggingFaceFolder):
+        key, grown_at = run_keys(seed or 0)[1], 0
     else:
-        found = find_saved(source, step)
         check_open(found)
         key, grown_at = found.key if seed is None else run_keys(seed)[1], found.step
     draws = growth_key(key, grown_at)
-    target = target_shape(found.model, factor, dict(sizes or {}))
+    target = target_shape(found.model, factor, dict(sizes or {}), shrinks=resolved.operator in SHRINKS)
     target, growth = plan_target(resolved.operator, found.model, target, draws, **resolved.options)
     if growth.learner and (imported or not found.data):
         advice = ", and then growlm convert --to=huggingface" if imported else ""
@@ -145,14 +145,72 @@ def plan_grow(
             f"as init_from{advice}"
         )
     folder = None
-    if imported:
+    if isinstance(found, HuggingFaceFolder):
         growth = dataclasses.replace(growth, effects=tuple(e for e in growth.effects if not e.reparametrises))
-        folder = FolderGrowth(found, target, growth, draws)
-        family_of(folder.settings)  # a model that no family has is refused now
+        folder = _folder_growth(found, target, growth, draws)
     return GrowPlan(found, output, target, operator, resolved, key, growth, folder)
 
 
-def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any]) -> DecoderConfig:
+def _find(
+    source: Path, output: Path | None, optimizer_state: str | None, step: int | None
+) -> Saved | HuggingFaceFolder:
+    """The checkpoint in a folder; the options that every plan has are checked."""
+    if output:
+        check_output(output)
+    if optimizer_state is not None:
+        check_name("optimizer_state", optimizer_state, OPTIMIZER_STATES)
+    if not is_hugging_face(source):
+        return find_saved(source, step)
+    for option, value in (("optimizer_state", optimizer_state), ("step", step)):
+        if value is not None:
+            raise InputError(f"--{option} is of runs, and {source} is a Hugging Face folder: weights alone")
+    return open_folder(source)
+
+
+def _folder_growth(found: HuggingFaceFolder, target: DecoderConfig, growth: Growth, key: jax.Array) -> FolderGrowth:
+    """The growth of a folder's tensors. Raises InputError for a model that no family has."""
+    folder = FolderGrowth(found, target, growth, key)
+    family_of(folder.settings)
+    return folder
+
+
+def plan_undone(
+    source: Path, *, output: Path | None = None, optimizer_state: str | None = None, step: int | None = None
+) -> GrowPlan:
+    """Find everything that can be wrong with undoing the growth that a folder is of, by its growth.json.
+
+    Args are those of `plan_grow`. A run is undone to the shape before its last growth.
+
+    Raises:
+      InputError: a folder that was not grown, a growth that cannot be undone, masks that are neither closed nor open.
+    """
+    found = _find(source, output, optimizer_state, step)
+    path = (found.folder if isinstance(found, HuggingFaceFolder) else found.checkpoints.parent) / GROWTH_FILE
+    if not path.exists():
+        raise InputError(f"source must be a model that growlm grew, got {source}, which has no {GROWTH_FILE}")
+    report = read_json(path, GROWTH_FILE)
+    if not isinstance(report, dict) or not isinstance(report.get("source"), dict):
+        raise InputError(f"{path} must be the report of a growth, got another file")
+    target = build_model(report["source"], GROWTH_FILE)
+    growth = plan_undo(report, found.model, target)
+    undoes = f"{report.get('operator')}, of {path}"
+    key, folder = run_keys(0)[1], None
+    if isinstance(found, HuggingFaceFolder):
+        folder = _folder_growth(found, target, growth, key)
+    else:
+        key = found.key
+        steps = found.step - report.get("step", report.get("grown_from", {}).get("step", 0))
+        if found.masks is None or found.masks[1].any():
+            check_open(found)
+        if steps:
+            undoes += f"; trained for {steps:,} steps since: what each weight's copies have in common stays"
+    resolved = Resolved("undo", {}, optimizer_state or "reset", "all")
+    return GrowPlan(found, output, target, "undo", resolved, key, growth, folder, undoes)
+
+
+def target_shape(
+    source: DecoderConfig, factor: float | None, sizes: dict[str, Any], shrinks: bool = False
+) -> DecoderConfig:
     """The source with `factor` times the layers, and with these sizes, of another architecture if one is named.
 
     Raises InputError, also where nothing grows.
@@ -165,13 +223,15 @@ def target_shape(source: DecoderConfig, factor: int | None, sizes: dict[str, Any
     if extra := [name for name in sizes if name not in fields]:
         raise unknown("size", extra[0], fields, where="--target")
     if factor is not None:
-        check_range("--factor", factor, low=2)
+        check_range("--factor", factor, *((0, 1) if shrinks else (2, None)))
         depth = source.architecture.stack.field
         if depth in sizes:
-            raise InputError(f"--factor={factor} and --target.{depth}={sizes[depth]} must not be given both")
+            raise InputError(f"--factor={factor:g} and --target.{depth}={sizes[depth]} must not be given both")
         if not getattr(source, depth):
             raise InputError(f"--factor must multiply layers, and the source has none: say --target.{depth}")
-        sizes = sizes | {depth: getattr(source, depth) * factor}
+        if not (layers := float(getattr(source, depth) * factor)).is_integer():
+            raise must_be("--factor", f"a factor of which {getattr(source, depth)} layers are whole layers", factor)
+        sizes = sizes | {depth: int(layers)}
     if architecture is source.architecture:
         target = dataclasses.replace(source, **{key: value for key, value in sizes.items() if key != "architecture"})
     else:
@@ -186,6 +246,7 @@ def describe_plan(plan: GrowPlan) -> str:
     options = " ".join(f"{name}={value}" for name, value in plan.resolved.options.items())
     names = dict.fromkeys((plan.asked, plan.resolved.operator))  # one, where they are the same
     notes = {"source": f"{plan.source.folder}, ", "operator": " ".join(filter(None, [*names, options]))}
+    notes |= {"undoes": plan.undoes} if plan.undoes else {}
     if plan.folder:
         largest = max(tensor.nbytes for tensor in plan.folder.tensors)
         needed = f"about {WORKSPACE + largest:,} bytes; to verify, {_verify_bytes(plan.folder):,} more"
@@ -262,7 +323,12 @@ def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
 
     def write_reports(part: Path) -> None:
         nonlocal outcome
-        if verified:
+        if verified and forward_of(plan.growth) is not None:
+            log("measuring on random tokens what is lost")
+            verdict = lost_in_folder(source, open_folder(part), plan.growth)
+            outcome = describe_lost(verdict)
+            write_json(part / VERIFY_FILE, verdict)
+        elif verified:
             log("verifying the function on random tokens")
             verdict = compare(source, open_folder(part), claim(plan.growth, source.model, plan.target))
             outcome = describe_comparison(verdict)
@@ -303,16 +369,18 @@ def _grow_run(plan: GrowPlan, verified: bool, log: Log) -> str:
     log(f"reading {saved.folder}, step {saved.step:,}")
     state = dataclasses.replace(read_state(saved), key=plan.key)
     learns = plan.growth.learner is not None
-    corpus = _corpus(saved, needed=learns, log=log) if learns or verified else None
+    corpus = _corpus(saved, plan.target, needed=learns, log=log) if learns or verified else None
     log(f"growing {parameter_count(source):,} to {parameter_count(plan.target):,} parameters")
     grown, report = _grown(plan, state, corpus)
-    verdict = None
+    verdict, outcome = None, "not verified"
     if verified:
-        tokens = _tokens(saved, corpus)
+        tokens = _tokens(saved, corpus, min(source.vocab, plan.target.vocab))
         batch, length = tokens.shape
         log(f"verifying on {batch} x {length - 1} {'validation' if corpus else 'random'} tokens")
-        verdict = verify(source, state.params, plan.target, grown.params, tokens, plan.growth)
-        if not verdict["ok"]:
+        measure = lost if forward_of(plan.growth) else verify
+        verdict = measure(source, state.params, plan.target, grown.params, tokens, plan.growth)
+        outcome = (describe_lost if forward_of(plan.growth) else describe_verdict)(verdict)
+        if not verdict.get("ok", True):
             raise BrokenClaimError(
                 f"the grown model is not what its growth claims: {_broken(verdict)}; nothing is written"
             )
@@ -327,7 +395,7 @@ def _grow_run(plan: GrowPlan, verified: bool, log: Log) -> str:
         data=saved.data,
         beside=partial(copy_imported, saved.folder),
     )
-    return describe_verdict(verdict) if verdict else "not verified"
+    return outcome
 
 
 def _grown(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[TrainState, dict[str, Any]]:
@@ -336,22 +404,16 @@ def _grown(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[Tr
     if plan.growth.learner:
         data = saved.data
         fed = batches(corpus.train, seed=data.seed, batch=data.batch, length=data.length, start=int(state.examples))
-    grown, report = grow_state(
-        state,
-        saved.model,
-        plan.target,
-        make_optimizer(saved.optimizer, plan.target),
-        operator=plan.resolved.operator,
-        optimizer_state=plan.resolved.optimizer_state,
-        batches=fed,
-        **plan.resolved.options,
-    )
+    models, optimizer = (saved.model, plan.target), make_optimizer(saved.optimizer, plan.target)
+    request = {name: getattr(plan.resolved, name) for name in ("operator", "options", "optimizer_state")}
+    prepared = prepare(plan.growth, *models, optimizer, request)
+    grown, report = apply_growth(prepared, state, *models, key=growth_key(state.key, saved.step), batches=fed)
     jax.block_until_ready(grown.params)
     origin = {"folder": str(saved.folder.absolute()), "step": saved.step, "tokens": saved.tokens, "flops": saved.flops}
     return grown, {"grown_from": origin, "asked": plan.asked, "train": plan.resolved.train} | report
 
 
-def _corpus(saved: Saved, needed: bool, log: Log) -> Corpus | None:
+def _corpus(saved: Saved, target: DecoderConfig, needed: bool, log: Log) -> Corpus | None:
     """The corpus of the source. Maps that are learned need it; to verify, random tokens will do."""
     try:
         corpus = load_corpus(saved.data.corpus) if saved.data else None
@@ -362,14 +424,14 @@ def _corpus(saved: Saved, needed: bool, log: Log) -> Corpus | None:
         return None
     if needed and corpus.fingerprint != saved.data.fingerprint:
         raise InputError(f"corpus {corpus.name!r} must be the text that {saved.folder} was trained on, and has changed")
-    return corpus if corpus and corpus.vocab <= saved.model.vocab else None
+    return corpus if corpus and corpus.vocab <= min(saved.model.vocab, target.vocab) else None
 
 
-def _tokens(saved: Saved, corpus: Corpus | None) -> np.ndarray:
+def _tokens(saved: Saved, corpus: Corpus | None, vocab: int) -> np.ndarray:
     """int32[batch, length + 1]: validation text in the source's own windows, or random tokens."""
     if corpus is None:
         shape = (RANDOM_BATCH, min(RANDOM_LENGTH, saved.model.longest or RANDOM_LENGTH) + 1)
-        return np.random.default_rng(0).integers(saved.model.vocab, size=shape, dtype=np.int32)
+        return np.random.default_rng(0).integers(vocab, size=shape, dtype=np.int32)
     length = min(saved.data.length, VERIFY_TOKENS, len(corpus.validation) - 1)
     fits = min(VERIFY_TOKENS // length, len(corpus.validation) // (length + 1))
     return validation_batches(corpus.validation, batch=min(saved.data.batch, fits), length=length, count=1)[0]
@@ -387,7 +449,7 @@ def _broken(verdict: dict[str, Any]) -> str:
 def list_growths() -> str:
     """The operators with their options, the lifts, and the table of presets."""
     rows = []
-    for name, operator in OPERATORS.items():
+    for name, operator in (OPERATORS | SHRINKS).items():
         rows.append((name, inspect.getdoc(operator).splitlines()[0]))
         rows.append(("", f"options: {', '.join(options_of(name))}"))
     rows += [(name, f"a lift between architectures: {lift.says}") for name, lift in LIFTS.items()]

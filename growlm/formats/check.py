@@ -12,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from growlm.formats.folder import HuggingFaceFolder
+from growlm.formats.growing import FolderGrowth
 from growlm.formats.safetensors import StoredTensor
+from growlm.growth import Growth
+from growlm.growth.shrink import forward_of, lost_report, relative_error
 from growlm.growth.verify import ARITHMETIC, allowance
 from growlm.models import Kind, apply_branch
 from growlm.models.axes import multiply
@@ -38,7 +41,7 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
     """
     length = min(LENGTH, source.model.longest or LENGTH)
     tokens = np.random.default_rng(0).integers(source.model.vocab, size=(BATCH, length))
-    dtype = max((tensor.dtype for tensor in grown.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
+    dtype = _coarsest(grown)
     claim, note = claimed
     difference, tolerance = math.nan, 0.0
     if bad := _not_finite(grown):
@@ -55,6 +58,51 @@ def compare(source: HuggingFaceFolder, grown: HuggingFaceFolder, claimed: tuple[
         "note": note,
     }
     return {"ok": finite and (holds or not claim), "tokens": [BATCH, length], "dtype": dtype, "function": function}
+
+
+def lost_in_folder(source: HuggingFaceFolder, shrunk: HuggingFaceFolder, growth: Growth) -> dict[str, Any]:
+    """What `growlm.growth.lost` measures of a shrink, on random tokens, of two folders as they lie on disk."""
+    length = min(LENGTH, shrunk.model.longest or LENGTH)
+    tokens = np.random.default_rng(0).integers(shrunk.model.vocab, size=(BATCH, length + 1))
+    with jax.default_matmul_precision("highest"):
+        before, after = (_hidden(folder, tokens[:, :-1]) for folder in (source, shrunk))
+        losses = [_loss(folder, x_ND, tokens[:, 1:]) for folder, x_ND in ((source, before), (shrunk, after))]
+        moved = _logit_difference(source, before, shrunk, after)
+    errors = _regrown_errors(source, shrunk, growth)
+    return lost_report(losses, moved, errors, tokens.shape, _coarsest(source))
+
+
+def _regrown_errors(source: HuggingFaceFolder, shrunk: HuggingFaceFolder, growth: Growth) -> dict[str, float]:
+    """By tensor of the source, how far it is from what the small model grows back to; one tensor at a time."""
+    forward = forward_of(growth)
+    assert forward is not None, "whoever measures a shrink has one"
+    maps = {name: axis.without_fresh() for name, axis in forward.maps.items()}
+    back = FolderGrowth(shrunk, source.model, dataclasses.replace(forward, maps=maps), jax.random.key(0))
+    errors = {}
+    for place in source.places:
+        again = back.values(place)
+        for weight, have, want in zip(place.weights, source.read(place), again, strict=True):
+            error = relative_error(forward, weight, have.astype(np.float32), want, place.unit)
+            errors[place.name] = float(np.maximum(error, errors.get(place.name, 0.0)))  # NaN stays
+    return errors
+
+
+def _loss(folder: HuggingFaceFolder, x_ND: jax.Array, answers: np.ndarray) -> float:
+    """The mean cross-entropy in nats, with the logits of some rows of the head in memory at once."""
+    total_N, answer_N = np.full(x_ND.shape[0], -np.inf), np.zeros(x_ND.shape[0])
+    for first in range(0, folder.model.vocab, HEAD_ROWS):
+        rows = slice(first, min(first + HEAD_ROWS, folder.model.vocab))
+        logits_NV = _logits(folder, x_ND, rows).astype(np.float64)
+        total_N = np.logaddexp(total_N, np.logaddexp.reduce(logits_NV, axis=1))
+        here = answers.reshape(-1) - first
+        inside = (here >= 0) & (here < logits_NV.shape[1])
+        answer_N[inside] = logits_NV[inside, here[inside]]
+    return float((total_N - answer_N).mean())
+
+
+def _coarsest(folder: HuggingFaceFolder) -> str:
+    """The coarsest dtype in which weights are stored."""
+    return max((tensor.dtype for tensor in folder.tensors.values()), key=lambda dtype: jnp.finfo(dtype).eps).name
 
 
 def _measure(
@@ -149,13 +197,14 @@ def _embed(folder: HuggingFaceFolder, tokens: np.ndarray) -> jax.Array:
 
 
 def _logit_difference(source, before_ND, grown, after_ND) -> float:
-    """The largest difference of logits of the source's tokens, relative to the source's largest; NaN if any is.
+    """The largest difference of logits of tokens that both have, relative to the source's largest; NaN if any is.
 
     In NumPy: XLA's CPU backend passes over NaN in the maximum of 4,096 elements and more.
     """
     difference = largest = np.float32(0)
-    for first in range(0, source.model.vocab, HEAD_ROWS):
-        rows = slice(first, min(first + HEAD_ROWS, source.model.vocab))
+    vocab = min(source.model.vocab, grown.model.vocab)
+    for first in range(0, vocab, HEAD_ROWS):
+        rows = slice(first, min(first + HEAD_ROWS, vocab))
         old, new = (_logits(folder, x, rows) for folder, x in ((source, before_ND), (grown, after_ND)))
         difference = np.maximum(difference, np.max(np.abs(new - old)))
         largest = np.maximum(largest, np.max(np.abs(old)))

@@ -113,6 +113,7 @@ def model_card(source: str, family: str, report: dict[str, Any], shapes: str, ve
     options = shlex.join(f"{name}={value}" for name, value in report["options"].items()) or "none"
     asked, operator = report["asked"], report["operator"]
     kept = "keeps" if report["preserves_function"] else "does not keep"
+    made = "grown" if report["parameters_after"] >= report["parameters_before"] else "shrunk"
     return f"""---
 library_name: transformers
 tags:
@@ -120,14 +121,14 @@ tags:
 - model-growth
 ---
 
-# {source}, grown from {before} to {after} parameters
+# {source}, {made} from {before} to {after} parameters
 
-These are the weights of `{source}` ({family}), grown by growlm and not trained since.
+These are the weights of `{source}` ({family}), {made} by growlm and not trained since.
 
 - operator: {asked if asked == operator else f"{asked} ({operator})"}; options: {options}
 - layers, by the source's layer that each is a copy of (-1: fresh): {" ".join(map(str, report["order"]))}
 - layers that add nothing yet: {" ".join(map(str, report["zero_residual_layers"])) or "none"}
-- function: the growth {kept} the source's: {report["reason"]}
+- function: what was done {kept} the source's: {report["reason"]}
 - verified: {verified}
 
 ```

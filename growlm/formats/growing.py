@@ -16,6 +16,7 @@ from growlm.formats.folder import HuggingFaceFolder
 from growlm.formats.layout import (
     Place,
     family_of,
+    from_stored,
     joined_sizes,
     places,
     row_dims,
@@ -92,6 +93,12 @@ class FolderGrowth:
         makes, (_, size, rows) = [make for make, _, _ in grown], grown[0]
         for some in _slices(size, rows):
             yield partial(_side_by_side, makes, some, place.row.join)
+
+    def values(self, place: Place) -> list[np.ndarray]:
+        """float32, one unit of every grown weight of a tensor in the declared order, whole."""
+        grown = [self._rows_of(place, weight, np.dtype(np.float32)) for weight in place.ordered]
+        stored = [make(slice(0, size)) for make, size, _ in grown]
+        return from_stored(place, self.target, np.concatenate(stored, axis=place.row.join))
 
     def _rows_of(self, place: Place, weight: Weight, dtype: np.dtype) -> tuple[Callable[[slice], np.ndarray], int, int]:
         """What makes some rows of a weight in storage order, their number, and how many are made at once."""

@@ -3,9 +3,19 @@
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import ORDERS, PARTIAL, connection_rate, layer_order
 from growlm.growth.lifts import LIFTS
-from growlm.growth.operators import CHOICES, OPERATORS, RENAMED_OPTIONS, hashed_options, options_of, plan_growth
+from growlm.growth.operators import (
+    CHOICES,
+    OPERATORS,
+    RENAMED_OPTIONS,
+    SHRINKS,
+    function_of,
+    hashed_options,
+    options_of,
+    plan_growth,
+)
 from growlm.growth.plan import Growth
 from growlm.growth.presets import PRESETS, Preset, resolve
+from growlm.growth.shrink import describe_lost, lost, plan_undo, shrink, undo
 from growlm.growth.state import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
 from growlm.growth.targets import plan_target
 from growlm.growth.verify import describe_verdict, verify
@@ -19,21 +29,28 @@ __all__ = [
     "PARTIAL",
     "PRESETS",
     "RENAMED_OPTIONS",
+    "SHRINKS",
     "Growth",
     "Preset",
     "claim",
     "connection_rate",
     "describe",
+    "describe_lost",
     "describe_verdict",
+    "function_of",
     "gradient_claim",
     "grow",
     "grow_state",
     "growth_key",
     "hashed_options",
     "layer_order",
+    "lost",
     "options_of",
     "plan_growth",
     "plan_target",
+    "plan_undo",
     "resolve",
+    "shrink",
+    "undo",
     "verify",
 ]

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from growlm.growth.maps import AxisMap, Dense
+from growlm.growth.heads import breaks_scores
+from growlm.growth.maps import AxisMap, Gather
 from growlm.growth.norms import NORM_RULES
 from growlm.growth.plan import Growth
 from growlm.models.axes import Axis, DecoderConfig, Kind
@@ -36,8 +37,15 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     for axis in architecture.of_kind(Kind.STREAM, Kind.NORMED):
         if not rule.defect(growth.maps[axis.name]) <= TOLERANCE:  # NaN is no claim either
             return False, f"the stream's {rule.keeps.replace(' and ', ' or ')} changes, and with it every norm"
+    if architecture.of_kind(Kind.NORMED) and stream.gathers[0].spreads.any():
+        # What such a norm hands on has no mean, with which the stream is padded.
+        return False, "norms after branches take away the mean that pads the stream"
     if stream.rms != 1 and (architecture.keeps_scale or not norm.scale or not architecture.last_norm.scale):
         return False, "norms without a gain cannot absorb the stream's scale"
+    if architecture.tied(target) and not architecture.last_norm.scale:
+        before, after = (architecture.tied_multiplier(config) for config in (source, target))
+        if before != after:
+            return False, f"a tied head is multiplied by {before:g} before and {after:g} after, and no gain undoes it"
     for branch in architecture.branches:
         for name in branch.means:
             if not _mean_stays(growth.maps[name]):
@@ -45,9 +53,11 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
         for name, (field, factor) in branch.norms2.items():
             if reason := _sum_of_squares(name, growth.maps[name], field, factor(source), factor(target)):
                 return False, reason
-    for axis in architecture.of_kind(Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS):
+    for axis in architecture.of_kind(Kind.STREAM, Kind.READ, Kind.INNER, Kind.HEADS, Kind.HEAD):
         if architecture.is_read(axis) and not growth.maps[axis.name].defect() <= TOLERANCE:
             return False, f"reading {axis.name} does not undo writing it"
+    if reason := breaks_scores(growth, source, target):
+        return False, reason
     for axis in architecture.of_kind(Kind.EXPERTS):
         if reason := _experts(growth, axis, source, target):
             return False, reason
@@ -55,8 +65,7 @@ def _claim_of_maps(growth: Growth, source: DecoderConfig, target: DecoderConfig)
     if not np.isclose(after, before * stream.rms**2, rtol=1e-9, atol=0):
         exact = f": exact would be {before * stream.rms**2:g}"
         return False, f"every norm's eps is felt: norm_eps is {before:g} before and {after:g} after{exact}"
-    vocab = any(growth.maps[axis.name].fresh.any() for axis in architecture.of_kind(Kind.VOCAB))
-    note = "; new tokens get logits of their own" if vocab else ""
+    note = "".join(_new_tokens(growth.maps[axis.name]) for axis in architecture.of_kind(Kind.VOCAB))
     if growth.factors:
         note += f"; {', '.join(growth.factors)} undo what changes with a layer's place or the model's sizes"
     return True, f"every axis is read back as it was written, and the stream keeps its {rule.keeps}{note}"
@@ -80,10 +89,20 @@ def _depth(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> str:
     return reason
 
 
+def _new_tokens(tokens: AxisMap) -> str:
+    """What the logits of new tokens are."""
+    if tokens.fresh.any():
+        return "; new tokens get logits of their own"
+    if not np.any(tokens.origin < 0):
+        return ""
+    mean = tokens.gathers[0].spread is not None
+    return "; a new token's logit is the mean of the old ones'" if mean else "; new tokens have logit 0"
+
+
 def _copies_of_each(axis: AxisMap) -> int | None:
     """How often each old coordinate is written, as it was, with zeros beside it at most; None if that differs."""
     write = axis.write
-    if isinstance(write, Dense) or axis.fresh_write.any() or write.spread is not None:
+    if not isinstance(write, Gather) or axis.fresh_write.any() or write.spread is not None:
         return None
     counts = np.bincount(write.index[write.scale != 0], minlength=axis.old)
     return int(counts[0]) if np.all(np.isin(write.scale, (0, 1))) and np.all(counts == counts[0]) else None

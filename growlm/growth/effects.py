@@ -49,12 +49,16 @@ class Noise(Effect):
     alike: tuple[str, ...] = ()
 
     def breaks(self, growth: Growth, target: DecoderConfig) -> str:
-        """Noise that cancels keeps the function."""
-        return "" if self.cancel else f"initialisation noise is mixed in, share {self.share:g}"
+        """Noise that cancels keeps the function, unless only its part in new slices is added."""
+        return "" if self.cancel and not self.only_new else f"initialisation noise is mixed in, share {self.share:g}"
 
     def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
         """Unequal copies have unequal gradients."""
         return "copies are not read alike"
+
+    def hides(self, growth: Growth) -> str:
+        """Noise that cancels among the copies of a coordinate is gone in their sum."""
+        return "" if self.cancel and not self.only_new else "initialisation noise is mixed in"
 
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices, lookups and routers."""
@@ -95,6 +99,8 @@ def _cancelling(growth: Growth, weight: Weight, drawn: Array, alike: tuple[str, 
         if read is not None and write is None and read.copied:
             reads_copies, drawn = True, read.gathers[0].remainder(drawn, dimension)
             drawn = xp.where(along(read.origin >= 0, dimension, drawn.ndim), drawn, 0)  # fresh ones have no copies
+        elif read is not None and write is None:  # what is written afresh is not read yet
+            drawn = xp.where(along(~read.fresh_write, dimension, drawn.ndim), drawn, 0)
         elif write is not None:
             dim = weight.all_dims[dimension]
             if weight.residual and dim.many and dim.axis.name in alike:
@@ -114,6 +120,7 @@ class Aki(Effect):
     """
 
     name = "aki"
+    first_alone = True
     layers: np.ndarray
 
     def breaks(self, growth: Growth, target: DecoderConfig) -> str:
@@ -128,9 +135,8 @@ class Aki(Effect):
 
     def _added(self, growth: Growth, weight: Weight) -> list[np.ndarray]:
         maps, ndim = growth.width_maps(weight), len(weight.all_dims)
-        return [
-            along(write.added, number, ndim) for number, _, write in maps if write is not None and write.added.any()
-        ]
+        writes = [(number, write.added & (write.origin >= 0)) for number, _, write in maps if write is not None]
+        return [along(copies, number, ndim) for number, copies in writes if copies.any()]
 
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw

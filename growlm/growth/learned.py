@@ -15,7 +15,7 @@ from growlm.growth.depth import stack_order
 from growlm.growth.expand import grow_params, number_of
 from growlm.growth.maps import AxisMap, Dense, Gather, identity
 from growlm.growth.plan import Effect, Growth, StaticGrowth
-from growlm.growth.width import cycled, pad_index, places
+from growlm.growth.width import cycled, fresh, pad_index, places
 from growlm.models.axes import Axis, DecoderConfig, Kind, Params
 from growlm.models.counts import parameter_count
 from growlm.models.decoder import next_token_loss
@@ -42,9 +42,16 @@ class Learned(Effect):
         """Learned read maps do not invert learned write maps."""
         return "learned maps do not undo each other"
 
+    def hides(self, growth: Growth) -> str:
+        """Learned maps are in no report."""
+        return "its maps were learned"
+
     def with_matrices(self, growth: Growth, matrices: Matrices) -> Growth:
         """The growth with these matrices for its maps."""
-        maps = _maps(self.source, self.target, matrices) | {growth.stack: growth.maps[growth.stack]}
+        unlearned = {
+            axis.name for axis in self.target.architecture.of_kind(Kind.STACK, Kind.VOCAB)
+        } & growth.maps.keys()
+        maps = _maps(self.source, self.target, matrices) | {name: growth.maps[name] for name in unlearned}
         return dataclasses.replace(growth, maps=maps, per_weight=growth.per_weight | _layer_maps(self, matrices))
 
     def matrices(self, growth: Growth) -> Matrices:
@@ -150,6 +157,10 @@ def learn(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise must_be(name, "a number", value)
         check_range(name, value, low=0)
+    for axis in target.architecture.of_kind(Kind.HEAD):
+        if source.size(axis) != target.size(axis):
+            rule = f"the source's, {source.size(axis)}, for learn"
+            raise must_be(f"the target's model.{axis.field}", rule, target.size(axis))
     stack = target.architecture.stack
     if source.depth == 0:
         raise must_be(f"the source's model.{stack.field}", ">= 1 for learn, which mixes layers", 0)
@@ -231,9 +242,8 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
     def of(axis: Axis) -> AxisMap:
         old = source.size(axis)
         if axis.kind is Kind.VOCAB:
-            vocab = Gather.copies(pad_index(old, target.size(axis)))
-            return AxisMap.make(old, vocab, vocab, fresh_read=vocab.index < 0)
-        if axis.kind is Kind.FIXED:
+            return fresh(pad_index(old, target.size(axis)), old)
+        if axis.kind in (Kind.FIXED, Kind.HEAD):
             return identity(old)
         if axis.kind is Kind.EXPERTS:
             return cycled(old, target.size(axis))

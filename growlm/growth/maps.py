@@ -54,6 +54,18 @@ class Gather:
         """bool [new]: rows with a rank-one term, which need every old coordinate."""
         return np.zeros(len(self.index), bool) if self.spread is None else np.asarray(self.spread[0]) != 0
 
+    def columns(self, rows: slice) -> np.ndarray:
+        """The old coordinates that these rows come from, some more than once."""
+        index = self.index[rows]
+        if self.spread is not None and self.spreads[rows].any():
+            return np.arange(len(self.spread[1]))
+        return index[index >= 0]
+
+    @property
+    def plain(self) -> np.ndarray:
+        """bool [new]: rows that are an old coordinate as it is."""
+        return (self.index >= 0) & (self.scale == 1) & ~self.spreads
+
     def part(self, rows: slice, needed: np.ndarray) -> "Gather":
         """These rows of the matrix, and the `needed` (sorted) columns alone."""
         index = self.index[rows]
@@ -160,6 +172,91 @@ class Dense:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Merge:
+    """A left inverse [new, old] of a Gather [old, new]: the mean of what the copies of a coordinate say that it was.
+
+    It is taken as the first copy, divided by its scale, plus the mean difference of the others from it. So copies that
+    are still equal give back what they are copies of to the byte where the scale is a power of two, and else within
+    a rounding.
+
+    Attributes:
+      copies: int [old], the new coordinate that each old one is a copy of; -1 for none.
+      scale: float64 [old], the factors of the copies.
+      share: float64 [old], the weights of the copies in the mean; those of one coordinate sum to 1.
+      new: the number of new coordinates, each of which has a copy.
+    """
+
+    copies: np.ndarray
+    scale: np.ndarray
+    share: np.ndarray
+    new: int
+
+    @cached_property
+    def _ranked(self) -> list[np.ndarray]:
+        """int [new] for every rank of copies: the old coordinate that is the first, second ... copy; -1 for none."""
+        held = np.flatnonzero((self.copies >= 0) & (self.share != 0))
+        rank = Gather.copies(self.copies[held]).occurrence
+        ranked = np.full((int(rank.max(initial=0)) + 1, self.new), -1)
+        ranked[rank, self.copies[held]] = held
+        return list(ranked)
+
+    @property
+    def index(self) -> np.ndarray:
+        """int [new]: the first copy of each coordinate."""
+        return self._ranked[0]
+
+    def take(self, x: Array, axis: int) -> Array:
+        """The matrix times x along an axis."""
+        mean: Any = None
+        for positions in self._ranked:
+            y = select(x, positions, axis)
+            xp = numpy_or_jax(y)
+            scale, share = (
+                along(xp.asarray(np.where(positions < 0, none, of_copy[positions]), y.dtype), axis, y.ndim)
+                for none, of_copy in ((1.0, self.scale), (0.0, self.share))
+            )
+            said = y / scale
+            if mean is None:
+                first = mean = said
+            else:
+                step = share * (said - first)
+                mean = xp.where(step == 0, mean, mean + step)  # -0 stays -0
+        return mean
+
+    def columns(self, rows: slice) -> np.ndarray:
+        """The old coordinates that these rows come from."""
+        return np.flatnonzero((self.copies >= rows.start) & (self.copies < rows.stop))
+
+    @property
+    def plain(self) -> np.ndarray:
+        """bool [new]: rows that are an old coordinate as it is."""
+        return (np.bincount(self.copies[self.copies >= 0], minlength=self.new) == 1) & (self.scale[self.index] == 1)
+
+    def part(self, rows: slice, needed: np.ndarray) -> "Merge":
+        """These rows of the matrix, and the `needed` (sorted) columns alone."""
+        copies = self.copies[needed] - rows.start
+        size = len(range(*rows.indices(self.new)))
+        inside = (copies >= 0) & (copies < size)
+        return Merge(np.where(inside, copies, -1), self.scale[needed], self.share[needed], size)
+
+    def scale_of_old(self, old: int) -> None:
+        """None: a coordinate comes from several old ones."""
+
+    def over(self, other: Any, factor: float = 1.0) -> "Merge":
+        """The left inverse of `Gather.over`, for the factor of the growth that is undone, 1 / `factor`."""
+        scale = np.divide(self.scale, other.scale * factor, out=np.ones_like(self.scale), where=other.scale != 0)
+        return dataclasses.replace(self, scale=scale)
+
+    def times(self, other: Any, factor: float = 1.0) -> "Merge":
+        """The left inverse of `Gather.times`."""
+        return dataclasses.replace(self, scale=self.scale * other.scale / factor)
+
+    def squared(self) -> "Merge":
+        """The left inverse of `Gather.squared`."""
+        return dataclasses.replace(self, scale=self.scale**2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class AxisMap:
     """The write map P and the read map R of one axis, each [new, old].
 
@@ -172,8 +269,8 @@ class AxisMap:
     """
 
     old: int
-    write: Gather | Dense
-    read: Gather | Dense
+    write: Gather | Dense | Merge
+    read: Gather | Dense | Merge
     fresh_write: np.ndarray
     fresh_read: np.ndarray
     rms: float = 1.0
@@ -183,8 +280,8 @@ class AxisMap:
     def make(
         cls,
         old: int,
-        write: Gather | Dense,
-        read: Gather | Dense,
+        write: Gather | Dense | Merge,
+        read: Gather | Dense | Merge,
         fresh_write: np.ndarray | None = None,
         fresh_read: np.ndarray | None = None,
         rms: Any = 1.0,
@@ -214,7 +311,7 @@ class AxisMap:
     @property
     def identity(self) -> bool:
         """Whether the axis does not change."""
-        if isinstance(self.write, Dense) or self.new != self.old or self.fresh.any() or self.rms != 1:
+        if not isinstance(self.write, Gather) or self.new != self.old or self.fresh.any() or self.rms != 1:
             return False
         return all(
             one.spread is None and np.array_equal(one.index, np.arange(self.new)) and np.all(one.scale == 1)
@@ -250,14 +347,13 @@ class AxisMap:
 
     def needed(self, rows: slice) -> np.ndarray:
         """The old coordinates that these new ones come from, sorted."""
-        if any(one.spreads[rows].any() for one in self.gathers):
-            return np.arange(self.old)
-        index = np.concatenate([self.write.index[rows], self.read.index[rows]])
-        return np.unique(index[index >= 0])
+        assert not isinstance(self.write, Dense) and not isinstance(self.read, Dense), "learned maps have no parts"
+        return np.union1d(self.write.columns(rows), self.read.columns(rows))
 
     def part(self, rows: slice, needed: np.ndarray) -> "AxisMap":
         """The map of these new coordinates alone, from the needed (sorted) old ones alone."""
-        write, read = (gather.part(rows, needed) for gather in self.gathers)
+        assert not isinstance(self.write, Dense) and not isinstance(self.read, Dense), "learned maps have no parts"
+        write, read = self.write.part(rows, needed), self.read.part(rows, needed)
         fresh_write, fresh_read = self.fresh_write[rows], self.fresh_read[rows]
         return AxisMap(len(needed), write, read, fresh_write, fresh_read, rms=self.rms, whole=(self, rows))
 
@@ -268,7 +364,7 @@ class AxisMap:
 
     def defect(self) -> float:
         """Largest entry of |R^T P - I|, which is 0 if consumers read what was written; infinite if unknown."""
-        if isinstance(self.write, Dense) or isinstance(self.read, Dense):
+        if not isinstance(self.write, Gather) or not isinstance(self.read, Gather):
             return np.inf
         if self.fresh_write.any() and np.abs(self.read.scale[self.fresh_write]).max() > 0:
             return np.inf

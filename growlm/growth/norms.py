@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from growlm.growth.maps import AxisMap, Dense, Gather, product_defect
+from growlm.growth.maps import AxisMap, Gather, product_defect
 from growlm.models.axes import NormKind
 
 # "isometry": exact, and eps does not change. "gain": the paper's sqrt(n / m) on gains (arXiv 2405.15319, A.1), exact
@@ -51,7 +51,7 @@ def _rms_stream(index: np.ndarray, old: int, norm: str) -> AxisMap:
 
 def _rms_defect(axis: AxisMap) -> float:
     """How far P^T P is from rms^2 (m / n) I."""
-    if isinstance(axis.write, Dense) or axis.fresh_write.any() or axis.write.spread is not None:
+    if not isinstance(axis.write, Gather) or axis.fresh_write.any() or axis.write.spread is not None:
         return np.inf
     mean = Gather(axis.write.index, axis.write.scale * axis.old / axis.new / axis.rms**2)
     return product_defect(mean, axis.write, axis.old)
@@ -75,7 +75,7 @@ def _layer_defect(axis: AxisMap) -> float:
     With P = G + l r^T, G with one entry a row, P^T P is diagonal plus |l|^2 r r^T if no row is in both G and l.
     """
     write, old, new = axis.write, axis.old, axis.new
-    if isinstance(write, Dense) or axis.fresh_write.any():
+    if not isinstance(write, Gather) or axis.fresh_write.any():
         return np.inf
     left, right = write.spread or (np.zeros(new), np.zeros(old))
     if np.any((left != 0) & (write.scale != 0)):
@@ -100,9 +100,11 @@ def _centred(stream: AxisMap) -> AxisMap:
     return dataclasses.replace(stream, write=dataclasses.replace(write, spread=None), read=read)
 
 
-def _diagonal(write: Any, rms: Any, spread: Any = None) -> AxisMap:
-    index = np.arange(len(write))
-    return AxisMap.make(len(index), Gather(index, write, spread=spread), Gather(index, np.ones(len(index))), rms=rms)
+def _diagonal(c: Any, factor: Any, rms: Any, spread: Any = None) -> AxisMap:
+    """Coordinates are written times c and the factor; what reads them without a norm undoes the factor."""
+    index = np.arange(len(c))
+    write, read = Gather(index, c * factor, spread=spread), Gather(index, np.ones(len(index)) / factor)
+    return AxisMap.make(len(index), write, read, rms=rms)
 
 
 def _scaled(c: Any, norm: str) -> tuple[Any, Any]:
@@ -114,14 +116,14 @@ def _scaled(c: Any, norm: str) -> tuple[Any, Any]:
 def _rms_masked(c: Any, norm: str) -> AxisMap:
     """Coordinates times their masks, rescaled to the old mean square."""
     factor, rms = _scaled(c, norm)
-    return _diagonal(c * factor, rms)
+    return _diagonal(c, factor, rms)
 
 
 def _layer_masked(c: Any, norm: str) -> AxisMap:
     """Coordinates times their masks plus (1 - mask) times the mean of unmasked ones, rescaled to the old variance."""
     factor, rms = _scaled(c, norm)
     spread = None if norm == "none" else ((1 - c) * factor, c / c.sum())
-    return _diagonal(c * factor, rms, spread)
+    return _diagonal(c, factor, rms, spread)
 
 
 NORM_RULES: dict[NormKind, NormRule] = {

@@ -13,18 +13,38 @@ import jax
 import numpy as np
 
 from growlm.errors import InputError, check_range, must_be, unknown
-from growlm.growth.depth import stack_order
+from growlm.growth.depth import layer_order, stack_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
+from growlm.growth.heads import check_base, check_heads, head_map, score_maps
+from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
-from growlm.growth.lifts import Lifted, lift
+from growlm.growth.lifts import lift
 from growlm.growth.maps import AxisMap, Gather, identity
 from growlm.growth.masks import Masks
-from growlm.growth.mixtures import DropUnits, RouterNoise, expert_index
+from growlm.growth.mixtures import (
+    DropUnits,
+    RouterNoise,
+    expert_index,
+    fresh_in_lift,
+    fresh_routers,
+    weighed_alike,
+)
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
-from growlm.growth.plan import Growth
-from growlm.growth.width import SELECTIONS, copied, cycled, fresh, padded, places, query_heads, rng_of, tied_final
-from growlm.models.axes import Axis, DecoderConfig, Kind, Role, multiply
+from growlm.growth.plan import Growth, factors_of
+from growlm.growth.width import (
+    SELECTIONS,
+    copied,
+    cycled,
+    fresh,
+    pad_index,
+    padded,
+    places,
+    query_heads,
+    rng_of,
+    tied_final,
+)
+from growlm.models.axes import Axis, DecoderConfig, Kind
 
 AxisRule = Callable[[Axis], AxisMap]
 
@@ -149,6 +169,7 @@ def zero(
         residual=np.where(_repeats(layers), 0.0, 1.0),
         stream=filled(lambda axis: stream_of(places(axis, source, target), source.size(axis), norm)),
         width=filled(padding),
+        head=filled(lambda axis: head_map(axis, source, target)),
     )
 
 
@@ -200,14 +221,57 @@ def random(
     )
 
 
+def shrink(
+    source: DecoderConfig,
+    target: DecoderConfig,
+    key: jax.Array | None = None,
+    *,
+    order: str | Sequence[int] = "stack",
+    undoes: str = "direct",
+    select: str = "cycle",
+) -> Growth:
+    """A smaller model: the left inverse of the growth that would lead from the target back to the source.
+
+    Args:
+      order: of that growth: "stack" keeps the first layers (Inheritune, arXiv 2404.08634), "interleave" layers at equal
+        distances, "overlap" the first and the last ones. Or the list of layers that stay.
+      undoes: "direct": a coordinate is the mean of those that would be its copies; "zero": the first ones stay.
+      select: of direct, "cycle" or "repeat".
+    """
+    if select == "random":
+        raise must_be("select", "cycle or repeat for shrink, which copies nothing", select)
+    named = order if isinstance(order, str) else "stack"
+    if undoes == "direct":
+        growth = direct(target, source, key, order=named, select=select)
+    else:
+        growth = zero(target, source, key, order=named, fill="zeros")
+    growth = dataclasses.replace(growth, factors=factors_of(growth, target, source))
+    if isinstance(order, str):
+        return inverse(growth)
+    layers = np.asarray(layer_order(order, source.depth, target.depth), np.int64)
+    if len(set(order)) < len(order):
+        raise must_be("order", "a list of different layers of the source", order)
+    back = np.full(source.depth, -1)
+    back[layers] = np.arange(target.depth)
+    copies = Gather.copies(back)
+    stack = AxisMap.make(target.depth, copies, copies, fresh_write=back < 0, fresh_read=back < 0)
+    maps = growth.maps | {growth.stack: stack}
+    return inverse(dataclasses.replace(growth, maps=maps, residual=np.ones(source.depth)), layers)
+
+
 # An operator is one function and one row.
 OPERATORS: dict[str, Callable[..., Growth]] = {"direct": direct, "zero": zero, "random": random, "learn": learn}
+
+# Operators whose target is the smaller shape.
+SHRINKS: dict[str, Callable[..., Growth]] = {"shrink": shrink}
 
 # The values of options that are names, checked for every operator that has such an option.
 CHOICES: dict[str, Collection[str]] = {
     "select": SELECTIONS,
     "norm": NORM_OPTIONS,
     "fill": ("initial", "zeros"),
+    "undoes": ("direct", "zero"),
+    "vocab": ("initial", "zeros", "mean"),
     "noise_on": ("all", "new"),
     "noise_scale": NOISE_SCALES,
 }
@@ -234,6 +298,7 @@ def by_kind(
     stream: AxisRule,
     width: AxisRule,
     experts: AxisRule | None = None,
+    head: AxisRule | None = None,
     effects: Sequence[Effect] = (),
 ) -> Growth:
     """The growth whose maps are given by a rule for each kind of axis.
@@ -244,6 +309,7 @@ def by_kind(
       stream: for the residual stream.
       width: for what norms hand on, inner axes and heads.
       experts: by default whole copies.
+      head: for the coordinates of a head, by default `head_map`.
       effects: applied after the maps, in order.
 
     Fixed axes stay, and new tokens are fresh. A tied head reads through the inverse of the stream's own map.
@@ -266,17 +332,18 @@ def by_kind(
         Kind.READ: read,
         Kind.INNER: width,
         Kind.HEADS: width,
+        Kind.HEAD: head or (lambda axis: head_map(axis, source, target)),
         Kind.EXPERTS: experts or (lambda axis: cycled(source.size(axis), target.size(axis))),
         Kind.STACK: lambda axis: AxisMap.make(source.size(axis), copies, copies, fresh_write=none, fresh_read=none),
         Kind.FIXED: lambda axis: identity(source.size(axis)),
-        Kind.VOCAB: lambda axis: padded(places(axis, source, target), source.size(axis)),
+        Kind.VOCAB: lambda axis: fresh(places(axis, source, target), source.size(axis)),
     }
     maps = {axis.name: rules[axis.kind](axis) for axis in architecture.axes}
     stream_map = maps[architecture.stream.name]
     if architecture.tied(target) and not stream_map.fresh_write.any():
         gain = architecture.has_gain(architecture.final)
         maps[architecture.final.name] = tied_final(stream_map, None if gain else norm.handed(stream_map))
-    return Growth(maps, architecture.stack.name, residual, effects=tuple(effects))
+    return Growth(maps, architecture.stack.name, residual, score_maps(source, target, maps), effects=tuple(effects))
 
 
 def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderConfig) -> np.ndarray:
@@ -286,56 +353,6 @@ def _layers(order: str | Sequence[int], source: DecoderConfig, target: DecoderCo
 def _repeats(layers: np.ndarray) -> np.ndarray:
     """bool [new layers]: second and later copies of a source layer."""
     return np.array([layer in layers[:position] for position, layer in enumerate(layers)], bool)
-
-
-def _fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:
-    """Maps of weights that a lift made and left to be drawn: fresh in every layer."""
-    layers = growth.maps[growth.stack]
-    fresh = dataclasses.replace(layers, fresh_write=np.ones(layers.new, bool))
-    return {} if lifted is None else {(growth.stack, path): fresh for path in lifted.drawn}
-
-
-def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
-    """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
-
-    Any router gives such copies weights that sum to one, so the function is kept.
-    """
-    per_weight = {}
-    for weight in target.weights:
-        for dim in weight.dims:
-            axis = maps[dim.axis.name]
-            if weight.role is Role.ROUTER and dim.axis.kind is Kind.EXPERTS and axis.old == 1 and axis.new > 1:
-                everything = np.ones(axis.new, bool)
-                per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
-    return per_weight
-
-
-def _weighed_alike(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[str, ...]:
-    """The axes of experts with as many copies of each, which have one router and are chosen together."""
-    found = []
-    for axis in target.architecture.of_kind(Kind.EXPERTS):
-        experts, (before, after) = growth.maps[axis.name], (getattr(one, axis.chosen) for one in (source, target))
-        even = not experts.fresh.any() and len(set(np.bincount(experts.origin))) == 1
-        if even and experts.old > 1 and after * experts.old == before * experts.new:
-            found.append(axis.name)
-    return tuple(found)
-
-
-def _factors(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, np.ndarray]:
-    """For every weight whose multiplier changes, the factor that undoes it: of its layer's origin over its own."""
-    layers, factors = np.asarray(growth.order, np.int64), {}
-    for weight in target.weights:
-        if weight.multiplier is None:
-            continue
-        before, after = (
-            np.asarray(multiply(weight.multiplier, config), np.float64).reshape(-1) for config in (source, target)
-        )
-        if weight.stacked:
-            before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
-            before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing
-        if not np.allclose(before, after, rtol=1e-15, atol=0):
-            factors[weight.path] = before / after
-    return factors
 
 
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
@@ -373,13 +390,38 @@ def _noise(
 
 
 _NOISE_OPTIONS = tuple(inspect.signature(_noise).parameters)
+_COMMON_OPTIONS = (*_NOISE_OPTIONS, "vocab")  # of every operator
+
+
+def _vocabulary(growth: Growth, target: DecoderConfig, vocab: str = "initial") -> dict[str, AxisMap]:
+    """The maps of axes of tokens, for the option `vocab` of every operator: what new tokens begin with.
+
+    "initial": initial values, in embedding and head. "zeros": zeros, so their logits are 0. "mean": the mean of all old
+    tokens, so a new token's logit is the mean of theirs.
+    """
+    if vocab == "initial":
+        return {}
+    maps = {}
+    for axis in target.architecture.of_kind(Kind.VOCAB):
+        old = growth.maps[axis.name].old
+        index = pad_index(old, target.size(axis))
+        spread = (np.where(index < 0, 1.0, 0.0), np.full(old, 1 / old)) if vocab == "mean" else None
+        tokens = Gather.copies(index, spread=spread if np.any(index < 0) else None)
+        maps[axis.name] = AxisMap.make(old, tokens, tokens)
+    return maps
+
+
+def function_of(operator: str) -> Callable[..., Growth]:
+    """The function of an operator, one that grows or one that shrinks. Raises InputError."""
+    known = OPERATORS | SHRINKS
+    if operator not in known:
+        raise unknown("growth operator", operator, known)
+    return known[operator]
 
 
 def options_of(operator: str) -> tuple[str, ...]:
-    """The options of an operator, without those of noise, which every operator has. Raises InputError."""
-    if operator not in OPERATORS:
-        raise unknown("growth operator", operator, OPERATORS)
-    return tuple(inspect.signature(OPERATORS[operator]).parameters)[3:]
+    """The options of an operator, without those that every operator has (noise's, vocab). Raises InputError."""
+    return tuple(inspect.signature(function_of(operator)).parameters)[3:]
 
 
 def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -387,7 +429,7 @@ def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]
 
     An operator of one's own may have an option by a name that growlm's operators no longer use.
     """
-    have = (*options_of(operator), *_NOISE_OPTIONS)
+    have = (*options_of(operator), *_COMMON_OPTIONS)
     named: dict[str, Any] = {}
     for name, value in options.items():
         new = RENAMED_OPTIONS.get(name, name)
@@ -409,31 +451,36 @@ def plan_growth(
 ) -> Growth:
     """Plans the growth of one shape into another, after the lifts that lead to the target's architecture.
 
-    Raises InputError: an unknown operator or option, a target smaller than the source, no lift to its architecture,
-    heads or layers that do not fit, a missing key.
+    Raises InputError: an unknown operator or option, a target smaller than the source (of a shrink: larger), no lift to
+    its architecture, heads or layers that do not fit, a missing key.
     """
     options = current_options(operator, options)
     lifted = lift(source, target)
     start = lifted.config if lifted else source
     for name in target.architecture.sizes:
         before, after = getattr(start, name), getattr(target, name)
-        if after < before:
-            raise must_be(f"the target's model.{name}", f">= the source's, {before}", after)
-    for name in target.architecture.kept:
+        if (after > before) if operator in SHRINKS else (after < before):
+            side = "<=" if operator in SHRINKS else ">="
+            raise must_be(f"the target's model.{name}", f"{side} the source's, {before}", after)
+    check_heads(start, target)
+    bases = {axis.base for axis in target.architecture.of_kind(Kind.HEAD)}
+    for name in sorted(target.architecture.kept, key=lambda name: name in bases):  # bases follow from the rest
         before, after = getattr(start, name), getattr(target, name)
-        if before != after:
+        if not check_base(name, start, target) and before != after:
             raise must_be(f"the target's model.{name}", f"the source's, {before!r}, which no growth changes", after)
-    have = (*options_of(operator), *_NOISE_OPTIONS)
+    have = (*options_of(operator), *_COMMON_OPTIONS)
     if extra := sorted(set(options) - set(have)):
         raise unknown(f"option of {operator}", extra[0], have)
     for name in options.keys() & CHOICES.keys():
         if not isinstance(options[name], str) or options[name] not in CHOICES[name]:
             raise unknown(name, options[name], CHOICES[name])
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
-    growth = OPERATORS[operator](start, target, key, **options)
-    per_weight = growth.per_weight | _fresh_routers(target, growth.maps) | _fresh_in_lift(growth, lifted)
-    factors = _factors(growth, start, target)
+    tokens = options.pop("vocab", "initial")
+    growth = function_of(operator)(start, target, key, **options)
+    growth = dataclasses.replace(growth, maps=growth.maps | _vocabulary(growth, target, tokens))
+    per_weight = growth.per_weight | fresh_routers(target, growth.maps) | fresh_in_lift(growth, lifted)
+    factors = factors_of(growth, start, target)
     if noise is not None:
-        noise = dataclasses.replace(noise, alike=_weighed_alike(growth, start, target))
+        noise = dataclasses.replace(noise, alike=weighed_alike(growth, start, target))
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, factors=factors, lift=lifted)

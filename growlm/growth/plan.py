@@ -14,7 +14,7 @@ import numpy as np
 
 from growlm.growth.lifts import Lifted
 from growlm.growth.maps import Array, AxisMap, along, compose, numpy_or_jax
-from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight
+from growlm.models.axes import Axis, DecoderConfig, Dim, Kind, Weight, multiply
 
 Draw = Callable[[str], Array]  # purpose -> random values of the target's, from the key of that purpose
 
@@ -29,11 +29,13 @@ class Effect:
       name: its key in growth reports.
       reparametrises: it acts on the parameters throughout training, see masks.py.
       learns: its maps are learned from batches, see learned.py.
+      first_alone: further copies hold other values than the maps give them, so that to undo it takes first copies.
     """
 
     name: ClassVar[str]
     reparametrises: ClassVar[bool] = False
     learns: ClassVar[bool] = False
+    first_alone: ClassVar[bool] = False
 
     def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
         """The growth as it acts when training begins, on which claims are made."""
@@ -45,6 +47,10 @@ class Effect:
 
     def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:
         """Why gradients do not follow the dual map; empty if this effect leaves them so."""
+        return ""
+
+    def hides(self, growth: Growth) -> str:
+        """Why the maps alone do not undo the growth; empty if they do."""
         return ""
 
     def changes(self, growth: Growth, weight: Weight) -> bool:
@@ -216,6 +222,23 @@ def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
     for number, chosen in enumerate(slices):
         mask = mask | along(chosen, number, mask.ndim)
     return mask if mask.any() else None
+
+
+def factors_of(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, np.ndarray]:
+    """For every weight whose multiplier changes, the factor that undoes it: of its layer's origin over its own."""
+    layers, factors = np.asarray(growth.order, np.int64), {}
+    for weight in target.weights:
+        if weight.multiplier is None:
+            continue
+        before, after = (
+            np.asarray(multiply(weight.multiplier, config), np.float64).reshape(-1) for config in (source, target)
+        )
+        if weight.stacked:
+            before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
+            before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing
+        if not np.allclose(before, after, rtol=1e-15, atol=0):
+            factors[weight.path] = before / after
+    return factors
 
 
 def after(second: Growth, first: Growth) -> Growth:

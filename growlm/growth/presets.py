@@ -14,7 +14,7 @@ import jax
 from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim
 from growlm.growth.depth import PARTIAL, partial_order
-from growlm.growth.operators import OPERATORS, current_options, plan_growth
+from growlm.growth.operators import OPERATORS, SHRINKS, current_options, plan_growth
 from growlm.models import DecoderConfig, Kind, LoopedConfig, MixtralConfig, ModelConfig, TokenformerConfig
 from growlm.models.looped import before_growth
 from growlm.models.tokenformer import half_the_slots
@@ -80,7 +80,7 @@ class Preset:
     def stages(self, target: DecoderConfig) -> tuple[StageShape, ...]:
         """The published schedule, scaled to a target, from the first shape to the target itself.
 
-        All widths scale by one factor, numbers of heads too; fixed axes keep their size. Raises InputError where a size
+        All widths scale by one factor, numbers of heads too; heads keep their size. Raises InputError where a size
         is not an integer.
         """
         if self.before is not None:
@@ -124,9 +124,9 @@ class Preset:
 
 
 def _scaled(config: DecoderConfig) -> tuple[str, ...]:
-    """The sizes that a schedule in width scales: those of a layer, without the number of experts."""
-    experts = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS)}
-    return tuple(field for field in config.architecture.widths if field not in experts)
+    """The sizes that a schedule in width scales: those of a layer, without the number of experts and heads' sizes."""
+    still = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS, Kind.HEAD)}
+    return tuple(field for field in config.architecture.widths if field not in still)
 
 
 # The mask schedule of the G_stack authors' MSG code: 5000 steps of 1024 x 2048 tokens.
@@ -191,8 +191,7 @@ _ROWS = (
         "sparse_upcycling",
         "arXiv 2212.05055 (ICLR 2023), sparse upcycling",
         "Exact: every MLP becomes copies of itself, routers are fresh, all else is copied; normalised weights keep the "
-        "function. Ours: in every layer, where the paper has every second; the scale of routers; a new optimizer, as "
-        "for its language models. The first stage is a mixture of one expert: a dense model, lifted.",
+        "function; a new optimizer. Ours: in every layer, and the scale of routers. A mixture of one expert is dense.",
         experts=lambda experts: (1, experts),
     ),
     Preset(
@@ -384,6 +383,16 @@ _ROWS = (
         layers=60,
     ),
     Preset(
+        "inheritune",
+        "arXiv 2404.08634, Inheritune",
+        "Exact: the first half of the layers, embedding, last norm and head, with a new optimizer. Not built: appending"
+        " further layers of the reference until its loss is met.",
+        operator="shrink",
+        options={"order": "stack"},
+        depths=_parts("2 1"),
+        layers=18,
+    ),
+    Preset(
         "szp",
         "arXiv 2411.07340, shrink, zero-pad, perturb",
         "Exact: 0.4 W padded with zeros, plus a whole initialisation, on matrices; gains are padded and not shrunk. "
@@ -455,10 +464,10 @@ def resolve(name: str, options: Mapping[str, Any] | None = None) -> Resolved:
 
     Raises InputError for an unknown name, and for an option given by its old and its new name.
     """
-    if name in OPERATORS:
+    if name in OPERATORS or name in SHRINKS:
         return Resolved(name, current_options(name, options or {}), "reset", "all")
     if name not in PRESETS:
-        raise unknown("growth operator or preset", name, [*OPERATORS, *PRESETS])
+        raise unknown("growth operator or preset", name, [*OPERATORS, *SHRINKS, *PRESETS])
     preset = PRESETS[name]
     options = preset.options | current_options(preset.operator, options or {})
     return Resolved(preset.operator, options, preset.optimizer_state, preset.train)

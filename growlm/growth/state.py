@@ -15,6 +15,7 @@ from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
+from growlm.growth.inverse import scales_of, undoable
 from growlm.growth.maps import MOMENTS, Array, AxisMap
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
@@ -144,10 +145,21 @@ def grow_state(
     key = growth_key(state.key, int(state.step))
     resolved = resolve(operator, options)
     growth = plan_growth(resolved.operator, source, target, key, **resolved.options)
-    transform = partial(_grow_arrays_compiled, growth.static, source, target, optimizer, optimizer_state)
     request = {"operator": operator, "options": options, "optimizer_state": optimizer_state}
-    prepared = Prepared(growth, transform, request)
+    prepared = prepare(growth, source, target, optimizer, request)
     return apply_growth(prepared, state, source, target, key=key, batches=batches)
+
+
+def prepare(
+    growth: Growth,
+    source: DecoderConfig,
+    target: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    request: dict[str, Any],
+) -> Prepared:
+    """A planned growth for `apply_growth`, compiled when it is applied."""
+    state = request["optimizer_state"]
+    return Prepared(growth, partial(_grow_arrays_compiled, growth.static, source, target, optimizer, state), request)
 
 
 def apply_growth(
@@ -271,7 +283,7 @@ def _check_like(tree: Any, expected: Any) -> None:
 
 
 def describe(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, Any]:
-    """A report of the growth as plain JSON: claims, and for every axis the source of every coordinate."""
+    """A report of the growth as plain JSON: claims, for every axis the source of every coordinate, what undo needs."""
     preserves, reason = claim(growth, source, target)
     exact, why = gradient_claim(growth, source, target)
     grown = {name: axis for name, axis in growth.maps.items() if not axis.identity}
@@ -292,6 +304,8 @@ def describe(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> di
         "block_parameters_before": _block_parameters(source),
         "block_parameters_after": _block_parameters(target),
         "axes": {name: _origins(axis) for name, axis in grown.items()},
+        "scales": scales_of(growth),
+        "undo": {"impossible": undoable(growth), "first_alone": any(one.first_alone for one in growth.effects)},
         "leaves": {weight.path: _grown_along(weight, grown) for weight in target.weights},
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from growlm.growth.expand import grow_weight, number_of
-from growlm.growth.maps import AxisMap, along, primal, select
+from growlm.growth.maps import AxisMap, Dense, along, primal, select
 from growlm.growth.plan import DRAW_FRESH, Growth
 from growlm.growth.width import rng_of
 from growlm.models.axes import Axis, DecoderConfig, Kind, Weight
@@ -173,7 +173,7 @@ def unchanged(growth: Growth, weight: Weight, unit: tuple[int, ...]) -> bool:
     held = [dim.axis for dim in weight.all_dims if dim.many]
     for axis, number in zip(held, unit, strict=True):
         one = growth.axis(axis, weight)
-        if one.fresh[number] or one.gathers[0].scale[number] != 1:
+        if isinstance(one.write, Dense) or one.fresh[number] or not one.write.plain[number]:
             return False
     if weight.residual and growth.residual[unit[0]] != 1:
         return False

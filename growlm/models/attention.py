@@ -143,6 +143,11 @@ class Attention(nn.Module):
         return y
 
 
+def score_scale(config: Any) -> float:
+    """The factor of the products of queries and keys."""
+    return 1 / math.sqrt(config.head_dim)
+
+
 def attention_flops(heads: int, head_dim: int, length: int, window: int | None = None) -> float:
     """Forward FLOPs a token, averaged over a sequence, of scores and weighted sums; without softmax.
 

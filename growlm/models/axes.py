@@ -29,6 +29,7 @@ class Kind(enum.Enum):
     NORMED = "normed"  # the output of a branch that has a norm of its own before the stream
     INNER = "inner"  # within a branch, elementwise between its writer and its reader
     HEADS = "heads"  # of attention; query heads share the key and value heads of their group
+    HEAD = "head"  # the coordinates of one head, over which queries and keys are multiplied
     EXPERTS = "experts"  # of a mixture, weighed by a router
     STACK = "stack"  # periods of layers, one after the other
     VOCAB = "vocab"
@@ -62,6 +63,8 @@ class Axis:
       normalised: for experts, whether the router weights of a token's experts sum to 1, or the field that says so.
       zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
         write, and with both zero neither would have a gradient.
+      rotated: for a head's coordinates, config -> how many, r, are rotated, in pairs (i, i + r/2); None for none.
+      base: the field of the config with the base of their frequencies, base^(-2 i / r).
     """
 
     name: str
@@ -73,6 +76,8 @@ class Axis:
     chosen: str = ""
     normalised: str | bool = True
     zero_reads: bool = False
+    rotated: Callable[[Any], int] | None = None
+    base: str = ""
 
     @property
     def field(self) -> str:
@@ -142,6 +147,7 @@ class WeightSpec:
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
       present: config -> whether the model has it.
+      scores: for what writes queries, config -> the factor of their products with keys; None for other weights.
     """
 
     name: str
@@ -152,6 +158,7 @@ class WeightSpec:
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
     present: Callable[[Any], bool] = _always
+    scores: Callable[[Any], float] | None = None
 
     def placed(
         self, folder: str, axes: Mapping[str, Axis], stack: Axis | None, multiplier: "Multiplier | None" = None
@@ -168,6 +175,7 @@ class WeightSpec:
             present=self.present,
             stack=stack,
             multiplier=multiplier,
+            scores=self.scores,
         )
 
 
@@ -189,6 +197,7 @@ class Weight:
     present: Callable[[Any], bool]
     stack: Axis | None
     multiplier: "Multiplier | None" = None
+    scores: Callable[[Any], float] | None = None
 
     @property
     def stacked(self) -> bool:
@@ -480,11 +489,12 @@ class Architecture:
                 multiplier = self._multiplier(branch, spec.placed("", axes, stack))
                 weights.append(spec.placed(f"blocks/{branch.name}/", axes, stack, multiplier))
             if branch.writes:
+                assert self.norm.scale, "a norm after a branch needs a gain: growth in depth sets it to zero"
                 norm = self.norm.weights(branch.writes, stream)
                 weights += [spec.placed(f"blocks/{branch.name}_post_norm/", axes, stack, branch.scale) for spec in norm]
         final = next(dim.reads.name for dim in self.head.placed("", axes, None).dims if dim.reads)
         norm = self.last_norm.weights(stream, final)
-        weights += [spec.placed("final_norm/", axes, None, self._tied_multiplier) for spec in norm]
+        weights += [spec.placed("final_norm/", axes, None, self.tied_multiplier) for spec in norm]
         weights.append(self.head.placed("", axes, None, self.logit_scale))
         return {weight.path: weight for weight in weights}
 
@@ -495,7 +505,7 @@ class Architecture:
         found = [factor for factor in factors if factor is not None]
         return (lambda config: math.prod(multiply(factor, config) for factor in found)) if found else None
 
-    def _tied_multiplier(self, config: "DecoderConfig") -> float:
+    def tied_multiplier(self, config: "DecoderConfig") -> float:
         """That on what the last norm writes: a tied head cannot undo a changed factor on logits or embedding itself."""
         if not self.tied(config):
             return 1.0

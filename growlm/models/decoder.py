@@ -47,7 +47,7 @@ def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
         return None if values is None or np.ndim(values) == 0 else jnp.asarray(values)
 
     def factor(multiplier: Any) -> Any:
-        return each(np.asarray(multiply(multiplier, config), np.float32))
+        return each(np.asarray(multiply(multiplier, config), np.float64))
 
     return {
         branch.name: OfLayer(

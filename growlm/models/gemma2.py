@@ -148,7 +148,7 @@ GEMMA2 = Architecture(
     period=(
         (
             attention_branch(
-                projections(writes="added"),
+                projections(writes="added", scores=score_scale),
                 rotary=_rotary,
                 window=windows,
                 score_scale=score_scale,

@@ -50,7 +50,7 @@ def _rotary(config: Any, length: int):
 
 _ATTENTION = attention_branch(
     (
-        *projections(writes="added"),
+        *projections(writes="added", scores=score_scale),
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, init="zeros", offset=1.0),
         WeightSpec("key_norm", "head_dim>head_dim", Role.GAIN, init="zeros", offset=1.0),
     ),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 
 from growlm.errors import check_positive, must_be
-from growlm.models.attention import attention_branch, rotary_table
+from growlm.models.attention import attention_branch, rotary_table, score_scale
 from growlm.models.axes import (
     Architecture,
     Axis,
@@ -66,10 +66,10 @@ class GptNeoxConfig(DecoderConfig):
 
 _ATTENTION = attention_branch(
     (
-        WeightSpec("query", "embed> >heads >head_dim"),
+        WeightSpec("query", "embed> >heads >head_dim", scores=score_scale),
         WeightSpec("key", "embed> >heads >head_dim"),
         WeightSpec("value", "embed> >heads >head_dim"),
-        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS),
+        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, scores=score_scale),
         WeightSpec("key_bias", ">heads >head_dim", Role.BIAS),
         WeightSpec("value_bias", ">heads >head_dim", Role.BIAS),
         WeightSpec("out", "heads> head_dim> >stream"),
@@ -125,7 +125,7 @@ def _read(settings: Settings) -> GptNeoxConfig:
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         raise must_be("config.json: rope_parameters of gpt_neox", "of rope_type default", rope)
     head_dim = sizes["embed"] // sizes["heads"]
-    share = rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+    share = _stored_share(settings)
     check_positive("config.json: rotary_pct", share)
     return GptNeoxConfig(
         **sizes,
@@ -137,17 +137,30 @@ def _read(settings: Settings) -> GptNeoxConfig:
     )
 
 
+def _stored_share(settings: Settings) -> float:
+    """The rotated share of a head in a config.json."""
+    rope = settings.get("rope_parameters") or {}
+    return rope.get("partial_rotary_factor", settings.get("rotary_pct", 0.25))
+
+
 def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
     if model.heads * model.head_dim != model.embed:
         rule = f"heads x head_dim = {model.heads} x {model.head_dim} for gpt_neox in transformers"
         raise must_be("model.embed", rule, model.embed)
     if "model_type" not in settings:
         settings = {**_new(model), **settings}
-    return with_sizes(
+    settings = with_sizes(
         settings,
         {key: (getattr(model, field), None) for field, key in _SIZES.items()}
         | {"layer_norm_eps": (model.norm_eps, 1e-5), "tie_word_embeddings": (model.tie_embeddings, False)},
     )
+    rope = settings.get("rope_parameters")
+    if int(model.head_dim * _stored_share(settings)) == model.rotary_dim:
+        return settings
+    # Heads grew, and no more of them is rotated.
+    if isinstance(rope, dict) and "partial_rotary_factor" in rope:
+        return settings | {"rope_parameters": rope | {"partial_rotary_factor": _share(model)}}
+    return settings | {"rotary_pct": _share(model)}
 
 
 def _new(model: GptNeoxConfig) -> dict[str, Any]:
@@ -190,7 +203,7 @@ GPT_NEOX = Architecture(
         Axis("layers", Kind.STACK),
         *STREAM_AXES,
         Axis("heads", Kind.HEADS, mesh="tensor"),
-        Axis("head_dim", Kind.FIXED),
+        Axis("head_dim", Kind.HEAD, rotated=lambda config: config.rotary_dim, base="rope_theta"),
         Axis("mlp", Kind.INNER, mesh="tensor"),
         Axis("vocab", Kind.VOCAB, mesh="tensor"),
     ),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from growlm.errors import must_be
-from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table
+from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table, score_scale
 from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, Role, WeightSpec, head
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
@@ -26,7 +26,7 @@ HEAD_AXES = (
     Axis("heads", Kind.HEADS, mesh="tensor", of="key_heads", values="value_heads"),
     Axis("key_heads", Kind.HEADS, "kv_heads", mesh="tensor"),
     Axis("value_heads", Kind.HEADS, "kv_heads", mesh="tensor"),
-    Axis("head_dim", Kind.FIXED),
+    Axis("head_dim", Kind.HEAD, rotated=lambda config: config.head_dim, base="rope_theta"),
 )
 AXES = (
     Axis("layers", Kind.STACK),
@@ -68,10 +68,12 @@ def norm_scale(config: Any) -> np.ndarray | None:
     return np.arange(1, config.layers + 1) ** -0.5 if config.norm_scaling else None
 
 
-def projections(reads: str = "embed", writes: str = "") -> tuple[WeightSpec, ...]:
-    """The matrices of attention: query, key, value, out. `reads` and `writes` are the branch's."""
+def projections(
+    reads: str = "embed", writes: str = "", scores: Callable[[Any], float] = score_scale
+) -> tuple[WeightSpec, ...]:
+    """The matrices of attention: query, key, value, out. `reads` and `writes` are the branch's, `scores` a weight's."""
     return (
-        WeightSpec("query", f"{reads}> >heads >head_dim"),
+        WeightSpec("query", f"{reads}> >heads >head_dim", scores=scores),
         WeightSpec("key", f"{reads}> >key_heads >head_dim"),
         WeightSpec("value", f"{reads}> >value_heads >head_dim"),
         WeightSpec("out", f"heads> head_dim> >{writes or 'stream'}"),
@@ -81,7 +83,7 @@ def projections(reads: str = "embed", writes: str = "") -> tuple[WeightSpec, ...
 ATTENTION = attention_branch(
     (
         *projections(),
-        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias),
+        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias, scores=score_scale),
         WeightSpec("key_bias", ">key_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("value_bias", ">value_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
@@ -351,7 +353,18 @@ def write_fields(model: Any, defaults: Defaults, settings: Settings) -> dict[str
     if settings.get("head_dim", 0) is None and model.head_dim == model.embed // model.heads:
         del said["head_dim"]  # null means just that
     said |= {"rms_norm_eps": (model.norm_eps, defaults.norm_eps)}
-    return with_sizes(settings, said | {"tie_word_embeddings": (model.tie_embeddings, defaults.tied)})
+    said |= {"tie_word_embeddings": (model.tie_embeddings, defaults.tied)}
+    return _with_theta(with_sizes(settings, said), model, defaults)
+
+
+def _with_theta(settings: dict[str, Any], model: Any, defaults: Defaults) -> dict[str, Any]:
+    """A config.json with the model's base of rotary frequencies, which changes where heads grow."""
+    rope = settings.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        return settings | {"rope_parameters": rope | {"rope_theta": model.rope_theta}}
+    if settings.get("rope_theta", defaults.rope_theta) == model.rope_theta:
+        return settings
+    return settings | {"rope_theta": model.rope_theta}
 
 
 def _as_mistral(model: ModelConfig, settings: dict[str, Any]) -> dict[str, Any]:

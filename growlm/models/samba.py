@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from growlm.errors import must_be
 from growlm.models.attention import attention_branch, rotary_table
-from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, WeightSpec, head
-from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, window
+from growlm.models.axes import Architecture, Axis, DecoderConfig, Kind, Norm, NormKind, head
+from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, projections, window
 from growlm.models.mamba import MAMBA
 from growlm.models.swiglu import SWIGLU
 
@@ -33,12 +33,7 @@ def _rotary(config: Any, length: int):
 
 
 ATTENTION = attention_branch(
-    (
-        WeightSpec("query", "embed> >heads >head_dim"),
-        WeightSpec("key", "embed> >key_heads >head_dim"),
-        WeightSpec("value", "embed> >value_heads >head_dim"),
-        WeightSpec("out", "heads> head_dim> >stream"),
-    ),
+    (*projections(),),
     rotary=_rotary,
     window=window,
 )

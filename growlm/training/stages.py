@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.growth import OPERATORS, Growth, growth_key, hashed_options, plan_growth
+from growlm.growth import Growth, function_of, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.models.counts import flops_of_layer
@@ -197,7 +197,7 @@ class Stage:
 
 def source_of(operator: str) -> str | None:
     """A hash of the code of an operator that is not growlm's own; None for growlm's."""
-    function = OPERATORS[operator]
+    function = function_of(operator)
     if function.__module__.startswith("growlm."):
         return None
     try:
