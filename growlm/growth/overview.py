@@ -10,7 +10,7 @@ from growlm.files import table
 from growlm.growth.claims import claim
 from growlm.growth.operators import OPERATORS
 from growlm.growth.targets import plan_target
-from growlm.models import ARCHITECTURES, Architecture, DecoderConfig
+from growlm.models import ARCHITECTURES, Architecture, DecoderConfig, Kind
 
 # The options with which operators keep a function, where that is not by default.
 KEEPING: dict[str, dict[str, Any]] = {"direct": {"zero_residual": True}, "random": {"mask_tokens": 1}}
@@ -41,8 +41,10 @@ def rows() -> list[tuple[str, ...]]:
     found = []
     for name, architecture in ARCHITECTURES.items():
         stack = architecture.stack.field
-        chosen = [axis.chosen for axis in architecture.axes if axis.chosen]  # as many times more of them
-        ways = (exact(architecture, fields) for fields in ((stack,), (*architecture.widths, *chosen)))
+        # Heads keep their size, with which rotary frequencies would change; of experts as many times more are chosen.
+        wide = [axis.field for axis in architecture.of_kind(Kind.STREAM, Kind.INNER, Kind.HEADS, Kind.EXPERTS)]
+        chosen = [axis.chosen for axis in architecture.axes if axis.chosen]
+        ways = (exact(architecture, fields) for fields in ((stack,), (*dict.fromkeys(wide), *chosen)))
         found.append((name, ", ".join(architecture.families) or "-", *(", ".join(way) or "-" for way in ways)))
     return found
 
