@@ -1,4 +1,4 @@
-"""Growth of mixtures: effects that make the copies of an expert differ, and which experts to copy."""
+"""Growth of mixtures: effects that part the copies of an expert, which experts to copy, and routers that are fresh."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from growlm.errors import InputError, must_be
+from growlm.growth.lifts import Lifted
 from growlm.growth.maps import Array, AxisMap, along, numpy_or_jax
 from growlm.growth.plan import Draw, Effect, Growth
 from growlm.models.architecture import DecoderConfig, Params, map_weights
@@ -160,6 +161,39 @@ class RouterNoise(Effect):
         size = grown.std(axis=tuple(range(1, grown.ndim)), keepdims=True)
         noise = self.share * size * (draw(DRAW_ROUTER) / weight.std(target)).astype(grown.dtype)
         return numpy_or_jax(grown, noise).where(along(added, number, grown.ndim), grown + noise, grown)
+
+
+def weighed_alike(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[str, ...]:
+    """The axes of experts with as many copies of each, which have one router and are chosen together."""
+    found = []
+    for axis in target.architecture.of_kind(Kind.EXPERTS):
+        experts, (before, after) = growth.maps[axis.name], (getattr(one, axis.chosen) for one in (source, target))
+        even = not experts.fresh.any() and len(set(np.bincount(experts.origin))) == 1
+        if even and experts.old > 1 and after * experts.old == before * experts.new:
+            found.append(axis.name)
+    return tuple(found)
+
+
+def fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:
+    """Maps of weights that a lift made and left to be drawn: fresh in every layer."""
+    layers = growth.maps[growth.stack]
+    fresh = dataclasses.replace(layers, fresh_write=np.ones(layers.new, bool))
+    return {} if lifted is None else {(growth.stack, path): fresh for path in lifted.drawn}
+
+
+def fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
+    """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
+
+    Any router gives such copies weights that sum to one, so the function is kept.
+    """
+    per_weight = {}
+    for weight in target.weights:
+        for dim in weight.dims:
+            axis = maps[dim.axis.name]
+            if weight.role is Role.ROUTER and dim.axis.kind is Kind.EXPERTS and axis.old == 1 and axis.new > 1:
+                everything = np.ones(axis.new, bool)
+                per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
+    return per_weight
 
 
 def expert_index(order: str | Sequence[int], old: int, new: int) -> np.ndarray:

@@ -19,10 +19,17 @@ from growlm.growth.expand import number_of
 from growlm.growth.heads import check_base, check_heads, head_map
 from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
-from growlm.growth.lifts import Lifted, lift
+from growlm.growth.lifts import lift
 from growlm.growth.maps import AxisMap, Gather
 from growlm.growth.masks import Masks
-from growlm.growth.mixtures import DropUnits, RouterNoise, expert_index
+from growlm.growth.mixtures import (
+    DropUnits,
+    RouterNoise,
+    expert_index,
+    fresh_in_lift,
+    fresh_routers,
+    weighed_alike,
+)
 from growlm.growth.norms import NORM_OPTIONS, NORM_RULES
 from growlm.growth.plan import Growth, factors_of
 from growlm.growth.rules import AxisRule, by_kind, ordered, repeats
@@ -37,7 +44,7 @@ from growlm.growth.width import (
     rng_of,
 )
 from growlm.models.architecture import DecoderConfig
-from growlm.models.axes import Axis, Kind, Role
+from growlm.models.axes import Axis, Kind
 
 
 def direct(
@@ -280,39 +287,6 @@ RENAMED_OPTIONS = {
 }
 
 
-def _fresh_in_lift(growth: Growth, lifted: Lifted | None) -> dict[tuple[str, str], AxisMap]:
-    """Maps of weights that a lift made and left to be drawn: fresh in every layer."""
-    layers = growth.maps[growth.stack]
-    fresh = dataclasses.replace(layers, fresh_write=np.ones(layers.new, bool))
-    return {} if lifted is None else {(growth.stack, path): fresh for path in lifted.drawn}
-
-
-def _fresh_routers(target: DecoderConfig, maps: dict[str, AxisMap]) -> dict[tuple[str, str], AxisMap]:
-    """Maps of routers over copies of a single expert: fresh, since equal rows would tie for ever.
-
-    Any router gives such copies weights that sum to one, so the function is kept.
-    """
-    per_weight = {}
-    for weight in target.weights:
-        for dim in weight.dims:
-            axis = maps[dim.axis.name]
-            if weight.role is Role.ROUTER and dim.axis.kind is Kind.EXPERTS and axis.old == 1 and axis.new > 1:
-                everything = np.ones(axis.new, bool)
-                per_weight[dim.axis.name, weight.path] = dataclasses.replace(axis, fresh_write=everything)
-    return per_weight
-
-
-def _weighed_alike(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> tuple[str, ...]:
-    """The axes of experts with as many copies of each, which have one router and are chosen together."""
-    found = []
-    for axis in target.architecture.of_kind(Kind.EXPERTS):
-        experts, (before, after) = growth.maps[axis.name], (getattr(one, axis.chosen) for one in (source, target))
-        even = not experts.fresh.any() and len(set(np.bincount(experts.origin))) == 1
-        if even and experts.old > 1 and after * experts.old == before * experts.new:
-            found.append(axis.name)
-    return tuple(found)
-
-
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise must_be(name, "a number", value)
@@ -436,9 +410,9 @@ def plan_growth(
     tokens = options.pop("vocab", "initial")
     growth = function_of(operator)(start, target, key, **options)
     growth = dataclasses.replace(growth, maps=growth.maps | _vocabulary(growth, target, tokens))
-    per_weight = growth.per_weight | _fresh_routers(target, growth.maps) | _fresh_in_lift(growth, lifted)
+    per_weight = growth.per_weight | fresh_routers(target, growth.maps) | fresh_in_lift(growth, lifted)
     factors = factors_of(growth, start, target)
     if noise is not None:
-        noise = dataclasses.replace(noise, alike=_weighed_alike(growth, start, target))
+        noise = dataclasses.replace(noise, alike=weighed_alike(growth, start, target))
     effects = growth.effects if noise is None else (*growth.effects, noise)
     return dataclasses.replace(growth, effects=effects, per_weight=per_weight, factors=factors, lift=lifted)
