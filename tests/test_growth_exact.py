@@ -353,7 +353,7 @@ def test_the_papers_norm_is_exact_up_to_eps_and_the_published_codes_is_not(norm,
 
 
 def test_the_papers_factor_breaks_whole_copies_and_the_published_code_keeps_them():
-    """The fact sheet's own check: with x' = [x, x] the gain needs no factor."""
+    """With x' = [x, x] the gain needs no factor."""
     target = dataclasses.replace(SMALL, embed=24)
     assert difference(SMALL, target, "direct", norm="gain")[0] > 0.1
     logits, claims = difference(SMALL, target, "direct", norm="none")

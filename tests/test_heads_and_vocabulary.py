@@ -17,9 +17,22 @@ from growlm.errors import InputError
 from growlm.formats.folder import open_folder
 from growlm.growth import claim, describe, plan_growth, undo
 from growlm.growth.expand import grow_params
-from growlm.models import GptNeoxConfig
+from growlm.models import GptNeoxConfig, Kind, Role
 
-PLAIN = {name: dataclasses.replace(c, qk_norm=False) if hasattr(c, "qk_norm") else c for name, c in MODELS.items()}
+
+def plain(config):
+    """Without what scales layers, and norms over heads."""
+    off = {"qk_norm": False, "base_layers": None, "norm_scaling": False}
+    return dataclasses.replace(config, **{name: value for name, value in off.items() if hasattr(config, name)})
+
+
+def grows_heads(config):
+    head = config.architecture.axis["head_dim"]
+    normed = any(w.role is Role.GAIN and dim.reads is head for w in config.weights for dim in w.dims)
+    return head.kind is Kind.HEAD and not normed
+
+
+PLAIN = {name: plain(config) for name, config in MODELS.items() if grows_heads(plain(config))}
 
 
 def with_heads(config, head_dim, **sizes):

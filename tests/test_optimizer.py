@@ -17,7 +17,8 @@ from growlm.growth import grow_state, growth_key, plan_growth
 from growlm.growth.expand import expand, expand_params
 from growlm.growth.maps import dual
 from growlm.growth.plan import CARRIED, slice_mask
-from growlm.models import LLAMA, declared, losses, map_weights, next_token_loss
+from growlm.models import LLAMA, declared, map_weights, next_token_loss
+from growlm.models.decoder import measured
 from growlm.state import TrainState
 from growlm.training import step as step_module
 from growlm.training.mesh import MeshConfig, make_mesh
@@ -378,11 +379,11 @@ def test_gradients_of_what_is_frozen_do_not_count_where_they_are_clipped():
 def test_frozen_layers_are_given_to_the_model_for_training_and_not_for_evaluation(monkeypatch):
     given = []
 
-    def loss(*args, **kwargs):
-        given.append(kwargs["frozen_layers"])
-        return losses(*args, **kwargs)
+    def loss(config, params, tokens, how, scale):
+        given.append(how.frozen_layers)
+        return measured(config, params, tokens, how, scale)
 
-    monkeypatch.setattr(step_module, "losses", loss)
+    monkeypatch.setattr(step_module, "measured", loss)
     compile_steps(StepSpec(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))
     assert given == [1, 0]
 
@@ -474,7 +475,8 @@ def test_the_averaged_copy_follows_the_parameters():
         ({"frozen_layers": 2}, "stage.frozen_layers must be >= 0 and <= 1, got 2"),
         (
             {"growth": {"optimizer_state": "aged"}},
-            "growth.optimizer_state must be one of keep_old, map, map_aged, reset, got 'aged'; did you mean",
+            "growth.optimizer_state must be one of keep_old, map, map_aged, reset, got 'aged'; did you mean "
+            "'map_aged'?",
         ),
     ],
 )

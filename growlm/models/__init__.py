@@ -53,6 +53,16 @@ def plain(config: DecoderConfig) -> dict[str, Any]:
     return {"architecture": config.architecture.name} | dataclasses.asdict(config)
 
 
+def hashed(config: DecoderConfig) -> dict[str, Any]:
+    """`plain` without newer fields at their defaults, so that a new field orphans no stored run."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    return {
+        name: value
+        for name, value in plain(config).items()
+        if name not in config.newer or getattr(config, name) != defaults[name]
+    }
+
+
 def declared(config: DecoderConfig) -> Iterator[Weight]:
     """The weights of a model."""
     return config.weights
@@ -110,6 +120,7 @@ __all__ = [
     "check_params",
     "declared",
     "flops_per_token",
+    "hashed",
     "hidden_states",
     "init",
     "losses",

@@ -160,6 +160,7 @@ class ModelConfig(GroupedConfig):
     norm_scaling: bool = False
 
     architecture: ClassVar[Architecture]
+    newer: ClassVar[tuple[str, ...]] = DEPTH_FIELDS
 
     def __post_init__(self):
         super().__post_init__()
@@ -363,6 +364,8 @@ def _with_theta(settings: dict[str, Any], model: Any, defaults: Defaults) -> dic
     rope = settings.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         return settings | {"rope_parameters": rope | {"rope_theta": model.rope_theta}}
+    if isinstance(rope, dict) and any(isinstance(value, dict) for value in rope.values()):
+        return settings  # by kind of layer, whose heads have norms and do not grow
     if settings.get("rope_theta", defaults.rope_theta) == model.rope_theta:
         return settings
     return settings | {"rope_theta": model.rope_theta}

@@ -54,6 +54,7 @@ class MixtralConfig(ModelConfig):
     shared_router: bool = False
 
     architecture: ClassVar[Architecture]
+    newer: ClassVar[tuple[str, ...]] = (*ModelConfig.newer, "normalised", "shared_mlp", "shared_router")
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,7 +17,7 @@ from growlm.data import Corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import StoredTensor
-from growlm.models import DecoderConfig, Params, Weight, plain
+from growlm.models import DecoderConfig, Params, Weight, hashed, plain
 from growlm.models.sharding import fsdp_spec
 from growlm.training.processes import is_first
 from growlm.training.saved import (
@@ -91,7 +91,7 @@ def find_source(folder: Path) -> Source:
 
 
 def _of_hugging_face(source: HuggingFaceFolder) -> Source:
-    digest = hashlib.sha256(json.dumps(plain(source.model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(hashed(source.model), sort_keys=True).encode())
     for name, tensor in source.tensors.items():
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         for sample in _samples(tensor):
@@ -130,7 +130,7 @@ def _read_hugging_face(source: HuggingFaceFolder, mesh: Mesh) -> Params:
 
 def _of_saved(saved: Saved) -> Source:
     check_open(saved)
-    digest = hashlib.sha256(json.dumps(plain(saved.model), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(hashed(saved.model), sort_keys=True).encode())
     # Orbax gives its files of data random names: what was written another time has others.
     folder = saved.checkpoints / str(saved.step)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
