@@ -183,5 +183,5 @@ GPT2 = Architecture(
     longest=lambda config: config.positions,
     shared=("tie_embeddings",),
     families={"gpt2": FAMILY},
-    example=EXAMPLE | {"positions": 64},
+    example=EXAMPLE | {"positions": 128},
 )
