@@ -20,6 +20,10 @@ AMD EPYC that did other work meanwhile (commit 3b5f9b4157).
 Blocks in another process, 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
 counts is how many rows an expert has, since its weights and their gradients are moved once a block.
 
+On the same cores idle, by the clock (98ded311b7, 9 rounds): 0.78, 0.51, 0.41 and 0.33 in turn with the other ways,
+which use much memory that is then mapped anew; alone with the dense SwiGLU in a process, 8, 2: 0.85 at 2,048 rows, 0.94
+at 8,192.
+
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
 machine that does other work.
 """
