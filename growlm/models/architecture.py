@@ -114,6 +114,10 @@ def head(present: Callable[[Any], bool] = always) -> WeightSpec:
     return WeightSpec("head", "final> >vocab", gain=_HEAD_GAIN, present=present)
 
 
+# The head of every config with tie_embeddings: a tied model has none of its own.
+HEAD_UNLESS_TIED = head(present=lambda config: not config.tie_embeddings)
+
+
 def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array) -> jax.Array:
     """The stream before the first layer, [B x T, D]: rows of the embedding."""
     return weights["embedding"][tokens_BT.reshape(-1)]

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, Norm, NormKind, head
-from growlm.models.attention import RopeScaling, attention_branch, rotary_table
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Norm, NormKind
+from growlm.models.attention import RopeScaling, attention_branch
 from growlm.models.llama import (
     AXES,
     EXAMPLE,
@@ -25,6 +25,7 @@ from growlm.models.llama import (
     new_settings,
     projections,
     read_shape,
+    rotary,
     write_fields,
 )
 from growlm.models.stored import Family, Settings, check_fixed
@@ -33,7 +34,6 @@ from growlm.models.swiglu import gated_branch
 TANH = "gelu_pytorch_tanh"
 GELU_TANH = partial(jax.nn.gelu, approximate=True)
 NORM = Norm(NormKind.RMS, offset=1.0)
-HEAD = head(present=lambda config: not config.tie_embeddings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +87,6 @@ def new_gemma(name: str, architecture: str, model: GroupedConfig) -> dict[str, A
 _DEFAULTS = Defaults(head_dim=256, kv_heads=16, tied=True)
 
 
-def _rotary(config: Any, length: int):
-    return rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
-
-
 def _read(settings: Settings) -> GemmaConfig:
     if settings.get("hidden_act") == "gelu":  # of old files, which mean the same
         settings = {**settings, "hidden_act": TANH}
@@ -110,11 +106,11 @@ GEMMA = Architecture(
     name="gemma",
     config=GemmaConfig,
     axes=AXES,
-    period=((attention_branch(projections(), rotary=_rotary),), (gated_branch(GELU_TANH),)),
+    period=((attention_branch(projections(), rotary=rotary),), (gated_branch(GELU_TANH),)),
     norm=NORM,
     embed=look_up_scaled,
     embed_scale=embed_scale,
-    head=HEAD,
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rope_scaling"),
     families={"gemma": FAMILY},
     example=EXAMPLE | {"kv_heads": 2},

@@ -4,12 +4,11 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import check_positive
-from growlm.models.architecture import Architecture
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture
 from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import Axis, Kind
 from growlm.models.gemma import (
     GELU_TANH,
-    HEAD,
     NORM,
     GemmaConfig,
     check_settings,
@@ -163,7 +162,7 @@ GEMMA2 = Architecture(
     norm=NORM,
     embed=look_up_scaled,
     embed_scale=embed_scale,
-    head=HEAD,
+    head=HEAD_UNLESS_TIED,
     logit_cap=lambda config: config.logit_cap,
     shared=(*SHARED, "score_cap"),
     families={"gemma2": FAMILY},

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from growlm.models.architecture import Architecture
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture
 from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import Role, WeightSpec
-from growlm.models.gemma import HEAD, NORM, embed_scale, look_up_scaled, new_gemma
+from growlm.models.gemma import NORM, embed_scale, look_up_scaled, new_gemma
 from growlm.models.gemma2 import (
     SANDWICH_AXES,
     SANDWICH_MLP,
@@ -97,7 +97,7 @@ GEMMA3 = Architecture(
     norm=NORM,
     embed=look_up_scaled,
     embed_scale=embed_scale,
-    head=HEAD,
+    head=HEAD_UNLESS_TIED,
     logit_cap=lambda config: config.logit_cap,
     shared=(*SHARED, "local_rope_theta"),
     families={"gemma3_text": FAMILY},

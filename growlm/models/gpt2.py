@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import jax
 
 from growlm.errors import must_be
-from growlm.models.architecture import EMBEDDING, Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import EMBEDDING, HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
 from growlm.models.attention import attention_branch
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.mlp import mlp_branch
-from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
+from growlm.models.stored import Family, Settings, check_fixed, check_heads, integer, layers_of, stored, with_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +127,7 @@ def _read(settings: Settings) -> Gpt2Config:
 
 
 def _write(model: Gpt2Config, settings: Settings) -> dict[str, Any]:
-    if model.heads * model.head_dim != model.embed:
-        rule = f"heads x head_dim = {model.heads} x {model.head_dim} for gpt2 in transformers"
-        raise must_be("model.embed", rule, model.embed)
+    check_heads("gpt2", model)
     if "model_type" not in settings:
         # For transformers, max_position_embeddings would be another name of n_positions.
         of_others = {key: value for key, value in settings.items() if key != "max_position_embeddings"}
@@ -179,7 +177,7 @@ GPT2 = Architecture(
     # Positions start at the scale of the embedding, as there.
     lookups=(EMBEDDING, dataclasses.replace(EMBEDDING, name="positions", dims="positions> >stream")),
     embed=_embed,
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     longest=lambda config: config.positions,
     shared=("tie_embeddings",),
     families={"gpt2": FAMILY},

@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import jax
 
 from growlm.errors import check_positive, must_be
-from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
 from growlm.models.attention import attention_branch, rotary_table, score_scale
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.llama import EXAMPLE, STREAM_AXES
 from growlm.models.mlp import mlp_branch
-from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
+from growlm.models.stored import Family, Settings, check_fixed, check_heads, integer, layers_of, stored, with_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +135,7 @@ def _stored_share(settings: Settings) -> float:
 
 
 def _write(model: GptNeoxConfig, settings: Settings) -> dict[str, Any]:
-    if model.heads * model.head_dim != model.embed:
-        rule = f"heads x head_dim = {model.heads} x {model.head_dim} for gpt_neox in transformers"
-        raise must_be("model.embed", rule, model.embed)
+    check_heads("gpt_neox", model)
     if "model_type" not in settings:
         settings = {**_new(model), **settings}
     settings = with_sizes(
@@ -200,7 +198,7 @@ GPT_NEOX = Architecture(
     ),
     period=((_ATTENTION, _MLP),),
     norm=Norm(NormKind.LAYER, bias=True),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rotary_dim"),
     families={"gpt_neox": FAMILY},
     example=EXAMPLE | {"rotary_dim": 2},

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
 from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table, score_scale
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
@@ -38,7 +39,8 @@ AXES = (
 )
 
 
-def _rotary(config: Any, length: int):
+def rotary(config: Any, length: int) -> tuple[jax.Array, jax.Array]:
+    """The rotary table of positions below length, scaled as the config says."""
     return rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
@@ -90,7 +92,7 @@ ATTENTION = attention_branch(
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
         WeightSpec("key_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
     ),
-    rotary=_rotary,
+    rotary=rotary,
     window=window,
     scale=residual_scale,
     norm_scale=norm_scale,
@@ -229,8 +231,6 @@ _FUSED_TENSORS = (
         for name, (branch, parts) in _FUSED.items()
     ),
 )
-
-_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def no_window(settings: Settings, layers: int) -> int | None:
@@ -471,7 +471,7 @@ LLAMA = Architecture(
     axes=AXES,
     period=((ATTENTION,), (dataclasses.replace(SWIGLU, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
     free=("norm_eps", *DEPTH_FIELDS),
     families=FAMILIES,

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
 from growlm.models.axes import Axis, Kind
 from growlm.models.lift import Lift, Origin
 from growlm.models.llama import (
@@ -31,6 +31,7 @@ from growlm.models.llama import (
 )
 from growlm.models.moe import MOE, SHARED, check_mixture
 from growlm.models.stored import Family, Settings, check_fixed, integer, stored, with_sizes
+from growlm.models.windows import FULL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ def write_mixture(mixture: Mixture, model: Any, settings: Settings) -> dict[str,
         said["norm_topk_prob"] = model.normalised, mixture.normalised
     settings = with_sizes(write_fields(model, mixture.defaults, settings), said)
     if "layer_types" in settings:
-        settings["layer_types"] = ["full_attention"] * model.layers
+        settings["layer_types"] = [FULL] * model.layers
     return settings
 
 
@@ -253,7 +254,7 @@ MIXTRAL = Architecture(
     axes=(*AXES, EXPERTS, *SHARED),
     period=((ATTENTION,), (dataclasses.replace(MOE, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=(*LLAMA.shared, "normalised"),
     free=("norm_eps", *DEPTH_FIELDS, "experts_per_token", "router_aux_loss"),
     families=FAMILIES,

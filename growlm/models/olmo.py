@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, Norm, NormKind, head
-from growlm.models.attention import RopeScaling, attention_branch, rotary_table
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Norm, NormKind
+from growlm.models.attention import RopeScaling, attention_branch
 from growlm.models.llama import (
     AXES,
     EXAMPLE,
@@ -17,6 +17,7 @@ from growlm.models.llama import (
     new_settings,
     projections,
     read_shape,
+    rotary,
     write_fields,
 )
 from growlm.models.stored import Family, Settings, check_fixed
@@ -34,10 +35,6 @@ class OlmoConfig(GroupedConfig):
     def __post_init__(self):
         super().__post_init__()
         check_scaling(self.rope_scaling)
-
-
-def _rotary(config: Any, length: int):
-    return rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling)
 
 
 _EPS = 1e-5  # in transformers' code, and in no config.json
@@ -63,9 +60,9 @@ OLMO = Architecture(
     name="olmo",
     config=OlmoConfig,
     axes=AXES,
-    period=((attention_branch(projections(), rotary=_rotary),), (SWIGLU,)),
+    period=((attention_branch(projections(), rotary=rotary),), (SWIGLU,)),
     norm=Norm(NormKind.LAYER, scale=False),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rope_scaling"),
     families={"olmo": FAMILY},
     example=EXAMPLE | {"kv_heads": 2},

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from flax import linen as nn
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Norm, NormKind
 from growlm.models.attention import RopeScaling, attention_branch, rotary_table
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.llama import (
@@ -28,7 +28,7 @@ from growlm.models.llama import (
 )
 from growlm.models.stored import Family, Settings, check_fixed, stored
 from growlm.models.swiglu import gated_branch
-from growlm.models.windows import check_windows, read_windows, tables, variants, windows, write_windows
+from growlm.models.windows import FULL, SLIDING, check_windows, read_windows, tables, variants, windows, write_windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +97,9 @@ def _read(name: str, settings: Settings) -> Olmo2Config:
 def _with_rope_of_full_layers(settings: Settings) -> Settings:
     """A config.json of OLMo 3 that has the rotary settings of full layers alone. Raises InputError."""
     rope = settings.get("rope_parameters")
-    if not isinstance(rope, dict) or "full_attention" not in rope:
+    if not isinstance(rope, dict) or FULL not in rope:
         return settings
-    full, sliding = (rope.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    full, sliding = (rope.get(kind) or {} for kind in (FULL, SLIDING))
     expected = {"rope_type": "default", "rope_theta": full.get("rope_theta")}
     if {key: sliding.get(key, value) for key, value in expected.items()} != expected:
         raise must_be("config.json: rope_parameters of olmo3 on sliding_attention", str(expected), sliding)
@@ -121,7 +121,7 @@ def _new(name: str, model: Olmo2Config) -> dict[str, Any]:
     # By kind of layer, as the older keys leave the windowed ones at the default.
     plain = {"rope_type": "default", "rope_theta": model.rope_theta}
     full = plain | (new["rope_scaling"] or {})
-    return new | {"rope_parameters": {"full_attention": full, "sliding_attention": plain}}
+    return new | {"rope_parameters": {FULL: full, SLIDING: plain}}
 
 
 FAMILIES = {
@@ -153,7 +153,7 @@ OLMO2 = Architecture(
     ),
     period=((_ATTENTION,), (_MLP,)),
     norm=Norm(NormKind.RMS),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rope_scaling", "sliding_window", "global_every"),
     families=FAMILIES,
     example=EXAMPLE | {"kv_heads": 2, "sliding_window": 8, "global_every": 2},

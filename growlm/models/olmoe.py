@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from growlm.errors import must_be
-from growlm.models.architecture import Architecture, Norm, NormKind, head
-from growlm.models.attention import RopeScaling, attention_branch, rotary_table
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Norm, NormKind
+from growlm.models.attention import RopeScaling, attention_branch
 from growlm.models.axes import Role, WeightSpec
-from growlm.models.llama import AXES, EXAMPLE, FIXED, Defaults, GroupedConfig, check_scaling, projections
+from growlm.models.llama import AXES, EXAMPLE, FIXED, Defaults, GroupedConfig, check_scaling, projections, rotary
 from growlm.models.mixtral import COMPUTED, EXPERT_TENSORS, EXPERTS, Mixture, read_mixture, write_mixture
 from growlm.models.moe import ROUTED, check_mixture
-from growlm.models.stored import Family, Settings
+from growlm.models.stored import Family, Settings, check_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ _ATTENTION = attention_branch(
         WeightSpec("query_norm", "heads>heads head_dim>head_dim", Role.GAIN),
         WeightSpec("key_norm", "key_heads>key_heads head_dim>head_dim", Role.GAIN),
     ),
-    rotary=lambda config, length: rotary_table(length, config.head_dim, config.rope_theta, config.rope_scaling),
+    rotary=rotary,
     means=("heads", "key_heads"),
 )
 
@@ -65,9 +64,7 @@ def _read(settings: Settings) -> OlmoeConfig:
 
 
 def _write(model: OlmoeConfig, settings: Settings) -> dict[str, Any]:
-    if model.heads * model.head_dim != model.embed:
-        rule = f"heads x head_dim = {model.heads} x {model.head_dim} for olmoe in transformers"
-        raise must_be("model.embed", rule, model.embed)
+    check_heads("olmoe", model)
     return write_mixture(_MIXTURE, model, settings)
 
 
@@ -87,7 +84,7 @@ OLMOE = Architecture(
     axes=(*AXES, EXPERTS),
     period=((_ATTENTION,), (ROUTED,)),
     norm=Norm(NormKind.RMS),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rope_scaling", "normalised"),
     free=("norm_eps", "experts_per_token", "router_aux_loss"),
     families={"olmoe": FAMILY},

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
 from growlm.models.attention import attention_branch, rotary_table
 from growlm.models.axes import Axis, Kind
 from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, projections, window
@@ -97,7 +97,7 @@ SAMBA = Architecture(
         (dataclasses.replace(SWIGLU, name="attn_mlp"),),
     ),
     norm=Norm(NormKind.RMS),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "sliding_window"),
     example={key: size for key, size in EXAMPLE.items() if key != "layers"}
     | {"periods": 1, "channels": 16, "dt_rank": 2, "kv_heads": 2, "state": 4, "sliding_window": 8},

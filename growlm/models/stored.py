@@ -87,6 +87,13 @@ def integer(key: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def check_heads(name: str, model: Any) -> None:
+    """Raises InputError for heads that transformers, which derives their size from embed, cannot describe."""
+    if model.heads * model.head_dim != model.embed:
+        rule = f"heads x head_dim = {model.heads} x {model.head_dim} for {name} in transformers"
+        raise must_be("model.embed", rule, model.embed)
+
+
 def layers_of(settings: Settings, key: str = "num_hidden_layers") -> int:
     """The number of layers in a config.json. Raises InputError above MAX_LAYERS."""
     layers = integer(key, settings.get(key), least=0)

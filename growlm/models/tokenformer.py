@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.errors import must_be
-from growlm.models.architecture import Architecture, Branch, DecoderConfig, Norm, NormKind, head
+from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Branch, DecoderConfig, Norm, NormKind
 from growlm.models.attention import attention_flops, rotary_table, rotate
 from growlm.models.axes import Axis, Initial, Kind, WeightSpec
 from growlm.models.kernels import attention
@@ -187,7 +187,7 @@ TOKENFORMER = Architecture(
     period=((_ATTENTION,), (_MLP,)),
     norm=Norm(NormKind.LAYER, scale=False),
     final_norm=Norm(NormKind.LAYER, bias=True),
-    head=head(present=lambda config: not config.tie_embeddings),
+    head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "rotary_dim"),
     free=("norm_eps", *(f"{part}_scale" for part in _SLOTS)),
     example={name: size for name, size in EXAMPLE.items() if name != "mlp"}
