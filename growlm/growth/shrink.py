@@ -13,7 +13,7 @@ from growlm.growth.expand import grow_params
 from growlm.growth.inverse import Shrunk, inverse, read_growth
 from growlm.growth.plan import Growth, factors_of
 from growlm.growth.state import grow
-from growlm.growth.verify import difference
+from growlm.growth.verify import check_tokens, difference, finite_or_none
 from growlm.models import DecoderConfig, Kind, Params, Weight, apply, check_params, map_weights, plain
 
 ROUNDING = {"float64": 2.0**-51, "float32": 2.0**-22, "float16": 2.0**-9, "bfloat16": 2.0**-6}
@@ -106,10 +106,7 @@ def lost(
     check_params(source, params)
     check_params(target, shrunk)
     tokens, vocab = np.asarray(tokens), _vocab(target)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        raise must_be("tokens", "integers [batch >= 1, length + 1 >= 2]", f"{tokens.dtype}{list(tokens.shape)}")
-    if tokens.min() < 0 or tokens.max() >= vocab:
-        raise must_be("tokens", f"from 0 to {vocab - 1}", int(tokens.max() if tokens.min() >= 0 else tokens.min()))
+    check_tokens(tokens, vocab)
     if (forward := forward_of(growth)) is None:
         raise InputError("growth must be a shrink, from plan_growth with operator shrink or from plan_undo")
     stored = jnp.result_type(*jax.tree.leaves(params)).name
@@ -132,10 +129,10 @@ def lost_report(
     """The report of `lost`: losses before and after, and by leaf or tensor how far it is from what grows back."""
     worst = max(errors, key=lambda path: np.inf if np.isnan(errors[path]) else errors[path])
     return {
-        "loss_before": _finite(losses[0]),
-        "loss_after": _finite(losses[1]),
-        "logits": _finite(logits),
-        "weights": _finite(errors[worst]),
+        "loss_before": finite_or_none(losses[0]),
+        "loss_after": finite_or_none(losses[1]),
+        "logits": finite_or_none(logits),
+        "weights": finite_or_none(errors[worst]),
         "worst": worst,
         "exact": bool(errors[worst] <= ROUNDING[dtype]),
         "tokens": [shape[0], shape[1] - 1],
@@ -183,10 +180,6 @@ def _loss(logits: np.ndarray, answers: np.ndarray) -> float:
     top = logits.max(-1, keepdims=True)
     total = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
     return float((total - np.take_along_axis(logits, answers[..., None], -1)[..., 0]).mean())
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def describe_lost(report: Mapping[str, Any]) -> str:

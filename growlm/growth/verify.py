@@ -103,22 +103,26 @@ def verify(
             items["gradients"] = _gradients(growth, source, gradient, target, grown_gradient, tolerance["gradients"])
         losses = _train(loss_and_gradient, exact_grown, after, grown_gradient, steps, learning_rate)
         items["training"] = _training(losses)
-    loss = {"loss_before": _plain(before), "loss_after": losses[0], "losses": losses}
+    loss = {"loss_before": finite_or_none(before), "loss_after": losses[0], "losses": losses}
     ok = all(item["holds"] for item in items.values() if item["claimed"])
     return {"ok": ok, "dtype": stored, "tokens": [tokens.shape[0], tokens.shape[1] - 1]} | loss | {"items": items}
+
+
+def check_tokens(tokens: Any, vocab: int) -> None:
+    """Raises InputError for what is not a batch of tokens below vocab, inputs and answers in one."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        shape = f"{tokens.dtype}{list(tokens.shape)}"
+        raise InputError(f"tokens must be integers [batch >= 1, length + 1 >= 2], got {shape}")
+    if tokens.min() < 0 or tokens.max() >= vocab:
+        raise must_be("tokens", f"from 0 to {vocab - 1}", int(tokens.max() if tokens.min() >= 0 else tokens.min()))
 
 
 def _check(source, params, target, grown, tokens, steps, learning_rate) -> None:
     """Raises InputError for what cannot be measured."""
     check_params(source, params)
     check_params(target, grown)
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        shape = f"{tokens.dtype}{list(tokens.shape)}"
-        raise InputError(f"tokens must be integers [batch >= 1, length + 1 >= 2], got {shape}")
-    if tokens.min() < 0 or tokens.max() >= source.vocab:
-        bad = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise must_be("tokens", f"from 0 to {source.vocab - 1}", int(bad))
+    check_tokens(tokens, source.vocab)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise must_be("steps", "an integer >= 1", steps)
     check_positive("learning_rate", learning_rate)
@@ -179,14 +183,20 @@ def difference(new: Any, old: Any) -> float:
     return float(np.max(np.abs(new - old)) / max(np.max(np.abs(old)), 1e-30))
 
 
-def _plain(value: Any) -> float | None:
+def finite_or_none(value: Any) -> float | None:
     """None for NaN and infinities, which JSON lacks."""
     return float(value) if math.isfinite(value) else None
 
 
 def _item(claimed: bool | None, measured: float, tolerance: float, note: str) -> dict[str, Any]:
     holds = bool(measured <= tolerance)  # NaN does not hold
-    return {"claimed": claimed, "measured": _plain(measured), "tolerance": tolerance, "holds": holds, "note": note}
+    return {
+        "claimed": claimed,
+        "measured": finite_or_none(measured),
+        "tolerance": tolerance,
+        "holds": holds,
+        "note": note,
+    }
 
 
 @jax.jit
@@ -254,7 +264,7 @@ def _train(loss_and_gradient: Callable, params: Params, loss, gradient, steps: i
         params, state = _update(params, state, gradient, rate)
         loss, gradient = loss_and_gradient(params=params)
         losses.append(loss)
-    return [_plain(loss) for loss in losses]
+    return [finite_or_none(loss) for loss in losses]
 
 
 _ADAM = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.add_decayed_weights(1e-4))
