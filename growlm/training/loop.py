@@ -178,6 +178,7 @@ def step_specs(stage: Stage, step: int) -> dict[tuple[bool, int | None], StepSpe
             microbatches=config.microbatches,
             held_out=stage.held_out,
             document_end=stage.eos if run.document_mask else None,
+            two_rates=stage.two_rates,
         )
 
     masked = {stage.progress_at(at) is not None for at in (step, stage.last_step)}
@@ -198,9 +199,10 @@ class Steps:
     def train(self, state: TrainState, tokens_BS: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         """The state one step later, and its metrics."""
         stage, step = self._stage, int(state.step)
-        progress, learning_rate = stage.progress_at(step), np.float32(stage.learning_rate_at(step + 1))
+        progress, learning_rate = stage.progress_at(step), stage.learning_rate_at(step + 1)
+        rates = (learning_rate, stage.new_learning_rate_at(step + 1)) if stage.two_rates else learning_rate
         update = self._updates[progress is not None, stage.depth_at(step + 1)]
-        arrays, metrics = update(state.arrays, tokens_BS, learning_rate, self._provenance, progress)
+        arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
 
     def validate(self, state: TrainState, held_out: Sequence[jax.Array]) -> dict[str, float]:
@@ -281,6 +283,7 @@ class Recorder:
     def record(self, step: int, **values: float | None) -> None:
         """Write one line of metrics.jsonl, with what every line has."""
         stage, cost = self._stage, self._stage.cost_at(step)
+        of_new = {"learning_rate_new": stage.new_learning_rate_at(step)} if stage.two_rates else {}
         self._log.write(
             {
                 "stage": stage.number,
@@ -291,6 +294,7 @@ class Recorder:
                 "seconds": self._watch.seconds,
                 "learning_rate": stage.learning_rate_at(step),
             }
+            | of_new
             | values
         )
 

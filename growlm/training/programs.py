@@ -119,7 +119,7 @@ def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tup
 
     return (
         abstract((batch, length + 1), "int32", by_rows(mesh)),
-        abstract((), "float32", replicated(mesh)),
+        abstract((2,) if spec.two_rates else (), "float32", replicated(mesh)),
         jax.tree.map(partial(_replicated, mesh), initial_provenance(spec.model)),
         abstract((len(MASKED),), "float32", replicated(mesh)) if spec.masks else None,
     )

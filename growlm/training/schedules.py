@@ -4,9 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from growlm.errors import InputError, check_name, check_range
+from growlm.errors import InputError, check_name, check_range, must_be
 
 AT_GROWTH = ("restart", "continue")
+REWARMS = ("all", "new")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,10 @@ class ScheduleConfig:
       decay: the share of the horizon over which wsd decays (arXiv 2404.06395).
       exponent: of the power schedule (arXiv 2408.13359), peak_lr x (tokens / warmup_tokens) ^ exponent.
       at_growth: "restart" counts tokens from the start of the stage, "continue" goes on counting.
+      rewarm_tokens: with "continue", the tokens after the growth over which a factor on the learning rate rises from 0
+        to 1. The first update has none at all, as in arXiv 2609.19107, which takes 40 steps.
+      rewarm: what the factor is on: "all" weights, or what the growth added, the "new" slices (SPARKLING, arXiv
+        2602.02472).
     """
 
     kind: str = "cosine"
@@ -32,16 +37,24 @@ class ScheduleConfig:
     decay: float = 0.2
     exponent: float = -0.51
     at_growth: str = "restart"
+    rewarm_tokens: int = 0
+    rewarm: str = "all"
 
     def __post_init__(self):
         check_name("schedule.kind", self.kind, SCHEDULES)
         check_name("schedule.at_growth", self.at_growth, AT_GROWTH)
+        check_name("schedule.rewarm", self.rewarm, REWARMS)
         check_range("schedule.peak_lr", self.peak_lr, low=0, low_allowed=False)
         check_range("schedule.end_lr_ratio", self.end_lr_ratio, low=0, high=1)
         check_range("schedule.warmup_tokens", self.warmup_tokens, low=0)
         check_range("schedule.horizon_tokens", self.horizon_tokens, low=0)
+        check_range("schedule.rewarm_tokens", self.rewarm_tokens, low=0)
         check_range("schedule.decay", self.decay, low=0, high=1)
         check_range("schedule.exponent", self.exponent, high=0)
+        if self.rewarm_tokens and self.at_growth != "continue":
+            raise must_be("schedule.rewarm_tokens", "0 where a schedule restarts with a warm-up", self.rewarm_tokens)
+        if self.rewarm != "all" and not self.rewarm_tokens:
+            raise must_be("schedule.rewarm", "'all' without schedule.rewarm_tokens", self.rewarm)
         if self.kind == "power" and not self.warmup_tokens:
             raise InputError("schedule.warmup_tokens must be > 0 where the power schedule falls from there, got 0")
 
@@ -83,3 +96,8 @@ def learning_rate(schedule: ScheduleConfig, tokens: int, horizon: int) -> float:
     if tokens < schedule.warmup_tokens:
         return schedule.peak_lr * tokens / schedule.warmup_tokens
     return schedule.peak_lr * SCHEDULES[schedule.kind](schedule, tokens, horizon)
+
+
+def rewarm_factor(schedule: ScheduleConfig, tokens: int) -> float:
+    """The factor of the re-warm on the learning rate of the batch that begins `tokens` tokens after the growth."""
+    return min(max(tokens, 0) / schedule.rewarm_tokens, 1.0) if schedule.rewarm_tokens else 1.0

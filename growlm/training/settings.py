@@ -148,6 +148,8 @@ class StageConfig:
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
         if by_slices and self.growth is None:
             raise must_be("optimizer.learning_rates", "without 'new' and 'old' in a stage without growth", by_slices[0])
+        if self.schedule.rewarm_tokens and self.growth is None:
+            raise must_be("schedule.rewarm_tokens", "0 in a stage without growth", self.schedule.rewarm_tokens)
 
     @property
     def train(self) -> str:

@@ -14,7 +14,7 @@ from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
-from growlm.training.schedules import WITH_HORIZON, learning_rate
+from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
 from growlm.training.step import draw_depths, run_keys
 
@@ -154,8 +154,22 @@ class Stage:
         return self.config.schedule.horizon_tokens or self.tokens_at(self.last_step) - self.schedule_start
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the update that leads to `step`."""
-        return learning_rate(self.config.schedule, self.tokens_at(step) - self.schedule_start, self.horizon)
+        """The learning rate of the update that leads to `step`: of all weights, or of the old slices alone."""
+        scheduled = learning_rate(self.config.schedule, self.tokens_at(step) - self.schedule_start, self.horizon)
+        return scheduled if self.two_rates else scheduled * self._rewarm_at(step)
+
+    def new_learning_rate_at(self, step: int) -> float:
+        """That of the slices that the stage's growth added."""
+        return self.learning_rate_at(step) * (self._rewarm_at(step) if self.two_rates else 1.0)
+
+    @property
+    def two_rates(self) -> bool:
+        """Whether new slices have a learning rate of their own."""
+        return self.config.schedule.rewarm == "new"
+
+    def _rewarm_at(self, step: int) -> float:
+        """The factor of the re-warm, which the stage's first update begins."""
+        return rewarm_factor(self.config.schedule, self.tokens_at(step - 1) - self.first_tokens)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import optax
 from jax.sharding import Mesh
 
 from growlm.growth.masks import Masks
-from growlm.growth.plan import initial_provenance
-from growlm.models import Architecture, DecoderConfig, Params, init, map_weights, with_depth
+from growlm.growth.plan import initial_provenance, slice_mask
+from growlm.models import Architecture, DecoderConfig, Params, Weight, init, map_weights, with_depth
 from growlm.models.decoder import Pass, measured
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
@@ -40,7 +40,8 @@ class StepSpec:
     moments and ages stay too. masks: the mask schedule of a growth, or None once all masks are 1. depth: layers of the
     sub-model that is trained, from the first on; None for the whole model. microbatches: parts in which the batch is
     worked on. held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token
-    that ends a document, where attention stays within documents.
+    that ends a document, where attention stays within documents. two_rates: the learning rate is a pair, of the slices
+    that the growth did not add and of those that it did.
     """
 
     model: DecoderConfig
@@ -55,11 +56,12 @@ class StepSpec:
     microbatches: int = 1
     held_out: tuple[int, int] | None = None
     document_end: int | None = None
+    two_rates: bool = False
 
     def for_evaluation(self) -> "StepSpec":
         """The static arguments of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
-        return dataclasses.replace(self, **forward, held_out=None)
+        return dataclasses.replace(self, **forward, held_out=None, two_rates=False)
 
 
 def run_keys(seed: int) -> jax.Array:
@@ -154,7 +156,7 @@ def train_step(
       spec: the static arguments.
       arrays: the parameters, the optimizer's state and the averaged copy, which may be None.
       tokens_BS: the batch.
-      learning_rate: of this step; groups of weights may have a multiple of it.
+      learning_rate: of this step, float32[], or [2] by `StepSpec.two_rates`; groups of weights may have a multiple.
       provenance: as `TrainState` has it: what is new, for learning rates, freezing and masks.
       progress: float32[4], how far the masks are open, from `growlm.growth.masks.Masks.progress`; None without masks.
     """
@@ -207,7 +209,8 @@ def _update(
     factor = by_weight(partial(learning_rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
     updates, opt_state = make_optimizer(optimizer, spec.model).update(gradients, opt_state, params)
-    updates = jax.tree.map(lambda times, leaf: learning_rate * times * leaf, factor, updates)
+    rate = by_weight(partial(_rate_of, learning_rate) if spec.two_rates else lambda *_: learning_rate)
+    updates = jax.tree.map(lambda of_weight, times, leaf: of_weight * times * leaf, rate, factor, updates)
     params = jax.tree.map(lambda mask, leaf, by: _where(mask, leaf - by, leaf), trained, params, updates)
     return params, opt_state, optax.tree.norm(gradients)
 
@@ -223,6 +226,11 @@ def _update_part(
     block = dataclasses.replace(spec, model=model, frozen_layers=0)
     *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance)
     return *put(architecture, trees[:2], tuple(after), layers), norm
+
+
+def _rate_of(rates: jax.Array, weight: Weight, provenance: dict[str, jax.Array]) -> jax.Array:
+    """The rate of each slice of a weight, broadcastable to it."""
+    return jnp.where(slice_mask(weight, provenance), rates[1], rates[0])
 
 
 def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Array:
