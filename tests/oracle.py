@@ -263,6 +263,14 @@ def looped(config, params, tokens, block_scale):
     return blocks(x, config.layers - config.coda, config.coda)
 
 
+def modern_block(config, block, x, tokens):
+    attn, mlp, eps, factor = block["attn"], block["mlp"], config.norm_eps, config.residual_multiplier
+    q, k, v = (project(rms(x, eps, 1), attn, name) for name in ("query", "key", "value"))
+    q, k = (rms(turn(heads, config.rope_theta, config.head_dim), eps, 1) for heads in (q, k))
+    x = x + factor * attend(q, k, v, attn["out"])
+    return x + factor * np.maximum(rms(x, eps, 1) @ mlp["up"], 0) ** 2 @ mlp["down"]
+
+
 def samba_block(config, block, x, tokens):
     attn, theta = block["attn"], config.rope_theta
     x = x + mamba(rms(x, config.norm_eps, block["mamba_norm"]["scale"]), block["mamba"])
@@ -278,7 +286,7 @@ _erf = np.vectorize(math.erf, otypes=[float])
 LAYER_NORMED = ("gpt2", "gpt_neox", "tokenformer", "own", "olmo")
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 BLOCKS = dict.fromkeys(("llama", "mixtral", "olmoe"), llama_block) | {"gpt_neox": gpt_neox_block, "own": own_block}
-BLOCKS |= {"gpt2": gpt2_block, "samba": samba_block, "tokenformer": tokenformer_block}
+BLOCKS |= {"gpt2": gpt2_block, "samba": samba_block, "tokenformer": tokenformer_block, "modern": modern_block}
 BLOCKS |= {"olmo": olmo_block, "olmo2": olmo2_block} | dict.fromkeys(GEMMAS, gemma_block)
 
 
@@ -291,6 +299,7 @@ def forward(config, params, tokens_BT, block_scale=None):
     x = params["embedding"][tokens_BT] * (np.sqrt(config.embed) if name in GEMMAS else 1)
     if "positions" in params:
         x = x + params["positions"][: tokens_BT.shape[1]]
+    x = rms(x, config.norm_eps, 1) if name == "modern" else x
     for number in range(config.depth):
         block = jax.tree.map(lambda w: w[number], params["blocks"]) | {"number": number}  # noqa: B023
         after = BLOCKS[name](config, block, x, tokens_BT)
@@ -298,7 +307,7 @@ def forward(config, params, tokens_BT, block_scale=None):
     if name in LAYER_NORMED:
         x = layer(x, config.norm_eps, final)
     else:
-        x = rms(x, config.norm_eps, final["scale"] + (name in GEMMAS))
+        x = rms(x, config.norm_eps, final.get("scale", 1) + (name in GEMMAS))
     logits = x @ (params["head"] if "head" in params else params["embedding"].T)
     cap = getattr(config, "logit_cap", None)
     return logits if cap is None else cap * np.tanh(logits / cap)

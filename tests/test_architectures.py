@@ -33,6 +33,7 @@ from growlm.models import (
     LoopedConfig,
     MixtralConfig,
     ModelConfig,
+    ModernConfig,
     Olmo2Config,
     OlmoConfig,
     OlmoeConfig,
@@ -64,6 +65,7 @@ MODELS = {
     "mixtral": MixtralConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1, shared_mlp=6),
     "olmoe": OlmoeConfig(**SHAPE, kv_heads=1, experts=2, experts_per_token=1),
     "looped": LoopedConfig(**SHAPE, prelude=1, injection=0.7),
+    "modern": ModernConfig(**SHAPE, kv_heads=1, zero_init=False),
     "samba": SambaConfig(
         2, embed=8, channels=12, dt_rank=2, heads=2, kv_heads=1, head_dim=4, mlp=12, vocab=20, state=3
     ),

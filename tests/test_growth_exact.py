@@ -29,6 +29,7 @@ from growlm.models import (
     Kind,
     LoopedConfig,
     MixtralConfig,
+    ModernConfig,
     Olmo2Config,
     OlmoConfig,
     OlmoeConfig,
@@ -38,7 +39,6 @@ from growlm.models import (
     Weight,
     apply,
 )
-from growlm.models.llama import GroupedConfig
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ WINDOWED = {
     "gemma3_text": partial(Gemma3Config, query_scalar=3, rope_theta=100.0, local_rope_theta=10.0),
 }
 TWICE = ("llama", "mixtral", "looped", "samba")
-OTHERS = ("gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
+OTHERS = ("modern", "gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
 TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
@@ -98,6 +98,10 @@ def sources(draw):
         parts |= {"injection": draw(st.sampled_from([None, 0.7])), "residual_multiplier": draw(SCALES)}
         shape |= parts | {"layers": layers, "output_multiplier": draw(SCALES), "norm_eps": 1e-3}
         return LoopedConfig(**shape, heads=draw(sizes(1, 3)), head_dim=2)
+    if name == "modern":
+        shape |= {"kv_heads": (kv_heads := draw(sizes(1, 3))), "heads": kv_heads * draw(sizes(1, 2)), "head_dim": 2}
+        factors = {"logit_cap": draw(st.sampled_from([None, 3.0])), "residual_multiplier": draw(SCALES)}
+        return ModernConfig(**shape, **factors, zero_init=draw(st.booleans()), norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
     if name == "gpt2":
         return Gpt2Config(**shape, heads=draw(sizes(1, 4)), head_dim=2, positions=11)
@@ -162,7 +166,7 @@ def cases(draw):
     if isinstance(source, SambaConfig):
         wider["channels"] = source.channels + draw(st.sampled_from([0, 1, source.channels]))
         wider["dt_rank"] = source.dt_rank + draw(st.sampled_from([0, 0, 1, source.dt_rank]))
-    if isinstance(source, GroupedConfig | SambaConfig):
+    if hasattr(source, "kv_heads"):
         kv_heads = source.kv_heads + draw(st.sampled_from([0, 0, 1, 2, 3, source.kv_heads]))
         group = draw(st.sampled_from([1, 2, 3, *[source.heads // source.kv_heads] * 3]))
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * group}
@@ -173,7 +177,9 @@ def cases(draw):
     if isinstance(source, LoopedConfig):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
-        wider |= {"residual_multiplier": draw(SCALES), "output_multiplier": draw(SCALES)}
+        wider |= {"output_multiplier": draw(SCALES)}
+    if hasattr(source, "residual_multiplier"):
+        wider |= {"residual_multiplier": draw(SCALES)}
     if isinstance(source, TokenformerConfig) and draw(st.sampled_from([True, True, False])):
         wider |= {scale: getattr(source.grown(**wider), scale) for scale in SCALES_OF_SLOTS}
     head, times = source.architecture.axis["head_dim"], draw(st.sampled_from([1, 1, 1, 2, 3]))
@@ -259,6 +265,7 @@ MODELS = {
     "tokenformer": TokenformerConfig(2, 7, 3, 4, 5, 6, 9, SMALL.vocab, 2, mlp_scale=2.5, norm_eps=1e-3),
     "looped": LoopedConfig(**LOOPS, layers=4, cores=2, injection=0.7),
     "looped, tied": LoopedConfig(**LOOPS, layers=3, passes=2, injection=0.7),
+    "modern": ModernConfig(**GROUPED, residual_multiplier=0.5, logit_cap=3.0, zero_init=False),
     "samba": SambaConfig(**BY_PERIODS, channels=5, dt_rank=2, sliding_window=3),
     "olmo": OlmoConfig(**GROUPED),
     "olmo2": Olmo2Config(**GROUPED, sliding_window=3, global_every=2),

@@ -99,7 +99,7 @@ def _pasted(
     drawn = any(np.any(chosen) for chosen in slices)
     if any(effect.changes(growth, weight) for effect in growth.effects):
         return None
-    if weight.offset or (drawn and (weight.elementwise or weight.init != "normal")):
+    if weight.offset or (drawn and (weight.elementwise or not weight.normal(target))):
         return None
     if (grown := _copied(growth, weight, value, dtype)) is None or not drawn:
         return grown
@@ -143,7 +143,7 @@ def _draw(
     if weight.elementwise:
         return np.asarray(weight.initial(jax.random.fold_in(own, place[0]), target))
     shape = tuple(growth.axis(dim.axis, weight).new for dim in weight.all_dims)
-    if weight.init != "normal" and purpose == DRAW_FRESH:
+    if not weight.normal(target) and purpose == DRAW_FRESH:
         return np.asarray(weight.values(reduce(jax.random.fold_in, place, own), target, shape))
     rng = rng_of(key, "growth", number_of(purpose), weight.number, *place)
     return _normal(rng, weight.std(target), shape, np.float32)

@@ -37,6 +37,7 @@ from growlm.models.gpt_neox import GPT_NEOX, GptNeoxConfig
 from growlm.models.llama import LLAMA, ModelConfig
 from growlm.models.looped import LOOPED, LoopedConfig
 from growlm.models.mixtral import MIXTRAL, MixtralConfig
+from growlm.models.modern import MODERN, ModernConfig
 from growlm.models.olmo import OLMO, OlmoConfig
 from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.olmoe import OLMOE, OlmoeConfig
@@ -44,7 +45,7 @@ from growlm.models.samba import SAMBA, SambaConfig
 from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 
 # An architecture is one file and one row, which gives it a name in configs.
-_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, OLMOE, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED)
+_ALL = (LLAMA, GPT2, GPT_NEOX, MIXTRAL, OLMO, OLMO2, OLMOE, GEMMA, GEMMA2, GEMMA3, SAMBA, TOKENFORMER, LOOPED, MODERN)
 ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in _ALL}
 
 
@@ -83,6 +84,7 @@ __all__ = [
     "LLAMA",
     "LOOPED",
     "MIXTRAL",
+    "MODERN",
     "OLMO",
     "OLMO2",
     "OLMOE",
@@ -103,6 +105,7 @@ __all__ = [
     "LoopedConfig",
     "MixtralConfig",
     "ModelConfig",
+    "ModernConfig",
     "Norm",
     "NormKind",
     "Olmo2Config",

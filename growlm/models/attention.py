@@ -144,6 +144,14 @@ class Attention(nn.Module):
         return y
 
 
+def check_groups(config: Any) -> None:
+    """Raises InputError unless query heads are shared out evenly among key heads, and have pairs to rotate."""
+    if config.heads % config.kv_heads:
+        raise must_be("model.heads", f"a multiple of model.kv_heads, {config.kv_heads}", config.heads)
+    if config.head_dim % 2:
+        raise must_be("model.head_dim", "even, as RoPE rotates pairs", config.head_dim)
+
+
 def score_scale(config: Any) -> float:
     """The factor of the products of queries and keys."""
     return 1 / math.sqrt(config.head_dim)

@@ -69,8 +69,8 @@ class Axis:
       values: for grouped query heads, the heads whose values they mix.
       chosen: for experts, the field of the config with the number of experts of a token.
       normalised: for experts, whether the router weights of a token's experts sum to 1, or the field that says so.
-      zero_reads: padding zeroes what reads a new coordinate, not what writes it: its branch multiplies what two weights
-        write, and with both zero neither would have a gradient.
+      zero_reads: padding zeroes what reads a new coordinate, not what writes it: where what is written is zero, its
+        writer would have no gradient, since its branch multiplies what two weights write, or is flat at zero.
       rotated: for a head's coordinates, config -> how many, r, are rotated, in pairs (i, i + r/2); None for none.
       base: the field of the config with the base of their frequencies, base^(-2 i / r).
     """
@@ -153,6 +153,10 @@ def always(config: Any) -> bool:
     return True
 
 
+def _never(config: Any) -> bool:
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightSpec:
     """The declaration of a weight, within its branch or architecture.
@@ -162,6 +166,7 @@ class WeightSpec:
       dims: in the syntax of `Dim.parse`, without the layer axis.
       role: its role in the optimizer.
       init: "normal", "ones", "zeros" or a function `Initial`; by default ones for gains, zeros for biases, else normal.
+      zero: config -> whether it starts at zero instead.
       gain: initial values have the standard deviation gain / sqrt(fan-in), if they are drawn.
       fan_in: names of axes, if the fan-in is not the product of the axes that are read.
       offset: what is added to the stored value before use; Gemma's gains are stored as their difference from 1.
@@ -173,6 +178,7 @@ class WeightSpec:
     dims: str
     role: Role = Role.MATRIX
     init: str | Initial = ""
+    zero: Callable[[Any], bool] = _never
     gain: float = GAIN
     fan_in: tuple[str, ...] = ()
     offset: float = 0.0
@@ -188,6 +194,7 @@ class WeightSpec:
             dims=tuple(Dim.parse(text, axes) for text in self.dims.split()),
             role=self.role,
             init=self.init or _INITIAL.get(self.role, "normal"),
+            zero=self.zero,
             gain=self.gain,
             fan_in=tuple(axes[name] for name in self.fan_in),
             offset=self.offset,
@@ -210,6 +217,7 @@ class Weight:
     dims: tuple[Dim, ...]
     role: Role
     init: str | Initial
+    zero: Callable[[Any], bool]
     gain: float
     fan_in: tuple[Axis, ...]
     offset: float
@@ -284,11 +292,17 @@ class Weight:
         """float32 initial values of one layer, or, if `whole`, of all layers."""
         return self.values(key, config, self.shape(config) if whole else self.block_shape(config))
 
+    def normal(self, config: "Sized") -> bool:
+        """Whether initial values are normal, with the standard deviation `std`."""
+        return self.init == "normal" and not self.zero(config)
+
     def values(self, key: jax.Array, config: "Sized", shape: tuple[int, ...]) -> jax.Array:
         """float32 initial values of a part of it."""
+        if self.zero(config):
+            return jnp.zeros(shape, jnp.float32)
         if callable(self.init):
             return self.init(key, config, shape)
-        if self.init == "normal":
+        if self.normal(config):
             return self.std(config) * jax.random.normal(key, shape, jnp.float32)
         return jnp.full(shape, {"ones": 1.0, "zeros": 0.0}[self.init], jnp.float32)
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from growlm.errors import must_be
 from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
-from growlm.models.attention import ROPE_SCALINGS, RopeScaling, attention_branch, rotary_table, score_scale
+from growlm.models.attention import (
+    ROPE_SCALINGS,
+    RopeScaling,
+    attention_branch,
+    check_groups,
+    rotary_table,
+    score_scale,
+)
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
@@ -128,10 +135,7 @@ class GroupedConfig(DecoderConfig):
         self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
         self._check_numbers("norm_eps", "rope_theta")
         self._check_flags("tie_embeddings")
-        if self.heads % self.kv_heads:
-            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
-        if self.head_dim % 2:
-            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
+        check_groups(self)
 
 
 def check_scaling(scaling: Any) -> None:

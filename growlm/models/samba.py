@@ -7,9 +7,8 @@ The stack counts periods, so depth grows by whole ones.
 import dataclasses
 from typing import Any, ClassVar
 
-from growlm.errors import must_be
 from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, DecoderConfig, Norm, NormKind
-from growlm.models.attention import attention_branch, rotary_table
+from growlm.models.attention import attention_branch, check_groups, rotary_table
 from growlm.models.axes import Axis, Kind
 from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, projections, window
 from growlm.models.mamba import MAMBA
@@ -80,10 +79,7 @@ class SambaConfig(DecoderConfig):
             self._check_integers("sliding_window")
         self._check_numbers("norm_eps", "rope_theta")
         self._check_flags("tie_embeddings")
-        if self.heads % self.kv_heads:
-            raise must_be("model.heads", f"a multiple of model.kv_heads, {self.kv_heads}", self.heads)
-        if self.head_dim % 2:
-            raise must_be("model.head_dim", "even, as RoPE rotates pairs", self.head_dim)
+        check_groups(self)
 
 
 SAMBA = Architecture(
