@@ -64,6 +64,32 @@ def test_a_schedule_at_warm_up_peak_end_and_after(kind):
     assert {tokens: learning_rate(schedule, tokens, 1100) for tokens in expected} == pytest.approx(expected)
 
 
+def test_the_power_scheduler_is_the_papers():
+    """arXiv 2408.13359: a 4, b -0.51, at most 0.02, here of a batch of 128 sequences and 1e12 tokens."""
+    schedule = ScheduleConfig("power_scheduler", peak_lr=0.02, end_lr_ratio=0.0, warmup_tokens=10**7, decay=0.1)
+    rate = {tokens: learning_rate(schedule, int(tokens), 10**12, batch=128) for tokens in (5e6, 1e7, 1e8, 1e10, 9e11)}
+    law = {tokens: 128 * 4 * tokens**-0.51 for tokens in rate}
+    assert rate == pytest.approx({5e6: 0.01, 1e7: 0.02, 1e8: 0.02, 1e10: 512 * 10**-5.1, 9e11: law[9e11]})
+    # Over the last tenth equal tokens are equal factors, down to a thousandth of where it began.
+    left = [learning_rate(schedule, int(tokens), 10**12, batch=128) / law[9e11] for tokens in (9.5e11, 1e12, 2e12)]
+    assert left == pytest.approx([1e-3**0.5, 1e-3, 1e-3])
+    small = dataclasses.replace(schedule, amplitude=1e-4)  # never capped: the warm-up ends on the law
+    assert learning_rate(small, 5 * 10**6, 10**12, batch=128) == pytest.approx(128e-4 * 1e7**-0.51 / 2)
+
+
+def test_the_power_scheduler_of_a_stage_takes_its_batch():
+    schedule = {"kind": "power_scheduler", "peak_lr": 1.0, "amplitude": 1e-2, "exponent": -1.0, "decay": 0.25}
+    (stage,) = plan(tiny.stage(4, schedule=schedule))
+    assert stage.learning_rate_at(2) == pytest.approx(tiny.BATCH * 1e-2 / (2 * STEP))
+    assert address(tiny.stage(4, schedule=schedule)) != address(tiny.stage(9, schedule=schedule))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+def test_a_schedule_decays_to_zero(kind):
+    schedule = {"kind": kind, "peak_lr": 1.0, "end_lr_ratio": 0.0}
+    assert plan(tiny.stage(4, schedule=schedule))[0].learning_rate_at(4) == 0.0
+
+
 @pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])
 def test_a_schedule_without_warm_up_starts_at_the_peak(kind):
     assert learning_rate(ScheduleConfig(kind=kind, peak_lr=2.0, warmup_tokens=0), 0, 1100) == 2.0

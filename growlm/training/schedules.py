@@ -8,6 +8,10 @@ from growlm.errors import InputError, check_name, check_range, must_be
 
 AT_GROWTH = ("restart", "continue")
 REWARMS = ("all", "new")
+SMALLEST_RATIO = 1e-3  # an exponential decay reaches no zero
+
+# (schedule, tokens, horizon, sequences of a batch) -> the learning rate.
+Rate = Callable[["ScheduleConfig", float, float, int], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +19,16 @@ class ScheduleConfig:
     """The learning rate over tokens; after `warmup_tokens`, over which it rises from zero, by `kind`.
 
     Attributes:
-      kind: a name in `SCHEDULES`: "cosine", "wsd", "constant" or "power".
+      kind: a name in `SCHEDULES`: "cosine", "wsd", "constant", "power" or "power_scheduler".
       peak_lr: the highest learning rate.
-      end_lr_ratio: what cosine and wsd decay to, as a share of peak_lr.
+      end_lr_ratio: what cosine and wsd decay to, as a share of peak_lr; 0: to zero. What the Power scheduler decays to, as
+        a share of its rate before that, where 0 stands for `SMALLEST_RATIO`.
       warmup_tokens: of the linear warm-up.
-      horizon_tokens: where cosine and wsd end; 0: at the end of the stage.
-      decay: the share of the horizon over which wsd decays (arXiv 2404.06395).
-      exponent: of the power schedule (arXiv 2408.13359), peak_lr x (tokens / warmup_tokens) ^ exponent.
+      horizon_tokens: where cosine, wsd and the Power scheduler end; 0: at the end of the stage.
+      decay: the share of the horizon over which wsd decays linearly (arXiv 2404.06395), the Power scheduler exponentially.
+      exponent: of power, peak_lr x (tokens / warmup_tokens) ^ exponent, and of the Power scheduler.
+      amplitude: of the Power scheduler (arXiv 2408.13359), min(peak_lr, batch x amplitude x tokens ^ exponent), with the
+        batch in sequences, in the paper of 4096 tokens; its peak_lr is 0.02.
       at_growth: "restart" counts tokens from the start of the stage, "continue" goes on counting.
       rewarm_tokens: with "continue", the tokens after the growth over which a factor on the learning rate rises from 0
         to 1. The first update has none at all, as in arXiv 2609.19107, which takes 40 steps.
@@ -36,6 +43,7 @@ class ScheduleConfig:
     horizon_tokens: int = 0
     decay: float = 0.2
     exponent: float = -0.51
+    amplitude: float = 4.0
     at_growth: str = "restart"
     rewarm_tokens: int = 0
     rewarm: str = "all"
@@ -51,6 +59,7 @@ class ScheduleConfig:
         check_range("schedule.rewarm_tokens", self.rewarm_tokens, low=0)
         check_range("schedule.decay", self.decay, low=0, high=1)
         check_range("schedule.exponent", self.exponent, high=0)
+        check_range("schedule.amplitude", self.amplitude, low=0, low_allowed=False)
         if self.rewarm_tokens and self.at_growth != "continue":
             raise must_be("schedule.rewarm_tokens", "0 where a schedule restarts with a warm-up", self.rewarm_tokens)
         if self.rewarm != "all" and not self.rewarm_tokens:
@@ -80,22 +89,48 @@ def _power(schedule: ScheduleConfig, tokens: float, horizon: float) -> float:
     return max(tokens / schedule.warmup_tokens, 1.0) ** schedule.exponent
 
 
-SCHEDULES: dict[str, Callable[[ScheduleConfig, float, float], float]] = {
-    "cosine": _cosine,
-    "wsd": _wsd,
-    "constant": _constant,
-    "power": _power,
+def _power_scheduler(schedule: ScheduleConfig, tokens: float, horizon: float, batch: int) -> float:
+    """The Power scheduler: its warm-up ends on the power law, and its decay begins there."""
+
+    def law(at: float) -> float:
+        return min(schedule.peak_lr, batch * schedule.amplitude * max(at, 1.0) ** schedule.exponent)
+
+    if tokens < schedule.warmup_tokens:
+        return law(schedule.warmup_tokens) * tokens / schedule.warmup_tokens
+    begin = (1 - schedule.decay) * horizon
+    done = min((tokens - begin) / max(horizon - begin, 1.0), 1.0)
+    return law(tokens) if done <= 0 else law(begin) * max(schedule.end_lr_ratio, SMALLEST_RATIO) ** done
+
+
+def _after_warmup(factor: Callable[[ScheduleConfig, float, float], float]) -> Rate:
+    """The learning rate of a schedule that warms up to peak_lr and is a factor on that from there."""
+
+    def rate(schedule: ScheduleConfig, tokens: float, horizon: float, batch: int) -> float:
+        if tokens < schedule.warmup_tokens:
+            return schedule.peak_lr * tokens / schedule.warmup_tokens
+        return schedule.peak_lr * factor(schedule, tokens, horizon)
+
+    return rate
+
+
+SCHEDULES: dict[str, Rate] = {
+    "cosine": _after_warmup(_cosine),
+    "wsd": _after_warmup(_wsd),
+    "constant": _after_warmup(_constant),
+    "power": _after_warmup(_power),
+    "power_scheduler": _power_scheduler,
 }
 
 # The schedules whose learning rate depends on where they end, and with it the hash of a stage.
-WITH_HORIZON = frozenset({"cosine", "wsd"})
+WITH_HORIZON = frozenset({"cosine", "wsd", "power_scheduler"})
 
 
-def learning_rate(schedule: ScheduleConfig, tokens: int, horizon: int) -> float:
-    """The learning rate of the batch that ends at `tokens` tokens of a schedule that ends at `horizon`."""
-    if tokens < schedule.warmup_tokens:
-        return schedule.peak_lr * tokens / schedule.warmup_tokens
-    return schedule.peak_lr * SCHEDULES[schedule.kind](schedule, tokens, horizon)
+def learning_rate(schedule: ScheduleConfig, tokens: int, horizon: int, batch: int = 1) -> float:
+    """The learning rate of the batch that ends at `tokens` tokens of a schedule that ends at `horizon`.
+
+    batch: the number of its sequences, which the Power scheduler heeds.
+    """
+    return SCHEDULES[schedule.kind](schedule, tokens, horizon, batch)
 
 
 def rewarm_factor(schedule: ScheduleConfig, tokens: int) -> float:

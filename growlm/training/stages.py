@@ -155,7 +155,8 @@ class Stage:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the update that leads to `step`: of all weights, or of the old slices alone."""
-        scheduled = learning_rate(self.config.schedule, self.tokens_at(step) - self.schedule_start, self.horizon)
+        tokens, config = self.tokens_at(step) - self.schedule_start, self.config
+        scheduled = learning_rate(config.schedule, tokens, self.horizon, config.batch)
         return scheduled if self.two_rates else scheduled * self._rewarm_at(step)
 
     def new_learning_rate_at(self, step: int) -> float:
