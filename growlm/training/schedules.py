@@ -21,14 +21,15 @@ class ScheduleConfig:
     Attributes:
       kind: a name in `SCHEDULES`: "cosine", "wsd", "constant", "power" or "power_scheduler".
       peak_lr: the highest learning rate.
-      end_lr_ratio: what cosine and wsd decay to, as a share of peak_lr; 0: to zero. What the Power scheduler decays to, as
-        a share of its rate before that, where 0 stands for `SMALLEST_RATIO`.
+      end_lr_ratio: what cosine and wsd decay to, as a share of peak_lr; 0: to zero. What the Power scheduler decays to,
+        as a share of its rate before that, where 0 stands for `SMALLEST_RATIO`.
       warmup_tokens: of the linear warm-up.
       horizon_tokens: where cosine, wsd and the Power scheduler end; 0: at the end of the stage.
-      decay: the share of the horizon over which wsd decays linearly (arXiv 2404.06395), the Power scheduler exponentially.
+      decay: the share of the horizon over which wsd decays linearly (arXiv 2404.06395) and the Power scheduler
+        exponentially.
       exponent: of power, peak_lr x (tokens / warmup_tokens) ^ exponent, and of the Power scheduler.
-      amplitude: of the Power scheduler (arXiv 2408.13359), min(peak_lr, batch x amplitude x tokens ^ exponent), with the
-        batch in sequences, in the paper of 4096 tokens; its peak_lr is 0.02.
+      amplitude: of the Power scheduler (arXiv 2408.13359), min(peak_lr, batch x amplitude x tokens ^ exponent), with
+        the batch in sequences, in the paper of 4096 tokens; its peak_lr is 0.02.
       at_growth: "restart" counts tokens from the start of the stage, "continue" goes on counting.
       rewarm_tokens: with "continue", the tokens after the growth over which a factor on the learning rate rises from 0
         to 1. The first update has none at all, as in arXiv 2609.19107, which takes 40 steps.
