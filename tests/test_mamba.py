@@ -133,7 +133,7 @@ def test_constants_of_channels_do_not_decay_and_neither_they_nor_filters_are_ort
     for weight in SMALL.weights:
         decay = 0.0 if weight.role is Role.CONSTANT else 0.1
         np.testing.assert_allclose(leaf_at(updates, weight.path), decay * leaf_at(params, weight.path), rtol=1e-6)
-    constants = {weight.path.split("/")[-1] for weight in SMALL.weights if not weight.decays}
+    constants = {weight.path.split("/")[-1] for weight in SMALL.weights if weight.role is Role.CONSTANT}
     assert constants == {"conv_bias", "dt_bias", "A_log", "D_skip"}
     if kind == "muon":
         by_adam = state[1].inner_states["adam"].inner_state.mu["blocks"]["mamba"]

@@ -242,11 +242,6 @@ class Weight:
         return self.role in (Role.GAIN, Role.BIAS, Role.CONSTANT)
 
     @property
-    def decays(self) -> bool:
-        """Whether weight decay applies to it."""
-        return self.role is not Role.CONSTANT
-
-    @property
     def neutral(self) -> float:
         """The value at which a new weight changes nothing: one for a gain, less its offset, else zero."""
         return 1.0 - self.offset if self.role is Role.GAIN else 0.0

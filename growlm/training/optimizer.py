@@ -33,6 +33,7 @@ GROUPS: dict[str, Callable[[Weight], bool]] = {
     "matrices": lambda weight: weight.role is Role.MATRIX and weight.stacked,
     "routers": lambda weight: weight.role is Role.ROUTER,
 }
+DECAYING = tuple(name for name in GROUPS if name != "constants")
 # By provenance: what the last growth added, copies too, and what was there before it.
 SLICES = ("new", "old")
 TRAIN = ("all", *SLICES)  # what a stage trains
@@ -42,14 +43,15 @@ TRAIN = ("all", *SLICES)  # what a stage trains
 class OptimizerConfig:
     """AdamW with the paper's settings (arXiv 2405.15319): weight decay, clipped gradients.
 
-    All parameters decay, gains too, but constants of recurrences do not.
-
     Attributes:
       kind: a name in `OPTIMIZERS`: "adamw", or "muon" for the matrices of the blocks with AdamW for the rest.
       beta1, beta2: decay per step of the first and the second moment.
       eps: added to the root of the second moment.
       weight_decay: per step, times the learning rate.
-      clip: largest global norm of the gradients.
+      decay: the groups that decay, names in `GROUPS`. By default all but constants of recurrences, gains too, as in the
+        paper; small trainers of today take ("matrices",).
+      cautious_decay: a parameter decays only where its update has its sign, and so makes it smaller (arXiv 2510.12402).
+      clip: largest global norm of the gradients; 0: any.
       ema: decay per step of an averaged copy of the parameters; 0: no copy.
       learning_rates: factors on the learning rate by group, a name in `GROUPS` or `SLICES`; those that hold multiply.
     """
@@ -59,6 +61,8 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay: tuple[str, ...] = dataclasses.field(default=DECAYING, metadata={"separator": ","})
+    cautious_decay: bool = False
     clip: float = 1.0
     ema: float = 0.0
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
@@ -67,9 +71,11 @@ class OptimizerConfig:
         check_name("optimizer.kind", self.kind, OPTIMIZERS)
         for name in ("beta1", "beta2", "ema"):
             check_range(f"optimizer.{name}", getattr(self, name), low=0, high=1, high_allowed=False)
-        for name in ("eps", "clip"):
-            check_range(f"optimizer.{name}", getattr(self, name), low=0, low_allowed=False)
-        check_range("optimizer.weight_decay", self.weight_decay, low=0)
+        check_range("optimizer.eps", self.eps, low=0, low_allowed=False)
+        for name in ("weight_decay", "clip"):
+            check_range(f"optimizer.{name}", getattr(self, name), low=0)
+        for name in self.decay:
+            check_name("group in optimizer.decay", name, GROUPS)
         for name, factor in self.learning_rates.items():
             check_name("group in optimizer.learning_rates", name, (*GROUPS, *SLICES))
             check_range(f"optimizer.learning_rates[{name!r}]", factor, low=0)
@@ -78,18 +84,20 @@ class OptimizerConfig:
 def make_optimizer(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
     """The optimizer of a model: clipped gradients, decayed weights. Its updates are to be scaled by -learning_rate."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         OPTIMIZERS[config.kind](config, model),
-        _add_decayed_weights(config.weight_decay, model),
+        _add_decayed_weights(config, model),
     )
 
 
-def _add_decayed_weights(decay: float, model: DecoderConfig) -> optax.GradientTransformation:
-    """Adds `decay` times every weight that decays to its update."""
-    weights = model.architecture.weights
+def _add_decayed_weights(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
+    """Adds every weight that decays, times `weight_decay`, to its update."""
+    weights, rate = model.architecture.weights, config.weight_decay
 
     def add(path: tuple, update: jax.Array, value: jax.Array) -> jax.Array:
-        return update + decay * value if weights[path_of(path)].decays else update
+        if not any(GROUPS[name](weights[path_of(path)]) for name in config.decay):
+            return update
+        return update + rate * (jnp.where(update * value >= 0, value, 0) if config.cautious_decay else value)
 
     return optax.stateless(partial(jax.tree_util.tree_map_with_path, add))
 
