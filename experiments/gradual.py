@@ -7,8 +7,8 @@ last, the middle or the central block (gradual stacking, MIDAS, LIDAS). The stag
 of the budget's tokens each; one_hop's base on as many as their sum, and one_hop_early's on 15 %. `:gpu` goes from 6
 layers to 12 and 24. `:tiny` takes seconds.
 
-Cost, ESTIMATED and not measured: cpu 5.7e13 FLOPs, 10 minutes a seed on two cores, at quickstart's rate;
-gpu 1.1e17 FLOPs, 12 minutes on one H100, at 15 % of its peak.
+Cost, ESTIMATED and not measured: cpu 7.6e13 FLOPs, 13 minutes a seed on two cores, at quickstart's rate;
+gpu 1.5e17 FLOPs, 16 minutes on one H100, at 15 % of its peak.
 
 What is expected: one hop better than gradual stacking (arXiv 2405.15319, section 5.1: 2.4 points of average accuracy).
 MIDAS (2409.19044) and LIDAS (2512.08819) report the middle best.
@@ -34,4 +34,4 @@ def get_config(variant: str = "cpu") -> ConfigDict:
         growth = {"operator": "direct", "options": {"order": order}, "optimizer_state": "reset"}
         half = size.base(SHARE, size.model(size.layers // 2)) | {"growth": growth}
         runs[name] = size.grown([base, half], "direct", options={"order": order})
-    return size.sweep("One hop or gradual growth", runs)
+    return size.sweep("One hop or gradual growth", runs, size.controls(runs["one_hop"]))

@@ -6,8 +6,8 @@ depth_N stacks with N % of noise, width_N copies half the width; width_cancel_20
 the copies, and the function stays. Copies are read unevenly, as the paper says, by a share that is ours. width_even_0,
 a null run, has even copies and no noise. Bases on 20 % of the budget's tokens. `:tiny` takes seconds.
 
-Cost, ESTIMATED and not measured: cpu 7.8e13 FLOPs, 13 minutes a seed on two cores, at quickstart's rate;
-gpu 1.5e17 FLOPs, 17 minutes on one H100, at 15 % of its peak.
+Cost, ESTIMATED and not measured: cpu 9.7e13 FLOPs, 16 minutes a seed on two cores, at quickstart's rate;
+gpu 1.9e17 FLOPs, 21 minutes on one H100, at 15 % of its peak.
 
 What is expected (arXiv 2405.15319, section 5.2 and appendix I): 20 % helps a little in width and in depth, more
 in depth hurts. width_even_0 is far behind width_0: even copies without noise stay copies.
@@ -32,7 +32,7 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     runs |= {f"width_{n}": size.grown([width], "direct", options=copies | noise(n)) for n in (0, 20, 40)}
     runs["width_cancel_20"] = size.grown([width], "direct", options=copies | noise(20) | {"cancel": True})
     runs["width_even_0"] = size.grown([width], "direct")
-    return size.sweep("Noise at growth", runs)
+    return size.sweep("Noise at growth", runs, size.controls(runs["depth_0"]))
 
 
 def noise(percent: int) -> dict[str, float | str]:

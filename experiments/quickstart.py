@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     # The base is cheap: its tokens cost as much as a quarter of them of the large model.
     grown = scale.grown([scale.base(1.0)], "g_stack", peak_lr=8e-3)
-    average = scale.scratch(model=scale.model(5)), "5 layers, the average size of the grown run, at equal FLOPs"
+    average = scale.controls(grown)["average_size"]
     title = "Quickstart: 2 layers grown to 8 by stacking, against 8 layers from scratch"
     config = scale.sweep(title, {"grown": grown}, {"average_size": average})
     # Losses of all runs are on the same text; the texts that the models write are in the report.

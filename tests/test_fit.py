@@ -88,7 +88,7 @@ def test_the_timing_law_of_runs_is_recovered_and_shown_beside_the_papers(tmp_pat
         value, low, high = fitted(text, name)
         assert low <= planted <= high and low < value < high, name
     assert "163.27" in text and "equation 2" in text and "12 of 12 slices" in text
-    assert "not grown once, so not in the fit: scratch" in text
+    assert "not grown once from a trained model, so not in the fit: scratch" in text
 
 
 def test_records_are_read_off_at_budgets_after_growth_only(tmp_path):
@@ -125,8 +125,12 @@ def test_the_factor_has_a_constant_and_slices(tmp_path, capsys):
     for embed in (64, 128):
         for layers in (1, 2, 3, 6, 12):
             write_run(tmp_path / f"{embed}-{layers}", loss, embed, 1e6, layers=(layers, 24))
+    write_run(tmp_path / "untrained", loss, 64, 1e-9, layers=(2, 24))
+    records = (tmp_path / "untrained" / "metrics.jsonl").read_text().replace("1e-09", "0.0")
+    (tmp_path / "untrained" / "metrics.jsonl").write_text(records)
     assert main(["fit", f"--runs={tmp_path}", "--law=factor"]) == 0
     text = capsys.readouterr().out
+    assert "so not in the fit: untrained" in text
     assert "the constant: 3 [" in text or "the constant: 3.00" in text
     assert "the paper's: 4" in text and "advises against" in text and "2 to 24" in text
 

@@ -390,7 +390,10 @@ BAD = {
     ),
     "less than a batch": ({"tokens": 7}, "stage.tokens must be at least one batch, .*, got 7"),
     "no tokens and no stage after it": ({"tokens": 0}, r"stages\[0\].tokens must be > 0 where no stage follows, got 0"),
-    "no tokens from nothing": ({"tokens": 0, "init_from": None}, "stage.tokens must be at least one batch, .*, got 0"),
+    "no tokens of fresh weights": (
+        {"tokens": 0, "init_from": None},
+        r"stages\[0\].tokens must be > 0 where no stage follows, got 0",
+    ),
     "a fingerprint of nothing": (
         {"init_from": None, "init_fingerprint": "a"},
         "init_fingerprint must be unset without stage.init_from",

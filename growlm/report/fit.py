@@ -176,11 +176,11 @@ def _chinchilla(runs: Sequence[Outcome], log: Log, how: dict) -> str:
 
 
 def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
-    """The runs with one growth, all by one operator."""
-    once = [run for run in runs if run.stages == 2]
-    if others := [run.name for run in runs if run.stages != 2]:
+    """The runs that grew once, after some training: an untrained base has no place on the laws' logarithmic axes."""
+    once = [run for run in runs if run.stages == 2 and run.grown_at]
+    if others := [run.name for run in runs if run not in once]:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        log(f"not grown once, so not in the fit: {shown}\n")
+        log(f"not grown once from a trained model, so not in the fit: {shown}\n")
     if not once:
         raise InputError("the law must have runs that grew once, got none with two stages")
     return once

@@ -1,21 +1,26 @@
 """Experiments on growth at equal cost: a scale, stages of it, and the sweep around them.
 
 An experiment is a file that picks a scale and says which runs it has. Every run of a sweep made here costs as much as
-its baseline, the large model on `tokens` tokens: 6 x parameters x tokens over all stages.
+its baseline, the large model on `tokens` tokens: 6 x parameters x tokens over all stages. Only the short control costs
+less.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from growlm.errors import check_name
+from growlm.errors import InputError, check_name, check_range
+from growlm.laws.published import average_params
 from growlm.models import ARCHITECTURES, parameter_count
 from growlm.training.config import build_model
+from growlm.training.schedules import WITH_HORIZON
 
 Stage = dict[str, Any]
 Run = dict[str, Any]
+Control = tuple[Run, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class Scale:
       tuned_lr: of training from scratch, searched for it; None: there is no such run.
       dtype, remat, microbatches: as in the settings of a run and its stages.
       warmup_tokens: of every stage; None: 2 % of the budget.
+      end_lr_ratio: what the schedules that decay end at, as a share of their peak; None: as a schedule has it, a tenth.
     """
 
     layers: int
@@ -46,6 +52,7 @@ class Scale:
     remat: str = "full"
     microbatches: int = 1
     warmup_tokens: int | None = None
+    end_lr_ratio: float | None = None
 
     def model(self, layers: int | None = None, **widths: int) -> dict[str, Any]:
         """The large model, or one of other sizes."""
@@ -64,6 +71,8 @@ class Scale:
         """A stage of any cost. `schedule` in `rest` sets keys of the schedule, all else keys of the stage."""
         warmup = self.part(0.02) if self.warmup_tokens is None else self.warmup_tokens
         schedule = {"kind": kind, "peak_lr": peak_lr, "warmup_tokens": warmup} | rest.pop("schedule", {})
+        if self.end_lr_ratio is not None and schedule["kind"] in WITH_HORIZON:
+            schedule = {"end_lr_ratio": self.end_lr_ratio} | schedule
         batches = {"batch": self.batch, "length": self.length, "microbatches": self.microbatches}
         return {"model": model, "tokens": tokens, **batches, "schedule": schedule, **rest}
 
@@ -88,15 +97,50 @@ class Scale:
         tokens = self.tokens - spent - sum(map(self._cost, before))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
-    def scratch(self, peak_lr: float | None = None, model: dict[str, Any] | None = None, **rest: Any) -> Run:
-        """A model, by default the large one, from scratch on as many tokens as the budget pays for."""
+    def scratch(
+        self, peak_lr: float | None = None, model: dict[str, Any] | None = None, share: float = 1.0, **rest: Any
+    ) -> Run:
+        """A model, by default the large one, from scratch on as many tokens as a share of the budget pays for."""
         model = model or self.model()
-        tokens = int(self.tokens * _parameters(self.model()) / _parameters(model))
+        tokens = int(share * self.tokens * _parameters(self.model()) / _parameters(model))
         return {"stages": (self.stage(model, tokens, peak_lr or self.peak_lr, **rest),)}
 
-    def sweep(
-        self, title: str, grown: Mapping[str, Run], controls: Mapping[str, tuple[Run, str]] | None = None
-    ) -> ConfigDict:
+    def controls(self, grown: Run, claim: float = 0.5) -> dict[str, Control]:
+        """The controls that any grown run can have, by name: each a run and its purpose.
+
+        - untrained: the growth of a base that was not trained, and all of the budget on the large model. The paper's
+          own (arXiv 2405.15319, figure 8 at d = 0): what it reaches is not due to training small first.
+        - average_size: a model of the size that the grown run has in the mean of its tokens, the null of 'The Journey
+          Matters' (arXiv 2501.12486), by which growing is worth no more than that. Of the models on the line from the
+          first to the last it is the one whose tokens, at equal FLOPs, come nearest to the grown run's.
+        - short: from scratch on what the grown run would need if the claim held, its schedule run to the end. Where it
+          reaches as low a loss, the speed-up is the schedule's.
+
+        The last two have the rate that was searched for training from scratch, where there is one.
+
+        Args:
+          grown: the stages of the grown run.
+          claim: the speed-up that is claimed; the paper's is about 0.5.
+        """
+        check_range("claim", claim, low=0, low_allowed=False)
+        *before, last = grown["stages"]
+        whole = last | {"tokens": last["tokens"] + sum(map(self._cost, before))}
+        untrained = {"stages": (*(stage | {"tokens": 0} for stage in before), whole)}
+        average, rate = self._average(grown["stages"]), self.tuned_lr or self.peak_lr
+        changed = [f"{name} {value}" for name, value in average.items() if value != last["model"][name]]
+        return {
+            "untrained": (untrained, "the base is grown without having been trained: it should do as scratch does"),
+            "average_size": (
+                self.scratch(rate, average),
+                f"{', '.join(changed)}: the average size of the grown run, at equal FLOPs",
+            ),
+            "short": (
+                self.scratch(rate, share=1 / (1 + claim)),
+                f"scratch at the FLOPs that suffice if the speed-up is {claim:.0%}, its schedule run to the end",
+            ),
+        }
+
+    def sweep(self, title: str, grown: Mapping[str, Run], controls: Mapping[str, Control] | None = None) -> ConfigDict:
         """The sweep of the grown runs, of `controls` by name, each a run and its purpose, and of those from scratch."""
         controls = dict(controls or {})
         if self.tuned_lr is not None:
@@ -118,9 +162,26 @@ class Scale:
         """What a stage costs, in tokens of the large model."""
         return round(stage["tokens"] * _parameters(stage["model"]) / _parameters(self.model()))
 
+    def _average(self, stages: Sequence[Stage]) -> dict[str, Any]:
+        """The model nearest to the average size of the stages, of those between the first one's and the last one's."""
+        wanted = average_params([_parameters(one["model"]) for one in stages], [one["tokens"] for one in stages])
+        first, last = stages[0]["model"], stages[-1]["model"]
+        ends = {name: (first.get(name), last.get(name)) for name in {**last, **first}}
+        sizes = {name: (begin, end) for name, (begin, end) in ends.items() if begin != end}
+        if not sizes or any(type(size) is not int for both in sizes.values() for size in both):
+            raise InputError(f"average_size must lie between models that differ in sizes alone, got {first} and {last}")
+        steps = max(abs(end - begin) for begin, end in sizes.values())
+        apart = []
+        for step in range(steps + 1):
+            model = last | {name: begin + round(step * (end - begin) / steps) for name, (begin, end) in sizes.items()}
+            with contextlib.suppress(InputError):  # not every point of the line is a model: groups of heads, even sizes
+                apart.append((abs(1 / _parameters(model) - 1 / wanted), step, model))
+        return min(apart)[-1]
+
 
 def _parameters(model: dict[str, Any]) -> int:
-    return parameter_count(build_model(model))
+    """Those that cost FLOPs: of a mixture the active ones."""
+    return parameter_count(build_model(model), active=True)
 
 
 DEMO = {"embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
@@ -142,14 +203,20 @@ _GPU = Scale(
 SCALES = {"cpu": _CPU, "gpu": _GPU, "tiny": replace(_CPU, tokens=60_000)}
 
 
+DECAYED = "_decayed"
+
+
 def scale(variant: str, **changes: Any) -> Scale:
     """The scale of a name in `SCALES`, with `changes` made for cpu and tiny, but for tiny's tokens.
 
+    `NAME_decayed` is the same with the schedules of all runs decayed to zero, not to a tenth, where they decay.
+
     Raises InputError for a name that there is not.
     """
-    check_name("variant", variant, SCALES)
-    if variant == "gpu":
-        return SCALES[variant]
-    if variant == "tiny":
+    name = variant.removesuffix(DECAYED)
+    check_name("variant", name, SCALES)
+    if name == "gpu":
+        changes = {}
+    if name == "tiny":
         changes.pop("tokens", None)
-    return replace(SCALES[variant], **changes)
+    return replace(SCALES[name], **changes, **({} if name == variant else {"end_lr_ratio": 0.0}))

@@ -93,8 +93,8 @@ class StageConfig:
 
     Attributes:
       model: the shape, of any architecture.
-      tokens: budget; a remainder smaller than a batch is not trained on. 0 with init_from: nothing is trained, the
-        next stage grows what is there.
+      tokens: budget; a remainder smaller than a batch is not trained on. 0: nothing is trained, the next stage grows
+        what is there: fresh weights, or those of init_from.
       batch: examples of an update.
       length: tokens of an example.
       schedule, optimizer: of this stage alone.
@@ -132,9 +132,9 @@ class StageConfig:
             raise must_be("stage.microbatches", f"a divisor of stage.batch, {self.batch}", self.microbatches)
         check_range("stage.length", self.length, low=1)
         self.model.check_length("stage.length", self.length)
-        if self.tokens < self.batch * self.length and not (self.init_from is not None and self.tokens == 0):
+        if self.tokens < self.batch * self.length and self.tokens != 0:
             least = f"{self.batch} x {self.length} = {self.batch * self.length}"
-            raise must_be("stage.tokens", f"at least one batch, {least}", self.tokens)
+            raise must_be("stage.tokens", f"at least one batch, {least}, or 0", self.tokens)
         if self.init_fingerprint is not None and self.init_from is None:
             raise must_be("stage.init_fingerprint", "unset without stage.init_from", self.init_fingerprint)
         check_range("stage.frozen_layers", self.frozen_layers, low=0, high=self.model.depth)
@@ -203,7 +203,7 @@ class RunConfig:
             if number and stage.init_from is not None:
                 raise must_be(f"stages[{number}].init_from", "unset after the first stage", stage.init_from)
         if not self.stages[-1].tokens:
-            raise must_be("stages[0].tokens", "> 0 where no stage follows", 0)
+            raise must_be(f"stages[{len(self.stages) - 1}].tokens", "> 0 where no stage follows", 0)
 
     @property
     def batch_sizes(self) -> dict[str, int]:
