@@ -196,12 +196,12 @@ def test_a_terminal_shows_the_table_and_gives_stderr_back(plan, tmp_path, monkey
     monkeypatch.setattr(sys, "stderr", stream)
     for name, value in {"COLUMNS": "100", "TERM": "xterm"}.items():
         monkeypatch.setenv(name, value)
-    runs = {tmp_path / name: run.stages for name, run in plan.runs.items()}
-    with Display(runs, tmp_path / STORE) as display:
-        display.begin("a", plan.runs["a"].stages[0])
+    runs = {tmp_path / name: (tmp_path / STORE, run.stages) for name, run in plan.runs.items()}
+    with Display(runs) as display:
+        display.begin(tmp_path / "a", plan.runs["a"].stages[0])
         display.say("a note")
-        display.end("a", None)
-        display.end("b", "no")
+        display.end(tmp_path / "a", None)
+        display.end(tmp_path / "b", "no")
     assert sys.stderr is stream
     lines = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", stream.getvalue()).split("\n")
     head, first, second = [line.split() for line in lines if line.strip()][-3:]

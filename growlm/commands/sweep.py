@@ -11,7 +11,7 @@ OPTIONS = {
     "--workdir": WORKDIR,
     "--config": CONFIG,
     "--list": flag("print the runs and their stages, and train nothing"),
-    "--run": one("NAME", "train this run only"),
+    "--run": one("NAME", "train this run only, at all seeds; seed-N/NAME at one"),
     **PROFILING,
 }
 KEYS = CONFIG_KEYS
@@ -20,7 +20,9 @@ KEYS = CONFIG_KEYS
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
+    from growlm.report.records import read_groups
     from growlm.report.report import summarise, table, verdict, write_report
+    from growlm.report.search import search_text
     from growlm.training.config import build_sweep, load_config
     from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         for name, error in errors.items():
             print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
         try:
-            rows = summarise(args.workdir)
-            print(f"\n{table(rows)}\n\n{verdict(rows)}\n\nreport: {write_report(args.workdir)}")
+            rows, searched = summarise(args.workdir), search_text(read_groups(args.workdir)[0].first)
+            texts = table(rows), searched, verdict(rows), f"report: {write_report(args.workdir)}"
+            print("\n" + "\n\n".join(filter(None, texts)))
         except InputError:
             if not errors:  # else there may be nothing to report
                 raise

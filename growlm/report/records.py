@@ -69,7 +69,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of a folder by name, in the order of the sweep, and its provenance. `config` is the sweep's or run's."""
+    """The runs of a folder by name, in the order of the sweep, and its provenance. `config` is the sweep's or run's.
+
+    Attributes:
+        search: what sweep.json says of a search: its key, seed and FLOPs, and for each searched run its tries and which
+            was chosen. Empty without one.
+        trials: the runs that only try a value for another, by name; they are not among the runs.
+    """
 
     title: str
     runs: dict[str, Run]
@@ -80,6 +86,8 @@ class Study:
     commit: str | None = None
     flops_trained: float | None = None
     flops_saved_by_sharing: float | None = None
+    search: dict[str, Any] = field(default_factory=dict)
+    trials: dict[str, Run] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,10 @@ def _sweep(folder: Path) -> Study:
     else:
         runs = {name: _run(folder / name, name, **entry) for name, entry in entries.items()}
     keys = (*PROVENANCE, "flops_trained", "flops_saved_by_sharing", "baseline")
-    return Study(sweep.get("title") or folder.resolve().name, runs, config, **{key: sweep.get(key) for key in keys})
+    more = {key: sweep.get(key) for key in keys} | {"search": (search := sweep.get("search") or {})}
+    tried = [each["run"] for of_run in search.get("runs", {}).values() for each in of_run["tries"]]
+    more["trials"] = {name: runs.pop(name) for name in tried if name in runs}
+    return Study(sweep.get("title") or folder.resolve().name, runs, config, **more)
 
 
 def _entry(name: str, sweep: dict) -> dict[str, Any]:

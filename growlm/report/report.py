@@ -17,6 +17,7 @@ from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
+from growlm.report.search import search_text
 from growlm.report.spikes import HEADER as AT_GROWTH
 from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
 
@@ -75,7 +76,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        texts = filter(None, (f"{group.first.title}{seeds}", table(found), verdict(found), spike_table(group)))
+        title, searched = f"{group.first.title}{seeds}", search_text(group.first)
+        texts = filter(None, (title, table(found), searched, verdict(found), spike_table(group)))
         parts.append("\n\n".join(texts))
     return "\n\n\n".join(parts)
 

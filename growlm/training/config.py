@@ -1,6 +1,5 @@
 """From an experiment file and the command line to validated settings; one line for whatever is wrong in them."""
 
-import ast
 import dataclasses
 import importlib.util
 import sys
@@ -15,18 +14,9 @@ from ml_collections import ConfigDict
 from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
-from growlm.training.settings import RunConfig, StageConfig, SweepConfig
-
-# Section of a config -> former name -> name, from the metadata of its fields. Former names are read for one version.
-FORMER = {
-    section.name: {
-        field.metadata["formerly"]: field.name for field in dataclasses.fields(kind) if "formerly" in field.metadata
-    }
-    for cls in (RunConfig, StageConfig)
-    for section in dataclasses.fields(cls)
-    for kind in (section.type, *typing.get_args(section.type))
-    if dataclasses.is_dataclass(kind)
-}
+from growlm.training.overrides import literal, present_name, set_value
+from growlm.training.settings import RunConfig, SweepConfig
+from growlm.training.variants import spell_out
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
@@ -91,50 +81,18 @@ def _renamed(value: Any, former: list[str], section: str = "") -> Any:
         return [_renamed(item, former, section) for item in value]
     if not isinstance(value, dict):
         return value
-    names = {key: _name(section, key, former) for key in value}
+    names = {key: present_name(section, key, former) for key in value}
     if twice := [key for key, name in names.items() if key != name and name in value]:
         raise InputError(f"{section}.{names[twice[0]]} must be given once, got {twice[0]!r}, its former name, too")
     return {names[key]: _renamed(item, former, key) for key, item in value.items()}
 
 
-def _name(section: str, key: str, former: list[str]) -> str:
-    """The present name of a key."""
-    name = FORMER.get(section, {}).get(key, key)
-    if name != key:
-        former.append(f"{section}.{key} is {section}.{name} now")
-    return name
-
-
 def _override(settings: dict[str, Any], text: str, former: list[str]) -> None:
-    """Applies `stages[1].schedule.peak_lr=3e-4`. Names are checked later, in one place, when dataclasses are built."""
+    """Applies `stages[1].schedule.peak_lr=3e-4`."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         raise must_be("override", "--config.key=value", f"--config.{text}")
-    keys = path.replace("[", ".").replace("]", "").split(".")
-    node, section = settings, ""
-    for depth, key in enumerate(keys):
-        if isinstance(node, list):
-            if not key.isdecimal() or int(key) >= len(node):
-                raise must_be(f"index in --config.{path}", f"0 to {len(node) - 1}", key)
-            key = int(key)
-        elif not isinstance(node, dict):
-            raise InputError(f"--config.{path}: {'.'.join(keys[:depth])} is the value {node!r}, it has no {key!r}")
-        elif keys[:depth] == ["runs"] and key not in node:
-            raise unknown("run", key, node, where=f"--config.{path}")
-        else:
-            section = key = _name(section, key, former)
-        if depth == len(keys) - 1:
-            node[key] = literal(value)
-        else:
-            node = node[key] if isinstance(node, list) else node.setdefault(key, {})
-
-
-def literal(text: str) -> Any:
-    """The Python literal that a text spells; where it spells none, the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+    set_value(settings, path, literal(value), former, where=f"--config.{path}")
 
 
 def build_run(settings: dict[str, Any]) -> RunConfig:
@@ -145,11 +103,15 @@ def build_run(settings: dict[str, Any]) -> RunConfig:
 
 
 def build_sweep(settings: dict[str, Any]) -> SweepConfig:
-    """A validated sweep: what every run says for itself lies over what the config says for all. Raises InputError."""
+    """A validated sweep, `vary` and `search` spelled out as runs. Raises InputError.
+
+    What every run says for itself lies over what the config says for all.
+    """
     if "runs" not in settings:
         raise InputError("this config is one run: use growlm train, or give it 'runs'")
     settings = _renamed(settings, [])
     own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
+    own.add("vary")
     if extra := [key for key in settings if key not in own | of_runs]:
         raise unknown("config key", extra[0], own | of_runs, where="config")
     runs = settings["runs"]
@@ -161,8 +123,12 @@ def build_sweep(settings: dict[str, Any]) -> SweepConfig:
     common = {key: value for key, value in settings.items() if key not in own}
     if dead := [key for key in common if runs and all(key in run for run in runs.values())]:
         raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
-    built = {name: _build(RunConfig, common | run, f"runs.{name}") for name, run in runs.items()}
-    return _build(SweepConfig, {key: settings[key] for key in settings if key in own} | {"runs": built}, "config")
+    if settings.get("seeds") and "seed" in common:
+        raise must_be("config.seed", "unset where config.seeds are given", common["seed"])
+    whole = {name: common | run for name, run in runs.items()}
+    sweep = spell_out({key: settings[key] for key in settings if key in own} | {"runs": whole})
+    built = {name: _build(RunConfig, run, f"runs.{name}") for name, run in sweep["runs"].items()}
+    return _build(SweepConfig, sweep | {"runs": built}, "config")
 
 
 def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig:
@@ -256,4 +222,4 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise must_be(where, getattr(origin or hint, "__name__", hint), value)
+    raise must_be(where, "a list" if origin is tuple else getattr(origin or hint, "__name__", hint), value)

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,27 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
         raise InputError(f"{NEW} {folder}, which cannot be used: {error.strerror}") from error
 
 
+def claim_best(folder: Path, config: dict[str, Any], tries: Sequence[dict[str, Any]]) -> None:
+    """Make a folder that of the best of some tries; one that has been that of another try before is made anew.
+
+    Raises:
+      InputError: the folder holds something else.
+    """
+    previous = previous_config(folder)
+    goes_on, of_another = (any(_continues(folder, previous, each) for each in of) for of in ([config], tries))
+    if of_another and not goes_on:
+        shutil.rmtree(folder)
+    claim_folder(folder, config)
+
+
+def _continues(folder: Path, previous: dict[str, Any], config: dict[str, Any]) -> bool:
+    try:
+        _check_continues(folder, result_settings(previous), result_settings(config))
+    except InputError:
+        return False
+    return True
+
+
 def _read_settings(folder: Path, previous: Any) -> dict[str, Any]:
     try:
         return result_settings(previous)
@@ -75,7 +98,9 @@ def result_settings(config: Any) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise must_be("config", "the keys of a run or a sweep", config)
     if "runs" in config:
-        return {"runs": {name: _of_run(run) for name, run in build_sweep(config).runs.items()}}
+        sweep = build_sweep(config)
+        runs = {name: _of_run(run) for name, run in sweep.runs.items()}
+        return {"runs": runs, "seeds": list(sweep.seeds), "searched": sweep.search is not None}
     return _of_run(build_run(config))
 
 
@@ -99,6 +124,12 @@ def _check_continues(folder: Path, previous: dict[str, Any], config: dict[str, A
         if name not in config["runs"]:
             raise InputError(f"{NEW} {folder}, whose sweep has a run {name!r} that this one has not")
         _check_run(folder, run, config["runs"][name], path=f"runs.{name}.")
+    seeds, now = previous["seeds"], config["seeds"]
+    if bool(seeds) != bool(now) or (seeds and previous["searched"] and seeds[0] != now[0]):
+        rule = f"{seeds} and further ones, the first first, to go on in {folder}" if seeds else f"unset, as in {folder}"
+        raise must_be("seeds", rule, now)
+    if lost := [seed for seed in seeds if seed not in now]:
+        raise InputError(f"{NEW} {folder}, whose sweep has a seed {lost[0]} that this one has not")
 
 
 def _check_run(folder: Path, previous: dict[str, Any], config: dict[str, Any], path: str) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -133,20 +133,20 @@ class Display:
     """Shows how far runs are. Of several processes that train one run, the first does.
 
     Args:
-        runs: the stages of each run, by the run's folder, whose name is the run's.
-        store: the folder of the stages.
-        outcomes: reads "done", "failed" or "pending" of runs, by name; runs that it does not name are pending.
+        runs: of each run the store of its stages, and the stages, by the run's folder. Its name is the folder's, with
+            that of the folder above where runs of several sweeps are shown.
+        outcomes: reads "done", "failed" or "pending" of runs, by folder; runs that it does not name are pending.
     """
 
     def __init__(
         self,
-        runs: Mapping[Path, Sequence[Stage]],
-        store: Path,
-        outcomes: Callable[[], Mapping[str, str]] = dict,
+        runs: Mapping[Path, tuple[Path, Sequence[Stage]]],
+        outcomes: Callable[[], Mapping[Path, str]] = dict,
     ):
-        self._runs = {folder.absolute().name: (folder, stages) for folder, stages in runs.items()}
-        self._store, self._outcomes, self._ended = store, outcomes, {}
-        self._run, self._stage, self._spoken = "", None, 0.0
+        self._runs, self._outcomes, self._ended = dict(runs), outcomes, {}
+        several = len({folder.parent for folder in runs}) > 1
+        self._names = {path: "/".join(path.absolute().parts[-2 if several else -1 :]) for path in runs}
+        self._run, self._stage, self._spoken = Path(), None, 0.0
         console = Console(file=sys.stderr)  # this stream: others may put another in the place of sys.stderr
         self._live: Live | None = None
         if is_first() and console.is_terminal:
@@ -173,19 +173,23 @@ class Display:
         """How far every run is."""
         outcomes = {**self._outcomes(), **self._ended}
         return [
-            run_status(folder, stages, self._store, outcomes.get(name, "pending"), self._stage)
-            for name, (folder, stages) in self._runs.items()
+            replace(run_status(path, stages, store, outcomes.get(path, "pending"), self._stage), run=self._names[path])
+            for path, (store, stages) in self._runs.items()
         ]
 
-    def begin(self, run: str, stage: Stage) -> None:
-        """This process trains that stage of that run from now on."""
+    def settle(self, run: Path, stages: Sequence[Stage]) -> None:
+        """The run of that folder has these stages."""
+        self._runs[run] = (self._runs[run][0], stages)
+
+    def begin(self, run: Path, stage: Stage) -> None:
+        """This process trains that stage of the run of that folder from now on."""
         self._run, self._stage, self._spoken = run, stage, time.monotonic()
 
     def say(self, text: str) -> None:
         """A line about the stage that is trained, above the table."""
         if is_first():
             number, count = self._stage.number + 1, len(self._runs[self._run][1])
-            print(f"growlm: {self._run} {number}/{count}: {text}", file=sys.stderr, flush=True)
+            print(f"growlm: {self._names[self._run]} {number}/{count}: {text}", file=sys.stderr, flush=True)
 
     def step(self, step: int, loss: float | None, tokens_per_second: float, val_loss: float | None = None) -> None:
         """One step further. Without a table a line says so where there is a validation loss, or it is time."""
@@ -198,13 +202,13 @@ class Display:
         speed = [f"{tokens_per_second:,.0f} tokens/s"] if tokens_per_second else []
         self.say(f"step {step:,} of {self._stage.last_step:,}: {', '.join([*losses, *speed])}")
 
-    def end(self, run: str, error: str | None) -> None:
-        """The run of that name is done, or failed."""
+    def end(self, run: Path, error: str | None) -> None:
+        """The run of that folder is done, or failed."""
         self._stage, self._ended[run] = None, "failed" if error else "done"
         if not is_first() or self._live:
             return
         statuses = self.statuses()
         ended = sum(status.state in ("done", "failed") for status in statuses)
-        loss = next(status.val_loss for status in statuses if status.run == run)
+        loss = next(status.val_loss for status in statuses if status.run == self._names[run])
         how = f"failed: {error}" if error else f"is done, validation loss {_loss(loss)}"
-        print(f"growlm: {run} {how} ({ended} of {len(statuses)} runs)", file=sys.stderr, flush=True)
+        print(f"growlm: {self._names[run]} {how} ({ended} of {len(statuses)} runs)", file=sys.stderr, flush=True)

@@ -148,7 +148,6 @@ class Scale:
         config = ConfigDict()
         config.title = title
         config.corpus = "stdlib"
-        config.seed = 0
         config.dtype, config.remat = self.dtype, self.remat
         config.evaluation = {"every_tokens": self.part(0.04), "batches": 16}
         config.checkpoint = {"every_tokens": self.part(0.2), "max_to_keep": 1}

@@ -67,7 +67,7 @@ def train(
         if metadata and not (records / RUN_METADATA_FILE).exists():
             write_json(records / RUN_METADATA_FILE, metadata)
         barrier()
-        with cached_on_disk(cache or workdir / CACHE), Display({records: plan.stages}, records / STORE) as display:
+        with cached_on_disk(cache or workdir / CACHE), Display({records: (records / STORE, plan.stages)}) as display:
             train_run(
                 plan,
                 folder=records,
@@ -78,7 +78,7 @@ def train(
                 stop=stop or StopRequest(),
                 profiling=profiling,
             )
-            display.end(records.absolute().name, None)
+            display.end(records, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def train_run(
             with _locked(stage_folder), contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
                 began = {"address": stage.stage_hash, "commit": _commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
-                display.begin(name, stage)
+                display.begin(folder, stage)
                 own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                 newest, grown_at = broadcast(max(own, default=-1)), None
                 if newest >= 0:

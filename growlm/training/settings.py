@@ -216,8 +216,31 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """A search: runs that become the best of their tries by the last validation loss, at the first seed.
+
+    Attributes:
+      key: what is searched, as names of runs have it.
+      tries: run -> run of the sweep that tries a value -> the value.
+    """
+
+    key: str
+    tries: dict[str, dict[str, Any]]
+
+    def __post_init__(self):
+        if not self.tries or not all(self.tries.values()):
+            raise must_be("search.tries", "runs with at least one try each", self.tries)
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """Runs by name, and how a report compares them.
+
+    A config may say `vary: {KEY: values}`, of all runs or in one: the run is made once a value, or once a combination
+    of values, as NAME@KEY=VALUE. As the baseline the first of them is taken. And `search: {KEY: values}`: the run NAME
+    is the best of NAME@KEY=VALUE by the last validation loss at the first seed. Baseline and grown runs must have as
+    many tries as each other; a control opts out with `search: {}`. KEY is a path as on the command line, with -1 for
+    the last stage, or a name in growlm.training.variants' `SHORT`, such as peak_lr.
 
     Attributes:
       runs: each has a folder of its name; those that share their first stages share the work.
@@ -225,6 +248,8 @@ class SweepConfig:
       title: of the report.
       grown: names of the runs that a claim is made for; every other is a control.
       controls: name -> what the control is for.
+      seeds: the sweep is trained once a seed, each into the folder seed-N, in the place of the runs' `seed`.
+      search: as it was spelled out: whose tries which runs are.
     """
 
     runs: dict[str, RunConfig]
@@ -232,16 +257,48 @@ class SweepConfig:
     title: str = ""
     grown: tuple[str, ...] = ()
     controls: dict[str, str] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    search: SearchConfig | None = None
 
     def __post_init__(self):
         if not self.runs:
             raise must_be("runs", "at least one", self.runs)
+        for trial in (owners := self.owners):
+            if trial not in self.runs:
+                raise unknown("run", trial, self.runs, where="search.tries")
+        names = {*self.runs} - {*owners} | {*owners.values()}
         for name in (self.baseline, *self.grown, *self.controls):
-            if name not in self.runs:
-                raise unknown("run", name, self.runs, where="baseline, grown or controls")
-        for name in self.runs:
+            if name not in names:
+                raise unknown("run", name, names, where="baseline, grown or controls")
+        for seed in self.seeds:
+            check_range("seeds", seed, low=0, high=2**31 - 1)
+        if len({*self.seeds}) < len(self.seeds):
+            raise must_be("seeds", "without one twice", self.seeds)
+        if own := [run.seed for run in self.runs.values() if self.seeds and run.seed]:
+            raise must_be("seed of a run", "unset where the sweep has seeds", own[0])
+        for name in {**self.runs, **dict.fromkeys(names)}:
             taken = name in ("", "..", "stages", "compiled", "profile") or str(name).endswith(
                 (".json", ".html", ".png")
             )
             if not isinstance(name, str) or taken or Path(name).name != name:
                 raise must_be("run name", "the name of a folder that the sweep does not use itself", name)
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """The searched run of every try."""
+        searched = self.search.tries if self.search else {}
+        return {trial: name for name, tries in searched.items() for trial in tries}
+
+    @property
+    def by_seed(self) -> dict[str, "SweepConfig"]:
+        """The sweep of each seed by its folder; without `seeds` the sweep itself, whose folder is ""."""
+        if not self.seeds:
+            return {"": self}
+        return {
+            f"seed-{seed}": dataclasses.replace(
+                self,
+                seeds=(),
+                runs={name: dataclasses.replace(run, seed=seed) for name, run in self.runs.items()},
+            )
+            for seed in self.seeds
+        }

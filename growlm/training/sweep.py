@@ -3,7 +3,8 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from growlm.data import load_corpus
 from growlm.errors import DivergedError, InputError, StoppedError, unknown
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.training.config import plain
-from growlm.training.continuation import check_store, claim_folder, previous_config
+from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
-from growlm.training.processes import StopRequest, barrier, is_first, records_folder
+from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
 from growlm.training.run import CACHE, RunPlan, branch_steps, plan_run, train_run
+from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
 
@@ -30,16 +32,53 @@ MAX_LINE = 200  # characters of an error
 
 @dataclasses.dataclass(frozen=True)
 class SweepPlan:
-    """A sweep checked against its corpora, before anything is written."""
+    """A sweep checked against its corpora, before anything is written.
+
+    Attributes:
+      config: the sweep.
+      runs: by their folders in that of the sweep: NAME, or seed-N/NAME where the sweep has seeds. A searched run comes
+        after its tries, and is the first of them until the best is known.
+      tries: of each searched run, by its folder, what it may become at its seed, by the names of the tries.
+    """
 
     config: SweepConfig
     runs: dict[str, RunPlan]
+    tries: dict[str, dict[str, RunPlan]]
+
+    @property
+    def seeds(self) -> list[str]:
+        """The folder of each seed; "" without seeds."""
+        return list(self.config.by_seed)
+
+    def of_seed(self, folder: str) -> "SweepPlan":
+        """The sweep of one seed, runs by name."""
+
+        def own(by_folder: dict[str, Any]) -> dict[str, Any]:
+            return {_name(path): value for path, value in by_folder.items() if _seed(path) == folder}
+
+        runs, tries = own(self.runs), own(self.tries)
+        known = {name: run for of_run in tries.values() for name, run in of_run.items()} | runs
+        config = self.config.by_seed[folder]
+        config = dataclasses.replace(config, runs={name: known[name].config for name in config.runs})
+        return SweepPlan(config, runs, tries)
 
     def select(self, name: str | None) -> list[str]:
-        """The run of that name, or all. Raises InputError."""
-        if name is not None and name not in self.runs:
-            raise unknown("run", name, self.runs)
-        return [name] if name else list(self.runs)
+        """The folders of the run of that name, at all seeds, or all; those of its tries come first. Raises InputError.
+
+        A run of one seed is seed-N/NAME.
+        """
+        if name is None:
+            return list(self.runs)
+        found = {path for path in self.runs if name in (path, _name(path))}
+        if not found:
+            raise unknown("run", name, map(_name, self.runs))
+        found |= {path for path in self.runs if self.config.owners.get(_name(path)) in map(_name, found)}
+        return [path for path in self.runs if path in found]
+
+    def without_tries(self) -> "SweepPlan":
+        """The runs that are compared."""
+        runs = {path: run for path, run in self.runs.items() if _name(path) not in self.config.owners}
+        return dataclasses.replace(self, runs=runs)
 
     def shares(self) -> dict[str, list[tuple[Stage, int]]]:
         """For each run its stages, and how many steps of each an earlier run of the sweep trains already."""
@@ -61,6 +100,14 @@ class SweepPlan:
         return trained, sum(map(_flops, stages)) - trained
 
 
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _seed(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
 def _shared(stage: Stage, trained: dict[str, int]) -> int:
     return min(trained.get(stage.stage_hash, stage.first_step), stage.last_step) - stage.first_step
 
@@ -74,11 +121,46 @@ def _flops(stage: Stage) -> float:
 def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
     """Check every run. `workdir`: where the sweep may have been begun. Raises InputError."""
     corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
-    previous = previous_config(workdir).get("runs", {}) if workdir else {}
-    runs = {name: plan_run(run, corpora[run.corpus], previous.get(name)) for name, run in config.runs.items()}
-    plan = SweepPlan(dataclasses.replace(config, runs={name: run.config for name, run in runs.items()}), runs)
+    owners = config.owners
+    runs: dict[str, RunPlan] = {}
+    tries: dict[str, dict[str, RunPlan]] = {}
+    for number, (folder, sweep) in enumerate(config.by_seed.items()):
+        previous = previous_config(workdir / folder).get("runs", {}) if workdir else {}
+        for name, run in sweep.runs.items():
+            planned = plan_run(run, corpora[run.corpus], previous.get(name))
+            if name not in owners or not number:
+                runs[_path(folder, name)] = planned
+            if name in owners:
+                path = _path(folder, owners[name])
+                tries.setdefault(path, {})[name] = planned
+                runs.pop(path, None)  # it comes after its tries
+                runs[path] = next(iter(tries[path].values()))
+    plan = SweepPlan(config, runs, tries)
+    if not config.seeds:
+        plan = dataclasses.replace(plan, config=plan.of_seed("").config)
     _check_records(plan)
-    return plan
+    return _settled(plan, workdir) if workdir else plan
+
+
+def _path(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _best_tries(plan: SweepPlan, workdir: Path) -> dict[str, int]:
+    """The number of the best try of every searched run by name, by the records in the folder; as in `best`."""
+    if plan.config.search is None:
+        return {}
+    first, folder = plan.of_seed(plan.seeds[0]), workdir / plan.seeds[0]
+    entries = _entries(first, folder, {})
+    return {name: best(tries_of(plan.config.search, name, entries, folder), entries) for name in first.tries}
+
+
+def _settled(plan: SweepPlan, workdir: Path) -> SweepPlan:
+    """The plan with the best of its tries as every searched run, as far as that is known."""
+    numbers = _best_tries(plan, workdir)
+    known = {path: tries for path, tries in plan.tries.items() if numbers[_name(path)] >= 0}
+    chosen = {path: list(tries.values())[numbers[_name(path)]] for path, tries in known.items()}
+    return dataclasses.replace(plan, runs=plan.runs | chosen)
 
 
 def _check_records(plan: SweepPlan) -> None:
@@ -96,17 +178,27 @@ def _check_records(plan: SweepPlan) -> None:
 
 def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
     """The stages of the chosen runs with their addresses, and what sharing saves the whole sweep."""
-    lines = []
+    lines, width, search = [], max(16, *map(len, plan.runs)), plan.config.search
     for name, shares in plan.shares().items():
         for stage, shared in shares if name in chosen else ():
             note = f"  {shared:,} steps shared" if shared else ""
+            if search and name in plan.tries and stage is shares[-1][0]:
+                note += f"  the best of {len(plan.tries[name])} tries of {search.key}"
             lines.append(
-                f"{name:>16} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {stage.size:>16}  "
+                f"{name:>{width}} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {stage.size:>16}  "
                 f"{stage.config.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
             )
     trained, saved = plan.flops()
-    lines.append(f"{len(plan.runs)} runs, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs")
+    seeds = f" at {len(plan.config.seeds)} seeds" if plan.config.seeds else ""
+    lines.append(f"{len(plan.runs)} runs{seeds}, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs")
+    if search:
+        lines.append(f"{_search_flops(plan):.2e} of these FLOPs are of {len(plan.config.owners)} tries of {search.key}")
     return "\n".join(lines)
+
+
+def _search_flops(plan: SweepPlan) -> float:
+    """FLOPs of tries that no run is, as far as it is known which become runs."""
+    return plan.flops()[0] - plan.without_tries().flops()[0]
 
 
 def run_sweep(
@@ -118,58 +210,93 @@ def run_sweep(
     profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
 ) -> dict[str, str]:
-    """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages.
+    """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages; of seeds in workdir/seed-N.
 
-    Several processes may train one sweep: a run of which another trains a stage is put off until no other run is left.
-    Started again, the sweep goes on where it was. Returns the errors of runs that failed, by name; the others go on.
+    Several processes may train one sweep: a run of which another trains a stage, or a try, is put off until no other
+    run is left. Started again, the sweep goes on where it was. Returns the errors of runs that failed, by folder; the
+    others go on. A try that diverged is none: it is a try that is not the best.
 
     Raises:
       InputError: the folder holds something else.
       StoppedError: `stop` was set.
     """
-    for config in (plan.runs[name].config for name in chosen):
+    candidates = [run for tries in plan.tries.values() for run in tries.values()]
+    for config in (run.config for run in [*(plan.runs[path] for path in chosen), *candidates]):
         mesh_of(config.mesh, config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
-        check_store(records / STORE)
-        claim_folder(records, plain(plan.config))
+        for folder in plan.seeds:
+            check_store(records / folder / STORE)
+        if plan.config.seeds:
+            claim_folder(records, plain(plan.config))
+        for folder in plan.seeds:
+            claim_folder(records / folder, plain(plan.of_seed(folder).config))
         barrier()
-        _write_summary(plan, records, command)
-        for name in chosen:
-            claim_folder(records / name, plain(plan.runs[name].config))
-        folders = {records / name: run.stages for name, run in plan.runs.items()}
-        leaving = branch_steps(list(plan.runs.values()))
+        _write_summaries(plan, records, command)
+        for path in chosen:
+            if path not in plan.tries:
+                claim_folder(records / path, plain(plan.runs[path].config))
+        folders = {records / path: ((records / path).parent / STORE, run.stages) for path, run in plan.runs.items()}
+        leaving = branch_steps([*plan.runs.values(), *candidates])
         pending, refused = list(chosen), 0  # how many in a row another process had locked
         with (
             cached_on_disk(cache or workdir / CACHE),
-            Display(folders, records / STORE, outcomes=lambda: _statuses(records)) as display,
+            Display(folders, outcomes=lambda: _statuses(records, plan.seeds)) as display,
         ):
+
+            def train(path: str) -> None:
+                run = plan.runs[path]
+                if path in plan.tries:
+                    run = _claim_best(plan, path, records)
+                    display.settle(records / path, run.stages)
+                train_run(
+                    run,
+                    folder=records / path,
+                    store=(workdir / path).parent / STORE,
+                    records=(records / path).parent / STORE,
+                    branch_steps=leaving,
+                    display=display,
+                    stop=stop,
+                    profiling=profiling,
+                )
+
             while pending:
-                name = pending.pop(0)
+                path = pending.pop(0)
                 try:
-                    error = _outcome(
-                        plan.runs[name],
-                        folder=records / name,
-                        store=workdir / STORE,
-                        records=records / STORE,
-                        branch_steps=leaving,
-                        display=display,
-                        stop=stop,
-                        profiling=profiling,
-                    )
+                    outcome = _outcome(partial(train, path))
                 except InUseError:
-                    pending.append(name)
+                    pending.append(path)
                     refused += 1
                     if refused >= len(pending):
                         _wait(pending, stop, speak=refused == len(pending))
                     continue
-                refused = 0
-                if error is not None:
-                    errors[name] = error
-                outcome = {"status": "failed" if error is not None else "done", "error": error}
-                _write_summary(plan, records, command, {name: outcome})
-                display.end(name, error)
+                refused, error = 0, outcome["error"]
+                if error is not None and not (outcome.get("diverged") and _name(path) in plan.config.owners):
+                    errors[path] = error
+                _write_summary(plan, _seed(path), records, command, {_name(path): outcome})
+                display.end(records / path, error)
+        _write_summaries(plan, records, command)  # what one seed says of the search, all say
     return errors
+
+
+def _claim_best(plan: SweepPlan, path: str, records: Path) -> RunPlan:
+    """The best try of a searched run, which has the run's folder now.
+
+    Raises:
+      InUseError: another process trains a try.
+      DivergedError: no try has a finite loss.
+      InputError: a try failed.
+    """
+    number = broadcast(_best_tries(plan, records)[_name(path)])
+    if number == UNDECIDED:
+        raise InUseError(f"tries of {path} are not all trained yet")
+    if number == LOST:
+        raise DivergedError(f"none of its {len(plan.tries[path])} tries has a finite validation loss")
+    if number == BROKEN:
+        raise InputError("its search needs every try, and one failed: the same command trains that again")
+    tries = list(plan.tries[path].values())
+    claim_best(records / path, plain(tries[number].config), [plain(run.config) for run in tries])
+    return tries[number]
 
 
 def _wait(pending: Sequence[str], stop: StopRequest, speak: bool) -> None:
@@ -180,25 +307,25 @@ def _wait(pending: Sequence[str], stop: StopRequest, speak: bool) -> None:
         raise StoppedError("stopped while another process trained what is needed: the same command goes on")
 
 
-def _outcome(plan: RunPlan, **settings: Any) -> str | None:
-    """Train one run; returns what went wrong in one line, or nothing. Raises what concerns all runs.
+def _outcome(train: Callable[[], None]) -> dict[str, Any]:
+    """Train one run; returns its status, and what went wrong in one line. Raises what concerns all runs.
 
     Where several processes train a run, only a divergence is met by all of them: anything else would leave the others
     waiting for this one, so it is raised.
     """
     try:
-        train_run(plan, **settings)
+        train()
     except (StoppedError, InUseError):
         raise
     except DivergedError as error:
-        return str(error)
+        return {"status": "failed", "error": str(error), "diverged": True}
     except Exception as error:
         if jax.process_count() > 1:
             raise
         if not isinstance(error, InputError):
             traceback.print_exc()
-        return _one_line(error)
-    return None
+        return {"status": "failed", "error": _one_line(error)}
+    return {"status": "done", "error": None}
 
 
 def _one_line(error: Exception) -> str:
@@ -208,32 +335,56 @@ def _one_line(error: Exception) -> str:
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
+def _write_summaries(plan: SweepPlan, workdir: Path, command: str) -> None:
+    for folder in plan.seeds:
+        _write_summary(plan, folder, workdir, command, {})
+
+
 def _write_summary(
-    plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]] | None = None
+    plan: SweepPlan, seed: str, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]
 ) -> None:
-    """Write sweep.json: what the sweep is, how far each run is, which stages were shared and what that saved."""
-    with locked(workdir, timeout=-1):  # another process may write its own run's outcome
-        write_json(workdir / SUMMARY, _summary(plan, workdir, command, outcomes or {}))
+    """Write sweep.json of a seed: what the sweep is, how far each run is, which stages were shared, what that saved."""
+    with locked(workdir / seed, timeout=-1):  # another process may write its own run's outcome
+        plan = _settled(plan, workdir)
+        write_json(workdir / seed / SUMMARY, _summary(plan, seed, workdir, command, outcomes))
 
 
-def _summary(plan: SweepPlan, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    config, (trained, saved) = plan.config, plan.flops()
-    previous = read_json(workdir / SUMMARY, "summary")["runs"] if (workdir / SUMMARY).exists() else {}
-    runs = {}
-    for name, shares in plan.shares().items():
-        stages = [_entry(*share) for share in shares]
-        outcome = outcomes.get(name) or _previous_outcome(previous.get(name), stages)
-        runs[name] = {"stages": stages} | outcome
+def _summary(
+    plan: SweepPlan, seed: str, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    sweep = plan.of_seed(seed)
+    config, (trained, saved), runs = sweep.config, sweep.flops(), _entries(sweep, workdir / seed, outcomes)
+    search = {}
+    if config.search:
+        first = plan.of_seed(plan.seeds[0])
+        entries = runs if seed == plan.seeds[0] else _entries(first, workdir / plan.seeds[0], {})
+        number = next(iter(first.config.runs.values())).seed
+        found = block(config.search, number, _search_flops(first), entries, workdir / plan.seeds[0])
+        search = {"search": found}
+        for name, of_run in found["runs"].items():
+            if of_run["chosen"] is None and runs[name]["status"] == "done":  # there are further tries now
+                runs[name] |= {"status": "pending"}
     return {
-        "title": config.title,
+        "title": config.title or (workdir.resolve().name if seed else ""),  # seeds of one sweep have one title
         **reproduction(command),
         "baseline": config.baseline,
         "grown": config.grown,
         "controls": config.controls,
+        **search,
         "runs": runs,
         "flops_trained": trained,
         "flops_saved_by_sharing": saved,
     }
+
+
+def _entries(sweep: SweepPlan, folder: Path, outcomes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The runs of one seed as sweep.json has them."""
+    previous = read_json(folder / SUMMARY, "summary")["runs"] if (folder / SUMMARY).exists() else {}
+    entries = {}
+    for name, shares in sweep.shares().items():
+        stages = [_entry(*share) for share in shares]
+        entries[name] = {"stages": stages} | (outcomes.get(name) or _previous_outcome(previous.get(name), stages))
+    return entries
 
 
 def _previous_outcome(entry: dict[str, Any] | None, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,11 +395,12 @@ def _previous_outcome(entry: dict[str, Any] | None, stages: list[dict[str, Any]]
 
     if entry is None or tokens(entry["stages"]) != tokens(stages):
         return {"status": "pending", "error": None}
-    return {key: entry[key] for key in ("status", "error")}
+    return {key: entry[key] for key in ("status", "error", "diverged") if key in entry}
 
 
-def _statuses(workdir: Path) -> dict[str, str]:
-    return {name: entry["status"] for name, entry in read_json(workdir / SUMMARY, "summary")["runs"].items()}
+def _statuses(workdir: Path, seeds: Sequence[str]) -> dict[Path, str]:
+    runs = {seed: read_json(workdir / seed / SUMMARY, "summary")["runs"] for seed in seeds}
+    return {workdir / seed / name: entry["status"] for seed in seeds for name, entry in runs[seed].items()}
 
 
 def _entry(stage: Stage, shared: int) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""`vary` and `search` of a sweep spelled out: the runs that they stand for, on plain settings."""
+
+import copy
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from growlm.errors import InputError, must_be
+from growlm.training.overrides import canonical, literal, set_value
+
+# Names that stand for a path: what is varied and searched most, of the last stage.
+SHORT = {
+    "peak_lr": "stages[-1].schedule.peak_lr",
+    "weight_decay": "stages[-1].optimizer.weight_decay",
+    "operator": "stages[-1].growth.operator",
+    "optimizer_state": "stages[-1].growth.optimizer_state",
+}
+
+
+def spell_out(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a sweep with a run for every value of `vary` and for every try of `search`.
+
+    A run that is varied is replaced by its variants, in `grown` and `controls` too; as the baseline by the first of
+    them. A run that is searched is replaced by its tries, and `search` says whose they are. What is spelled out
+    already, as in a config.json, stays.
+
+    Args:
+      sweep: the keys of SweepConfig, and `vary`; in `runs` whole runs, each of which may have its own `vary` and
+        `search`.
+
+    Raises:
+      InputError: no values or several times the same, values that give a run no name, a search that is not of the
+        baseline and all grown runs alike.
+    """
+    sweep = dict(sweep)
+    vary, search = _values(sweep.pop("vary", None), "vary"), sweep.get("search")
+    spelled_out = isinstance(search, dict) and "tries" in search
+    of_all = {} if spelled_out else _values(search, "search")
+    runs: dict[str, dict[str, Any]] = {}
+    variants: dict[str, list[str]] = {}  # of each run in the config
+    searches: dict[str, dict[str, list[Any]]] = {}
+    for name, given in sweep["runs"].items():
+        run, axes = dict(given), {"vary": vary, "search": of_all}
+        axes |= {axis: _values(run.pop(axis), f"runs.{name}.{axis}") for axis in axes if axis in run}
+        made = _variants(name, run, axes["vary"])
+        runs |= made
+        variants[name] = list(made)
+        searches |= dict.fromkeys(made, axes["search"]) if axes["search"] else {}
+
+    def spread(name: Any) -> list[Any]:
+        return variants[name] if isinstance(name, str) and name in variants else [name]
+
+    if "baseline" in sweep:
+        sweep["baseline"] = spread(sweep["baseline"])[0]
+    if isinstance(grown := sweep.get("grown"), list | tuple):
+        sweep["grown"] = [variant for name in grown for variant in spread(name)]
+    if isinstance(controls := sweep.get("controls"), dict):
+        sweep["controls"] = {variant: why for name, why in controls.items() for variant in spread(name)}
+    if not spelled_out:
+        sweep["search"] = None
+    if searches:
+        _check_alike(searches, [name for name in (sweep.get("baseline"), *(sweep.get("grown") or ())) if name in runs])
+        tries, runs = _tries(runs, searches)
+        sweep["search"] = {"key": _short(next(iter(next(iter(searches.values()))))), "tries": tries}
+    return sweep | {"runs": runs}
+
+
+def _values(axes: Any, where: str) -> dict[str, list[Any]]:
+    """The values by path, of `{"peak_lr": [...]}` or of nested sections with lists in them. Raises InputError."""
+    found: dict[str, list[Any]] = {}
+    for key, values in _flat(axes or {}, where).items():
+        path = SHORT.get(key, canonical(key))
+        if isinstance(values, str):  # [a,b] from a command line
+            values = [literal(part.strip()) for part in values.strip("[]()").split(",") if part.strip()]
+        if not isinstance(values, list | tuple) or not values:
+            raise must_be(f"{where}.{key}", "a list of values", values)
+        if odd := [value for value in values if not isinstance(value, bool | int | float | str)]:
+            raise must_be(f"{where}.{key}", "a list of numbers or names", odd[0])
+        if twice := [value for value in values if list(values).count(value) > 1]:
+            raise must_be(f"{where}.{key}", "without a value twice", twice[0])
+        if path in found:
+            raise InputError(f"{where} must have {path} once, got it as {key} too")
+        found[path] = list(values)
+    return found
+
+
+def _flat(axes: Any, where: str) -> dict[str, Any]:
+    """What is no section, by its path. A ConfigDict takes no dots in a key: there a path is nested sections."""
+    if not isinstance(axes, dict):
+        raise must_be(where, "lists of values by key", axes)
+    found: dict[str, Any] = {}
+    for key, value in axes.items():
+        inner = _flat(value, f"{where}.{key}") if isinstance(value, dict) else {"": value}
+        found |= {f"{key}.{rest}".rstrip("."): each for rest, each in inner.items()}
+    return found
+
+
+def _short(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _variants(name: str, run: dict[str, Any], axes: Mapping[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    """The run once for every combination of values, as NAME@KEY=VALUE,KEY=VALUE; itself where nothing is varied."""
+    made: dict[str, dict[str, Any]] = {}
+    for values in itertools.product(*axes.values()):
+        at = dict(zip(axes, values, strict=True))
+        said = ",".join(f"{_short(path)}={_safe(value)}" for path, value in at.items())
+        variant = copy.deepcopy(run)
+        for path, value in at.items():
+            where = f"{path} of run {name}"
+            set_value(variant, path, value, [], where)
+        full = f"{name}@{said}" if said else name
+        if full in made:
+            raise must_be(f"values of run {name}", "such that names of folders differ", full)
+        made[full] = variant
+    return made
+
+
+def _safe(value: Any) -> str:
+    """A value in the name of a folder."""
+    return re.sub(r"[^\w.+-]", "_", str(value))
+
+
+def _tries(
+    runs: Mapping[str, dict[str, Any]], searches: Mapping[str, dict[str, list[Any]]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(run -> name of a try -> its value; all runs, each that is searched replaced by its tries)."""
+    tries: dict[str, dict[str, Any]] = {}
+    spelled: dict[str, dict[str, Any]] = {}
+    for name, run in runs.items():
+        if name not in searches:
+            spelled[name] = run
+            continue
+        made = _variants(name, run, searches[name])
+        tries[name] = dict(zip(made, next(iter(searches[name].values())), strict=True))
+        spelled |= made
+    return tries, spelled
+
+
+def _check_alike(searches: Mapping[str, dict[str, list[Any]]], compared: Sequence[str]) -> None:
+    """Raises InputError unless all that is compared, the baseline first, is searched, over one key and as often."""
+    for name in compared:
+        if name not in searches:
+            rule = "of the baseline and of every grown run alike"
+            raise InputError(f"search must be {rule}, got one of {', '.join(searches)} and none of {name}")
+    first = next(iter((*compared, *searches)))
+    for name, axes in searches.items():
+        if len(axes) != 1:
+            raise must_be(f"search of run {name}", "over one key", ", ".join(axes))
+        (path, values), (of_first, tries) = ((*searches[each].items(),)[0] for each in (name, first))
+        if path != of_first:
+            raise must_be(f"search of run {name}", f"over {of_first}, as that of {first}", path)
+        if len(values) != len(tries):
+            raise must_be(f"search of run {name}", f"{len(tries)} tries, as many as that of {first}", len(values))

@@ -1,0 +1,183 @@
+"""Seeds, lists of values and an honest search as axes of a sweep."""
+
+import json
+
+import pytest
+import tiny
+
+from growlm.__main__ import main
+from growlm.errors import InputError
+from growlm.report.records import read_groups
+from growlm.training.config import build_sweep, load_config, plain
+from growlm.training.processes import StopRequest
+from growlm.training.search import BROKEN, LOST, UNDECIDED, best
+from growlm.training.sweep import plan_sweep, run_sweep
+
+NOTHING, GOOD, RUIN = 1e-9, 1e-2, 1e30  # learning rates: nothing is learned, all is, and the loss is not finite
+LEARN = {"peak_lr": [NOTHING, GOOD]}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def settings(corpus="stdlib", own=None, **options):
+    """A grown run, its baseline and a control."""
+    runs = {"grown": [tiny.stage(4), tiny.grown(4)], "scratch": [tiny.stage(6, 2)], "short": [tiny.stage(4, 2)]}
+    sweep = tiny.sweep(corpus, runs, "scratch", grown=["grown"], controls={"short": "shorter"}, **options)
+    for name, more in (own or {}).items():
+        sweep["runs"][name] |= more
+    return sweep
+
+
+def two(corpus, values=LEARN, **options):
+    """The cheapest search: of two runs of one stage."""
+    runs = {"grown": [tiny.stage(4)], "scratch": [tiny.stage(5)]}
+    return tiny.sweep(corpus, runs, "scratch", grown=["grown"], search=values, **options)
+
+
+def trained(config, folder, name=None, stop=None):
+    plan = plan_sweep(build_sweep(config), folder)
+    return run_sweep(plan, folder, stop or StopRequest(), "a command", plan.select(name))
+
+
+def written(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+# What the settings stand for.
+
+
+def test_a_list_of_values_is_a_run_for_each():
+    sweep = build_sweep(settings(vary={"peak_lr": [1e-3, 2e-3]}))
+    assert list(sweep.runs) == [f"{run}@peak_lr={v}" for run in ("grown", "scratch", "short") for v in (0.001, 0.002)]
+    assert sweep.baseline == "scratch@peak_lr=0.001"
+    assert sweep.grown == ("grown@peak_lr=0.001", "grown@peak_lr=0.002")
+    assert sweep.controls == {"short@peak_lr=0.001": "shorter", "short@peak_lr=0.002": "shorter"}
+    rates = [[stage.schedule.peak_lr for stage in sweep.runs[name].stages] for name in sweep.grown]
+    assert rates == [[1e-2, 1e-3], [1e-2, 2e-3]]  # of the last stage alone
+    assert build_sweep(json.loads(json.dumps(plain(sweep)))) == sweep
+
+
+def test_several_lists_are_their_product_and_a_run_may_have_its_own():
+    own = {"grown": {"vary": {"stages": {"0": {"tokens": [128, 192]}}, "operator": "[direct,zero]"}}}
+    sweep = build_sweep(settings(own=own | {"short": {"vary": {}}}, vary={"dtype": ["float32", "bfloat16"]}))
+    grown = [f"grown@tokens={n},operator={operator}" for n in (128, 192) for operator in ("direct", "zero")]
+    assert list(sweep.runs) == [*grown, "scratch@dtype=float32", "scratch@dtype=bfloat16", "short"]
+    found = [(run.stages[0].tokens, run.stages[1].growth.operator) for run in map(sweep.runs.get, grown)]
+    assert found == [(128, "direct"), (128, "zero"), (192, "direct"), (192, "zero")]
+
+
+def test_values_come_from_the_command_line_too(corpus, tmp_path):
+    path = tiny.write_config(tmp_path / "c.py", settings(corpus))
+    texts = ["seeds=0,1,2", "search.stages[-1].schedule.peak_lr=[1e-3,2e-3]", "runs.short.search={}"]
+    sweep = build_sweep(load_config(path, texts))
+    assert sweep.seeds == (0, 1, 2)
+    assert sweep.search.key == "peak_lr"
+    assert sweep.search.tries["grown"] == {"grown@peak_lr=0.001": 1e-3, "grown@peak_lr=0.002": 2e-3}
+    assert list(sweep.search.tries) == ["grown", "scratch"] and "short" in sweep.runs
+    assert [part.runs["short"].seed for part in sweep.by_seed.values()] == [0, 1, 2]
+    stages = build_sweep(load_config(path, ["runs.grown.stages[-1].schedule.peak_lr=0.5"])).runs["grown"].stages
+    assert [stage.schedule.peak_lr for stage in stages] == [1e-2, 0.5]
+
+
+BAD = {
+    "search.peak_lr must be a list of values, got []": {"search": {"peak_lr": []}},
+    "search.peak_lr must be without a value twice, got 1": {"search": {"peak_lr": [1, 1.0]}},
+    "search must be lists of values by key, got 3": {"search": 3},
+    "vary.stages must be a list of numbers or names, got [1]": {"vary": {"stages": [[1]]}},
+    "of every grown run alike, got one of grown and none of scratch": {"own": {"grown": {"search": LEARN}}},
+    "got one of scratch, short and none of grown": {"search": LEARN, "own": {"grown": {"search": {}}}},
+    "search of run grown must be 2 tries, as many as that of scratch, got 3": {
+        "search": LEARN,
+        "own": {"grown": {"search": {"peak_lr": [1, 2, 3]}}},
+    },
+    "over stages[-1].schedule.peak_lr, as that of scratch, got 'stages[-1].optimizer.weight_decay'": {
+        "search": LEARN,
+        "own": {"grown": {"search": {"weight_decay": [0.1, 0.2]}}},
+    },
+    "over one key, got": {"search": LEARN | {"weight_decay": [0.1, 0.2]}},
+    "config key in runs.grown@sede=1 must be one of": {"search": {"sede": [1, 2]}},
+    "index in stages[4].tokens of run grown must be 0 to 1, or from the end, -1 to -2, got '4'": {
+        "vary": {"stages[4].tokens": [64]}
+    },
+    "config.seed must be unset where config.seeds are given, got 0": {"seeds": [0, 1], "seed": 0},
+    "seed of a run must be unset where the sweep has seeds, got 2": {"seeds": [0, 1], "own": {"grown": {"seed": 2}}},
+    "seeds must be without one twice, got (1, 1)": {"seeds": [1, 1]},
+    "seeds must be >= 0": {"seeds": [-1]},
+    "config.seeds must be a list, got 3": {"seeds": 3},
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_bad_axis_is_one_line(line):
+    with pytest.raises(InputError) as raised:
+        build_sweep(settings(**BAD[line]))
+    assert line in str(raised.value)
+
+
+# Which try is the best.
+
+
+def tries(*losses, values=None, status="done"):
+    values = values or range(len(losses))
+    rows = zip(values, losses, strict=True)
+    return [{"value": v, "run": f"r@k={v}", "val_loss": loss, "status": status} for v, loss in rows]
+
+
+def test_the_best_is_the_lowest_loss_and_of_equal_ones_the_smaller_value():
+    assert best(tries(3.0, 2.0, 2.5), {}) == 1
+    assert best(tries(2.0, 3.0, 2.0, values=[4, 2, 1]), {}) == 2
+    assert best(tries(2.0, 2.0, values=["b", "a"]), {}) == 0  # names have no size: the first
+    assert best(tries(None, 9.0), {}) == 1
+    assert best(tries(None, None), {}) == LOST
+    open_one = [*tries(1.0), *tries(None, values=[7], status="pending")]
+    assert best(open_one, {}) == UNDECIDED
+    assert best(open_one, {"r@k=7": {"status": "failed"}}) == BROKEN
+
+
+# A search from its first try to the report.
+
+
+def test_two_seeds_of_a_search_end_to_end(corpus, tmp_path, capsys):
+    """The good rate is known: with the other nothing is learned, and with the third the loss is not finite."""
+    values = {"peak_lr": [NOTHING, GOOD, RUIN]}
+    config = tiny.write_config(tmp_path / "c.py", settings(corpus, search=values, own={"short": {"search": {}}}))
+    folder = tmp_path / "s"
+    arguments = ["sweep", f"--config={config}", f"--workdir={folder}", "--config.seeds=3,4"]
+    assert main([*arguments, "--list"]) == 0
+    listing = capsys.readouterr().out
+    assert "seed-3/scratch@peak_lr=1e-09" in listing and "the best of 3 tries of peak_lr" in listing
+    assert "12 runs at 2 seeds" in listing and "FLOPs are of 6 tries of peak_lr" in listing
+    assert main(arguments) == 0
+    said = capsys.readouterr()
+    first, second = (written(folder / name) for name in ("seed-3", "seed-4"))
+    assert first["search"] == second["search"]
+    search = first["search"]
+    assert (search["key"], search["seed"], list(search["runs"])) == ("peak_lr", 3, ["grown", "scratch"])
+    for name, of_run in search["runs"].items():
+        assert (of_run["chosen"], of_run["at_end"]) == (GOOD, False)
+        assert [each["status"] for each in of_run["tries"]] == ["done", "done", "failed"]
+        assert [each["run"] for each in of_run["tries"]] == [f"{name}@peak_lr={v}" for v in values["peak_lr"]]
+        losses = [each["val_loss"] for each in of_run["tries"]]
+        assert losses[1] < losses[0] and losses[2] is None
+    # At the first seed the run is the try, and nothing was trained for it; at the other it has the value.
+    assert tiny.records(folder / "seed-3" / "grown") == tiny.records(folder / "seed-3" / f"grown@peak_lr={GOOD}")
+    assert all(stage["reused"] for stage in first["runs"]["grown"]["stages"])
+    for seed in (3, 4):
+        run = json.loads((folder / f"seed-{seed}" / "grown" / "config.json").read_text())
+        assert (run["seed"], run["stages"][-1]["schedule"]["peak_lr"]) == (seed, GOOD)
+    assert list(second["runs"]) == ["grown", "scratch", "short"]
+    assert {entry["status"] for entry in second["runs"].values()} == {"done"}
+    # The FLOPs of the search are those of the other tries, of which the grown ones share the first stage.
+    tried = sum(
+        first["runs"][f"{name}@peak_lr={v}"]["stages"][-1]["flops"] for name in search["runs"] for v in (NOTHING, RUIN)
+    )
+    assert search["flops"] == tried
+    # One group of two seeds, tries apart.
+    (group,) = read_groups(folder)
+    assert list(group.studies) == ["seed 3", "seed 4"] and list(group.first.runs) == ["grown", "scratch", "short"]
+    assert len(group.first.trials) == 6
+    assert (folder / "report.html").exists()
+    assert "FLOPs beside" in said.out
