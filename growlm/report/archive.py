@@ -8,7 +8,15 @@ from growlm.files import check_output, whole_folder
 from growlm.report.records import read, study_folders
 
 OF_SWEEP = ("sweep.json", "config.json", "metrics.csv")
-OF_RUN = ("config.json", "metrics.jsonl", "growth-*.json", "init_from.json", "run.json", "evaluations/results_*.json")
+OF_RUN = (
+    "config.json",
+    "metrics.jsonl",
+    "growth-*.json",
+    "decision-*.json",
+    "init_from.json",
+    "run.json",
+    "evaluations/results_*.json",
+)
 
 
 def archive(folder: Path, output: Path) -> Path:

@@ -109,7 +109,7 @@ def _of_run(run: RunConfig) -> dict[str, Any]:
     for stage, own in zip(resolve(run, fingerprint=""), settings["stages"], strict=True):
         with_horizon = stage.config.schedule.kind in WITH_HORIZON
         own["schedule"]["horizon_tokens"] = stage.horizon if with_horizon else 0
-        del own["evaluation"]
+        own["evaluation"] = stage.judged_on
         if stage.config.growth:
             own["growth"] = plain(stage.config.growth.resolved)
     return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}

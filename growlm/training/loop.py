@@ -41,6 +41,7 @@ def train_stage(
     checkpoints: Checkpoints,
     metrics_path: Path,
     branch_steps: Collection[int],
+    criterion: Callable[[int, float], bool],
     seconds_before: float,
     grown_at: float | None,
     next_stage: Stage | None,
@@ -49,7 +50,7 @@ def train_stage(
     stop: StopRequest,
     profiling: ProfilingConfig,
 ) -> TrainState:
-    """Train from the state's step to the step at which the run leaves the stage, and save there.
+    """Train from the state's step to the step at which the run leaves the stage, or `criterion` ends it; save there.
 
     Args:
       stage, state: what is trained, and the state to begin with.
@@ -57,6 +58,7 @@ def train_stage(
       checkpoints: those of the stage.
       metrics_path: where its records go.
       branch_steps: steps at which some run of the sweep leaves the stage: there is a checkpoint, and it is kept.
+      criterion: (step, validation loss) -> whether the stage ends there; asked where it is validated.
       seconds_before: training time of the stages before.
       grown_at: the time.perf_counter() at which the growth of this stage began, if it was just now.
       next_stage: compiled in the background once this one trains.
@@ -74,7 +76,7 @@ def train_stage(
     source = training_batches(stage, corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, corpus, mesh)
     known = max(checkpoints.steps(), default=-1)
-    if stage.config.steps:
+    if stage.steps:
         display.say(describe_memory(specs.values(), batch, length, mesh))
 
     with contextlib.closing(MetricsLog(metrics_path, known)) as log, Profile(profiling) as profile:
@@ -92,7 +94,8 @@ def train_stage(
             display.step(stage.first_step, loss=None, tokens_per_second=0.0, val_loss=validation["val_loss"])
 
         watch.start()
-        while state.step < stage.last_step:
+        ending = state.step == stage.last_step
+        while not ending:
             profile.before(int(state.step) + 1, state.params)
             with waiting.running():
                 tokens_BS = next(source)
@@ -107,19 +110,22 @@ def train_stage(
             recorder.push(step, metrics)
 
             stopping = all_stop(stop.is_set(), step)
-            ending = step in branch_steps or step == stage.last_step
-            benchmarking = ending or _passes(stage, step, evaluation.tasks_every_tokens)
-            evaluating = benchmarking or _passes(stage, step, evaluation.every_tokens)
-            saving = ending or stopping or _passes(stage, step, run.checkpoint.every_tokens)
+            ending = step == stage.last_step
+            leaving = ending or step in branch_steps
+            benchmarking = leaving or stage.passes(step, evaluation.tasks_every_tokens)
+            evaluating = benchmarking or stage.passes(step, evaluation.every_tokens)
+            saving = leaving or stopping or stage.passes(step, run.checkpoint.every_tokens)
             if not (evaluating or saving):
                 continue
             jax.block_until_ready(state.params)
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
-            held_out = all_held_out if evaluating else all_held_out[:1]
+            validation = steps.validate(state, all_held_out if evaluating else all_held_out[:1])
+            if evaluating and criterion(step, validation["val_loss"]):
+                leaving = ending = benchmarking = saving = True
             scores = benchmarks.scores(state) if benchmarking else {}
-            samples = _samples(benchmarks, state, display) if ending else {}
-            recorder.settle(steps.validate(state, held_out) | scores | samples, evaluating)
+            samples = _samples(benchmarks, state, display) if leaving else {}
+            recorder.settle(validation | scores | samples, evaluating)
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
             if saving:
@@ -144,11 +150,6 @@ def _peak(mesh: Mesh, profiling: ProfilingConfig) -> float:
     """FLOP/s of all devices together; 0 where that is not known."""
     of_one = profiling.peak_flops or peak_flops(mesh.devices.flat[0].device_kind) or 0.0
     return of_one * mesh.devices.size
-
-
-def _passes(stage: Stage, step: int, every_tokens: int) -> bool:
-    """Whether this step passes a multiple of every_tokens; never where that is 0."""
-    return every_tokens > 0 and stage.tokens_at(step) // every_tokens > stage.tokens_at(step - 1) // every_tokens
 
 
 def _compile_ahead(stage: Stage, mesh: Mesh) -> None:

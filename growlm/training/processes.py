@@ -4,6 +4,7 @@ All processes run the same code; the first alone writes records. A process of it
 """
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,6 +80,16 @@ def records_folder(folder: Path) -> Iterator[Path]:
 def broadcast(number: int) -> int:
     """Broadcasts the first process's number: what each saw in a folder may differ while another process writes."""
     return int(multihost_utils.broadcast_one_to_all(np.int64(number))) if jax.process_count() > 1 else number
+
+
+def broadcast_json(value: Any) -> Any:
+    """Broadcasts the first process's plain JSON value."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = broadcast(len(text))
+    padded = text if is_first() else np.zeros(size, np.uint8)
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(padded)))
 
 
 def barrier() -> None:

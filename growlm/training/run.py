@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
+from growlm.training.decisions import DECISION_FILE, END, Criterion, Decisions, read_decisions, write_decision
 from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit, read_records, write_records
-from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
+from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
 from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
 from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
@@ -59,7 +61,8 @@ def train(
     Raises:
       InputError, DivergedError, StoppedError.
     """
-    plan = plan_run(config, load_corpus(config.corpus), previous_config(workdir))
+    corpus, decisions = load_corpus(config.corpus), read_decisions(workdir / STORE)
+    plan = plan_run(config, corpus, previous_config(workdir), decisions)
     mesh_of(config.mesh, config.batch_sizes)
     with records_folder(workdir) as records:
         check_store(records / STORE)
@@ -73,7 +76,7 @@ def train(
                 folder=records,
                 store=workdir / STORE,
                 records=records / STORE,
-                branch_steps=branch_steps([plan]),
+                runs=[plan],
                 display=display,
                 stop=stop or StopRequest(),
                 profiling=profiling,
@@ -90,12 +93,30 @@ class RunPlan:
     stages: list[Stage]
     source: Source | None = None
 
+    def decided(self, decisions: Decisions) -> "RunPlan":
+        """The plan as it follows from what was decided while its stages were trained."""
+        corpus = self.corpus
+        return dataclasses.replace(self, stages=resolve(self.config, corpus.fingerprint, corpus.eos, decisions))
 
-def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None) -> RunPlan:
-    """Check all of a run that can be checked before it begins. `previous`: as in `begin`. Raises InputError."""
+
+def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions: Decisions | None = None) -> RunPlan:
+    """Check all of a run that can be checked before it begins, where stages take all of their tokens.
+
+    Args:
+      config, corpus: of the run.
+      previous: as in `begin`.
+      decisions: what was decided in the run's folder already.
+
+    Raises:
+      InputError.
+    """
     config, source = begin(config, previous)
-    stages = resolve(config, corpus.fingerprint, corpus.eos)
+    plan = RunPlan(config, corpus, [], source).decided(decisions or {})
+    stages = plan.stages
     for stage in stages:
+        if stage.config.grow_when and "end" not in stage.decided:
+            stage.config.grow_when.check()
+        _check_budget(stage)
         if stage.config.model.vocab < corpus.vocab:
             raise InputError(
                 f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {stage.config.model.vocab}"
@@ -112,7 +133,17 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None) -> RunPlan
         check_benchmarks(evaluation)
     if source:
         check_source(config.stages[0], source, corpus)
-    return RunPlan(config, corpus, stages, source)
+    return plan
+
+
+def _check_budget(stage: Stage) -> None:
+    """A run's budget must leave its last stage something."""
+    if not stage.steps and not stage.config.tokens and stage.number == len(stage.run.stages) - 1:
+        spent = stage.first_cost.flops
+        raise InputError(
+            f"budget_flops must leave the last stage a batch beside the {spent:.3e} FLOPs before it, "
+            f"got {stage.run.budget_flops:.3e}"
+        )
 
 
 def _check_unmasked(stage: Stage) -> None:
@@ -140,7 +171,7 @@ def train_run(
     folder: Path,
     store: Path,
     records: Path,
-    branch_steps: Mapping[str, frozenset[int]],
+    runs: Sequence[RunPlan],
     display: Display,
     stop: StopRequest,
     profiling: ProfilingConfig,
@@ -157,62 +188,97 @@ def train_run(
     4. The first stage without one begins with fresh weights, or with those of init_from.
     5. A stage with a checkpoint of its last step is not trained, and where that is the last stage nothing is.
     6. One process at a time trains a stage: it is locked, and whoever comes second gets an InUseError.
+    7. What was decided of a stage is read where it is locked, and the stages after it follow from that. What is to be
+       decided depends on records until there alone, and is kept before a checkpoint of that step.
 
     Args:
       plan: the run.
       folder: its own folder, for its view of its stages: metrics.jsonl and growth-N.json.
       store: where all processes write checkpoints, a folder per stage.
       records: the store for all else, which only the first process has in the same place.
-      branch_steps: of every stage, the steps at which runs leave it.
+      runs: all that share the store, which leave stages at steps of their own.
       display, stop, profiling: as in `train_stage`.
 
     Raises:
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
     mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
-    here = commit()
+    here, plan = commit(), plan.decided(_decisions(records))
     _say_other_commits(name, plan.stages, records, here)
     try:
-        for stage in plan.stages[broadcast(_resume_point(plan, store)) :]:
-            stage_folder, steps = records / stage.stage_hash, branch_steps[stage.stage_hash]
-            checkpoints_folder, kept = store / stage.stage_hash / "checkpoints", stage.run.checkpoint.max_to_keep
+        for number in range(broadcast(_resume_point(plan, store)), len(plan.stages)):
+            stage_hash = plan.stages[number].stage_hash
+            stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
             stage_folder.mkdir(parents=True, exist_ok=True)
-            with _locked(stage_folder), contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
-                began = {"address": stage.stage_hash, "commit": _commit_of(stage, records) or here}
+            with _locked(stage_folder):
+                decisions = _decisions(records)
+                plan = plan.decided(decisions)
+                stage, steps = plan.stages[number], branch_steps([run.decided(decisions) for run in runs])[stage_hash]
+                kept = stage.run.checkpoint.max_to_keep
+                began = {"address": stage_hash, "commit": _commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
+                display.settle(folder, plan.stages)
                 display.begin(folder, stage)
-                own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
-                newest, grown_at = broadcast(max(own, default=-1)), None
-                if newest >= 0:
-                    display.say(f"goes on from step {newest:,}")
-                    like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
-                    state = checkpoints.restore(newest, like)
-                elif stage.parent is None:
-                    state = _first_state(stage, plan.source, mesh, stage_folder, display)
-                else:
-                    grown_at = time.perf_counter()
-                    state = _grow(stage, state, plan.corpus, mesh, stage_folder, display)
-                if state.step < stage.last_step or not stage.config.steps:  # without steps it is validated alone
-                    state = train_stage(
-                        stage,
-                        state,
-                        corpus=plan.corpus,
-                        mesh=mesh,
-                        checkpoints=checkpoints,
-                        metrics_path=stage_folder / "metrics.jsonl",
-                        branch_steps=steps,
-                        seconds_before=_seconds_before(stage, records),
-                        grown_at=grown_at,
-                        next_stage=next(iter(plan.stages[stage.number + 1 :]), None),
-                        publish=lambda: _publish(plan.stages, records, folder),
-                        display=display,
-                        stop=stop,
-                        profiling=profiling,
-                    )
+                with contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
+                    own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
+                    newest, grown_at = broadcast(max(own, default=-1)), None
+                    if newest >= 0:
+                        display.say(f"goes on from step {newest:,}")
+                        like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
+                        state = checkpoints.restore(newest, like)
+                    elif stage.parent is None:
+                        state = _first_state(stage, plan.source, mesh, stage_folder, display)
+                    else:
+                        grown_at = time.perf_counter()
+                        state = _grow(stage, state, plan.corpus, mesh, stage_folder, display)
+                    if state.step < stage.last_step or not stage.steps:  # without steps it is validated alone
+                        state = train_stage(
+                            stage,
+                            state,
+                            corpus=plan.corpus,
+                            mesh=mesh,
+                            checkpoints=checkpoints,
+                            metrics_path=stage_folder / "metrics.jsonl",
+                            branch_steps=steps,
+                            criterion=_criterion(stage, stage_folder, newest, display),
+                            seconds_before=_seconds_before(stage, records),
+                            grown_at=grown_at,
+                            next_stage=next(iter(plan.stages[number + 1 :]), None),
+                            publish=partial(_publish, plan.stages, records, folder),
+                            display=display,
+                            stop=stop,
+                            profiling=profiling,
+                        )
+                plan = plan.decided(_decisions(records))
             stop.unsaved = False  # the checkpoints are closed: all are on disk
     finally:
         stop.unsaved = False
-        _publish(plan.stages, records, folder)
+        _publish(plan.decided(_decisions(records)).stages, records, folder)
+
+
+def _decisions(records: Path) -> Decisions:
+    """What was decided of all stages in a store, as the first process reads it."""
+    return broadcast_json(read_decisions(records) if is_first() else None)
+
+
+def _criterion(stage: Stage, folder: Path, known: int, display: Display) -> Callable[[int, float], bool]:
+    """Judges whether the stage ends by a rule, and keeps the decision. `known`: the step of the state that goes on."""
+    if not stage.config.grow_when:
+        return lambda *_: False
+    rule, criterion = stage.config.grow_when.rule, Criterion(stage)
+    for record in read_records(folder / "metrics.jsonl"):
+        if record["step"] <= known and "val_loss" in record:
+            criterion.judge(record["step"], record["val_loss"])
+
+    def ends(step: int, validation_loss: float) -> bool:
+        decision = criterion.judge(step, validation_loss)
+        if not broadcast(decision is not None):  # the others have no records of before
+            return False
+        write_decision(folder, END, decision or {"step": step})
+        display.say(f"step {step:,}: ends by the rule {rule!r}")
+        return True
+
+    return ends
 
 
 def _commit_of(stage: Stage, records: Path) -> str | None:
@@ -299,7 +365,8 @@ def _publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
     for stage in stages:
         stage_folder = records / stage.stage_hash
         merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
-        copies = {GROWTH_FILE: f"growth-{stage.number}.json", INIT_FROM_FILE: INIT_FROM_FILE}
+        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE)}
+        copies[INIT_FROM_FILE] = INIT_FROM_FILE
         for name, copy in copies.items():
             if (stage_folder / name).exists():
                 write_json(folder / copy, read_json(stage_folder / name, "report"))

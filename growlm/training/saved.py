@@ -20,6 +20,7 @@ from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints, stored_steps
 from growlm.training.config import build_model, build_run
+from growlm.training.decisions import read_decisions
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
@@ -198,7 +199,8 @@ def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
 def _stages(run: RunConfig, store: Path) -> list[Stage]:
     """The run's stages, if this store has any: the corpus that their hashes need is named in the store."""
     fingerprints = {read_json(path, "stage.json")["corpus"] for path in sorted(store.glob("*/stage.json"))}
-    found = (resolve(run, fingerprint) for fingerprint in sorted(fingerprints))
+    decisions = read_decisions(store)
+    found = (resolve(run, fingerprint, decisions=decisions) for fingerprint in sorted(fingerprints))
     return next((stages for stages in found if (store / stages[0].stage_hash).is_dir()), [])
 
 

@@ -8,6 +8,7 @@ from growlm.errors import InputError, check_name, check_range, must_be, unknown
 from growlm.growth import OPTIMIZER_STATES, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.checkpoint import CheckpointConfig
+from growlm.training.criteria import GrowWhen
 from growlm.training.mesh import MeshConfig
 from growlm.training.optimizer import SLICES, TRAIN, OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
@@ -94,11 +95,13 @@ class StageConfig:
     Attributes:
       model: the shape, of any architecture.
       tokens: budget; a remainder smaller than a batch is not trained on. 0: nothing is trained, the next stage grows
-        what is there: fresh weights, or those of init_from.
+        what is there: fresh weights, or those of init_from. 0 in the last stage of a run with budget_flops: what that
+        leaves.
       batch: examples of an update.
       length: tokens of an example.
       schedule, optimizer: of this stage alone.
       growth: how it starts from the stage before; None in the first stage alone.
+      grow_when: a rule by which the stage may end before its tokens, and the next one begins; None: it does not.
       frozen_layers: number of first layers that, with the embedding, are constants and cost no backward pass.
       submodel_layers: layers by which sub-models differ (bert2BERT's first stage, arXiv 2110.07143): every step is of
         the first k, 2k, ... layers, drawn at random, of which it trains the last k and what is above them, the first
@@ -118,6 +121,7 @@ class StageConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     growth: GrowthConfig | None = None
+    grow_when: GrowWhen | None = None
     frozen_layers: int = 0
     submodel_layers: int = 0
     microbatches: int = 1
@@ -156,11 +160,6 @@ class StageConfig:
         """What of the model is trained, by provenance."""
         return self.growth.resolved.train if self.growth else "all"
 
-    @property
-    def steps(self) -> int:
-        """Whole batches in the budget."""
-        return self.tokens // (self.batch * self.length)
-
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -175,6 +174,8 @@ class RunConfig:
       document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
       mesh: how devices share the work.
       log_every_steps: updates between lines of metrics.jsonl.
+      budget_flops: 6 N D of all stages and growths together, of which the last stage, with 0 tokens, trains what is
+        left. 0: every stage says its tokens.
       evaluation, checkpoint: what is measured and kept, and how often.
     """
 
@@ -186,6 +187,7 @@ class RunConfig:
     document_mask: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log_every_steps: int = 10
+    budget_flops: float = 0.0
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
@@ -194,16 +196,25 @@ class RunConfig:
         check_name("remat", self.remat, REMAT_POLICIES)
         check_range("seed", self.seed, low=0, high=2**31 - 1)
         check_range("log_every_steps", self.log_every_steps, low=1)
+        check_range("budget_flops", self.budget_flops, low=0)
         if not self.stages:
             raise must_be("stages", "at least one", self.stages)
+        last = len(self.stages) - 1
         for number, stage in enumerate(self.stages):
             if (number > 0) != (stage.growth is not None):
                 rule = "needs a growth" if number else "takes no growth: it is what the next one grows"
                 raise InputError(f"stages[{number}] {rule}")
             if number and stage.init_from is not None:
                 raise must_be(f"stages[{number}].init_from", "unset after the first stage", stage.init_from)
-        if not self.stages[-1].tokens:
-            raise must_be(f"stages[{len(self.stages) - 1}].tokens", "> 0 where no stage follows", 0)
+            if stage.grow_when and number == last:
+                raise must_be(f"stages[{number}].grow_when", "unset where no stage follows", stage.grow_when.rule)
+            if stage.grow_when and not (stage.evaluation or self.evaluation).every_tokens:
+                raise must_be("evaluation.every_tokens", f"> 0 for stages[{number}].grow_when to be judged", 0)
+        if not self.budget_flops and not self.stages[last].tokens:
+            raise must_be(f"stages[{last}].tokens", "> 0 where no stage follows", 0)
+        for name in ("tokens", "submodel_layers"):
+            if self.budget_flops and (value := getattr(self.stages[last], name)):
+                raise must_be(f"stages[{last}].{name}", "0 where budget_flops says its tokens", value)
 
     @property
     def batch_sizes(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
 from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
+from growlm.training.criteria import RULES
 from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
 from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
 from growlm.training.step import draw_depths, run_keys
@@ -46,6 +48,7 @@ class Stage:
       fingerprint: hash of the corpus.
       parent: the stage before.
       eos: the token that ends a document of the corpus, if any.
+      decided: what was decided of it while it was trained, by kind, see decisions.py; empty: nothing yet.
     """
 
     config: StageConfig
@@ -53,6 +56,7 @@ class Stage:
     fingerprint: str
     parent: "Stage | None"
     eos: int | None = None
+    decided: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def number(self) -> int:
@@ -76,8 +80,23 @@ class Stage:
 
     @cached_property
     def last_step(self) -> int:
-        """The step counter where this run leaves the stage."""
-        return self.first_step + self.config.steps
+        """The step counter where this run leaves the stage: where a rule ended it, or where its tokens do."""
+        return min(self.budgeted_step, self.decided["end"]["step"]) if "end" in self.decided else self.budgeted_step
+
+    @cached_property
+    def budgeted_step(self) -> int:
+        """The step counter where the stage's tokens end; in a last stage without any, what the run's budget leaves."""
+        config = self.config
+        if config.tokens or not self.run.budget_flops or self.number < len(self.run.stages) - 1:
+            return self.first_step + config.tokens // (config.batch * config.length)
+        of_batch = self.first_cost.plus(config.model, config.batch * config.length, config.length)
+        left = self.run.budget_flops - self.first_cost.flops
+        return self.first_step + max(int(left // (of_batch.flops - self.first_cost.flops)), 0)
+
+    @property
+    def steps(self) -> int:
+        """Whole batches that this run trains in the stage."""
+        return self.last_step - self.first_step
 
     @cached_property
     def first_tokens(self) -> int:
@@ -107,6 +126,10 @@ class Stage:
         """How far the masks of the stage's growth are open at a step, float32[4]; None where there are none left."""
         masks, tokens = self.growth.masks if self.growth else None, self.tokens_at(step) - self.first_tokens
         return masks.progress(tokens) if masks and tokens < masks.tokens else None
+
+    def passes(self, step: int, every_tokens: int) -> bool:
+        """Whether a step passes a multiple of every_tokens; never where that is 0."""
+        return every_tokens > 0 and self.tokens_at(step) // every_tokens > self.tokens_at(step - 1) // every_tokens
 
     def tokens_at(self, step: int) -> int:
         """Tokens seen at a step of this stage."""
@@ -150,8 +173,8 @@ class Stage:
 
     @cached_property
     def horizon(self) -> int:
-        """Tokens from the start of the schedule to its end."""
-        return self.config.schedule.horizon_tokens or self.tokens_at(self.last_step) - self.schedule_start
+        """Tokens from the start of the schedule to its end: a rule that ends the stage sooner does not move that."""
+        return self.config.schedule.horizon_tokens or self.tokens_at(self.budgeted_step) - self.schedule_start
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the update that leads to `step`: of all weights, or of the old slices alone."""
@@ -172,13 +195,22 @@ class Stage:
         """The factor of the re-warm, which the stage's first update begins."""
         return rewarm_factor(self.config.schedule, self.tokens_at(step - 1) - self.first_tokens)
 
+    @property
+    def judged_on(self) -> dict[str, int] | None:
+        """The validation by which something is decided of the stage; None where nothing is."""
+        if not self.config.grow_when:
+            return None
+        (batch, length), every = self.held_out, self.evaluation.every_tokens
+        return {"every_tokens": every, "batches": self.evaluation.batches, "batch": batch, "length": length}
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that determines the stage's result, but for the point at which it stops, as plain JSON.
 
         - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
           changes no hash; not tokens, evaluation and init_from, of which the fingerprint counts and not the place;
-        - the source of an operator that is not growlm's, and the end of a schedule that depends on its end;
+        - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, and
+          the validation by which something is decided;
         - the run's seed, dtype, remat and document_mask, and the corpus's fingerprint;
         - the hash of the stage before, and the step at which this run left it.
         """
@@ -191,6 +223,10 @@ class Stage:
             own["growth"] = own["growth"] | {"source": source}
         if options := own.get("growth", {}).get("options"):
             own["growth"] = own["growth"] | {"options": hashed_options(options)}
+        if config.grow_when and (source := code_of(RULES[config.grow_when.rule])):
+            own["grow_when"] = own["grow_when"] | {"source": source}
+        if self.judged_on:
+            own["judged_on"] = self.judged_on
         if config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
         run = without_defaults(self.run)
@@ -212,7 +248,11 @@ class Stage:
 
 def source_of(operator: str) -> str | None:
     """A hash of the code of an operator that is not growlm's own; None for growlm's."""
-    function = function_of(operator)
+    return code_of(function_of(operator))
+
+
+def code_of(function: Callable) -> str | None:
+    """A hash of the code of a function that is not growlm's own; None for growlm's."""
     if function.__module__.startswith("growlm."):
         return None
     try:
@@ -222,9 +262,18 @@ def source_of(operator: str) -> str | None:
     return hashlib.sha256(source).hexdigest()[:12]
 
 
-def resolve(run: RunConfig, fingerprint: str, eos: int | None = None) -> list[Stage]:
-    """The stages of a run on a corpus. `eos` is needed where attention stays within documents."""
+def resolve(
+    run: RunConfig, fingerprint: str, eos: int | None = None, decisions: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Stage]:
+    """The stages of a run on a corpus.
+
+    Args:
+      run, fingerprint: as `Stage` has them.
+      eos: needed where attention stays within documents.
+      decisions: what was decided while stages were trained, by their hashes (`growlm.training.decisions`).
+    """
     stages: list[Stage] = []
     for config in run.stages:
-        stages.append(Stage(config, run, fingerprint, stages[-1] if stages else None, eos))
+        stage = Stage(config, run, fingerprint, stages[-1] if stages else None, eos)
+        stages.append(dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {})))
     return stages

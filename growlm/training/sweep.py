@@ -15,12 +15,13 @@ from growlm.errors import DivergedError, InputError, StoppedError, unknown
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
+from growlm.training.decisions import Decisions, read_decisions
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.run import CACHE, RunPlan, branch_steps, plan_run, train_run
+from growlm.training.run import CACHE, RunPlan, plan_run, train_run
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
 from growlm.training.settings import SweepConfig
 from growlm.training.stages import Stage
@@ -80,6 +81,14 @@ class SweepPlan:
         runs = {path: run for path, run in self.runs.items() if _name(path) not in self.config.owners}
         return dataclasses.replace(self, runs=runs)
 
+    def decided(self, decisions: Decisions) -> "SweepPlan":
+        """The plan as it follows from what was decided while stages were trained."""
+
+        def of(runs: dict[str, RunPlan]) -> dict[str, RunPlan]:
+            return {name: run.decided(decisions) for name, run in runs.items()}
+
+        return dataclasses.replace(self, runs=of(self.runs), tries={path: of(tries) for path, tries in self.tries.items()})
+
     def shares(self) -> dict[str, list[tuple[Stage, int]]]:
         """For each run its stages, and how many steps of each an earlier run of the sweep trains already."""
         trained: dict[str, int] = {}
@@ -126,8 +135,9 @@ def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
     tries: dict[str, dict[str, RunPlan]] = {}
     for number, (folder, sweep) in enumerate(config.by_seed.items()):
         previous = previous_config(workdir / folder).get("runs", {}) if workdir else {}
+        decisions = read_decisions(workdir / folder / STORE) if workdir else {}
         for name, run in sweep.runs.items():
-            planned = plan_run(run, corpora[run.corpus], previous.get(name))
+            planned = plan_run(run, corpora[run.corpus], previous.get(name), decisions)
             if name not in owners or not number:
                 runs[_path(folder, name)] = planned
             if name in owners:
@@ -155,8 +165,14 @@ def _best_tries(plan: SweepPlan, workdir: Path) -> dict[str, int]:
     return {name: best(tries_of(plan.config.search, name, entries, folder), entries) for name in first.tries}
 
 
+def _decided(plan: SweepPlan, workdir: Path) -> SweepPlan:
+    stores = [read_decisions(workdir / folder / STORE) for folder in plan.seeds]
+    return plan.decided({stage_hash: decided for store in stores for stage_hash, decided in store.items()})
+
+
 def _settled(plan: SweepPlan, workdir: Path) -> SweepPlan:
-    """The plan with the best of its tries as every searched run, as far as that is known."""
+    """The plan with the best of its tries as every searched run, and with what was decided, as far as that is known."""
+    plan = _decided(plan, workdir)
     numbers = _best_tries(plan, workdir)
     known = {path: tries for path, tries in plan.tries.items() if numbers[_name(path)] >= 0}
     chosen = {path: list(tries.values())[numbers[_name(path)]] for path, tries in known.items()}
@@ -186,7 +202,7 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
                 note += f"  the best of {len(plan.tries[name])} tries of {search.key}"
             lines.append(
                 f"{name:>{width}} {stage.number + 1}/{len(shares)}  {stage.stage_hash}  {stage.size:>16}  "
-                f"{stage.config.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
+                f"{stage.steps:>7,} steps  {_flops(stage):.2e} FLOPs{note}"
             )
     trained, saved = plan.flops()
     seeds = f" at {len(plan.config.seeds)} seeds" if plan.config.seeds else ""
@@ -237,7 +253,6 @@ def run_sweep(
             if path not in plan.tries:
                 claim_folder(records / path, plain(plan.runs[path].config))
         folders = {records / path: ((records / path).parent / STORE, run.stages) for path, run in plan.runs.items()}
-        leaving = branch_steps([*plan.runs.values(), *candidates])
         pending, refused = list(chosen), 0  # how many in a row another process had locked
         with (
             cached_on_disk(cache or workdir / CACHE),
@@ -254,7 +269,7 @@ def run_sweep(
                     folder=records / path,
                     store=(workdir / path).parent / STORE,
                     records=(records / path).parent / STORE,
-                    branch_steps=leaving,
+                    runs=[*plan.runs.values(), *candidates],
                     display=display,
                     stop=stop,
                     profiling=profiling,
@@ -287,7 +302,7 @@ def _claim_best(plan: SweepPlan, path: str, records: Path) -> RunPlan:
       DivergedError: no try has a finite loss.
       InputError: a try failed.
     """
-    number = broadcast(_best_tries(plan, records)[_name(path)])
+    number = broadcast(_best_tries(_decided(plan, records), records)[_name(path)])
     if number == UNDECIDED:
         raise InUseError(f"tries of {path} are not all trained yet")
     if number == LOST:

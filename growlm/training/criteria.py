@@ -1,0 +1,191 @@
+"""Rules that say when to grow, judged at the evaluations of a stage."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growlm.errors import InputError, check_name, check_positive, check_range, must_be, unknown
+from growlm.training.metrics import read_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The evaluations of a stage until now, in order.
+
+    Attributes:
+      flops: float64[evaluations], 6 N D since the run began.
+      loss: float64[evaluations], validation loss in nats a token.
+    """
+
+    flops: np.ndarray
+    loss: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a rule has measured: the stage ends where `value` is below `limit`."""
+
+    value: float
+    limit: float
+
+
+Rule = Callable[..., Measured | None]
+
+
+def loss(curve: Curve, *, below: float) -> Measured | None:
+    """The validation loss is below a number of nats a token."""
+    check_positive("below", below)
+    return Measured(float(curve.loss[-1]), below) if len(curve.loss) else None
+
+
+def plateau(curve: Curve, *, improvement: float, evaluations: int = 3) -> Measured | None:
+    """The validation loss has fallen by less than `improvement` nats a token over the last `evaluations`."""
+    check_positive("improvement", improvement)
+    _check_count("evaluations", evaluations, low=1)
+    if len(curve.loss) <= evaluations:
+        return None
+    return Measured(float(curve.loss[-1 - evaluations] - curve.loss[-1]), improvement)
+
+
+def slope(
+    curve: Curve,
+    *,
+    threshold: float | None = None,
+    law: Mapping[str, float] | None = None,
+    scratch: str | None = None,
+    window: int = 5,
+) -> Measured | None:
+    """The loss falls more slowly over compute than the grown model's would: staged training (arXiv 2203.06211, sec. 4).
+
+    The slope d log L / d log C is that of a power law through the last evaluations. As in the published code, nothing
+    is judged where that is the steepest yet: it is so in warm-up. One of three says what is expected:
+
+    Args:
+      curve: the stage's.
+      threshold: a slope d log L / d log C; published for a doubling of GPT-2's depth -0.0575, of its width -0.0475, of
+        both -0.03.
+      law: {"a": ..., "b": ..., "floor": ...} of the grown model from scratch, L = floor + a C^b. Slopes dL / dC are
+        compared at equal loss, where a growth that keeps the function goes on.
+      scratch: metrics.jsonl of a run of the grown model from scratch, compared likewise.
+      window: how many evaluations the power law goes through.
+    """
+    _check_count("window", window, low=2)
+    given = {"threshold": threshold, "law": law, "scratch": scratch}
+    if sum(value is not None for value in given.values()) != 1:
+        names = [name for name, value in given.items() if value is not None]
+        raise must_be("slope", "given one of threshold, law and scratch", " and ".join(names) or "none")
+    if threshold is not None:
+        _check_negative("threshold", threshold)
+    expected = None if threshold is not None else _of_scratch(scratch, window) if law is None else _of_law(law)
+    if len(curve.loss) <= window:
+        return None
+    slopes, levels = power_laws(curve, window)
+    if slopes[-1] <= slopes[:-1].min():
+        return None
+    if expected is None:
+        return Measured(-float(slopes[-1]), -threshold)
+    level = float(levels[-1])
+    return Measured(-float(slopes[-1]) * level / float(curve.flops[-1]), expected(level))
+
+
+def _of_law(law: Mapping[str, float]) -> Callable[[float], float]:
+    """-dL / dC of a law at a loss, in nats a FLOP; 0 at losses that it does not reach."""
+    if not isinstance(law, Mapping) or not {"a", "b"} <= law.keys() <= {"a", "b", "floor"}:
+        raise must_be("law", "a mapping of a, b and perhaps floor", law)
+    a, b, floor = law["a"], law["b"], law.get("floor", 0.0)
+    check_positive("law.a", a)
+    _check_negative("law.b", b)
+    if floor:
+        check_positive("law.floor", floor)
+
+    def falls(level: float) -> float:
+        excess = level - floor
+        return -b * excess / (excess / a) ** (1 / b) if excess > 0 else 0.0
+
+    return falls
+
+
+def _of_scratch(path: str, window: int) -> Callable[[float], float]:
+    """-dL / dC of a run at a loss, by the power law through the `window` evaluations around it, in nats a FLOP."""
+    try:
+        records = [one for one in read_records(Path(path)) if one.get("val_loss") and one.get("flops")]
+    except ValueError:
+        raise must_be("scratch", "the metrics.jsonl of a run", path) from None
+    if len(records) < window:
+        raise InputError(f"scratch must be a metrics.jsonl with {window} validation losses, got {path}: {len(records)}")
+    flops, losses = (np.array([record[name] for record in records], float) for name in ("flops", "val_loss"))
+
+    def falls(level: float) -> float:
+        first = int(np.argmax(losses <= level)) if (losses <= level).any() else len(losses)
+        start = min(max(first - window // 2, 0), len(losses) - window)
+        around = Curve(flops[start : start + window], losses[start : start + window])
+        (exponent,), (end,) = power_laws(around, window)
+        if exponent >= 0:
+            return 0.0
+        return float(-exponent * level / (around.flops[-1] * (level / end) ** (1 / exponent)))
+
+    return falls
+
+
+def power_laws(curve: Curve, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The power law through every `window` evaluations: d log L / d log C, and its loss at the last of them."""
+    x, y = (np.lib.stride_tricks.sliding_window_view(np.log(of), window) for of in (curve.flops, curve.loss))
+    x_mean, y_mean = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    slopes = np.sum((x - x_mean) * (y - y_mean), axis=1) / np.sum(np.square(x - x_mean), axis=1)
+    return slopes, np.exp(y_mean[:, 0] + slopes * (x[:, -1] - x_mean[:, 0]))
+
+
+def _check_count(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise must_be(name, f"an integer >= {low}", value)
+
+
+def _check_negative(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < 0:
+        raise must_be(name, "a number below 0", value)
+
+
+# One row a rule: (curve, options) -> Measured, or None where it is too early to say. A rule checks its options first,
+# and is tried on an empty curve before anything is trained.
+RULES: dict[str, Rule] = {"slope": slope, "loss": loss, "plateau": plateau}
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowWhen:
+    """When a stage ends and the next one grows it, if not after its tokens.
+
+    Attributes:
+      rule: a name in `growlm.training.criteria.RULES`: "slope", "loss" or "plateau".
+      options: of the rule.
+      min_tokens: tokens of the stage before which it does not end.
+    """
+
+    rule: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    min_tokens: int = 0
+
+    def __post_init__(self):
+        check_name("grow_when.rule", self.rule, RULES)
+        check_range("grow_when.min_tokens", self.min_tokens, low=0)
+        parameters = list(inspect.signature(RULES[self.rule]).parameters.values())[1:]
+        names = [one.name for one in parameters]
+        if extra := sorted(self.options.keys() - set(names)):
+            raise unknown(f"option of {self.rule}", extra[0], names)
+        if missing := [one.name for one in parameters if one.default is one.empty and one.name not in self.options]:
+            raise InputError(f"grow_when.options must have {missing[0]!r} for {self.rule}, got none")
+
+    def check(self) -> None:
+        """Raises InputError for options that are not what the rule takes."""
+        self.measure(Curve(np.zeros(0), np.zeros(0)))
+
+    def measure(self, curve: Curve) -> Measured | None:
+        """What the rule measures on a curve."""
+        try:
+            return RULES[self.rule](curve, **self.options)
+        except InputError as error:
+            raise InputError(f"grow_when.{error}") from None

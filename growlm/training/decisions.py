@@ -1,0 +1,61 @@
+"""What is decided while a run trains: kept with its stage, and read at every start, so that nothing is decided twice.
+
+The stages after a decision follow from it: `growlm.training.stages.resolve` takes decisions as they are read here.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growlm.files import read_json, write_json
+from growlm.training.criteria import Curve
+from growlm.training.stages import Stage
+
+DECISION_FILE = "decision.json"
+END = "end"  # the kinds: the step at which a rule ended the stage
+
+Decisions = dict[str, Mapping[str, Any]]  # by the hash of a stage, by kind
+
+
+def read_decisions(store: Path) -> Decisions:
+    """All decisions in a folder of stages."""
+    return {path.parent.name: read_json(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
+
+
+def write_decision(folder: Path, kind: str, decision: Mapping[str, Any]) -> None:
+    """Keep a decision of one kind in the folder of its stage."""
+    path = folder / DECISION_FILE
+    write_json(path, (read_json(path, "decision") if path.exists() else {}) | {kind: decision})
+
+
+class Criterion:
+    """Judges by its rule whether a stage ends, from its validation losses alone, which are on record.
+
+    Validation counts where `every_tokens` asks for it, not where another run leaves the stage, and once all masks are
+    open: a run that goes on judges as one that was never stopped.
+    """
+
+    def __init__(self, stage: Stage):
+        self._stage, self._rule = stage, stage.config.grow_when
+        self._flops: list[float] = []
+        self._losses: list[float] = []
+
+    def judge(self, step: int, validation_loss: float) -> dict[str, Any] | None:
+        """The decision to end the stage at this step; None where it goes on. Steps come in their order."""
+        stage = self._stage
+        due = step > stage.first_step and stage.passes(step, stage.evaluation.every_tokens)
+        if not self._rule or not due or not math.isfinite(validation_loss) or stage.progress_at(step) is not None:
+            return None
+        self._flops.append(stage.cost_at(step).flops)
+        self._losses.append(validation_loss)
+        tokens = stage.tokens_at(step) - stage.first_tokens
+        if tokens < self._rule.min_tokens:
+            return None
+        measured = self._rule.measure(Curve(np.array(self._flops), np.array(self._losses)))
+        if measured is None or not measured.value < measured.limit:
+            return None
+        said = {"step": step, "tokens": tokens, "rule": self._rule.rule, "options": dict(self._rule.options)}
+        return said | {"value": measured.value, "limit": measured.limit, "flops": self._flops, "losses": self._losses}
