@@ -62,8 +62,9 @@ def slope(
 ) -> Measured | None:
     """The loss falls more slowly over compute than the grown model's would: staged training (arXiv 2203.06211, sec. 4).
 
-    The slope d log L / d log C is that of a power law through the last evaluations. As in the published code, nothing
-    is judged where that is the steepest yet: it is so in warm-up. One of three says what is expected:
+    The slope d log L / d log C is that of a power law through the last evaluations. It must have been steeper than
+    expected before: it is shallow in a warm-up, and a growth may raise the loss first. One of three says what is
+    expected:
 
     Args:
       curve: the stage's.
@@ -85,12 +86,13 @@ def slope(
     if len(curve.loss) <= window:
         return None
     slopes, levels = power_laws(curve, window)
-    if slopes[-1] <= slopes[:-1].min():
-        return None
     if expected is None:
-        return Measured(-float(slopes[-1]), -threshold)
-    level = float(levels[-1])
-    return Measured(-float(slopes[-1]) * level / float(curve.flops[-1]), expected(level))
+        values, limits = -slopes, np.full(len(slopes), -threshold)
+    else:
+        values = -slopes * levels / curve.flops[window - 1 :]
+        limits = np.array([expected(float(level)) for level in levels])
+    fell_faster = np.any(values[:-1] >= limits[:-1])
+    return Measured(float(values[-1]), float(limits[-1])) if fell_faster else None
 
 
 def _of_law(law: Mapping[str, float]) -> Callable[[float], float]:

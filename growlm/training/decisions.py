@@ -58,4 +58,5 @@ class Criterion:
         if measured is None or not measured.value < measured.limit:
             return None
         said = {"step": step, "tokens": tokens, "rule": self._rule.rule, "options": dict(self._rule.options)}
-        return said | {"value": measured.value, "limit": measured.limit, "flops": self._flops, "losses": self._losses}
+        curve = {"flops": list(self._flops), "losses": list(self._losses)}
+        return said | {"value": measured.value, "limit": measured.limit} | curve
