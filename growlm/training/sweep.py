@@ -85,9 +85,10 @@ class SweepPlan:
         """The plan as it follows from what was decided while stages were trained."""
 
         def of(runs: dict[str, RunPlan]) -> dict[str, RunPlan]:
-            return {name: run.decided(decisions) for name, run in runs.items()}
+            return {path: run.decided(decisions) for path, run in runs.items()}
 
-        return dataclasses.replace(self, runs=of(self.runs), tries={path: of(tries) for path, tries in self.tries.items()})
+        tries = {path: of(of_run) for path, of_run in self.tries.items()}
+        return dataclasses.replace(self, runs=of(self.runs), tries=tries)
 
     def shares(self) -> dict[str, list[tuple[Stage, int]]]:
         """For each run its stages, and how many steps of each an earlier run of the sweep trains already."""
