@@ -14,6 +14,7 @@ from growlm.growth import LIFTS, plan_growth
 from growlm.growth.lifts import lift
 from growlm.growth.state import map_optimizer_state
 from growlm.models import GptNeoxConfig, MixtralConfig, apply, path_of
+from growlm.training.muon import MuonConfig
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 
 EXPERTS = {"experts": 1, "experts_per_token": 1, "router_aux_loss": 0.01}
@@ -109,11 +110,16 @@ def before_the_lift(source, target, path):
     return path if path in held else old if old in held else None
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+NEURONS = OptimizerConfig(kind="muon", muon=MuonConfig(variance="longer"))
+
+
+@pytest.mark.parametrize(
+    "config", [OptimizerConfig(), OptimizerConfig(kind="muon"), NEURONS], ids=["adamw", "muon", "neurons"]
+)
 @pytest.mark.parametrize("name", CHAINS)
-def test_moments_and_ages_go_with_their_weights(name, kind):
+def test_moments_and_ages_go_with_their_weights(name, config):
     source, target = CHAINS[name]
-    lifted, config = lift(source, target), OptimizerConfig(kind=kind)
+    lifted = lift(source, target)
     before = numbered(jax.eval_shape(make_optimizer(config, source).init, noisy(source, np.float32)))
     optimizer, params = make_optimizer(config, target), lifted.params(noisy(source, np.float32))
     after = lifted.optimizer_state(optimizer, before, params)
@@ -125,7 +131,8 @@ def test_moments_and_ages_go_with_their_weights(name, kind):
         origin = before_the_lift(source, target, path)
         turned, fresh = path != origin and path == "head", origin is None
         halved = path.endswith("shared_down") and target.shared_router and not fresh
-        for field in ("mu", "nu"):
+        powers = {"mu": 1, "nu": 2, "by_output": 0, "by_input": 0}
+        for field, power in powers.items():
             if (have := at(after, field, path)) is None:
                 continue
             seen += 1
@@ -133,19 +140,20 @@ def test_moments_and_ages_go_with_their_weights(name, kind):
             if old is None:  # a weight of another group, or new
                 assert not have.any(), (field, path)
                 continue
-            want = (old.T if turned else old.reshape(shape)) / (2 * halved * {"mu": 1, "nu": 2}[field] or 1)
+            want = (old.T if turned else old.reshape(have.shape)) / (2 * halved * power or 1)
             np.testing.assert_array_equal(have, want, err_msg=f"{field}/{path}")
         of_dims = ages(after, path, len(shape))
         if of_dims[0] is None:
             continue
         if fresh:
-            assert not any(age.any() for age in of_dims)
+            assert not any(age.any() for age in of_dims if age is not None)
             continue
         old = ages(before, origin, leaf_at(noisy(source), origin).ndim)
         if turned:
             old = old[::-1]
         if len(shape) > len(old):  # layers, then the expert, which is as old as the oldest
-            old = [old[0], np.max(np.concatenate(old), keepdims=True), *old[1:]]
+            oldest = np.max(np.concatenate([age for age in old if age is not None]), keepdims=True)
+            old = [old[0], oldest, *old[1:]]
         for have, want in zip(of_dims, old, strict=True):
             np.testing.assert_array_equal(have, want, err_msg=path)
     assert seen > len(list(target.weights))

@@ -6,6 +6,7 @@ import threading
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -19,9 +20,11 @@ from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.config import build_run, load_config, plain
 from growlm.training.continuation import result_settings
+from growlm.training.optimizer import OPTIMIZERS, make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.stages import resolve, source_of
+from growlm.training.step import init_state
 from growlm.training.sweep import plan_sweep
 
 STEP = tiny.STEP
@@ -103,6 +106,60 @@ def test_after_a_ramp_the_step_is_that_of_a_run_without_one():
     plain = tiny.grown(4, growth={"operator": "random"}, **WIDE)
     stage = resolve(tiny.run_config("none", tiny.stage(2), plain), "fingerprint")[1]
     assert [stage.progress_at(step) for step in (2, 3, 6)] == [None] * 3
+
+
+# --- The optimizer's state, before anything is trained ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "how", "says"),
+    [
+        ({}, {"kind": "muon"}, "map", "reset where the optimizer changes at growth"),
+        ({"kind": "muon"}, {}, "map_aged", "reset where the optimizer changes at growth"),
+        (
+            {"kind": "plain"},
+            {"kind": "plain"},
+            "keep_old",
+            "reset or map for an optimizer without ages, got 'keep_old'",
+        ),
+        ({"kind": "odd"}, {"kind": "odd"}, "map", r"reset: optimizer moment must be one of .* got 'nu_max'"),
+        (
+            {"kind": "muon"},
+            {"kind": "muon", "muon": {"coefficients": "polar_express", "momentum_steps": 9}},
+            "map",
+            "reset where the optimizer changes at growth",
+        ),
+    ],
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_state_that_the_optimizer_cannot_hold_is_said_before_training(
+    corpus, tmp_path, monkeypatch, before, after, how, says, learned
+):
+    for name, make in {"plain": optax.scale_by_adam, "odd": optax.scale_by_amsgrad}.items():
+        monkeypatch.setitem(OPTIMIZERS, name, lambda config, model, make=make: make())
+    growth = {"operator": "learn", "options": {"steps": 1}} if learned else {"operator": "direct"}
+    second = tiny.grown(2, growth=growth | {"optimizer_state": how}, optimizer=after)
+    config = tiny.run_config(corpus, tiny.stage(2, optimizer=before), second)
+    with pytest.raises(InputError, match=rf"^stages\[1\]\.growth\.optimizer_state must be {says}"):
+        train(config, tmp_path / "run", GO_ON)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_has_the_coefficients_of_its_own_optimizer():
+    """optax holds them in the state, as arrays; they are of the stage's config and not of the one before."""
+    three, four = ({"kind": "muon", "muon": {"coefficients": "polar_express", "steps": steps}} for steps in (3, 4))
+    growth = {"operator": "direct", "optimizer_state": "map"}
+    run = tiny.run_config("none", tiny.stage(2, optimizer=three), tiny.grown(2, growth=growth, optimizer=four))
+    configs = [stage.config for stage in resolve(run, "f")]
+    after = make_optimizer(configs[1].optimizer, configs[1].model)
+    models = [config.model for config in configs]
+    state = init_state(models[0], configs[0].optimizer, 0)
+    grown, _ = growlm.growth.grow_state(state, *models, after, "direct", "map")
+    (have, want) = (
+        leaf.opt_state[1].inner_states["muon"].inner_state[0].ns_coeffs
+        for leaf in (grown, init_state(models[1], configs[1].optimizer, 0))
+    )
+    np.testing.assert_array_equal(have, want)
 
 
 # --- Cut off and gone on ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from growlm.data import load_corpus, validation_batches
 from growlm.growth.plan import COPY, initial_provenance
 from growlm.models import ModelConfig, init, next_token_loss, parameter_count
 from growlm.training import loop
+from growlm.training.muon import MuonConfig
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
@@ -95,10 +96,13 @@ def test_the_gradient_is_that_of_the_smaller_model_on_its_own(depth, tied):
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(squares), rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+OPTIMIZERS = {"adamw": {}, "muon": {"kind": "muon", "muon": MuonConfig(variance="longer")}}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_what_is_not_trained_keeps_every_bit_and_its_moments_and_ages(depth, kind):
-    plan = program(depth, kind=kind)
+def test_what_is_not_trained_keeps_every_bit_and_its_moments_and_ages(depth, optimizer):
+    plan = program(depth, **optimizer)
     before = begin(plan.optimizer)
     (params, opt_state, _), _ = take(plan, before)
     trained = slice(depth - BLOCK, depth)

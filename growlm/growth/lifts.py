@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from growlm.errors import InputError
-from growlm.growth.maps import MOMENTS, POWERS, Rule, numpy_or_jax, primal
+from growlm.growth.maps import MOMENTS, POWERS, STATISTICS, numpy_or_jax, primal
 from growlm.models import nest
 from growlm.models.architecture import DecoderConfig, Params, check_params, path_of
 from growlm.models.axes import Weight
@@ -67,9 +67,9 @@ class Lifted:
         origin = self.origins[weight.path]
         return origin.path is None and not origin.drawn and weight.neutral == 0
 
-    def leaf(self, path: str, value: Any, rule: Rule = primal) -> Any:
-        """The lifted array of a weight, from the array that it comes from; of its moments, by their rule."""
-        dims, factor = self.origins[path].dims, self.origins[path].factor ** POWERS[rule]
+    def leaf(self, path: str, value: Any, power: int = 1) -> Any:
+        """The lifted array of a weight, from the array that it comes from; of a moment, by the power of its rule."""
+        dims, factor = self.origins[path].dims, self.origins[path].factor ** power
         value = value if factor == 1 else value * numpy_or_jax(value).asarray(factor, value.dtype)
         kept = [dim for dim in dims if dim is not None]
         moved = value if kept == sorted(kept) else value.transpose(kept)
@@ -112,7 +112,8 @@ class Lifted:
                 return jnp.zeros(like.shape, like.dtype)
             before = text.removesuffix(f"/{rest}" if rest else "").removesuffix(weight.path) + origin.path
             if not rest:
-                return self.leaf(weight.path, _held(held, before), MOMENTS.get(field, primal))
+                power = 0 if field in STATISTICS else POWERS[MOMENTS.get(field, primal)]
+                return self.leaf(weight.path, _held(held, before), power)
             if (dim := origin.dims[int(rest)]) is not None:
                 return _held(held, f"{before}/{dim}")
             oldest = [leaf.max(initial=0) for name, leaf in held.items() if name.startswith(f"{before}/")]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from growlm.models.axes import Dim
+
 Array = jax.Array | np.ndarray
 
 
@@ -474,3 +476,10 @@ POWERS: dict[Rule, int] = {primal: 1, dual: -1, dual_squared: -2}
 
 # The growth of a part of an optimizer state that is shaped like the parameters, by the name of its field in optax.
 MOMENTS: dict[str, Rule] = {"mu": dual, "nu": dual_squared, "trace": dual}
+
+# Parts of one number for each slice along some dimensions, and of size 1 along the others, whatever a weight's scale: a
+# copy has its original's, what is new starts at 0. By the name of the field, the dimensions that it has.
+STATISTICS: dict[str, Callable[[Dim], bool]] = {
+    "by_output": lambda dim: dim.reads is None,
+    "by_input": lambda dim: dim.many or dim.reads is not None,
+}

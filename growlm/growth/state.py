@@ -16,11 +16,11 @@ from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
 from growlm.growth.inverse import scales_of, undoable
-from growlm.growth.maps import MOMENTS, Array, AxisMap
+from growlm.growth.maps import MOMENTS, STATISTICS, Array, AxisMap, select
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
-from growlm.models import DecoderConfig, Params, Weight, check_params, parameter_count, path_of, plain
+from growlm.models import DecoderConfig, Params, Weight, check_params, nest, parameter_count, path_of, plain
 from growlm.state import TrainState
 
 
@@ -84,8 +84,9 @@ def _grow_params(
 # keep_old: as map_aged, and second copies start anew like fresh slices (arXiv 2609.19107, with Muon).
 OPTIMIZER_STATES = ("reset", "map", "map_aged", "keep_old")
 
+RESET = "optimizer_state must be reset"
 AGES = "ages"
-CONSTANTS = ("ns_coeffs",)  # of Muon
+CONSTANTS = ("ns_coeffs",)  # of Muon: settings that optax holds in the state
 
 
 def growth_key(run_key: jax.Array, step: int) -> jax.Array:
@@ -210,16 +211,53 @@ def _grow_arrays(
     grown = grow_params(growth, source, target, params, key)
     ema = None if ema is None else grow_params(growth, source, target, ema, key)
     check_params(target, grown)
-    if optimizer_state == "reset":
-        return grown, optimizer.init(grown), ema
-    if growth.lift is not None:
-        opt_state = growth.lift.optimizer_state(optimizer, opt_state, growth.lift.params(params))
-    opt_state = map_optimizer_state(growth, growth.start(source), opt_state, optimizer_state)
-    _check_like(opt_state, jax.eval_shape(optimizer.init, grown))
-    return grown, opt_state, ema
+    return grown, _grow_opt_state(growth, source, optimizer, optimizer_state, opt_state, params, grown), ema
 
 
 _grow_arrays_compiled = jax.jit(_grow_arrays, static_argnums=(0, 1, 2, 3, 4))
+
+
+def _grow_opt_state(
+    growth: Growth,
+    source: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    how: str,
+    opt_state: Any,
+    params: Params,
+    grown: Params,
+) -> Any:
+    """The state of the target's optimizer, of `params` grown to `grown`."""
+    if how == "reset":
+        return optimizer.init(grown)
+    if growth.lift is not None:
+        opt_state = growth.lift.optimizer_state(optimizer, opt_state, growth.lift.params(params))
+    opt_state = map_optimizer_state(growth, growth.start(source), opt_state, how)
+    return _as_of(optimizer, opt_state, grown)
+
+
+def check_optimizer_state(
+    growth: Growth,
+    source: DecoderConfig,
+    target: DecoderConfig,
+    before: optax.GradientTransformation,
+    after: optax.GradientTransformation,
+    how: str,
+) -> None:
+    """Try on shapes alone whether the optimizer after a growth can hold what becomes of the state of the one before.
+
+    Raises:
+      InputError: 'optimizer_state must be ...'.
+    """
+    params, grown = (
+        nest({w.path: jax.ShapeDtypeStruct(w.shape(config), jnp.float32) for w in config.weights})
+        for config in (source, target)
+    )
+    matrices = None if growth.learner is None else growth.learner.matrices(growth)
+
+    def grow(opt_state: Any, params: Params, grown: Params) -> Any:
+        return _grow_opt_state(growth.with_matrices(matrices), source, after, how, opt_state, params, grown)
+
+    jax.eval_shape(grow, jax.eval_shape(before.init, params), params, grown)
 
 
 def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, how: str) -> Any:
@@ -244,13 +282,21 @@ def _map_entry(
         return leaf
     name, weight, rest = source.architecture.match_weight(path)
     if weight is None or (rest and name != AGES):
-        raise InputError(f"optimizer_state must be reset: no rule grows {path_of(path)!r} of shape {leaf.shape}")
+        raise InputError(f"{RESET}: no rule grows {path_of(path)!r} of shape {leaf.shape}")
     if name == AGES:
         return _grow_ages(growth, weight, int(rest), leaf, new_age, copies_anew)
-    if name not in MOMENTS:
-        raise unknown("optimizer moment", name, (*MOMENTS, AGES))
-    if leaf.shape != weight.shape(source):
-        raise must_be(f"the shape of optimizer state {path_of(path)!r}", f"{weight.shape(source)}", leaf.shape)
+    if name not in MOMENTS and name not in STATISTICS:
+        raise InputError(f"{RESET}: {unknown('optimizer moment', name, (*MOMENTS, *STATISTICS, AGES))}")
+    has = STATISTICS.get(name, lambda dim: True)
+    shape = tuple(source.size(dim.axis) if has(dim) else 1 for dim in weight.all_dims)
+    if leaf.shape != shape:
+        raise InputError(f"{RESET}: {must_be(f'the shape of {path_of(path)!r}', f'{shape}', leaf.shape)}")
+    if name in STATISTICS:
+        carried: Array = leaf
+        for number in (number for number, dim in enumerate(weight.all_dims) if has(dim)):
+            origin, new = _slices(growth, weight, number, copies_anew)
+            carried = select(carried, np.where(new, -1, origin), number)
+        return carried
     grown = expand(MOMENTS[name], growth, weight, leaf)
     added = growth.added(weight) if copies_anew else None
     return grown if added is None else jnp.where(added, 0, grown)
@@ -260,26 +306,38 @@ def _grow_ages(
     growth: Growth, weight: Weight, number: int, age: jax.Array, new_age: Any, copies_anew: bool
 ) -> jax.Array:
     """The ages along one dimension: copies have that of their original unless they start anew, new slices `new_age`."""
-    origin = growth.axis(weight.all_dims[number].axis, weight).origin
-    new = growth.fresh_slices(weight)[number] | (origin < 0)
-    if copies_anew:
-        new |= growth.axis(weight.all_dims[number].axis, weight).added
-    if weight.residual and number == 0:
-        new |= np.asarray(growth.residual) == 0
+    origin, new = _slices(growth, weight, number, copies_anew)
     if not age.size:  # a model without layers grows some
         return jnp.full(new.shape, new_age, age.dtype)
     return jnp.where(new, new_age, age[np.maximum(origin, 0)])
 
 
-def _check_like(tree: Any, expected: Any) -> None:
-    """Path, shape and dtype of every leaf against the target optimizer's own."""
-    if jax.tree.structure(tree) != jax.tree.structure(expected):
-        raise InputError("optimizer_state must be reset where the optimizer changes at growth")
-    leaves = zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(tree), strict=True)
-    for (path, want), have in leaves:
+def _slices(growth: Growth, weight: Weight, number: int, copies_anew: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Along one dimension, the old coordinate of each new one, and which start anew, for lack of one too."""
+    axis = growth.axis(weight.all_dims[number].axis, weight)
+    new = growth.fresh_slices(weight)[number] | (axis.origin < 0)
+    if copies_anew:
+        new |= axis.added
+    if weight.residual and number == 0:
+        new |= np.asarray(growth.residual) == 0
+    return axis.origin, new
+
+
+def _as_of(optimizer: optax.GradientTransformation, tree: Any, params: Params) -> Any:
+    """A grown state with the constants of the target's optimizer. Raises InputError unless its leaves are as there."""
+    own = optimizer.init(params)
+    if jax.tree.structure(tree) != jax.tree.structure(own):
+        raise InputError(f"{RESET} where the optimizer changes at growth")
+
+    def leaf_of(path: tuple, have: Array, want: Array) -> Array:
+        if path_of(path).endswith(CONSTANTS):
+            return want
         if (have.shape, have.dtype) != (want.shape, want.dtype):
             grown, wanted = f"{have.dtype}{list(have.shape)}", f"{want.dtype}{list(want.shape)}"
-            raise must_be(f"grown optimizer state {path_of(path)!r}", wanted, grown)
+            raise InputError(f"{RESET}: {must_be(f'grown optimizer state {path_of(path)!r}', wanted, grown)}")
+        return have
+
+    return jax.tree_util.tree_map_with_path(leaf_of, tree, own)
 
 
 def describe(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, Any]:

@@ -5,22 +5,19 @@ The learning rate is not in it: the train step takes that as an argument.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from growlm.errors import check_name, check_range
-from growlm.growth.maps import along
 from growlm.growth.plan import slice_mask
 from growlm.models import DecoderConfig, Kind, Role, Weight, path_of
-
-MUON_MOMENTUM = 0.95
-MUON_RMS = 0.2  # root mean square of its updates, about Adam's, so that both take one learning rate (arXiv 2502.16982)
+from growlm.training.ages import Ages, bias, initial_ages
+from growlm.training.muon import MuonConfig, muon
 
 # By what a weight declares.
 GROUPS: dict[str, Callable[[Weight], bool]] = {
@@ -54,6 +51,7 @@ class OptimizerConfig:
       clip: largest global norm of the gradients; 0: any.
       ema: decay per step of an averaged copy of the parameters; 0: no copy.
       learning_rates: factors on the learning rate by group, a name in `GROUPS` or `SLICES`; those that hold multiply.
+      muon: the parts of Muon, where it is the optimizer.
     """
 
     kind: str = "adamw"
@@ -66,6 +64,7 @@ class OptimizerConfig:
     clip: float = 1.0
     ema: float = 0.0
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
+    muon: MuonConfig = dataclasses.field(default_factory=MuonConfig)
 
     def __post_init__(self):
         check_name("optimizer.kind", self.kind, OPTIMIZERS)
@@ -135,11 +134,11 @@ def scale_by_aged_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
     """
 
     def init(params: Any) -> ScaleByAgedAdamState:
-        ages = jax.tree.map(lambda leaf: tuple(jnp.zeros(size, jnp.int32) for size in leaf.shape), params)
+        ages = jax.tree.map(lambda leaf: initial_ages(leaf.shape), params)
         return ScaleByAgedAdamState(ages, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def direction(mu: jax.Array, nu: jax.Array, ages: Sequence[jax.Array]) -> jax.Array:
-        return mu / _bias(b1, ages, mu) / (jnp.sqrt(nu / _bias(b2, ages, nu)) + eps)
+    def direction(mu: jax.Array, nu: jax.Array, ages: Ages) -> jax.Array:
+        return mu / bias(b1, ages, mu) / (jnp.sqrt(nu / bias(b2, ages, nu)) + eps)
 
     def update(gradients: Any, state: ScaleByAgedAdamState, params: Any = None) -> tuple[Any, ScaleByAgedAdamState]:
         ages = jax.tree.map(lambda age: age + 1, state.ages)
@@ -150,45 +149,22 @@ def scale_by_aged_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) ->
     return optax.GradientTransformation(init, update)
 
 
-def _bias(decay: float, ages: Sequence[jax.Array], moment: jax.Array) -> jax.Array:
-    """1 - decay ^ age, broadcastable to the moment: the powers are of vectors, their minimum is taken by element."""
-    biases = [1 - decay**age for age in ages]
-    return reduce(jnp.minimum, [along(bias.astype(moment.dtype), n, moment.ndim) for n, bias in enumerate(biases)])
-
-
 def _adam(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
     return scale_by_aged_adam(config.beta1, config.beta2, config.eps)
 
 
 def _muon(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
     """Muon on the matrices of the blocks, Adam on everything else."""
+    weights = model.architecture.weights
 
-    def by_weight(function: Callable[..., Any]) -> Callable[[Any], Any]:
-        """Maps (weight, leaf) over a tree like the parameters, or a part of it."""
-        weights = model.architecture.weights
-        return lambda tree: jax.tree_util.tree_map_with_path(lambda path, x: function(weights[path_of(path)], x), tree)
+    def kind(path: tuple, leaf: Any) -> str:
+        return "muon" if GROUPS["matrices"](weights[path_of(path)]) else "adam"
 
-    numbers = by_weight(lambda weight, _: dimension_numbers(weight))
-    orthogonal = scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=numbers)
-    scaled = optax.stateless(lambda updates, params: by_weight(_scale_by_shape)(updates))
-    kind = by_weight(lambda weight, _: "muon" if GROUPS["matrices"](weight) else "adam")
-    return optax.partition({"muon": optax.chain(orthogonal, scaled), "adam": _adam(config, model)}, kind)
+    transforms = {"muon": muon(config.muon, model), "adam": _adam(config, model)}
+    return optax.partition(transforms, partial(jax.tree_util.tree_map_with_path, kind))
 
 
 OPTIMIZERS: dict[str, Callable[[OptimizerConfig, DecoderConfig], optax.GradientTransformation]] = {
     "adamw": _adam,
     "muon": _muon,
 }
-
-
-def dimension_numbers(weight: Weight) -> MuonDimensionNumbers:
-    """The matrix that a weight is: from all that it reads to all that it writes, one for each layer and expert."""
-    dims = [(number, dim) for number, dim in enumerate(weight.all_dims) if not dim.many]
-    reads = tuple(number for number, dim in dims if dim.reads)
-    return MuonDimensionNumbers(reads, tuple(number for number, dim in dims if not dim.reads))
-
-
-def _scale_by_shape(weight: Weight, update: jax.Array) -> jax.Array:
-    """Scales an orthogonal matrix to a root mean square that does not depend on its shape."""
-    numbers = dimension_numbers(weight)
-    return MUON_RMS * math.sqrt(max(math.prod(update.shape[n] for n in axes) for axes in numbers)) * update

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError
 from growlm.files import InUseError, locked, read_json, write_json
-from growlm.growth.state import apply_growth
+from growlm.growth.state import apply_growth, check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
@@ -26,6 +26,7 @@ from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit, read_records, write_records
+from growlm.training.optimizer import make_optimizer
 from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
 from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
@@ -129,6 +130,7 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions:
                 raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
         _ = stage.growth  # planned: it may not fit, and random copies may fit or not
         _check_unmasked(stage)
+        _check_optimizer_state(stage)
     for evaluation in {stage.evaluation for stage in stages}:
         check_benchmarks(evaluation)
     if source:
@@ -155,6 +157,18 @@ def _check_unmasked(stage: Stage) -> None:
             f"stages[{before.number}].tokens must be >= {masks.tokens:,}, after which the masks of its growth are "
             f"open, where another stage comes after it, got {trained:,}"
         )
+
+
+def _check_optimizer_state(stage: Stage) -> None:
+    """Its optimizer can hold what the growth makes of the state before, tried on shapes alone."""
+    if stage.parent:
+        configs = stage.parent.config, stage.config
+        optimizers = (make_optimizer(config.optimizer, config.model) for config in configs)
+        how = stage.config.growth.resolved.optimizer_state
+        try:
+            check_optimizer_state(stage.growth, *(config.model for config in configs), *optimizers, how)
+        except InputError as error:
+            raise InputError(f"stages[{stage.number}].growth.{error}") from None
 
 
 def branch_steps(plans: Sequence[RunPlan]) -> dict[str, frozenset[int]]:
