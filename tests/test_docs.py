@@ -151,10 +151,9 @@ def checked(words: list[str]) -> None:
         assert head in (*command.OPTIONS, "--help") or head.partition(".")[0] in keys, option
     settings = [word.removeprefix("--config.") for word in options if word.startswith("--config.")]
     if (config := value(options, "--config")) and Path(config.partition(":")[0]).exists():
-        build = build_sweep if name == "sweep" else build_run
+        built = (build_sweep if name == "sweep" else build_run)(load_config(config, settings))
         run = value(options, "--run")
-        assert run is None or run in build(load_config(config, settings)).runs
-        build(load_config(config, settings))
+        assert run is None or run in built.run_folders
     if operator := value(options, "--operator"):
         pairs = [word.removeprefix("--option.").partition("=") for word in options if word.startswith("--option.")]
         resolve(operator, {key: literal(text) for key, _, text in pairs})

@@ -1,17 +1,25 @@
 """Seeds, lists of values and an honest search as axes of a sweep."""
 
+import contextlib
 import json
+import shutil
 
 import pytest
 import tiny
 
 from growlm.__main__ import main
-from growlm.errors import InputError
+from growlm.errors import InputError, StoppedError
+from growlm.files import locked
+from growlm.report.archive import archive as sweep_archive
+from growlm.report.outcomes import outcomes
 from growlm.report.records import read_groups
+from growlm.report.report import overview
+from growlm.training import sweep as sweep_module
 from growlm.training.config import build_sweep, load_config, plain
 from growlm.training.processes import StopRequest
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best
 from growlm.training.sweep import plan_sweep, run_sweep
+from growlm.training.variants import SHORT
 
 NOTHING, GOOD, RUIN = 1e-9, 1e-2, 1e30  # learning rates: nothing is learned, all is, and the loss is not finite
 LEARN = {"peak_lr": [NOTHING, GOOD]}
@@ -117,6 +125,15 @@ def test_a_bad_axis_is_one_line(line):
     assert line in str(raised.value)
 
 
+def test_every_short_name_stands_for_a_setting_of_the_last_stage():
+    values = {"peak_lr": 0.5, "weight_decay": 0.25, "operator": "zero", "optimizer_state": "map"}
+    assert values.keys() == SHORT.keys()
+    sweep = build_sweep(settings(own={"grown": {"vary": {key: [value] for key, value in values.items()}}}))
+    last = sweep.runs[sweep.grown[0]].stages[-1]
+    found = last.schedule.peak_lr, last.optimizer.weight_decay, last.growth.operator, last.growth.optimizer_state
+    assert found == tuple(values.values())
+
+
 # Which try is the best.
 
 
@@ -149,7 +166,7 @@ def test_two_seeds_of_a_search_end_to_end(corpus, tmp_path, capsys):
     assert main([*arguments, "--list"]) == 0
     listing = capsys.readouterr().out
     assert "seed-3/scratch@peak_lr=1e-09" in listing and "the best of 3 tries of peak_lr" in listing
-    assert "12 runs at 2 seeds" in listing and "FLOPs are of 6 tries of peak_lr" in listing
+    assert "6 tries of peak_lr take " in listing and listing.splitlines()[-1].startswith("12 runs at 2 seeds, ")
     assert main(arguments) == 0
     said = capsys.readouterr()
     first, second = (written(folder / name) for name in ("seed-3", "seed-4"))
@@ -181,3 +198,151 @@ def test_two_seeds_of_a_search_end_to_end(corpus, tmp_path, capsys):
     assert len(group.first.trials) == 6
     assert (folder / "report.html").exists()
     assert "FLOPs beside" in said.out
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The cheapest search, never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "s"
+    assert trained(two(corpus), folder) == {}
+    return folder
+
+
+def test_a_search_that_is_stopped_at_every_step_chooses_the_same(corpus, whole, tmp_path):
+    stop, folder, stops = StopRequest(), tmp_path / "s", 0
+    stop.set()
+    while True:
+        try:
+            assert trained(two(corpus), folder, stop=stop) == {}
+            break
+        except StoppedError:
+            stops += 1
+            assert stops < 30
+            search = written(folder)["search"]["runs"]
+            ended = [all(each["status"] == "done" for each in search[name]["tries"]) for name in search]
+            assert [search[name]["chosen"] is not None for name in search] == ended
+    assert stops >= 4  # in every try at least once
+    assert written(folder)["search"] == written(whole)["search"]
+    for name in ("grown", "scratch"):
+        assert tiny.timeless(folder / name) == tiny.timeless(whole / name)
+
+
+def test_one_run_of_a_search_has_its_tries_trained_first(corpus, tmp_path):
+    folder = tmp_path / "s"
+    config = two(corpus, seeds=[0, 1])
+    plan = plan_sweep(build_sweep(config))
+    assert plan.select("seed-1/grown") == [
+        f"seed-0/grown@peak_lr={NOTHING}",
+        f"seed-0/grown@peak_lr={GOOD}",
+        "seed-1/grown",
+    ]
+    assert list(plan.runs) == plan.config.run_folders
+    assert plan.select("scratch")[-2:] == ["seed-0/scratch", "seed-1/scratch"]
+    with pytest.raises(InputError, match=r"run must be one of grown, .*got 'grwn'; did you mean 'grown'"):
+        plan.select("grwn")
+    assert trained(config, folder, "seed-1/grown") == {}
+    status = {name: entry["status"] for name, entry in written(folder / "seed-0")["runs"].items()}
+    assert (status["grown"], status[f"grown@peak_lr={GOOD}"], status["scratch"]) == ("pending", "done", "pending")
+    assert written(folder / "seed-1")["search"]["runs"]["grown"]["chosen"] == GOOD
+    assert tiny.records(folder / "seed-1" / "grown")[-1]["step"] == 4
+
+
+def test_a_try_that_another_process_trains_is_waited_for(corpus, tmp_path, monkeypatch):
+    config, folder = two(corpus), tmp_path / "s"
+    plan = plan_sweep(build_sweep(config), folder)
+    theirs, waited = f"grown@peak_lr={GOOD}", []
+    stage = folder / "stages" / plan.runs[theirs].stages[0].stage_hash
+    stage.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(plain(plan.config)))
+    other = contextlib.ExitStack()
+    other.enter_context(locked(stage))
+
+    def end_other(pending, *args, **options):
+        waited.append(list(pending))
+        other.close()
+
+    monkeypatch.setattr(sweep_module, "_wait", end_other)
+    assert run_sweep(plan, folder, StopRequest(), "", plan.select(None)) == {}
+    (left,) = waited
+    assert {theirs, "grown"} <= {*left} and f"grown@peak_lr={NOTHING}" not in left
+    assert written(folder)["search"]["runs"]["grown"]["chosen"] == GOOD
+
+
+def test_a_search_of_which_every_try_diverges_fails_and_one_that_broke_goes_on(corpus, tmp_path, monkeypatch):
+    config, folder = two(corpus), tmp_path / "s"
+    config["runs"]["grown"]["search"] = {"peak_lr": [RUIN, 2 * RUIN]}
+    real, broken = sweep_module.train_run, f"scratch@peak_lr={NOTHING}"
+
+    def train_run(plan, *, folder, **settings):
+        if folder.name == broken:
+            raise InputError("checkpoint 3 is damaged")
+        real(plan, folder=folder, **settings)
+
+    monkeypatch.setattr(sweep_module, "train_run", train_run)
+    assert trained(config, folder) == {
+        "grown": "none of its 2 tries has a finite validation loss",
+        broken: "checkpoint 3 is damaged",
+        "scratch": "its search needs every try, and one failed: the same command trains that again",
+    }
+    search, runs = written(folder)["search"]["runs"], written(folder)["runs"]
+    assert [each["status"] for each in search["grown"]["tries"]] == ["failed", "failed"]
+    assert [each["status"] for each in search["scratch"]["tries"]] == ["pending", "done"]
+    assert {runs[name]["status"] for name in ("grown", "scratch")} == {"failed"}
+    monkeypatch.setattr(sweep_module, "train_run", real)
+    path = tiny.write_config(tmp_path / "c.py", config)
+    ruined = f"--run=grown@peak_lr={RUIN}"
+    assert main(["sweep", f"--config={path}", f"--workdir={folder}", ruined]) == 0  # it is a try, and there is no run
+    assert list(trained(config, folder)) == ["grown"]
+    assert written(folder)["search"]["runs"]["scratch"]["chosen"] == GOOD
+
+
+# Going on in the same folder.
+
+
+def test_further_values_and_seeds_go_on_and_fewer_are_refused(corpus, whole, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    before = tiny.snapshot(folder / "stages")
+    with pytest.raises(InputError, match=f"has a run 'grown@peak_lr={NOTHING}' that this one has not"):
+        trained(two(corpus, {"peak_lr": [GOOD, 0.05]}), folder)
+    with pytest.raises(InputError, match=r"seeds must be unset, as in .*, got \[0, 1\]"):
+        trained(two(corpus, seeds=[0, 1]), folder)
+    assert tiny.snapshot(folder / "stages") == before
+    # A better value than the best of before: the runs are that, and their folders made anew.
+    config = two(corpus, {"peak_lr": [NOTHING, GOOD, 0.05]})
+    assert trained(config, folder) == {}
+    found = written(folder)
+    for name, of_run in found["search"]["runs"].items():
+        assert (of_run["chosen"], of_run["at_end"]) == (0.05, True)
+        assert tiny.records(folder / name) == tiny.records(folder / f"{name}@peak_lr=0.05")
+        assert json.loads((folder / name / "config.json").read_text())["stages"][0]["schedule"]["peak_lr"] == 0.05
+    assert {entry["status"] for entry in found["runs"].values()} == {"done"}
+    assert before.keys() <= tiny.snapshot(folder / "stages").keys()
+
+
+def test_seeds_may_be_added_but_not_taken_away(corpus, tmp_path):
+    folder = tmp_path / "s"
+    runs = {"a": [tiny.stage(2)]}
+    for seeds in ([4], [4, 2]):
+        assert trained(tiny.sweep(corpus, runs, "a", seeds=seeds), folder) == {}
+    assert [group.studies.keys() for group in read_groups(folder)] == [{"seed 2", "seed 4"}]
+    with pytest.raises(InputError, match="whose sweep has a seed 2 that this one has not"):
+        trained(tiny.sweep(corpus, runs, "a", seeds=[4]), folder)
+    with pytest.raises(InputError, match=r"seeds must be \[4, 2\] and further ones.*got \[\]"):
+        trained(tiny.sweep(corpus, runs, "a"), folder)
+    assert trained(tiny.sweep(corpus, runs, "a", seeds=[2, 4]), folder) == {}  # nothing was searched at the first
+
+
+def test_an_archive_of_seeds_says_what_the_folder_says(corpus, tmp_path):
+    folder, copy = tmp_path / "s", tmp_path / "copy"
+    assert trained(two(corpus, seeds=[0, 1], evaluation={"batches": 1, "every_tokens": tiny.STEP}), folder) == {}
+    assert main(["archive", f"--workdir={folder}", f"--output={copy}"]) == 0
+    assert not list(copy.rglob("checkpoints")) and (copy / "config.json").exists()
+    assert overview(copy) == overview(folder)
+    assert "searched peak_lr of grown: best 0.01 lies at the end of 1e-09 to 0.01\n" in overview(copy)
+    names = [[run.name for run in outcomes(where)[0]] for where in (folder, copy)]
+    assert names == [[f"seed-{seed}/{name}" for seed in (0, 1) for name in ("grown", "scratch")]] * 2
+    shutil.rmtree(copy / "seed-1" / "scratch")
+    (copy / "seed-1" / "sweep.json").write_text(json.dumps(written(copy / "seed-1") | {"runs": {"grown": {}}}))
+    with pytest.raises(InputError, match=r"run grown of .*seed-1 must have ended, got pending"):
+        sweep_archive(copy, tmp_path / "again")

@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[arg
 
 def run_name(config: str, index: str, overrides: Sequence[str]) -> str:
     """The name of run number `index` of a sweep. `overrides` are texts key=value. Raises InputError."""
-    names = list(build_sweep(load_config(config, list(overrides))).runs)
+    names = build_sweep(load_config(config, list(overrides))).run_folders
     if not index.isdecimal() or int(index) >= len(names):
         last = f"{len(names) - 1} ({names[-1]})"
         raise InputError(f"index of a run of {config} must be 0 ({names[0]}) to {last}, got {index!r}")

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             return 1 if errors else 0
         for name, error in errors.items():
             print(f"growlm: run {name!r} failed: {error}", file=sys.stderr)
+        if not set(chosen) & set(plan.without_tries().runs):
+            return 1 if errors else 0
         try:
             rows, searched = summarise(args.workdir), search_text(read_groups(args.workdir)[0].first)
             texts = table(rows), searched, verdict(rows), f"report: {write_report(args.workdir)}"

@@ -313,3 +313,24 @@ class SweepConfig:
             )
             for seed in self.seeds
         }
+
+    @property
+    def run_folders(self) -> list[str]:
+        """The folders of all runs, in the order in which they are trained: the tries before their run.
+
+        They are NAME, or seed-N/NAME with seeds. Values are tried at the first seed alone.
+        """
+        found: dict[str, None] = {}
+        for number, folder in enumerate(self.by_seed):
+            for name in self.runs:
+                owner = self.owners.get(name, name)
+                if not number:
+                    found[run_folder(folder, name)] = None
+                found.pop(run_folder(folder, owner), None)  # it comes after the last of its tries
+                found[run_folder(folder, owner)] = None
+        return list(found)
+
+
+def run_folder(seed: str, name: str) -> str:
+    """The folder of a run in that of the sweep. `seed`: the folder of the seed, "" without seeds."""
+    return f"{seed}/{name}" if seed else name

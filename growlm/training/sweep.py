@@ -23,7 +23,7 @@ from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
 from growlm.training.run import CACHE, RunPlan, plan_run, train_run
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
-from growlm.training.settings import SweepConfig
+from growlm.training.settings import SweepConfig, run_folder
 from growlm.training.stages import Stage
 
 STORE = "stages"
@@ -131,30 +131,23 @@ def _flops(stage: Stage) -> float:
 def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
     """Check every run. `workdir`: where the sweep may have been begun. Raises InputError."""
     corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
-    owners = config.owners
-    runs: dict[str, RunPlan] = {}
-    tries: dict[str, dict[str, RunPlan]] = {}
-    for number, (folder, sweep) in enumerate(config.by_seed.items()):
+    planned: dict[str, RunPlan] = {}
+    for folder, sweep in config.by_seed.items():
         previous = previous_config(workdir / folder).get("runs", {}) if workdir else {}
         decisions = read_decisions(workdir / folder / STORE) if workdir else {}
         for name, run in sweep.runs.items():
-            planned = plan_run(run, corpora[run.corpus], previous.get(name), decisions)
-            if name not in owners or not number:
-                runs[_path(folder, name)] = planned
-            if name in owners:
-                path = _path(folder, owners[name])
-                tries.setdefault(path, {})[name] = planned
-                runs.pop(path, None)  # it comes after its tries
-                runs[path] = next(iter(tries[path].values()))
+            planned[run_folder(folder, name)] = plan_run(run, corpora[run.corpus], previous.get(name), decisions)
+    tries = {
+        run_folder(folder, name): {trial: planned[run_folder(folder, trial)] for trial in of_run}
+        for folder in config.by_seed
+        for name, of_run in (config.search.tries if config.search else {}).items()
+    }
+    runs = {path: planned[path] if path in planned else next(iter(tries[path].values())) for path in config.run_folders}
     plan = SweepPlan(config, runs, tries)
     if not config.seeds:
         plan = dataclasses.replace(plan, config=plan.of_seed("").config)
     _check_records(plan)
     return _settled(plan, workdir) if workdir else plan
-
-
-def _path(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _best_tries(plan: SweepPlan, workdir: Path) -> dict[str, int]:
@@ -207,9 +200,9 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
             )
     trained, saved = plan.flops()
     seeds = f" at {len(plan.config.seeds)} seeds" if plan.config.seeds else ""
-    lines.append(f"{len(plan.runs)} runs{seeds}, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs")
     if search:
-        lines.append(f"{_search_flops(plan):.2e} of these FLOPs are of {len(plan.config.owners)} tries of {search.key}")
+        lines.append(f"{len(plan.config.owners)} tries of {search.key} take {_search_flops(plan):.2e} FLOPs beside")
+    lines.append(f"{len(plan.runs)} runs{seeds}, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs")
     return "\n".join(lines)
 
 
