@@ -57,7 +57,9 @@ STEPS = {remat: {"remat": remat} for remat in REMAT_POLICIES} | {
     "microbatches": {"microbatches": 2},
     "frozen layers": {"frozen_layers": 1},
     "muon": {"optimizer": {"kind": "muon", "ema": 0.9}},
+    "muon's parts": {"optimizer": {"kind": "muon", "muon": {"normalise_rows": True, "variance": "longer"}}},
     "a ramp": {"growth": RAMP},
+    "two rates": {"schedule": {"at_growth": "continue", "rewarm_tokens": 9, "rewarm": "new"}},
     "what is new": {"growth": {"operator": "zero", "train": "new"}},
 }
 

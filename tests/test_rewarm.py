@@ -113,7 +113,11 @@ def test_what_waits_stays_to_the_bit_and_the_rest_moves(corpus, tmp_path):
 
 
 def test_a_run_stopped_at_every_step_of_its_re_warm_ends_with_the_same_bits(corpus, tmp_path):
-    config = tiny.run_config(corpus, tiny.stage(1), second(steps=3, rewarm_tokens=2 * STEP, rewarm="new"))
+    parts = {"momentum_steps": 9, "normalise_rows": True, "coefficients": "polar_express", "variance": "longer"}
+    muon = {"optimizer": {"kind": "muon", "muon": parts, "decay": ("matrices",), "cautious_decay": True}}
+    further = second(steps=3, rewarm_tokens=2 * STEP, rewarm="new") | muon
+    further["growth"]["optimizer_state"] = "keep_old"
+    config = tiny.run_config(corpus, tiny.stage(1, **muon), further)
     train(config, tmp_path / "whole", GO_ON)
     assert tiny.train_in_parts(config, tmp_path / "parts") == 4
     assert tiny.timeless(tmp_path / "parts") == tiny.timeless(tmp_path / "whole")
