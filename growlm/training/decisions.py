@@ -15,7 +15,8 @@ from growlm.training.criteria import Curve
 from growlm.training.stages import Stage
 
 DECISION_FILE = "decision.json"
-END = "end"  # the kinds: the step at which a rule ended the stage
+# The kinds: the step at which a rule ended the stage, the candidate that a probe chose.
+END, GROWTH = "end", "growth"
 
 Decisions = dict[str, Mapping[str, Any]]  # by the hash of a stage, by kind
 

@@ -153,10 +153,11 @@ def _peak(mesh: Mesh, profiling: ProfilingConfig) -> float:
 
 
 def _compile_ahead(stage: Stage, mesh: Mesh) -> None:
-    """Begin to compile, in the background, the growth with which a stage begins, and its steps."""
-    prepare_growth_ahead(stage, mesh)
-    for spec in step_specs(stage, stage.first_step).values():
-        compile_steps_ahead(spec, stage.config.batch, stage.config.length, mesh)
+    """Begin to compile, in the background, the growths with which a stage may begin, and its steps."""
+    for one in stage.possible:
+        prepare_growth_ahead(one, mesh)
+        for spec in step_specs(one, one.first_step).values():
+            compile_steps_ahead(spec, one.config.batch, one.config.length, mesh)
 
 
 def step_specs(stage: Stage, step: int) -> dict[tuple[bool, int | None], StepSpec]:

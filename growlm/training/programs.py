@@ -127,12 +127,12 @@ def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tup
 
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
     """The growth with which a stage begins, compiled."""
-    return compiled(("growth", stage.stage_hash, mesh), partial(_prepare_growth, stage, mesh))
+    return compiled(("growth", stage.growth_hash, mesh), partial(_prepare_growth, stage, mesh))
 
 
 def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
     """Begin to compile it in the background."""
-    compile_ahead(("growth", stage.stage_hash, mesh), partial(_prepare_growth, stage, mesh))
+    compile_ahead(("growth", stage.growth_hash, mesh), partial(_prepare_growth, stage, mesh))
 
 
 def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from growlm.data import Corpus, load_corpus
-from growlm.errors import InputError
+from growlm.errors import InputError, must_be
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.growth.state import apply_growth, check_optimizer_state
 from growlm.state import TrainState
@@ -21,12 +21,13 @@ from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
-from growlm.training.decisions import DECISION_FILE, END, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.decisions import DECISION_FILE, END, GROWTH, Criterion, Decisions, read_decisions, write_decision
 from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit, read_records, write_records
 from growlm.training.optimizer import make_optimizer
+from growlm.training.probe import probe
 from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
 from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
@@ -113,29 +114,40 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions:
     """
     config, source = begin(config, previous)
     plan = RunPlan(config, corpus, [], source).decided(decisions or {})
-    stages = plan.stages
-    for stage in stages:
+    for stage in plan.stages:
         if stage.config.grow_when and "end" not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
-        if stage.config.model.vocab < corpus.vocab:
-            raise InputError(
-                f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {stage.config.model.vocab}"
-            )
-        stage.config.model.check_length("evaluation.length", stage.held_out[1])
-        splits = ("train", corpus.train, (1, stage.config.length)), ("validation", corpus.validation, stage.held_out)
-        for split, tokens, (rows, length) in splits:
-            if len(tokens) < rows * (length + 1):
-                needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
-                raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
-        _ = stage.growth  # planned: it may not fit, and random copies may fit or not
-        _check_unmasked(stage)
-        _check_optimizer_state(stage)
-    for evaluation in {stage.evaluation for stage in stages}:
+        check_stage(stage, corpus)
+    for evaluation in {stage.evaluation for stage in plan.stages}:
         check_benchmarks(evaluation)
     if source:
         check_source(config.stages[0], source, corpus)
     return plan
+
+
+def check_stage(stage: Stage, corpus: Corpus) -> None:
+    """Raises InputError where a stage does not fit its corpus, or a growth with which it may begin not the stage."""
+    if stage.config.model.vocab < corpus.vocab:
+        raise InputError(
+            f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {stage.config.model.vocab}"
+        )
+    stage.config.model.check_length("evaluation.length", stage.held_out[1])
+    splits = ("train", corpus.train, (1, stage.config.length)), ("validation", corpus.validation, stage.held_out)
+    for split, tokens, (rows, length) in splits:
+        if len(tokens) < rows * (length + 1):
+            needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
+            raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
+    for name, one in stage.candidates.items() or [("", stage)]:
+        try:
+            _ = one.growth  # planned: it may not fit, and random copies may fit or not
+            _check_optimizer_state(one)
+        except InputError as error:
+            raise InputError(f"candidate {name}: {error}" if name else str(error)) from None
+    if stage.probe and stage.probe.probe.steps > stage.steps:
+        raise must_be("probe.steps", f"at most the {stage.steps} of stages[{stage.number}]", stage.probe.probe.steps)
+    for before in stage.parent.possible if stage.parent else ():
+        _check_unmasked(before)
 
 
 def _check_budget(stage: Stage) -> None:
@@ -148,10 +160,9 @@ def _check_budget(stage: Stage) -> None:
         )
 
 
-def _check_unmasked(stage: Stage) -> None:
+def _check_unmasked(before: Stage) -> None:
     """Growth takes the weights, which are the model only once the masks of the growth before are open."""
-    before = stage.parent
-    if before and before.progress_at(before.last_step) is not None:
+    if before.progress_at(before.last_step) is not None:
         trained, masks = before.tokens_at(before.last_step) - before.first_tokens, before.growth.masks
         raise InputError(
             f"stages[{before.number}].tokens must be >= {masks.tokens:,}, after which the masks of its growth are "
@@ -244,6 +255,11 @@ def train_run(
                         state = _first_state(stage, plan.source, mesh, stage_folder, display)
                     else:
                         grown_at = time.perf_counter()
+                        if stage.probe and GROWTH not in stage.decided:
+                            _probe(stage, state, plan.corpus, mesh, stage_folder, display)
+                            plan = plan.decided(_decisions(records))
+                            stage = plan.stages[number]
+                            display.begin(folder, stage)
                         state = _grow(stage, state, plan.corpus, mesh, stage_folder, display)
                     if state.step < stage.last_step or not stage.steps:  # without steps it is validated alone
                         state = train_stage(
@@ -344,9 +360,8 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
 
 
-def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:
-    """Grow the parent's last state into this stage's first, free that, and write the report."""
-    display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")
+def grow_into(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
+    """Grow the parent's last state, which is kept, into a stage's first; with the report, and the seconds it took."""
     prepared = prepared_growth(stage, mesh)
     began = time.perf_counter()  # not before: compiling counts as little as that of steps does
     # What learn learns on: the batches that the stage will begin with.
@@ -354,12 +369,29 @@ def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: 
     models = stage.parent.config.model, stage.config.model
     state, report = apply_growth(prepared, before, *models, key=before.key, batches=ahead)
     jax.block_until_ready(state.arrays)
+    return state, report | {"seconds": time.perf_counter() - began}
+
+
+def _probe(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> None:
+    """Choose the growth with which a stage begins, and keep the decision."""
+
+    def grow(candidate: Stage, state: TrainState) -> TrainState:
+        return grow_into(candidate, state, corpus, mesh)[0]
+
+    write_decision(folder, GROWTH, probe(stage, before, grow, corpus=corpus, mesh=mesh, say=display.say))
+
+
+def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:
+    """Grow the parent's last state into this stage's first, free that, and write the report."""
+    display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")
+    state, report = grow_into(stage, before, corpus, mesh)
     shared = {id(leaf) for leaf in jax.tree.leaves(state.arrays)}  # what growth did not change
     for leaf in jax.tree.leaves(before.arrays):
         if id(leaf) not in shared:
             leaf.delete()
-    at = {"step": stage.first_step, "tokens": stage.first_tokens, "seconds": time.perf_counter() - began}
-    write_json(folder / GROWTH_FILE, report | at)
+    if tried := stage.decided.get(GROWTH):
+        report |= {"probe": tried, "seconds": report["seconds"] + tried["seconds"]}
+    write_json(folder / GROWTH_FILE, report | {"step": stage.first_step, "tokens": stage.first_tokens})
     return state
 
 

@@ -1,6 +1,7 @@
 """The settings of stages, runs and sweeps: frozen dataclasses that check themselves and keep what was written."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ class GrowthConfig:
     """How a stage starts from the one before it, and what of it is trained.
 
     Attributes:
-      operator: a name in growlm.growth's `OPERATORS`, or in `PRESETS`, which stands for an operator with options.
+      operator: a name in growlm.growth's `OPERATORS`, or in `PRESETS`, which stands for an operator with options; or
+        "probe", with the fields of `Probe` as options: the stage begins with the best of several growths.
       options: of the operator; they override a preset's.
       optimizer_state: "reset", "map", "map_aged" or "keep_old"; None: the preset's, or "reset".
       train: "all", or only what the growth added ("new") or did not ("old"); None: the preset's, or "all".
@@ -31,14 +33,18 @@ class GrowthConfig:
     train: str | None = None
 
     def __post_init__(self):
-        resolve(self.operator, self.options)
+        if self.probe is None:
+            resolve(self.operator, self.options)
         for name, allowed in (("optimizer_state", OPTIMIZER_STATES), ("train", TRAIN)):
             if getattr(self, name) is not None:
                 check_name(f"growth.{name}", getattr(self, name), allowed)
 
     @property
     def resolved(self) -> "GrowthConfig":
-        """What the names stand for: an operator with all its options, and no None."""
+        """What the names stand for: an operator with all its options, and no None; of a probe, of its candidates."""
+        if probe := self.probe:
+            candidates = {name: dataclasses.asdict(growth.resolved) for name, growth in probe.candidates.items()}
+            return GrowthConfig(PROBE, {"candidates": candidates, "steps": probe.steps})
         preset = resolve(self.operator, self.options)
         return GrowthConfig(
             operator=preset.operator,
@@ -46,6 +52,57 @@ class GrowthConfig:
             optimizer_state=self.optimizer_state or preset.optimizer_state,
             train=self.train or preset.train,
         )
+
+    @property
+    def probe(self) -> "Probe | None":
+        """What is tried, if this is a probe. Raises InputError."""
+        return Probe.of(self) if self.operator == PROBE else None
+
+
+PROBE = "probe"
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Growths that are tried on one state and the same batches, of which the best is taken (LAG, arXiv 2406.02469).
+
+    Attributes:
+      candidates: the growths by name; in a config, the settings of each, or a list of names of operators and presets.
+        optimizer_state and train that one does not say are those of the probe.
+      steps: updates of each, with the stage's schedule, after which validation losses are compared: more than those
+        over which the loss is raised by a growth.
+    """
+
+    candidates: dict[str, GrowthConfig]
+    steps: int
+
+    @classmethod
+    def of(cls, growth: GrowthConfig) -> "Probe":
+        """The probe that a growth's options describe. Raises InputError."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if extra := sorted(growth.options.keys() - set(names)):
+            raise unknown("option of probe", extra[0], names)
+        given, steps = growth.options.get("candidates"), growth.options.get("steps")
+        if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+            given = {name: {"operator": name} for name in given}
+        if not isinstance(given, Mapping) or not given or not all(isinstance(one, Mapping) for one in given.values()):
+            raise must_be("probe.candidates", "growths by name or a list of operators, one at least", given)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise must_be("probe.steps", "an integer >= 1", steps)
+        return cls({str(name): cls._candidate(growth, name, dict(one)) for name, one in given.items()}, steps)
+
+    @staticmethod
+    def _candidate(growth: GrowthConfig, name: str, settings: dict[str, Any]) -> GrowthConfig:
+        where, names = f"candidate {name}", [field.name for field in dataclasses.fields(GrowthConfig)]
+        if extra := sorted(settings.keys() - set(names)):
+            raise unknown("config key", extra[0], names, where=where)
+        if settings.get("operator") == PROBE:
+            raise must_be(f"{where}.operator", "no probe", PROBE)
+        shared = {"optimizer_state": growth.optimizer_state, "train": growth.train}
+        try:
+            return GrowthConfig(**shared | settings)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

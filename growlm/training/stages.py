@@ -17,7 +17,7 @@ from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
 from growlm.training.criteria import RULES
 from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
-from growlm.training.settings import EvaluationConfig, RunConfig, StageConfig
+from growlm.training.settings import EvaluationConfig, GrowthConfig, RunConfig, StageConfig
 from growlm.training.step import draw_depths, run_keys
 
 
@@ -49,6 +49,8 @@ class Stage:
       parent: the stage before.
       eos: the token that ends a document of the corpus, if any.
       decided: what was decided of it while it was trained, by kind, see decisions.py; empty: nothing yet.
+      probe: the growth that the config asks for, where it is a probe: `config` has the candidate that was chosen, or
+        the first one until that is decided.
     """
 
     config: StageConfig
@@ -57,6 +59,25 @@ class Stage:
     parent: "Stage | None"
     eos: int | None = None
     decided: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    probe: GrowthConfig | None = None
+
+    @property
+    def asked(self) -> GrowthConfig | None:
+        """The growth that the run's config asks for."""
+        return self.probe or self.config.growth
+
+    @cached_property
+    def candidates(self) -> "dict[str, Stage]":
+        """The stage as it begins with each of the growths that its probe tries, by name; empty without one."""
+        probe = self.probe.probe if self.probe else None
+        growths = probe.candidates if probe else {}
+        configs = {name: dataclasses.replace(self.config, growth=growth) for name, growth in growths.items()}
+        return {name: dataclasses.replace(self, config=config) for name, config in configs.items()}
+
+    @property
+    def possible(self) -> "list[Stage]":
+        """The stage as it may begin: with each candidate until one is chosen, else as it is."""
+        return [self] if "growth" in self.decided else [*self.candidates.values()] or [self]
 
     @cached_property
     def number(self) -> int:
@@ -115,12 +136,18 @@ class Stage:
 
     @cached_property
     def first_cost(self) -> Cost:
-        """The cost where the stage begins, learning the maps of its growth included."""
+        """The cost where the stage begins, with learning the maps of its growth and trying all candidates of a probe.
+
+        Maps of the chosen candidate are not billed again: the probe has learned them.
+        """
         if not self.parent:
             return Cost()
-        steps = self.growth.learner.steps if self.growth.learner else 0
-        learned = steps * self.config.batch * self.config.length
-        return self.parent.cost_at(self.parent.last_step).plus(self.config.model, learned, self.config.length)
+        probe = self.probe.probe if self.probe else None
+        tried = [*self.candidates.values()] or [self]
+        steps = sum(one.growth.learner.steps if one.growth.learner else 0 for one in tried)
+        steps += probe.steps * len(tried) if probe else 0
+        tokens = steps * self.config.batch * self.config.length
+        return self.parent.cost_at(self.parent.last_step).plus(self.config.model, tokens, self.config.length)
 
     def progress_at(self, step: int) -> np.ndarray | None:
         """How far the masks of the stage's growth are open at a step, float32[4]; None where there are none left."""
@@ -198,9 +225,9 @@ class Stage:
     @property
     def judged_on(self) -> dict[str, int] | None:
         """The validation by which something is decided of the stage; None where nothing is."""
-        if not self.config.grow_when:
+        if not self.config.grow_when and not self.probe:
             return None
-        (batch, length), every = self.held_out, self.evaluation.every_tokens
+        (batch, length), every = self.held_out, self.evaluation.every_tokens if self.config.grow_when else 0
         return {"every_tokens": every, "batches": self.evaluation.batches, "batch": batch, "length": length}
 
     @cached_property
@@ -215,11 +242,12 @@ class Stage:
         - the hash of the stage before, and the step at which this run left it.
         """
         config = self.config
-        growth = config.growth.resolved if config.growth else None
+        growth = self.asked.resolved if self.asked else None
         own = without_defaults(dataclasses.replace(config, growth=growth))
         for name in ("tokens", "evaluation", "init_from"):
             own.pop(name, None)
-        if growth and (source := source_of(growth.operator)):
+        operators = {one.config.growth.resolved.operator for one in [*self.candidates.values()] or [self] if growth}
+        if source := ",".join(sorted(filter(None, map(source_of, operators)))):
             own["growth"] = own["growth"] | {"source": source}
         if options := own.get("growth", {}).get("options"):
             own["growth"] = own["growth"] | {"options": hashed_options(options)}
@@ -239,6 +267,11 @@ class Stage:
         """Its model in words, such as "8 layers x 64"."""
         model = self.config.model
         return f"{model.depth} layers x {model.size(model.architecture.stream)}"
+
+    @property
+    def growth_hash(self) -> str:
+        """A hash of the stage and of the growth that it begins with, whether that was asked for or chosen."""
+        return dataclasses.replace(self, probe=None).stage_hash
 
     @cached_property
     def stage_hash(self) -> str:
@@ -274,6 +307,11 @@ def resolve(
     """
     stages: list[Stage] = []
     for config in run.stages:
-        stage = Stage(config, run, fingerprint, stages[-1] if stages else None, eos)
-        stages.append(dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {})))
+        probe = config.growth if config.growth and config.growth.probe else None
+        stage = Stage(config, run, fingerprint, stages[-1] if stages else None, eos, probe=probe)
+        stage = dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {}))
+        if probe:
+            first = next(iter(stage.candidates))
+            stage = stage.candidates[stage.decided.get("growth", {}).get("chosen", first)]
+        stages.append(stage)
     return stages
