@@ -1,13 +1,10 @@
 """Probing growths: each is tried on one state and the same batches, and the loss after a while ranks them."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from growlm.data import Corpus
@@ -46,7 +43,7 @@ def probe(
     for name, candidate in stage.candidates.items():
         growth = candidate.config.growth.resolved
         candidates[name] = {"operator": growth.operator, "options": growth.options} | _try(
-            candidate, _apart(grow(candidate, before), before), steps, corpus=corpus, mesh=mesh
+            candidate, grow(candidate, before), steps, corpus=corpus, mesh=mesh
         )
         at_growth, after = (f"{loss:.4f}" if loss is not None else "-" for loss in candidates[name]["val_loss"])
         say(f"probe: {name}: validation loss {at_growth} at growth, {after} after {steps} steps")
@@ -84,11 +81,3 @@ def _try(candidate: Stage, state: TrainState, steps: int, *, corpus: Corpus, mes
 
 def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
-
-
-def _apart(state: TrainState, from_: TrainState) -> TrainState:
-    """The state with copies of the arrays that it shares with another: a step takes its arrays for its own."""
-    theirs = {id(leaf) for leaf in jax.tree.leaves(from_.arrays)}
-    arrays = jax.tree.map(lambda leaf: jnp.copy(leaf) if id(leaf) in theirs else leaf, state.arrays)
-    params, opt_state, ema = arrays
-    return dataclasses.replace(state, params=params, opt_state=opt_state, ema=ema)
