@@ -158,8 +158,10 @@ def test_llama_pro_trains_its_copies_and_nothing_else():
         ("lidas", 12, [2, 4, 6, 8, 10, 12]),
         ("mslt", 12, [3, 6, 9, 12, 12]),
         ("bert2bert_fpi", 12, [6, 12]),
-        ("bert2bert_aki", 12, [6, 12, 12]),
+        ("bert2bert_aki", 12, [6, 12]),
+        ("bert2bert_two_stage", 12, [6, 12, 12]),
         ("llama_pro", 40, [32, 40]),
+        ("llama_pro", 12, [9, 12]),
         ("solar", 48, [32, 48]),
         ("zero_layer", 7, [0, 7]),
         ("one_layer", 7, [1, 7]),
@@ -182,17 +184,17 @@ def test_mslt_freezes_what_is_below_the_new_layers_until_its_last_stage():
 
 def test_aki_trains_sub_models_in_the_first_stage_after_growth_and_then_all():
     target = sized(layers=12, embed=6, heads=3, kv_heads=3, mlp=6)
-    stages = PRESETS["bert2bert_aki"].stages(target)
+    stages = PRESETS["bert2bert_two_stage"].stages(target)
     assert [(stage.model.layers, stage.submodel_layers, stage.frozen_layers) for stage in stages] == [
         (6, 0, 0),
         (12, 4, 0),
         (12, 0, 0),
     ]
     assert [stage.model.embed for stage in stages] == [4, 6, 6] and stages[1].model == target
-    others = [preset for preset in PRESETS.values() if preset.name != "bert2bert_aki"]
+    others = [preset for preset in PRESETS.values() if preset.name != "bert2bert_two_stage"]
     assert not any(stage.submodel_layers for preset in others for stage in preset.stages(divisible(preset)))
     params = coded(target)
-    after = grow("bert2bert_aki", params, target, target)
+    after = grow("bert2bert_two_stage", params, target, target)
     for path in NUMBER:
         np.testing.assert_array_equal(leaf_at(after, path), leaf_at(params, path))
 
@@ -215,8 +217,8 @@ def test_a_target_that_the_schedule_does_not_divide_is_refused():
         PRESETS["stackbert"].stages(sized(layers=6))
     assert str(error.value) == "model.layers must be an integer in every stage of preset 'stackbert', got 1.5, 3, 6"
     with pytest.raises(InputError) as error:
-        PRESETS["bert2bert_aki"].stages(sized(layers=8, embed=6, heads=3, kv_heads=3, mlp=6))
-    assert str(error.value) == "model.layers must be a multiple of 3 for preset 'bert2bert_aki', got 8"
+        PRESETS["bert2bert_two_stage"].stages(sized(layers=8, embed=6, heads=3, kv_heads=3, mlp=6))
+    assert str(error.value) == "model.layers must be a multiple of 3 for preset 'bert2bert_two_stage', got 8"
     with pytest.raises(
         InputError, match=r"model\.heads must be an integer in every stage of preset 'hypercloning', got 0\.5, 1"
     ):

@@ -30,6 +30,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "mslt": (False, None),
     "bert2bert_fpi": (False, False),
     "bert2bert_aki": (False, False),
+    "bert2bert_two_stage": (False, False),
     "ligo": (False, False),
     "msg": (True, True),
     "lemon": (True, True),
@@ -91,7 +92,7 @@ def test_a_preset_keeps_the_function_where_it_says_so_and_only_there(name, grows
     target = preset.example or llama
     if grows == "mixture":
         target = MixtralConfig(**vars(llama) | {"layers": 2}, experts=8, experts_per_token=4)
-    source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_aki") else -2].model
+    source = preset.stages(target)[-3 if name in ("mslt", "bert2bert_two_stage") else -2].model
     widths = (llama if grows == "mixture" else target).architecture.widths
     still = {"layers": target.layers} if grows == "width" else {n: getattr(target, n) for n in widths}
     change = change_of_logits(preset, dataclasses.replace(source, **still), target)

@@ -14,8 +14,9 @@ from growlm.growth.operators import (
     plan_growth,
 )
 from growlm.growth.plan import Growth
+from growlm.growth.preset import Preset
 from growlm.growth.presets import resolve
-from growlm.growth.published import PRESETS, Preset
+from growlm.growth.published import PRESETS
 from growlm.growth.shrink import describe_lost, lost, plan_undo, shrink, undo
 from growlm.growth.state import OPTIMIZER_STATES, describe, grow, grow_state, growth_key
 from growlm.growth.targets import plan_target

@@ -11,7 +11,8 @@ import jax
 from growlm.errors import unknown
 from growlm.growth.claims import claim
 from growlm.growth.operators import OPERATORS, SHRINKS, current_options, plan_growth
-from growlm.growth.published import PRESETS, Preset, scaled_widths
+from growlm.growth.preset import Preset, scaled_widths
+from growlm.growth.published import PRESETS
 from growlm.models import Kind, MixtralConfig, ModelConfig
 
 
@@ -68,11 +69,11 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
 
 # Heading and width of every column of the table.
 _GROWS = {"depth": 5, "width": 5, "mixture": 7}
-_COLUMNS = {"preset": 23, "paper": 22, "growth": 28, "stages": 11} | _GROWS | {"what is exact": 40}
+_COLUMNS = {"preset": 23, "paper": 22, "growth": 28, "stages": 11} | _GROWS | {"what is whose": 40}
 
 
 def table() -> str:
-    """The table of presets as text: growth, stages, function preservation in depth and in width, what is exact."""
+    """The table of presets as text: growth, stages, function preservation in depth and in width, what is whose."""
     head = dict(zip(_COLUMNS, _COLUMNS, strict=True))
     rule = {name: "-" * width for name, width in _COLUMNS.items()}
     note = "depth, width, mixture: whether the growth claims to keep the function (masks at 0); -: no such growth"
@@ -94,8 +95,14 @@ def _row(preset: Preset) -> dict[str, str]:
         "growth": "; ".join([f"{preset.operator} {options}".strip(), *more]),
         "stages": "-".join(depths),
         **{grows: answers[keeps_function(preset, grows)] for grows in _GROWS},
-        "what is exact": preset.exact,
+        "what is whose": " ".join(f"{whose}: {text}" for whose, text in whose(preset).items()),
     }
+
+
+def whose(preset: Preset) -> dict[str, str]:
+    """What of a system is the paper's, what ours, and what nobody has published; without what is empty."""
+    said = {"Paper": preset.published, "Ours": preset.ours, "Unpublished": preset.unknown}
+    return {name: text for name, text in said.items() if text}
 
 
 def _shown(value: Any) -> str:

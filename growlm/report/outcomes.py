@@ -94,9 +94,8 @@ def outcome(name: str, run: Run) -> Outcome:
         raise InputError(f"run {name} must have stages and a seed in its config.json")
     if run.parameters is None:
         raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
-    stages = run.config["stages"]
-    growths = [{key: stage["growth"].get(key) for key in ("operator", "options")} for stage in stages[1:]]
-    before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(stages) - 1)]
+    growths = run.planned_growths
+    before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(growths))]
     try:
         losses = curve(run.metrics)
     except InputError as error:
@@ -105,7 +104,7 @@ def outcome(name: str, run: Run) -> Outcome:
         name=name,
         seed=run.config["seed"],
         params=run.parameters,
-        stages=len(stages),
+        stages=1 + len(growths),
         grown_at=float(before[0][-1]["tokens"]) if growths else 0.0,
         grown_flops=float(before[1][-1]["flops"]) if growths else 0.0,
         factor=_block_params(name, run, -1, "after") / _block_params(name, run, 0, "before") if growths else 1.0,

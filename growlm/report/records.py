@@ -53,6 +53,16 @@ class Run:
             found.add((self.config.get("corpus"), evaluation.get("batches"), *shape))
         return found
 
+    @property
+    def planned_growths(self) -> list[dict[str, Any]]:
+        """The operator and options of every growth, as its config has them; of a system as it was asked for."""
+        if system := self.config.get("system"):
+            options = self.config.get("system_options") or {}
+            return [{"operator": system, "options": options}] * len(self.growths)
+        return [
+            {key: stage["growth"].get(key) for key in ("operator", "options")} for stage in self.config["stages"][1:]
+        ]
+
     def of_stage(self, number: int) -> list[dict[str, Any]]:
         """The records of one stage."""
         return [record for record in self.metrics if record["stage"] == number]

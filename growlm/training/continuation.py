@@ -13,6 +13,7 @@ from growlm.training.config import build_run, build_sweep, plain
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import RunConfig
 from growlm.training.stages import resolve
+from growlm.training.systems import written_out
 
 NEW = "the folder must be a new or empty one, or that of this run, got"
 
@@ -105,6 +106,7 @@ def result_settings(config: Any) -> dict[str, Any]:
 
 
 def _of_run(run: RunConfig) -> dict[str, Any]:
+    run = written_out(run)
     settings = json.loads(json.dumps(plain(run)))
     for stage, own in zip(resolve(run, fingerprint=""), settings["stages"], strict=True):
         with_horizon = stage.config.schedule.kind in WITH_HORIZON

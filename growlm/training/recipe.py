@@ -97,6 +97,17 @@ class Scale:
         tokens = self.tokens - spent - sum(map(self._cost, before))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
+    def system(self, name: str, peak_lr: float | None = None, options: Mapping[str, Any] | None = None) -> Run:
+        """A published system that ends with the large model, at the cost of training that from scratch.
+
+        Args:
+          name: in growlm.growth's `PRESETS`.
+          peak_lr: of all stages; by default the scale's.
+          options: of its growths, over its own.
+        """
+        target = self.stage(self.model(), self.tokens, peak_lr or self.peak_lr)
+        return {"system": name, "system_options": dict(options or {}), "stages": (target,)}
+
     def scratch(
         self, peak_lr: float | None = None, model: dict[str, Any] | None = None, share: float = 1.0, **rest: Any
     ) -> Run:

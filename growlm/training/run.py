@@ -35,6 +35,7 @@ from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
+from growlm.training.systems import written_out
 
 CACHE = "compiled"
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
@@ -97,8 +98,8 @@ class RunPlan:
 
     def decided(self, decisions: Decisions) -> "RunPlan":
         """The plan as it follows from what was decided while its stages were trained."""
-        corpus = self.corpus
-        return dataclasses.replace(self, stages=resolve(self.config, corpus.fingerprint, corpus.eos, decisions))
+        run, corpus = written_out(self.config), self.corpus
+        return dataclasses.replace(self, stages=resolve(run, corpus.fingerprint, corpus.eos, decisions))
 
 
 def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions: Decisions | None = None) -> RunPlan:

@@ -25,6 +25,7 @@ from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, run_keys
+from growlm.training.systems import written_out
 
 # What a folder of `growlm grow` holds.
 MODEL_FILE, OPTIMIZER_FILE, CHECKPOINT = "model.json", "optimizer.json", "checkpoint"
@@ -105,7 +106,7 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
         raise InputError(f"source {folder} is a sweep, and must be one of its runs: {runs}")
     if not isinstance(config, dict) or "stages" not in config:
         raise InputError(f"source must be {FOLDERS}, or a Hugging Face folder, got {folder}, which holds no model")
-    return _find_run(folder, build_run(config), step)
+    return _find_run(folder, written_out(build_run(config)), step)
 
 
 def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:

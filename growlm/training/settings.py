@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError, check_name, check_range, must_be, unknown
-from growlm.growth import OPTIMIZER_STATES, resolve
+from growlm.growth import OPTIMIZER_STATES, PRESETS, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.checkpoint import CheckpointConfig
 from growlm.training.criteria import GrowWhen
@@ -223,7 +223,10 @@ class RunConfig:
     """A run: stages one after the other, on one corpus and seed.
 
     Attributes:
-      stages: the first without a growth, all others with one.
+      stages: the first without a growth, all others with one; with `system` the target's alone.
+      system: a published system, a name in growlm.growth's `PRESETS`, that takes the place of training the one stage
+        from scratch: its tokens are the budget, its other settings those of all stages of the system.
+      system_options: options of the system's growths that override its own.
       seed: of initial values, batches and whatever growth draws.
       corpus: "stdlib" (Python's own library, as bytes), or a path: text, or what `growlm prepare` wrote.
       dtype: of computing, "float32" or "bfloat16"; parameters are float32.
@@ -237,6 +240,8 @@ class RunConfig:
     """
 
     stages: tuple[StageConfig, ...]
+    system: str | None = None
+    system_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
     corpus: str = "stdlib"
     dtype: str = "float32"
@@ -272,6 +277,25 @@ class RunConfig:
         for name in ("tokens", "submodel_layers"):
             if self.budget_flops and (value := getattr(self.stages[last], name)):
                 raise must_be(f"stages[{last}].{name}", "0 where budget_flops says its tokens", value)
+        if self.system is not None:
+            self._check_system()
+        elif self.system_options:
+            raise must_be("system_options", "{} without a system", self.system_options)
+
+    def _check_system(self) -> None:
+        """Raises InputError where the stage says what is the system's to say."""
+        check_name("system", self.system, PRESETS)
+        if len(self.stages) != 1:
+            raise must_be("stages", f"one, the target of system {self.system!r}", len(self.stages))
+        stage = self.stages[0]
+        for name in ("init_from", "frozen_layers", "submodel_layers"):
+            if getattr(stage, name):
+                raise must_be(f"stages[0].{name}", f"unset with system {self.system!r}", getattr(stage, name))
+        if self.budget_flops:
+            raise must_be("budget_flops", f"0 with system {self.system!r}, whose budget is its target's", self.budget_flops)
+        if stage.schedule.at_growth != "restart":
+            raise must_be("stages[0].schedule.at_growth", "the system's, and unset", stage.schedule.at_growth)
+        resolve(self.system, self.system_options)
 
     @property
     def batch_sizes(self) -> dict[str, int]:
