@@ -1,12 +1,14 @@
 """The experiment files: all say what they cost and found; on a scale, every variant is a sweep of equal cost."""
 
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from growlm.errors import InputError
+from growlm.growth import PRESETS
 from growlm.training.config import build_sweep, load_config
 from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
@@ -103,6 +105,24 @@ def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_r
 def test_growth_timings_share_one_base():
     sweep = planned("growth_timing", "cpu")
     assert len({run.stages[0].stage_hash for name, run in sweep.runs.items() if name.startswith("after")}) == 1
+
+
+def test_every_published_system_has_a_run_or_a_reason():
+    systems = runpy.run_path(str(EXPERIMENTS / "systems.py"))
+    looped = planned("systems", "cpu_looped").config
+    runs = [*planned("systems", "cpu").config.grown, *looped.grown]
+    assert sorted([*runs, *systems["ELSEWHERE"]]) == sorted(PRESETS)
+    assert all(run.system == name for name, run in looped.runs.items() if name in looped.grown)
+
+
+def test_each_looped_system_costs_what_its_own_target_does_from_scratch():
+    sweep = planned("systems", "cpu_looped")
+    costs = {name: run.stages[-1].cost_at(run.stages[-1].last_step).flops for name, run in sweep.runs.items()}
+    for name in sweep.config.grown:
+        scratch = "scratch" if name == "untied_grow" else f"scratch_{name}"
+        assert costs[name] == pytest.approx(costs[scratch], rel=1e-3)
+        target, grown = (sweep.runs[of].stages[-1].config for of in (scratch, name))
+        assert target.model == grown.model and target.optimizer == grown.optimizer
 
 
 def test_an_unknown_variant_is_a_line():

@@ -17,6 +17,7 @@ from growlm.laws.compute import CHIPS, exact_flops_per_token
 from growlm.laws.shapes import shape_for
 from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
 from growlm.training.config import build_run, build_sweep, load_config
+from growlm.training.systems import written_out
 
 PAPERS = 7e9, 300e9
 DEMOS = {"params": 4.35e5, "tokens": 2.8e6, "vocab": 256, "length": 128}
@@ -183,6 +184,26 @@ def test_the_experiment_of_a_large_plan_trains_when_scaled_down(tmp_path, capsys
     assert "grown" in capsys.readouterr().out
     with pytest.raises(InputError, match="is a sweep"):
         build_run(tiny)
+
+
+def test_the_command_writes_the_experiment_of_a_system_by_its_name(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    options = ["--params=4.35e5", "--tokens=2.8e6", "--vocab=256", "--length=128", f"--write={path}"]
+    assert main(["plan", *options, "--system=stackbert"]) == 0
+    assert "stackbert      2 layers x" in capsys.readouterr().out
+    grown = build_sweep(load_config(str(path), [])).runs["grown"]
+    found = plan(**DEMOS)
+    assert (grown.system, len(grown.stages)) == ("stackbert", 1)
+    assert grown.stages[0].tokens == round(found.scratch.tokens)
+    for variant in ("train", "train_tiny"):  # one run, for growlm train
+        run = build_run(load_config(f"{path}:{variant}", []))
+        assert [stage.model.layers for stage in written_out(run).stages] == [2, 4, 8]
+    path.unlink()
+    for system, message in (("stackbird", "did you mean 'stackbert'"), ("midas", "got 1.33333, 2.66667")):
+        assert main(["plan", *options, f"--system={system}"]) == 2
+        assert message in capsys.readouterr().err and not path.exists()
+    assert main(["plan", "--params=1e9", "--tokens=1e9", "--system=midas"]) == 2
+    assert "--system must be given with --write" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

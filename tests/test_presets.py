@@ -472,7 +472,7 @@ def test_optimizer_states_of_the_presets():
     mapped = {name: resolve(name).optimizer_state for name in PRESETS if resolve(name).optimizer_state != "reset"}
     mapping = "msg", "staged_training", "midas", "lidas", "one_layer", "expert_upcycling"
     moments = dict.fromkeys(mapping, "map")
-    kept = dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), "keep_old")
+    kept = dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow", "sparkling"), "keep_old")
     assert mapped == moments | kept | {"zero_layer": "map_aged"}
 
 

@@ -38,6 +38,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "hypercloning_diagonal": (None, True),
     "hypercloning_noisy": (None, True),
     "staged_training": (True, True),
+    "sparkling": (None, True),
     "llama_pro": (True, None),
     "solar": (False, None),
     "midas": (False, None),

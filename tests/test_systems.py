@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 
 from growlm.errors import InputError
-from growlm.growth import PRESETS
+from growlm.growth import PRESETS, recipes
 from growlm.models import parameter_count, plain
 from growlm.report.outcomes import outcome
 from growlm.report.records import read
@@ -22,6 +23,7 @@ from growlm.training.systems import written_out
 LLAMA = {"layers": 12, "embed": 12, "heads": 6, "kv_heads": 6, "head_dim": 2, "mlp": 18, "vocab": 256}
 MIXTURE = LLAMA | {"architecture": "mixtral", "layers": 2, "experts": 4, "experts_per_token": 2}
 BATCH = 4 * 16
+GUIDE = (Path(__file__).resolve().parents[1] / "docs/recipes.md").read_text()
 ROUTED = {name for name, preset in PRESETS.items() if len(preset.experts(4)) > 1}
 
 
@@ -99,6 +101,14 @@ def test_rates_of_stages_follow_the_target_as_the_row_says():
     assert after.learning_rate_at(after.first_step + 1) == pytest.approx(0.01, rel=1e-3)
     first, second, *_ = stages_of(run_of("stackbert", schedule={"warmup_tokens": 4 * BATCH}))
     assert first.learning_rate_at(1) == second.learning_rate_at(second.first_step + 1) == 0.0025
+
+
+def test_sparkling_rises_anew_for_what_is_new_alone_and_keeps_its_heads():
+    before, after = stages_of(run_of("sparkling"))
+    assert before.config.model == dataclasses.replace(after.config.model, embed=6, mlp=9)
+    assert after.config.schedule.at_growth == "continue" and after.config.schedule.rewarm == "new"
+    assert after.config.schedule.rewarm_tokens == 40 * BATCH
+    assert stages_of(run_of("untied_grow"))[1].config.schedule.rewarm == "all"
 
 
 def test_what_a_growth_takes_follows_the_budget_and_is_paid_for():
@@ -190,3 +200,14 @@ def test_a_system_is_trained_stopped_and_resumed_from_end_to_end(tmp_path):
     assert outcome("named", study).stages == 3
     with pytest.raises(InputError, match="which holds a different run"):
         train(dataclasses.replace(config, system="g_stack"), tmp_path / "named")
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "rows"),
+    [("the systems", recipes.COLUMNS, recipes.rows), ("what is whose", recipes.WHOSE, recipes.whose)],
+)
+def test_the_guide_has_the_tables(name, head, rows):
+    """To bring it up to date: write these lines between the markers of docs/recipes.md."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows())]
+    begin, end = (GUIDE.index(f"<!-- {word} of {name} -->") for word in ("begin", "end"))
+    assert GUIDE[begin:end].splitlines()[1:] == lines, "\n".join(lines)

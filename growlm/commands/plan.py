@@ -22,6 +22,7 @@ OPTIONS = {
     "--vocab": one("N", "vocabulary (default: 32000)", int),
     "--length": one("N", "tokens of an example (default: 2048)", int),
     "--write": one("FILE.py", "write the experiment that runs the plan", Path),
+    "--system": one("NAME", "published system of that experiment, in place of G_stack: growlm grow --list"),
     "--corpus": one("PATH", "corpus of that experiment (default: stdlib)"),
 }
 WIDTH = 110  # characters of a line
@@ -42,7 +43,8 @@ Written by: {command}
 Cost: {flops:.3g} FLOPs for each of the two runs{hours}.
 
 A claim of speed-up is measured against `scratch`, which has the learning rate that Step Law gives for it; the schedules
-of both decay to their end. `:tiny` has the same layers, so narrow that a CPU trains them in a minute.
+of both decay to their end. `:tiny` has the same layers, so narrow that a CPU trains them in a minute. `:train` and
+`:train_tiny` are the grown run alone, for `growlm train`.
 
 What is expected, and what not to trust, at the time of writing:
 
@@ -54,7 +56,7 @@ Result: not run yet.
 from dataclasses import replace
 
 from growlm.errors import check_name
-from growlm.training.recipe import DEMO, Scale
+from growlm.training.recipe import {tiny}, Scale, alone
 
 TITLE = "{title}"
 PLANNED = Scale(
@@ -69,20 +71,21 @@ PLANNED = Scale(
     microbatches={microbatches},
     warmup_tokens={warmup},
 )
-TINY = {{"widths": DEMO, "tokens": 40_000, "batch": 8, "length": 64, "microbatches": 1, "warmup_tokens": 1_000}}
+TINY = {{"widths": {tiny}, "tokens": 40_000, "batch": 8, "length": 64, "microbatches": 1, "warmup_tokens": 1_000}}
 
 
 def get_config(variant: str = ""):
-    check_name("variant", variant, ("", "tiny"))
-    size = replace(PLANNED, dtype="float32", **TINY) if variant else PLANNED
-    base = size.base(0.25 if variant else {base_tokens} / PLANNED.tokens, size.model({base_layers}))
-    config = size.sweep(TITLE, {{"grown": size.grown([base], "g_stack")}})
-    if not variant:
+    check_name("variant", variant, ("", "tiny", "train", "train_tiny"))
+    tiny = variant.endswith("tiny")
+    size = replace(PLANNED, dtype="float32", **TINY) if tiny else PLANNED
+    {grown}
+    config = size.sweep(TITLE, {{"grown": grown}})
+    if not tiny:
         config.corpus = "{corpus}"  # stdlib, Python's own library as bytes, is a stand-in for your text or tokens
         config.mesh = {{"fsdp": {fsdp}}}
         config.evaluation.update(every_tokens=size.part(0.01), batch={held_out})
         config.checkpoint.update(every_tokens=size.part(0.05), max_to_keep=2)
-    return config
+    return alone(config, "grown") if variant.startswith("train") else config
 '''
 
 
@@ -101,14 +104,27 @@ def describe(plan: Plan) -> str:
     return "\n".join([head, "", _table(plan), "", *(_paragraph(*item) for item in said.items())])
 
 
-def write_experiment(plan: Plan, path: Path, command: str, corpus: str) -> None:
-    """Writes the experiment that trains the plan's stages and its baseline, a new file. Raises InputError."""
+_STACKED = """base = size.base(0.25 if tiny else {tokens} / PLANNED.tokens, size.model({layers}))
+    grown = size.grown([base], "g_stack")"""
+
+
+def write_experiment(plan: Plan, path: Path, command: str, corpus: str, system: str | None = None) -> None:
+    """Writes the experiment that trains the plan's stages, or a system's, and its baseline, a new file.
+
+    Raises InputError: where it cannot be written, and where the system does not divide the plan's target.
+    """
     if path.suffix != ".py" or path.exists() or not path.parent.is_dir():
         raise must_be("--write", "a new .py file in a folder that exists", str(path))
     before, after, hardware = plan.before, plan.after, plan.hardware
     small, large, widths = before.shape, after.shape, after.shape.sizes()
+    way = f"{small.layers} layers grown to {large.layers} by stacking"
+    grown = _STACKED.format(tokens=f"{round(before.tokens):_}", layers=small.layers)
+    if system:
+        way, grown = f"{large.layers} layers by {system}", f'grown = size.system("{system}")'
     text = _FILE.format(
-        title=f"{small.layers} layers grown to {large.layers} by stacking, {large.params:,} parameters",
+        title=f"{way}, {large.params:,} parameters",
+        grown=grown,
+        tiny="SIXFOLD" if system else "DEMO",
         command=_quoted(command),
         path=_quoted(str(path)),
         stem=_quoted(path.stem),
@@ -125,8 +141,6 @@ def write_experiment(plan: Plan, path: Path, command: str, corpus: str) -> None:
         dtype="bfloat16" if hardware else "float32",
         microbatches=hardware.microbatches if hardware else 1,
         warmup=f"{round(min(WARMUP_STEPS * after.batch * plan.length, WARMUP_SHARE * before.tokens)):_}",
-        base_tokens=f"{round(before.tokens):_}",
-        base_layers=small.layers,
         corpus=_quoted(corpus),
         fsdp=hardware.fsdp if hardware else 1,
         held_out=hardware.count if hardware else min(after.batch, HELD_OUT),
@@ -213,6 +227,18 @@ def _table(plan: Plan) -> str:
     return style.table(rows[0], rows[1:])
 
 
+def system_stages(plan: Plan, name: str) -> str:
+    """The stages of a system that ends with the plan's target, at its cost. Raises InputError."""
+    from growlm.training.config import build_run
+    from growlm.training.systems import written_out
+
+    target = {"model": plan.after.shape.sizes(), "tokens": round(plan.scratch.tokens)}
+    target |= {"batch": plan.after.batch, "length": plan.length}
+    stages = written_out(build_run({"system": name, "stages": [target]})).stages
+    said = [f"{each.model.layers} layers x {each.model.embed} on {style.count(each.tokens)} tokens" for each in stages]
+    return "\n" + _paragraph(name, ", ".join(said) + ". The stages and savings above are stacking's")
+
+
 def _paragraph(name: str, text: str) -> str:
     """A name to the left of lines that are wrapped."""
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, WIDTH - 15, subsequent_indent="  ")]
@@ -224,8 +250,11 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     names = ("count", "mfu", "factor", "vocab", "length")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     planned = plan(args.params, args.tokens, args.chip, **given)
-    print(describe(planned))
+    if args.system and not args.write:
+        raise must_be("--system", "given with --write, which has the experiment", args.system)
+    stages = system_stages(planned, args.system) if args.system else ""
+    print(describe(planned) + stages)
     if args.write:
-        write_experiment(planned, args.write, command_line(), args.corpus or "stdlib")
+        write_experiment(planned, args.write, command_line(), args.corpus or "stdlib", args.system)
         print(f"\nwritten: {args.write}")
     return 0

@@ -26,6 +26,7 @@ def parts(text: str) -> Sizes:
 
 
 WHOLE = parts("1")
+STILL = (Kind.EXPERTS, Kind.HEAD)
 
 
 def growing(stages: int, power: float) -> tuple[float, ...]:
@@ -60,6 +61,7 @@ class Preset:
       train: what trains after growth, "all" or the "new" slices.
       depths, widths: from a target's size to the sizes of all stages; the last one is the target's. They are from an
         experiment of the paper where known; otherwise a doubling.
+      still: the kinds of axes whose sizes `widths` leaves as they are.
       experts, chosen: the same for the number of experts of a mixture, and of those of a token, at most all.
       shares: how the tokens of a run are shared out among its stages, as any numbers; empty for equal parts.
       rates: in `RATES`.
@@ -85,6 +87,7 @@ class Preset:
     train: str = "all"
     depths: Sizes = WHOLE
     widths: Sizes = WHOLE
+    still: tuple[Kind, ...] = STILL
     experts: Sizes = WHOLE
     chosen: Sizes = WHOLE
     shares: tuple[float, ...] = ()
@@ -117,7 +120,7 @@ class Preset:
             *(len(self.experts(target.size(axis))) for axis in routed),
         )
         depths = self._sizes(target, depth, self.depths, number)
-        widths = {name: self._sizes(target, name, self.widths, number) for name in scaled_widths(target)}
+        widths = {name: self._sizes(target, name, self.widths, number) for name in scaled_widths(target, self.still)}
         for axis in routed:
             experts, chosen = (
                 self._sizes(target, field, rule, number)
@@ -151,7 +154,7 @@ class Preset:
         return [int(part) for part in sizes]
 
 
-def scaled_widths(config: DecoderConfig) -> tuple[str, ...]:
-    """The sizes that a schedule in width scales: those of a layer, without the number of experts and heads' sizes."""
-    still = {axis.field for axis in config.architecture.of_kind(Kind.EXPERTS, Kind.HEAD)}
-    return tuple(field for field in config.architecture.widths if field not in still)
+def scaled_widths(config: DecoderConfig, still: tuple[Kind, ...] = STILL) -> tuple[str, ...]:
+    """The sizes that a schedule in width scales: those of a layer, without those of axes that stand still."""
+    fields = {axis.field for axis in config.architecture.of_kind(*still)}
+    return tuple(field for field in config.architecture.widths if field not in fields)

@@ -82,9 +82,8 @@ def table() -> str:
 
 
 def _row(preset: Preset) -> dict[str, str]:
-    options = " ".join(f"{name}={_shown(value)}" for name, value in preset.options.items())
     more = [f"optimizer {preset.optimizer_state}"] * (preset.optimizer_state != "reset")
-    more += [f"trains {preset.train}"] * (preset.train != "all")
+    said = {"Paper": preset.published, "Ours": preset.ours, "Unpublished": preset.unknown}
     depths = [f"{size:g}" for size in preset.depths(preset.layers)]
     if preset.example is not None:
         depths = [str(len(stage.model.executed)) for stage in preset.stages(preset.example)]
@@ -92,17 +91,17 @@ def _row(preset: Preset) -> dict[str, str]:
     return {
         "preset": preset.name,
         "paper": preset.paper,
-        "growth": "; ".join([f"{preset.operator} {options}".strip(), *more]),
+        "growth": "; ".join([growth_in_words(preset), *more]),
         "stages": "-".join(depths),
         **{grows: answers[keeps_function(preset, grows)] for grows in _GROWS},
-        "what is whose": " ".join(f"{whose}: {text}" for whose, text in whose(preset).items()),
+        "what is whose": " ".join(f"{whose}: {text}" for whose, text in said.items() if text),
     }
 
 
-def whose(preset: Preset) -> dict[str, str]:
-    """What of a system is the paper's, what ours, and what nobody has published; without what is empty."""
-    said = {"Paper": preset.published, "Ours": preset.ours, "Unpublished": preset.unknown}
-    return {name: text for name, text in said.items() if text}
+def growth_in_words(preset: Preset) -> str:
+    """The operator and options of a system, and what it trains if not all."""
+    options = " ".join(f"{name}={_shown(value)}" for name, value in preset.options.items())
+    return "; ".join([f"{preset.operator} {options}".strip(), *[f"trains {preset.train}"] * (preset.train != "all")])
 
 
 def _shown(value: Any) -> str:

@@ -3,8 +3,8 @@
 from typing import Any
 
 from growlm.growth.depth import PARTIAL, partial_order
-from growlm.growth.preset import Preset, growing, parts
-from growlm.models import LoopedConfig, TokenformerConfig
+from growlm.growth.preset import STILL, Preset, growing, parts
+from growlm.models import Kind, LoopedConfig, TokenformerConfig
 from growlm.models.looped import before_growth
 from growlm.models.tokenformer import half_the_slots
 
@@ -368,6 +368,21 @@ _ROWS = (
         options={"fill": "zeros", "norm": "none", "old_weight_scale": 0.4, "noise": 1.0},
         widths=parts("1/2 1"),
         shares=(0.2, 0.8),
+    ),
+    Preset(
+        "sparkling",
+        "arXiv 2602.02472, SPARKLING",
+        published="Twice the model's width and its MLPs', heads as they are, after half of the tokens; moments of old "
+        "slices stay, copies start without, and the rate rises anew for the copies alone within the running schedule.",
+        ours="Scaled copies, which keep the function and the size of activations; from its mixture of experts to any "
+        "model.",
+        unknown="The scale of copies and the re-warm: here 40 steps from 0 to the running rate.",
+        optimizer_state="keep_old",
+        widths=parts("1/2 1"),
+        still=(*STILL, Kind.HEADS),
+        rates="continue",
+        rewarm_steps=40,
+        rewarm="new",
     ),
     Preset(
         "untied_grow",

@@ -7,7 +7,7 @@ less.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,7 @@ from growlm.laws.published import average_params
 from growlm.models import ARCHITECTURES, parameter_count
 from growlm.training.config import build_model
 from growlm.training.schedules import WITH_HORIZON
+from growlm.training.settings import SweepConfig
 
 Stage = dict[str, Any]
 Run = dict[str, Any]
@@ -97,15 +98,18 @@ class Scale:
         tokens = self.tokens - spent - sum(map(self._cost, before))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
-    def system(self, name: str, peak_lr: float | None = None, options: Mapping[str, Any] | None = None) -> Run:
+    def system(
+        self, name: str, peak_lr: float | None = None, options: Mapping[str, Any] | None = None, **rest: Any
+    ) -> Run:
         """A published system that ends with the large model, at the cost of training that from scratch.
 
         Args:
           name: in growlm.growth's `PRESETS`.
           peak_lr: of all stages; by default the scale's.
           options: of its growths, over its own.
+          rest: as in `stage`.
         """
-        target = self.stage(self.model(), self.tokens, peak_lr or self.peak_lr)
+        target = self.stage(self.model(), self.tokens, peak_lr or self.peak_lr, **rest)
         return {"system": name, "system_options": dict(options or {}), "stages": (target,)}
 
     def scratch(
@@ -194,7 +198,16 @@ def _parameters(model: dict[str, Any]) -> int:
     return parameter_count(build_model(model), active=True)
 
 
+def alone(sweep: ConfigDict, name: str) -> ConfigDict:
+    """One run of a sweep, as `growlm train` takes it. Raises InputError for a name that there is not."""
+    check_name("run", name, sweep.runs)
+    of_sweep = {field.name for field in fields(SweepConfig)}
+    return ConfigDict({key: value for key, value in sweep.items() if key not in of_sweep} | dict(sweep.runs[name]))
+
+
 DEMO = {"embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
+# Its halves and thirds are whole, as the schedules of published systems ask.
+SIXFOLD = {"embed": 48, "heads": 6, "kv_heads": 6, "head_dim": 8, "mlp": 132, "vocab": 256}
 _CPU = Scale(layers=8, widths=DEMO, tokens=2_800_000, batch=8, length=128, base_lr=4e-3, peak_lr=6e-3, tuned_lr=3e-3)
 _GPU = Scale(
     layers=24,

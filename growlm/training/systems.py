@@ -92,7 +92,9 @@ def _schedule(preset: Preset, target: StageConfig, number: int, stages: int, tok
     if preset.rates == "continue":
         if kind in WITH_HORIZON:
             own["horizon_tokens"] = target.schedule.horizon_tokens or tokens
-        own |= {"at_growth": "continue"} if number else {}
+        if number:
+            rewarm = preset.rewarm_steps * target.batch * target.length
+            own |= {"at_growth": "continue", "rewarm_tokens": rewarm, "rewarm": preset.rewarm}
     elif preset.rates == "constant" and number < stages - 1:
         own["kind"] = "constant"
     elif preset.rates == "rewind" and number:
