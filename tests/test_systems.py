@@ -45,7 +45,7 @@ def stages_of(run):
 
 
 def steps_of(run):
-    return [stage.config.steps for stage in stages_of(run)]
+    return [stage.steps for stage in stages_of(run)]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -82,8 +82,8 @@ def test_budgets_of_midas_grow_with_the_stage():
 
 def test_one_layer_grows_after_80_percent_of_the_steps_within_one_schedule():
     before, after = stages_of(run_of("one_layer", schedule={"kind": "cosine"}))
-    steps = before.config.steps + after.config.steps
-    assert before.config.steps == pytest.approx(0.8 * steps, abs=2)
+    steps = before.steps + after.steps
+    assert before.steps == pytest.approx(0.8 * steps, abs=2)
     assert (after.schedule_start, before.horizon, after.horizon) == (0, steps * BATCH, steps * BATCH)
     grown_at = before.last_step
     assert before.learning_rate_at(grown_at) == after.learning_rate_at(grown_at + 1) == 0.01  # the stable phase
@@ -117,10 +117,10 @@ def test_what_a_growth_takes_follows_the_budget_and_is_paid_for():
     before, learned = stages_of(run_of("ligo"))
     assert learned.growth.learner.steps == 8  # 2 % of 400
     assert learned.first_cost.flops - before.cost_at(before.last_step).flops == pytest.approx(
-        8 * (learned.cost_at(learned.last_step).flops - learned.first_cost.flops) / learned.config.steps
+        8 * (learned.cost_at(learned.last_step).flops - learned.first_cost.flops) / learned.steps
     )
     (_, own) = stages_of(run_of("ligo", system_options={"steps": 20}))
-    assert own.growth.learner.steps == 20 and own.config.steps == learned.config.steps - 12
+    assert own.growth.learner.steps == 20 and own.steps == learned.steps - 12
 
 
 def test_the_stages_of_the_schedule_have_their_own_settings():

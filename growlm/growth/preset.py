@@ -34,6 +34,10 @@ def growing(stages: int, power: float) -> tuple[float, ...]:
     return tuple((number + 1) ** power for number in range(stages))
 
 
+def _nothing(tokens: int, steps: int) -> dict[str, Any]:
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class StageShape:
     """One stage of a published schedule: its model, and the `StageConfig` settings by which it trains.
@@ -82,7 +86,7 @@ class Preset:
     unknown: str = ""
     operator: str = "direct"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    by_budget: Callable[[int, int], dict[str, Any]] | None = None
+    by_budget: Callable[[int, int], dict[str, Any]] = _nothing
     optimizer_state: str = "reset"
     train: str = "all"
     depths: Sizes = WHOLE

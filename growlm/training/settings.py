@@ -292,9 +292,7 @@ class RunConfig:
             if getattr(stage, name):
                 raise must_be(f"stages[0].{name}", f"unset with system {self.system!r}", getattr(stage, name))
         if self.budget_flops:
-            raise must_be(
-                "budget_flops", f"0 with system {self.system!r}, whose budget is its target's", self.budget_flops
-            )
+            raise must_be("budget_flops", "0 with a system, whose budget is its target's", self.budget_flops)
         if stage.schedule.at_growth != "restart":
             raise must_be("stages[0].schedule.at_growth", "the system's, and unset", stage.schedule.at_growth)
         resolve(self.system, self.system_options)

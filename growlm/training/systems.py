@@ -27,7 +27,8 @@ def written_out(run: RunConfig) -> RunConfig:
     shapes = preset.stages(target.model)
     if len(shapes) == 1:
         raise InputError(f"system {preset.name!r} must have something to grow, got a target of which it grows nothing")
-    tokens = _tokens(shapes, target)
+    batch = target.batch * target.length
+    tokens = [*_tokens(shapes, target)[:-1], batch]  # the last stage's until it is known what the others leave
 
     def run_of(stages: tuple[StageConfig, ...]) -> RunConfig:
         return dataclasses.replace(run, system=None, system_options={}, stages=stages)
@@ -35,7 +36,7 @@ def written_out(run: RunConfig) -> RunConfig:
     *_, last = resolve(run_of(_stages(preset, shapes, run, tokens)), fingerprint="")
     (scratch,) = resolve(run_of(run.stages), fingerprint="")
     left = scratch.cost_at(scratch.last_step).flops - last.first_cost.flops
-    tokens[-1] = int(left / scratch.cost_at(1).flops + 1e-6) * target.batch * target.length
+    tokens[-1] = int(left / scratch.cost_at(1).flops + 1e-6) * batch
     _check_budget(preset, target, tokens)
     return run_of(_stages(preset, shapes, run, tokens))
 
@@ -44,7 +45,8 @@ def _tokens(shapes: tuple[StageShape, ...], target: StageConfig) -> list[int]:
     """Whole batches by shares that cost what the target costs, where sub-models are drawn alike."""
     sizes = [_mean_parameters(shape) for shape in shapes]
     cost = sum(shape.share * size for shape, size in zip(shapes, sizes, strict=True)) / sizes[-1]
-    return [round(shape.share * target.steps / cost) * target.batch * target.length for shape in shapes]
+    batch = target.batch * target.length
+    return [round(shape.share * (target.tokens // batch) / cost) * batch for shape in shapes]
 
 
 def _mean_parameters(shape: StageShape) -> float:
@@ -67,10 +69,8 @@ def _stages(
     preset: Preset, shapes: tuple[StageShape, ...], run: RunConfig, tokens: list[int]
 ) -> tuple[StageConfig, ...]:
     target = run.stages[0]
-    by_budget = preset.by_budget(target.tokens, target.steps) if preset.by_budget else {}
+    by_budget = preset.by_budget(target.tokens, target.tokens // (target.batch * target.length))
     growth = GrowthConfig(operator=preset.name, options=by_budget | run.system_options)
-    # Before it is known what is left, and where too little is, which is told then, every stage has a batch.
-    tokens = [max(given, target.batch * target.length) for given in tokens]
     return tuple(
         dataclasses.replace(
             target,
