@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one run",
     "sweep": "train the runs of a sweep, compare them and write the report",
     "grow": "grow a checkpoint and verify what was grown",
+    "probe": "try growths on a run's state and say which trains best",
     "prepare": "make token shards of text or of a dataset",
     "convert": "convert a checkpoint from Hugging Face's form and back",
     "report": "compare runs: tables, figures and a page",

@@ -7,6 +7,7 @@ import threading
 import pytest
 import tiny
 
+from growlm.__main__ import main
 from growlm.data import load_corpus
 from growlm.errors import DivergedError, InputError
 from growlm.growth import OPERATORS
@@ -230,3 +231,48 @@ def test_candidates_must_fit_and_a_probe_its_stage(corpus):
     for growth, says in ((probing(misfit), "candidate b: "), (probing(steps=6), r"probe.steps must be at most the 5")):
         with pytest.raises(InputError, match=says):
             plan_run(build_run(settings(corpus, growth)), load_corpus(corpus))
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_tries_growths_on_a_run_and_leaves_it_as_it_is(corpus, whole, tmp_path, capsys):
+    """Forked where the run grew, it measures what the run's own probe measured."""
+    config = tiny.write_config(tmp_path / "probe.py", settings(corpus, probing(), seed=7))  # the run's seed counts
+    before = tiny.snapshot(whole)
+    arguments = ["probe", f"--config={config}", f"--checkpoint={whole}", f"--workdir={tmp_path / 'probed'}"]
+    assert main(arguments) == 0
+    assert tiny.snapshot(whole) == before
+    found, own = json.loads((tmp_path / "probed" / "probe.json").read_text()), decision_of(whole)
+    assert (found["step"], found["checkpoint"]) == (3, str(whole))
+    assert {name: found[name] for name in ("chosen", "steps", "flops", "candidates")} == {
+        name: own[name] for name in ("chosen", "steps", "flops", "candidates")
+    }
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    ranked = sorted(own["candidates"], key=lambda name: own["candidates"][name]["val_loss"][1])
+    assert [row[0] for row in rows[2:5]] == ranked
+    losses = own["candidates"]["stack"]["val_loss"]
+    assert rows[2] == ["stack", "direct", *(f"{loss:.4f}" for loss in losses), f"{own['flops'] / 3:.2e}"]
+    assert ["best:", "stack"] in rows
+    assert main(arguments) == 2
+    assert "probe.json must not be there yet" in capsys.readouterr().err
+
+
+def test_a_command_that_cannot_probe_is_one_line(corpus, whole, tmp_path, capsys):
+    good = tiny.write_config(tmp_path / "good.py", settings(corpus, probing()))
+    plain_one = tiny.write_config(tmp_path / "plain.py", settings(corpus, EXACT))
+    run = f"--checkpoint={whole}"
+    cases = {
+        "probe needs --checkpoint=RUN or --workdir=DIR": [f"--config={good}"],
+        "stages[1].growth.operator must be 'probe' for growlm probe, got 'direct'": [f"--config={plain_one}", run],
+        "source must be a folder of growlm train": [f"--config={good}", f"--checkpoint={tmp_path / 'no'}"],
+        "probe.steps must be at most the 5 of stages[1], got 9": [
+            f"--config={good}",
+            run,
+            "--config.stages[1].growth.options.steps=9",
+        ],
+    }
+    for says, arguments in cases.items():
+        assert main(["probe", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1

@@ -63,6 +63,7 @@ class Saved:
       data: what it was trained on, where that is known.
       masks: the mask schedule of its growth while it lasts, and how far its masks are open.
       tokens, flops: all that was spent, with what the run began from; None where that is not known.
+      stage: of a run, the one that the checkpoint is of.
     """
 
     folder: Path
@@ -75,6 +76,7 @@ class Saved:
     masks: tuple[Masks, np.ndarray] | None = None
     tokens: int | None = None
     flops: float | None = None
+    stage: Stage | None = None
 
 
 class _ReadOnly(Checkpoints):
@@ -183,6 +185,7 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
             document_mask=run.document_mask,
         ),
         masks=None if progress is None else (stage.growth.masks, progress),
+        stage=stage,
         **_spent(folder, stage, step),
     )
 

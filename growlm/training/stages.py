@@ -307,11 +307,22 @@ def resolve(
     """
     stages: list[Stage] = []
     for config in run.stages:
-        probe = config.growth if config.growth and config.growth.probe else None
-        stage = Stage(config, run, fingerprint, stages[-1] if stages else None, eos, probe=probe)
-        stage = dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {}))
-        if probe:
-            first = next(iter(stage.candidates))
-            stage = stage.candidates[stage.decided.get("growth", {}).get("chosen", first)]
-        stages.append(stage)
+        stages.append(begin_stage(config, run, fingerprint, stages[-1] if stages else None, eos, decisions))
     return stages
+
+
+def begin_stage(
+    config: StageConfig,
+    run: RunConfig,
+    fingerprint: str,
+    parent: Stage | None,
+    eos: int | None = None,
+    decisions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Stage:
+    """The stage that comes after `parent`; else as `resolve`."""
+    probe = config.growth if config.growth and config.growth.probe else None
+    stage = Stage(config, run, fingerprint, parent, eos, probe=probe)
+    stage = dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {}))
+    if not probe:
+        return stage
+    return stage.candidates[stage.decided.get("growth", {}).get("chosen", next(iter(stage.candidates)))]

@@ -1,0 +1,129 @@
+"""`growlm probe`: forks a run where a stage ends, tries growths on it and says which trains best."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from growlm.commands import options
+from growlm.commands.options import CONFIG, CONFIG_KEYS, STEP, Keys, one
+from growlm.errors import InputError, must_be
+from growlm.training.settings import PROBE, RunConfig
+
+OPTIONS = {
+    "--config": CONFIG,
+    "--workdir": one("DIR", "folder that gets probe.json (default: the checkpoint's)", Path),
+    "--checkpoint": one("RUN", "folder of the run to fork (default: WORKDIR)", Path),
+    "--step": STEP | {"help": "fork at this step (default: where the stage before the config's last one ends)"},
+}
+KEYS = CONFIG_KEYS
+PROBE_FILE = "probe.json"
+
+
+def run(args: argparse.Namespace, keys: Keys) -> int:
+    """Run the command; returns the exit code."""
+    options.announce_loading()
+    from growlm.files import write_json
+    from growlm.training.config import build_run, load_config
+    from growlm.training.metrics import reproduction
+    from growlm.training.processes import is_first, join_processes
+    from growlm.training.programs import cached_on_disk
+    from growlm.training.run import CACHE
+
+    join_processes()
+    checkpoint, workdir = args.checkpoint or args.workdir, args.workdir or args.checkpoint
+    if checkpoint is None:
+        raise InputError("probe needs --checkpoint=RUN or --workdir=DIR (see growlm probe --help)")
+    if (workdir / PROBE_FILE).exists():
+        raise InputError(f"{workdir / PROBE_FILE} must not be there yet: name another folder by --workdir=DIR")
+    config = build_run(load_config(args.config, keys["--config"]))
+    plan = plan_probe(config, checkpoint, args.step)
+    with cached_on_disk(workdir / CACHE):
+        found = run_probe(*plan)
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / PROBE_FILE, found | reproduction(options.command_line()))
+        print(f"{table(found)}\n\nwritten: {workdir / PROBE_FILE}")
+    return 0
+
+
+def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> tuple[Any, Any, Any]:
+    """What is tried on a run: the config's last stage, after the stage of the run that a checkpoint is of.
+
+    Args:
+      config: its last stage begins with a probe; its corpus and evaluation are what is trained and measured on.
+      checkpoint: a folder of `growlm train` or of a sweep's run, whose seed is taken over.
+      step: of the checkpoint; by default the last one of the stage before the config's last, or of the run.
+
+    Returns:
+      (the stage, the checkpoint, the corpus).
+
+    Raises:
+      InputError: no probe, no run, masks that are not open, whatever does not fit.
+    """
+    from growlm.data import load_corpus
+    from growlm.training.run import check_stage
+    from growlm.training.saved import check_open, find_saved
+    from growlm.training.stages import begin_stage
+
+    last = config.stages[-1]
+    if last.growth is None or last.growth.probe is None:
+        got = last.growth and last.growth.operator
+        raise must_be(f"stages[{len(config.stages) - 1}].growth.operator", f"{PROBE!r} for growlm probe", got)
+    saved = find_saved(checkpoint, step)
+    if saved.stage is None:
+        raise InputError(f"checkpoint must be a folder of growlm train or of a sweep's run, got {checkpoint}")
+    if step is None and saved.stage.number > len(config.stages) - 2:
+        stage = saved.stage
+        while stage.number > len(config.stages) - 2:
+            stage = stage.parent
+        saved = find_saved(checkpoint, stage.last_step)
+    check_open(saved)
+    parent = dataclasses.replace(saved.stage, decided=saved.stage.decided | {"end": {"step": saved.step}})
+    corpus, own = load_corpus(config.corpus), dataclasses.replace(config, seed=parent.run.seed)
+    stage = begin_stage(last, own, corpus.fingerprint, parent, corpus.eos)
+    check_stage(stage, corpus)
+    return stage, saved, corpus
+
+
+def run_probe(stage: Any, saved: Any, corpus: Any) -> dict[str, Any]:
+    """Try the candidates on a saved state, which is only read: the decision, and what was forked."""
+    from growlm.training.mesh import mesh_of
+    from growlm.training.probe import probe
+    from growlm.training.processes import is_first
+    from growlm.training.run import grow_into
+    from growlm.training.saved import read_state
+
+    def say(text: str) -> None:
+        if is_first():
+            print(f"growlm: {text}", file=sys.stderr, flush=True)
+
+    mesh = mesh_of(stage.run.mesh, stage.run.batch_sizes)
+    found = probe(
+        stage,
+        read_state(saved, mesh),
+        lambda candidate, state: grow_into(candidate, state, corpus, mesh)[0],
+        corpus=corpus,
+        mesh=mesh,
+        say=say,
+    )
+    return found | {"checkpoint": str(saved.folder.absolute()), "step": saved.step}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The candidates, the best first: loss right after growth, after the steps, and FLOPs."""
+    from growlm.files import table as aligned
+
+    def shown(loss: float | None) -> str:
+        return "-" if loss is None else f"{loss:.4f}"
+
+    def rank(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
+        name, tried = item
+        loss = tried["val_loss"][-1]
+        return loss is None, loss or 0.0, name
+
+    rows = [("growth", "operator", "loss at growth", f"after {found['steps']} steps", "FLOPs")]
+    for name, tried in sorted(found["candidates"].items(), key=rank):
+        rows.append((name, tried["operator"], *map(shown, tried["val_loss"]), f"{tried['flops']:.2e}"))
+    return aligned(rows, "<<>", rule=True) + f"\n\nbest: {found['chosen']}"
