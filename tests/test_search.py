@@ -114,7 +114,7 @@ BAD = {
     "seed of a run must be unset where the sweep has seeds, got 2": {"seeds": [0, 1], "own": {"grown": {"seed": 2}}},
     "seeds must be without one twice, got (1, 1)": {"seeds": [1, 1]},
     "seeds must be >= 0": {"seeds": [-1]},
-    "config.seeds must be a list, got 3": {"seeds": 3},
+    "config.seeds must be a list such as [3], got 3": {"seeds": 3},
 }
 
 
@@ -273,8 +273,11 @@ def test_a_search_of_which_every_try_diverges_fails_and_one_that_broke_goes_on(c
     config["runs"]["grown"]["search"] = {"peak_lr": [RUIN, 2 * RUIN]}
     real, broken = sweep_module.train_run, f"scratch@peak_lr={NOTHING}"
 
+    begun = []
+
     def train_run(plan, *, folder, **settings):
-        if folder.name == broken:
+        begun.append(folder.name)
+        if folder.name == broken and begun.count(broken) == 1:
             raise InputError("checkpoint 3 is damaged")
         real(plan, folder=folder, **settings)
 
@@ -288,12 +291,13 @@ def test_a_search_of_which_every_try_diverges_fails_and_one_that_broke_goes_on(c
     assert [each["status"] for each in search["grown"]["tries"]] == ["failed", "failed"]
     assert [each["status"] for each in search["scratch"]["tries"]] == ["pending", "done"]
     assert {runs[name]["status"] for name in ("grown", "scratch")} == {"failed"}
-    monkeypatch.setattr(sweep_module, "train_run", real)
     path = tiny.write_config(tmp_path / "c.py", config)
     ruined = f"--run=grown@peak_lr={RUIN}"
     assert main(["sweep", f"--config={path}", f"--workdir={folder}", ruined]) == 0  # it is a try, and there is no run
     assert list(trained(config, folder)) == ["grown"]
     assert written(folder)["search"]["runs"]["scratch"]["chosen"] == GOOD
+    again = {f"grown@peak_lr={value}": begun.count(f"grown@peak_lr={value}") for value in (RUIN, 2 * RUIN)}
+    assert set(again.values()) == {1}  # a try that diverged is not made again
 
 
 # Going on in the same folder.
@@ -310,6 +314,10 @@ def test_further_values_and_seeds_go_on_and_fewer_are_refused(corpus, whole, tmp
     assert tiny.snapshot(folder / "stages") == before
     # A better value than the best of before: the runs are that, and their folders made anew.
     config = two(corpus, {"peak_lr": [NOTHING, GOOD, 0.05]})
+    run_sweep(plan_sweep(build_sweep(config), folder), folder, StopRequest(), "", [])
+    found = written(folder)
+    assert {found["runs"][name]["status"] for name in ("grown", "scratch")} == {"pending"}
+    assert {of_run["chosen"] for of_run in found["search"]["runs"].values()} == {None}
     assert trained(config, folder) == {}
     found = written(folder)
     for name, of_run in found["search"]["runs"].items():

@@ -222,4 +222,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
         return value
-    raise must_be(where, "a list" if origin is tuple else getattr(origin or hint, "__name__", hint), value)
+    kind = f"a list such as [{value!r}]" if origin is tuple else getattr(origin or hint, "__name__", hint)
+    raise must_be(where, kind, value)

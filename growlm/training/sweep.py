@@ -255,6 +255,10 @@ def run_sweep(
 
             def train(path: str) -> None:
                 run = plan.runs[path]
+                if _name(path) in plan.config.owners:
+                    before = read_json((records / path).parent / SUMMARY, "summary")["runs"][_name(path)]
+                    if broadcast(before.get("diverged", False)):  # it is the try that it was
+                        raise DivergedError(before["error"] or "diverged")
                 if path in plan.tries:
                     run = _claim_best(plan, path, records)
                     display.settle(records / path, run.stages)
