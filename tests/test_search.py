@@ -313,7 +313,7 @@ def test_further_values_and_seeds_go_on_and_fewer_are_refused(corpus, whole, tmp
         trained(two(corpus, seeds=[0, 1]), folder)
     assert tiny.snapshot(folder / "stages") == before
     # A better value than the best of before: the runs are that, and their folders made anew.
-    config = two(corpus, {"peak_lr": [NOTHING, GOOD, 0.05]})
+    config = two(corpus, {"peak_lr": [GOOD, NOTHING, 0.05]})
     run_sweep(plan_sweep(build_sweep(config), folder), folder, StopRequest(), "", [])
     found = written(folder)
     assert {found["runs"][name]["status"] for name in ("grown", "scratch")} == {"pending"}
@@ -346,6 +346,7 @@ def test_an_archive_of_seeds_says_what_the_folder_says(corpus, tmp_path):
     assert trained(two(corpus, seeds=[0, 1], evaluation={"batches": 1, "every_tokens": tiny.STEP}), folder) == {}
     assert main(["archive", f"--workdir={folder}", f"--output={copy}"]) == 0
     assert not list(copy.rglob("checkpoints")) and (copy / "config.json").exists()
+    assert (copy / "seed-0" / f"grown@peak_lr={NOTHING}" / "metrics.jsonl").exists()
     assert overview(copy) == overview(folder)
     assert "searched peak_lr of grown: best 0.01 lies at the end of 1e-09 to 0.01\n" in overview(copy)
     names = [[run.name for run in outcomes(where)[0]] for where in (folder, copy)]
