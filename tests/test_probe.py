@@ -228,9 +228,20 @@ def test_a_bad_probe_is_one_line(case):
 
 def test_candidates_must_fit_and_a_probe_its_stage(corpus):
     misfit = {"a": EXACT, "b": {"operator": "direct", "options": {"order": [0, 7]}}}
-    for growth, says in ((probing(misfit), "candidate b: "), (probing(steps=6), r"probe.steps must be at most the 5")):
-        with pytest.raises(InputError, match=says):
-            plan_run(build_run(settings(corpus, growth)), load_corpus(corpus))
+    unheld = {"a": EXACT, "b": EXACT | {"optimizer_state": "map"}}
+    cases = {
+        "candidate b: ": (probing(misfit), "adamw"),
+        r"candidate b: stages\[1\]\.growth\.optimizer_state must be": (probing(unheld), "muon"),
+        r"probe\.steps must be at most the \d of": (probing(steps=6), "adamw"),
+    }
+    for says, (growth, kind) in cases.items():
+        run = settings(corpus, growth)
+        run["stages"][-1]["optimizer"] = {"kind": kind}
+        for budget in ({}, {"budget_flops": 6.0 * STEP * (3 * SMALL + (3 * 6 + 4) * LARGE)}):
+            if budget:
+                run["stages"][-1]["tokens"] = 0
+            with pytest.raises(InputError, match=says):
+                plan_run(build_run(run | budget), load_corpus(corpus))
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

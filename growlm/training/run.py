@@ -139,12 +139,9 @@ def check_stage(stage: Stage, corpus: Corpus) -> None:
         if len(tokens) < rows * (length + 1):
             needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
             raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
-    for name, one in stage.candidates.items() or [("", stage)]:
-        try:
-            _ = one.growth  # planned: it may not fit, and random copies may fit or not
-            _check_optimizer_state(one)
-        except InputError as error:
-            raise InputError(f"candidate {name}: {error}" if name else str(error)) from None
+    for one in [*stage.candidates.values()] or [stage]:
+        _ = one.growth  # planned: it may not fit, and random copies may fit or not
+        _check_optimizer_state(one)
     if stage.probe and stage.probe.probe.steps > stage.steps:
         raise must_be("probe.steps", f"at most the {stage.steps} of stages[{stage.number}]", stage.probe.probe.steps)
     for before in stage.parent.possible if stage.parent else ():
@@ -180,7 +177,7 @@ def _check_optimizer_state(stage: Stage) -> None:
         try:
             check_optimizer_state(stage.growth, *(config.model for config in configs), *optimizers, how)
         except InputError as error:
-            raise InputError(f"stages[{stage.number}].growth.{error}") from None
+            raise InputError(f"{stage.candidate}stages[{stage.number}].growth.{error}") from None
 
 
 def branch_steps(plans: Sequence[RunPlan]) -> dict[str, frozenset[int]]:

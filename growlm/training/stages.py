@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.errors import InputError
 from growlm.growth import Growth, function_of, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
@@ -75,6 +76,12 @@ class Stage:
         return {name: dataclasses.replace(self, config=config) for name, config in configs.items()}
 
     @property
+    def candidate(self) -> str:
+        """Which of a probe's candidates it begins with, for an error's line; empty without a probe."""
+        names = [name for name, one in self.candidates.items() if one.config.growth == self.config.growth]
+        return f"candidate {names[0]}: " if names else ""
+
+    @property
     def possible(self) -> "list[Stage]":
         """The stage as it may begin: with each candidate until one is chosen, else as it is."""
         return [self] if "growth" in self.decided else [*self.candidates.values()] or [self]
@@ -132,7 +139,10 @@ class Stage:
         key = growth_key(run_keys(self.run.seed)[1], self.first_step)
         models = self.parent.config.model, self.config.model
         growth = self.config.growth.resolved
-        return plan_growth(growth.operator, *models, key, **growth.options)
+        try:
+            return plan_growth(growth.operator, *models, key, **growth.options)
+        except InputError as error:
+            raise InputError(f"{self.candidate}{error}") from None
 
     @cached_property
     def first_cost(self) -> Cost:
