@@ -7,7 +7,7 @@ Every run ends with the same 12 layers and takes the FLOPs of training these fro
 included. Shares of the stages, growths, optimizer state and schedules are those of docs/recipes.md, which says what of
 them is the paper's; batch, optimizer and peak rate are one for all, so a system is not at its own best rate here.
 `_looped` has Q Labs' three growths, each beside the same architecture from scratch, with 4 cores, with 4 passes and
-without a boundary: loop_grow is billed by stored parameters, so its passes are free. `:tiny` takes a minute or two.
+without a boundary: loop_grow is billed by stored parameters, so its passes are free. `:tiny` takes minutes, to compile.
 What is not here, and why, is in `ELSEWHERE`.
 
 Cost, ESTIMATED and not measured: cpu 1.5e14 FLOPs, 26 minutes a seed on two cores, at quickstart's rate, cpu_looped

@@ -1,5 +1,6 @@
 """Laws fitted to the runs of sweeps, as text with the paper's beside them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,8 +177,8 @@ def _chinchilla(runs: Sequence[Outcome], log: Log, how: dict) -> str:
 
 
 def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
-    """The runs that grew once, after some training: an untrained base has no place on the laws' logarithmic axes."""
-    once = [run for run in runs if run.stages == 2 and run.grown_at]
+    """The runs that grew once, after some training: an untrained base, or one without layers, has no logarithm."""
+    once = [run for run in runs if run.stages == 2 and run.grown_at and math.isfinite(run.factor)]
     if others := [run.name for run in runs if run not in once]:
         shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         log(f"not grown once from a trained model, so not in the fit: {shown}\n")

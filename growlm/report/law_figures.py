@@ -1,5 +1,6 @@
 """Figures of when, and by how much, to grow: losses with their parabolas, and the law through the minima."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -58,7 +59,7 @@ def grown_once(group: Group) -> list[Outcome]:
     names = [name for name, run in group.first.runs.items() if run.role in ("grown", "run") and not run.init_from]
     whole = [s for s in group.studies.values() if all(s.runs[n].status == "done" and s.runs[n].metrics for n in names)]
     runs = [outcome(name, study.runs[name]) for study in whole for name in names]
-    return [run for run in runs if run.stages == 2]
+    return [run for run in runs if run.stages == 2 and math.isfinite(run.factor)]
 
 
 def varied(runs: Sequence[Outcome]) -> str | None:

@@ -25,7 +25,7 @@ class Outcome:
         stages: the number of its stages.
         grown_at: tokens before its first growth; 0 without one.
         grown_flops: FLOPs before its last growth.
-        factor: parameters in the blocks of its last model over those of its first.
+        factor: parameters in the blocks of its last model over those of its first; infinite where that had no layers.
         growth: operator and options of its first growth, as JSON.
         curve: validation losses over the FLOPs of the whole run.
     """
@@ -107,10 +107,15 @@ def outcome(name: str, run: Run) -> Outcome:
         stages=1 + len(growths),
         grown_at=float(before[0][-1]["tokens"]) if growths else 0.0,
         grown_flops=float(before[1][-1]["flops"]) if growths else 0.0,
-        factor=_block_params(name, run, -1, "after") / _block_params(name, run, 0, "before") if growths else 1.0,
+        factor=_factor(name, run) if growths else 1.0,
         growth=json.dumps(growths[0], sort_keys=True) if growths else "",
         curve=losses,
     )
+
+
+def _factor(name: str, run: Run) -> float:
+    before, after = (_block_params(name, run, stage, when) for stage, when in ((0, "before"), (-1, "after")))
+    return after / before if before else math.inf
 
 
 def _block_params(name: str, run: Run, stage: int, when: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
@@ -56,13 +57,15 @@ class Checkpoints:
         step = int(state.step)
         if step not in self.steps():
             # force: a stage of a sweep may be trained again from an earlier step than its last
-            self._manager.save(step, args=ocp.args.StandardSave(_to_tree(state)), force=True)
+            self._manager.save(step, args=ocp.args.StandardSave(_held(_to_tree(state))), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct)."""
-        expected = jax.tree.map(_abstract, _to_tree(like))
+        whole = jax.tree.map(_abstract, _to_tree(like))
+        expected = _held(whole)
         self._check_stored(step, expected)
-        return _from_tree(self._manager.restore(step, args=ocp.args.StandardRestore(expected)), like)
+        stored = self._manager.restore(step, args=ocp.args.StandardRestore(expected))
+        return _from_tree(jax.tree.map(_or_empty, stored, whole, is_leaf=lambda leaf: leaf is None), like)
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
@@ -90,6 +93,15 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     tree = {name: value for name, value in fields.items() if value is not None}
     held = {name: said for name, said in state.provenance.items() if said.size}  # orbax refuses empty arrays
     return tree | {"key": _key_data(state.key), "provenance": held}
+
+
+def _held(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without its empty arrays, those of the blocks of a model without layers, which orbax refuses."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
+
+
+def _or_empty(stored: Any, like: jax.ShapeDtypeStruct) -> Any:
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding) if stored is None else stored
 
 
 def _key_data(key: Any) -> Any:
