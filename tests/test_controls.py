@@ -87,6 +87,17 @@ def sweeps(**sizes):
     return {name: size.sweep("", {"grown": size.grown([size.base(0.2)], "g_stack")}) for name, size in sizes.items()}
 
 
+def test_a_search_is_of_every_run_and_seeds_have_a_folder_each():
+    small = scale("tiny")
+    grown = small.grown([small.base(0.2)], "g_stack")
+    sweep = build_sweep(
+        small.sweep("", {"grown": grown}, small.controls(grown), search={"peak_lr": (1e-3, 4e-3)}, seeds=(0, 2))
+    )
+    assert set(sweep.search.tries) == {"grown", "scratch", "untrained", "average_size", "short"}
+    assert set(sweep.search.tries["short"].values()) == {1e-3, 4e-3} and "scratch_tuned" not in sweep.controls
+    assert list(sweep.by_seed) == ["seed-0", "seed-2"]
+
+
 # --- Stages of no tokens ---------------------------------------------------------------------------------------------
 
 COSINE = {"kind": "cosine", "peak_lr": 1e-2}

@@ -11,9 +11,10 @@ from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.laws.intervals import t_interval
 from growlm.report.charts import loss_figure
-from growlm.report.compare import NOT_REACHED, cells, rows, verdict
+from growlm.report.compare import NOT_REACHED, cells, rows
 from growlm.report.records import read_groups
 from growlm.report.report import overview, report_page, summarise, write_report
+from growlm.report.verdict import verdict
 
 CLEAR = [{"scratch": 1.0, "grown": factor, "control": 0.9} for factor in (0.70, 0.72, 0.68)]
 
@@ -81,11 +82,14 @@ def test_the_mean_is_geometric_and_has_student_s_interval(seeds):
 
 def test_beating_takes_an_interval_above_nothing(seeds, tmp_path):
     text = verdict(list(by_name(seeds).values()))
-    assert "3 seeds" in text and "It beat every control: control" in text and "cannot tell" not in text
+    assert "3 seeds" in text and "beats every control that was run: control (loss -0." in text
+    assert "cannot tell" not in text
     mixed = [{"scratch": 1.0, "grown": factor, "control": 0.85} for factor in (0.6, 0.95, 1.1)]
     text = verdict(list(by_name(write_seeds(tmp_path / "mixed", mixed)).values()))
     assert "which 3 seeds cannot tell from no difference: the interval includes 0" in text
-    assert "was not clearly different from control" in text
+    assert text.startswith(
+        "At equal FLOPs grown is not clearly different from control (loss +0.0018 [-0.0826, +0.0862])."
+    )
 
 
 def test_a_seed_that_is_not_done_is_left_out_and_named(seeds):

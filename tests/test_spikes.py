@@ -64,9 +64,12 @@ def group_of(folder):
     return group
 
 
-def only(folder, *validations, **training):
+def only(folder, *validations, init_from=None, **training):
     """The one spike of a run of two stages, its cells by column, and its group."""
-    group = group_of(write(folder, {"grown": run_of(*validations, **training)}))
+    write(folder, {"grown": run_of(*validations, **training)})
+    if init_from:
+        (folder / "grown" / "init_from.json").write_text(json.dumps({"folder": init_from}))
+    group = group_of(folder)
     (spike,), (row,) = spikes(group.first.runs["grown"]), spike_rows(group)
     return spike, spike_cells(row), group
 
@@ -121,9 +124,14 @@ def test_what_is_not_measured_is_a_dash(tmp_path):
     assert [figure.name for figure in spike_figures(group, spike_rows(group))] == ["spike_training"]
     # a run that begins by growing a saved model has no training loss before it; one that has only grown, none after it
     for name, stages in (("b", ([2.0], [2.4, 1.9])), ("c", (FALLING, [2.6]))):
-        spike, cells, _ = only(tmp_path / name, *stages)
+        spike, cells, _ = only(tmp_path / name, *stages, init_from="a checkpoint" if name == "b" else None)
         assert cells[8:] == ["-", "-"] and spike.training is None and not spike.trained
     assert cells[6:8] == [NOT_RECOVERED, "-"]
+
+
+def test_a_base_that_was_not_trained_has_no_loss_to_jump_from(tmp_path):
+    group = group_of(write(tmp_path, {"untrained": run_of([5.5], [5.6, 1.9]), "grown": run_of(FALLING, [2.6, 1.9])}))
+    assert [row.name for row in spike_rows(group)] == ["grown"]
 
 
 def test_a_loss_that_is_not_finite_is_passed_over(tmp_path):

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         if not set(chosen) & set(plan.without_tries().runs):
             return 1 if errors else 0
         try:
-            rows, searched = summarise(args.workdir), search_text(read_groups(args.workdir)[0].first)
-            texts = table(rows), searched, verdict(rows), f"report: {write_report(args.workdir)}"
+            rows, searched = summarise(args.workdir), search_text(read_groups(args.workdir)[0])
+            texts = table(rows), verdict(rows), searched, f"report: {write_report(args.workdir)}"
             print("\n" + "\n\n".join(filter(None, texts)))
         except InputError:
             if not errors:  # else there may be nothing to report

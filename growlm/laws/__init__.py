@@ -5,7 +5,7 @@ SciPy is imported where it is used: it takes a third of a second, and training o
 
 from growlm.laws.chinchilla import HOFFMANN, REANALYSIS, Chinchilla, ChinchillaFit, fit_chinchilla
 from growlm.laws.compute import exact_flops_per_token, training_flops
-from growlm.laws.intervals import Interval, RangeWarning, SeedSpeedup, speedup_over_seeds
+from growlm.laws.intervals import Interval, RangeWarning, SeedSpeedup, loss_gap, speedup_over_seeds
 from growlm.laws.isoflop import (
     GuidelineFit,
     Slice,
@@ -55,6 +55,7 @@ __all__ = [
     "growth_factor_equation",
     "growth_timing",
     "loss_at",
+    "loss_gap",
     "null_loss",
     "plan",
     "power_law",

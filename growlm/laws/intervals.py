@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from growlm.errors import InputError, check_range
-from growlm.laws.speedup import Curve, Speedup, speedup
+from growlm.laws.speedup import Curve, Speedup, loss_at, speedup
 
 LEVEL = 0.95
 
@@ -151,6 +151,26 @@ def speedup_over_seeds(
     mean = t_interval(np.array([np.log1p(seed.speedup) for seed in seeds]), level)
     count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed, so there is no interval"
     return SeedSpeedup(_transformed(mean, np.expm1), _transformed(mean, lambda log: -np.expm1(-log)), seeds, count)
+
+
+def loss_gap(mine: Sequence[Curve], others: Sequence[Curve], level: float = LEVEL) -> Interval | None:
+    """The loss of a run less that of another at equal FLOPs, nats: the mean over seeds with Student's interval.
+
+    Both are taken where the cheaper one of a seed ends, its schedule complete; the other may be in the middle of its
+    own, where its loss is higher than that of a run which ends there.
+
+    Args:
+        mine, others: the runs, seed by seed in the same order.
+        level: of the interval.
+
+    Returns:
+        None where a loss was not measured at that cost, or without seeds.
+    """
+    ends = [min(run.flops[-1], other.flops[-1]) for run, other in zip(mine, others, strict=True)]
+    losses = [[loss_at(run, end) for run, end in zip(runs, ends, strict=True)] for runs in (mine, others)]
+    if not ends or None in losses[0] + losses[1]:
+        return None
+    return t_interval(np.subtract(*losses), level)
 
 
 def _transformed(interval: Interval, function: Callable[[float], float]) -> Interval:

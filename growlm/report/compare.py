@@ -1,4 +1,4 @@
-"""What every run reached and what growing saved, over seeds: the table, the verdict and the figure."""
+"""What every run reached and what growing saved, over seeds: the table and the figure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.laws.intervals import Interval, SeedSpeedup, speedup_over_seeds, t_interval
+from growlm.laws.intervals import Interval, SeedSpeedup, loss_gap, speedup_over_seeds, t_interval
 from growlm.laws.speedup import Curve, curve
 from growlm.report import style
 from growlm.report.figures import Axis, Figure, Mark, Series
@@ -17,6 +17,7 @@ HEADER = ("run", "FLOPs", "tokens", "validation loss", "speed-up", "compute save
 NOT_REACHED = "not reached"
 SPEEDUP = Axis("speedup", "speed-up at equal validation loss", "percent", signed=True)
 APART = 0.22  # the distance between two comparisons of a run, as a share of that between two runs
+CROWD = 3  # comparisons of a run that have room at the usual distance between two runs
 WIDE = 2.0  # the farthest that an interval is in view, in times of the spread of the values
 
 
@@ -36,6 +37,9 @@ class Row:
         seconds: of training so far.
         gain: speed-up over the baseline at equal validation loss; None for the baseline.
         over: the speed-up of a grown run over each control.
+        gaps: its validation loss less that of each control at equal FLOPs; None where one failed or is not measured.
+        searched: whether a setting of it was searched in the sweep.
+        decayed: whether its learning rate ends at zero, or as good as that.
         note: what is wrong or unfinished, in one line; empty where nothing is.
         status: "done", "failed" or "pending": the worst of its seeds.
     """
@@ -51,6 +55,9 @@ class Row:
     seconds: float | None
     gain: SeedSpeedup | None
     over: dict[str, SeedSpeedup | None] = field(default_factory=dict)
+    gaps: dict[str, Interval | None] = field(default_factory=dict)
+    searched: bool = False
+    decayed: bool = False
     note: str = ""
     status: str = "done"
 
@@ -136,7 +143,8 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     first = group.first.runs[name]
     curves = [found for run in known if (found := _curve(run)[0])]
     gain = _gain(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
-    controls = [other.name for other in group.first.runs.values() if other.role == "control"]
+    others = group.first.runs.values() if first.role == "grown" else ()
+    controls = [other.name for other in others if other.role == "control"]
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
     notes = [_status_note(run, seed if len(runs) > 1 else "") for seed, run in runs.items()]
     notes.append(_init_from_note(first))
@@ -150,7 +158,10 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
         **{key: _mean(known, key) for key in ("tokens", "flops", "flops_exact", "seconds")},
         loss=t_interval(np.array([one.loss[-1] for one in curves])) if curves else None,
         gain=gain,
-        over={other: _gain(group, name, other, loss) for other in controls} if first.role == "grown" else {},
+        over={other: _gain(group, name, other, loss) for other in controls},
+        gaps={other: _gap(group, name, other) for other in controls},
+        searched=name in group.first.search.get("runs", {}),
+        decayed=bool(known) and all(map(_decays, known)),
         note="; ".join(dict.fromkeys(filter(None, notes))),
         status=worst or "done",
     )
@@ -184,89 +195,49 @@ def _status_note(run: Run, seed: str) -> str:
 
 
 def _gain(group: Group, name: str, other: str, loss: float | None) -> SeedSpeedup | None:
-    """The speed-up of one run over another, seed by seed; None where no seed has both.
+    """The speed-up of one run over another, seed by seed; None where no seed has both."""
+    if reason := _failed(group, name, other):
+        return SeedSpeedup(None, None, (), reason)
+    mine, others = _paired(group, name, other)
+    return speedup_over_seeds(mine, others, loss) if mine else None
 
-    A seed that is not done is left out, unless it is the only one. One that failed did not reach the loss.
-    """
+
+def _gap(group: Group, name: str, other: str) -> Interval | None:
+    """The validation loss of one run less that of another at equal FLOPs; None where no seed has both."""
+    return None if _failed(group, name, other) else loss_gap(*_paired(group, name, other))
+
+
+def _failed(group: Group, name: str, other: str) -> str:
+    """Why the loss was not reached, where one of two runs failed at a seed; else empty."""
     pairs = {seed: (study.runs[name], study.runs[other]) for seed, study in group.studies.items()}
-    found = {seed: tuple(_curve(run)[0] for run in pair) for seed, pair in pairs.items()}
-    if failed := [seed for seed, pair in pairs.items() if any(run.status == "failed" for run in pair)]:
-        which = next(run.name for run in pairs[failed[0]] if run.status == "failed")
-        where = f" at {len(failed)} of {len(pairs)} seeds: {failed[0]} of" if len(pairs) > 1 else ":"
-        return SeedSpeedup(None, None, (), f"{NOT_REACHED}{where} {which} failed")
+    failed = [seed for seed, pair in pairs.items() if any(run.status == "failed" for run in pair)]
+    if not failed:
+        return ""
+    which = next(run.name for run in pairs[failed[0]] if run.status == "failed")
+    where = f" at {len(failed)} of {len(pairs)} seeds: {failed[0]} of" if len(pairs) > 1 else ":"
+    return f"{NOT_REACHED}{where} {which} failed"
+
+
+def _paired(group: Group, name: str, other: str) -> tuple[list[Curve], list[Curve]]:
+    """The curves of two runs, seed by seed. A seed that is not done is left out, unless it is the only one."""
+    pairs = [(study.runs[name], study.runs[other]) for study in group.studies.values()]
     if len(pairs) > 1:
-        found = {seed: curves for seed, curves in found.items() if all(run.status == "done" for run in pairs[seed])}
-    found = {seed: curves for seed, curves in found.items() if all(curves)}
-    if not found:
-        return None
-    mine, others = zip(*found.values(), strict=True)
-    return speedup_over_seeds(mine, others, loss)
+        pairs = [pair for pair in pairs if all(run.status == "done" for run in pair)]
+    curves = [tuple(_curve(run)[0] for run in pair) for pair in pairs]
+    found = [(mine, others) for mine, others in curves if mine and others]
+    return [mine for mine, _ in found], [others for _, others in found]
+
+
+def _decays(run: Run) -> bool:
+    """Whether the learning rate of the last stage ends below a hundredth of its highest."""
+    rates = [record.get("learning_rate") or 0.0 for record in run.of_stage(run.metrics[-1]["stage"])]
+    return rates[-1] <= 0.01 * max(rates)
 
 
 def _mean(runs: Sequence[Run], key: str) -> float | None:
     """The mean over runs of a value of their last records."""
     values = [run.metrics[-1].get(key) for run in runs]
     return float(np.mean(values)) if values and None not in values else None
-
-
-def verdict(rows: Sequence[Row]) -> str:
-    """Whether growing beat the baseline, and whether it beat every control, in a few sentences."""
-    grown = [row for row in rows if row.role == "grown"]
-    baseline = next((row.run for row in rows if row.role == "baseline"), None)
-    if not grown or baseline is None:
-        return "Nothing to compare here: that takes a grown run and a baseline."
-    open_runs = [row.run for row in rows if row.status != "done"]
-    caution = f"Preliminary, since these are not done: {', '.join(open_runs)}. " if open_runs else ""
-    measured = [row for row in grown if row.speedup is not None]
-    if not measured:
-        why = grown[0].note or "nothing is measured"
-        return f"{caution}Whether growing beats {baseline} cannot be said yet: {why}."
-    done = [row for row in measured if row.status == "done"] or measured  # the beginning of a run is no rival
-    best = max(done, key=lambda row: row.speedup)
-    who = best.run if len(done) == 1 else f"The best of {len(done)} grown runs, {best.run},"
-    return f"{caution}{who} {_outcome(best, baseline)} {_against_controls(best)}"
-
-
-def _outcome(row: Row, baseline: str) -> str:
-    """The sentence about a grown run and the baseline."""
-    at, seeds = f"validation loss {row.compared_at:.3f}", len(row.gain.seeds)
-    interval = row.gain.speedup
-    over = f", {seeds} seeds" if seeds > 1 else ""
-    gain = f"(speed-up {gained(row.gain)}{over})"
-    doubt = f", which {seeds} seeds cannot tell from no difference: the interval includes 0" if 0 in interval else ""
-    if row.speedup > 0:
-        return f"reached {at} with {row.saved:.1%} less compute than {baseline} {gain}{doubt}."
-    if row.speedup == 0:
-        return f"needed as much compute as {baseline} to reach {at}."
-    return f"did not pay off: it needed {-row.saved:.1%} more compute than {baseline} to reach {at} {gain}{doubt}."
-
-
-def _against_controls(row: Row) -> str:
-    """The sentence about a grown run and the controls; one is beaten if the interval, if any, is above 0."""
-    if not row.over:
-        return "There is no control, so what made the difference may not be the growing."
-    groups: dict[str, list[str]] = {"lost": [], "unclear": [], "beaten": [], "missing": []}
-    for name, gain in row.over.items():
-        groups[_standing(gain)].append(f"{name} ({gained(gain)})" if gain and gain.speedup else name)
-    if len(groups["beaten"]) == len(row.over):
-        return f"It beat every control: {', '.join(groups['beaten'])}."
-    sentences = {
-        "lost": "did not beat {}",
-        "unclear": "was not clearly different from {}",
-        "beaten": "beat {}",
-        "missing": "could not be compared with {}",
-    }
-    parts = [form.format(", ".join(groups[kind])) for kind, form in sentences.items() if groups[kind]]
-    return f"Of the controls, it {'; it '.join(parts)}."
-
-
-def _standing(gain: SeedSpeedup | None) -> str:
-    interval: Interval | None = gain.speedup if gain else None
-    if interval is None:
-        return "missing"
-    if 0 in interval:
-        return "unclear"
-    return "beaten" if interval.value > 0 else "lost"
 
 
 def speedup_figure(rows: Sequence[Row], name: str = "speedup") -> Figure | None:
@@ -279,22 +250,26 @@ def speedup_figure(rows: Sequence[Row], name: str = "speedup") -> Figure | None:
     runs = [*reversed(gains)]
     y = Axis("run", "", "name", names=tuple(runs))
     others = list(dict.fromkeys(other for found in gains.values() for other in found))
-    series = tuple(_series(gains, runs, other, others) for other in others)
+    tall = max(1.0, max(map(len, gains.values())) / CROWD)
+    series = tuple(_series(gains, runs, other, others, APART / tall) for other in others)
     marks = [mark for one in series for mark in one.marks]
-    return Figure(name, "Speed-up", (SPEEDUP,), y, series, {SPEEDUP.key: (*_seen(marks), -0.6, len(runs) - 0.4)})
+    views = {SPEEDUP.key: (*_seen(marks), -0.6, len(runs) - 0.4)}
+    return Figure(name, "Speed-up", (SPEEDUP,), y, series, views, row_height=tall)
 
 
 def _measured(gains: dict[str, SeedSpeedup | None]) -> dict[str, SeedSpeedup]:
     return {other: gain for other, gain in gains.items() if gain and gain.speedup}
 
 
-def _series(gains: dict[str, dict[str, SeedSpeedup]], runs: list[str], other: str, others: list[str]) -> Series:
-    """All runs over one other, a little below those over the others before it."""
-    number = others.index(other)
-    shift = APART * ((len(others) - 1) / 2 - number)
-    marks = []
+def _series(
+    gains: dict[str, dict[str, SeedSpeedup]], runs: list[str], other: str, others: list[str], apart: float
+) -> Series:
+    """All runs over one other; the comparisons of a run stand above each other in the order of `others`."""
+    number, marks = others.index(other), []
     for place, run in enumerate(runs):
         if gain := gains[run].get(other):
+            own = [name for name in others if name in gains[run]]
+            shift = apart * ((len(own) - 1) / 2 - own.index(other))
             seeds = f"{len(gain.seeds)} seeds" if len(gain.seeds) > 1 else "1 seed"
             span = None if gain.speedup.low is None else (gain.speedup.low, gain.speedup.high)
             text = f"{run} over {other}: {gained(gain)}, {seeds}"

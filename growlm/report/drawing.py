@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from growlm.report.figures import Axis, Figure, Series, growth_labels, thinned, unit
 from growlm.report.style import LIGHT, Theme, count, percent
@@ -35,7 +35,7 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
     named = [one for one in figure.series if one.style != "thin"]
     columns = 1 if any(len(one.label) > 24 for one in named) else 2
     labels = {one.label for one in named}
-    rows = 0.28 * len(figure.y.names) if figure.y.names else 2.7
+    rows = 0.28 * figure.row_height * len(figure.y.names) if figure.y.names else 2.7
     height = 1 + rows + 0.22 * -(-len(labels) // columns)
     canvas = Canvas((5.8, height), 170, layout="constrained", facecolor=theme.paper)
     axes = canvas.add_subplot()
@@ -78,8 +78,9 @@ def _style_axes(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
             place.set_minor_formatter(NullFormatter())
         elif one is axis:
             place.set_major_locator(MaxNLocator(6))
-        if one.kind == "name":
-            place.set_ticks(range(len(one.names)), one.names)
+        if labels := one.labels:
+            place.set_minor_locator(NullLocator())
+            place.set_ticks([*labels], [*labels.values()])
         elif one.kind != "loss":
             place.set_major_formatter(FuncFormatter(lambda value, _, kind=one.kind: TICKS[kind](value)))
 

@@ -26,6 +26,7 @@ class Axis:
         kind: how its numbers are written: "flops", "count", "seconds", "loss", "number" or "percent"; or "name".
         log: whether it is logarithmic at first.
         names: labels of the ticks at 0, 1, 2 ..., of an axis of names.
+        ticks: where ticks are; by default at round numbers.
         signed: whether both signs occur: a line is drawn at 0, and there is no logarithm.
     """
 
@@ -34,7 +35,13 @@ class Axis:
     kind: str
     log: bool = False
     names: tuple[str, ...] = ()
+    ticks: tuple[float, ...] = ()
     signed: bool = False
+
+    @property
+    def labels(self) -> dict[float, str]:
+        """The places of the ticks with their labels; empty where these are left to whoever draws."""
+        return dict(enumerate(self.names)) if self.names else {place: self.write(place) for place in self.ticks}
 
     @property
     def word(self) -> str:
@@ -44,15 +51,15 @@ class Axis:
 
     def write(self, value: float) -> str:
         """A value of the axis as text."""
-        return WRITE[self.kind](value)
+        return self.names[round(value)] if self.names else WRITE[self.kind](value)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place on a curve: a growth, a minimum, or an estimate with its interval.
+    """A place on a curve: a growth, a minimum, what was chosen, or an estimate with its interval.
 
     Attributes:
-        kind: "growth", "minimum" or "estimate".
+        kind: "growth", "minimum", "chosen" or "estimate".
         x: its place on each x axis, by key.
         y: its place on the y axis.
         text: what a growth changed, or the estimate in words.
@@ -101,6 +108,7 @@ class Figure:
         series: the curves.
         views: the ranges at first, by key of the x axis: x from, x to, y from, y to.
         note: a sentence below it.
+        row_height: of an axis of names, in times of the usual.
     """
 
     name: str
@@ -110,6 +118,7 @@ class Figure:
     series: tuple[Series, ...]
     views: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     note: str = ""
+    row_height: float = 1.0
 
 
 def unit(figure: Figure, axis: Axis) -> tuple[float, str]:
@@ -148,7 +157,8 @@ def growth_labels(figure: Figure, axis: Axis) -> list[tuple[float, str, int]]:
 
 def as_csv(figure: Figure) -> str:
     """All points and marks as CSV, a row for each: measured or fitted points, growths, estimates."""
-    keys = [*(axis.key for axis in figure.x), figure.y.key]
+    axes = [*figure.x, figure.y]
+    keys = [axis.key for axis in axes]
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["curve", "kind", *keys, "low", "high", "text"])
@@ -156,12 +166,22 @@ def as_csv(figure: Figure) -> str:
         kind = "fitted" if series.style == "fit" else "measured"
         columns = [series.columns.get(key, np.full(_length(series), np.nan)) for key in [*keys, "low", "high"]]
         for row in zip(*columns, strict=True):
-            rows.writerow([series.name, kind, *("" if math.isnan(value) else float(value) for value in row), ""])
+            place = [_cell(axis, value) for axis, value in zip(axes, row, strict=False)]
+            bars = ["" if math.isnan(value) else float(value) for value in row[len(axes) :]]
+            rows.writerow([series.name, kind, *place, *bars, ""])
         for mark in series.marks:
-            y = figure.y.names[round(mark.y)] if figure.y.names else mark.y
-            place = [*(mark.x.get(axis.key, "") for axis in figure.x), y]
-            rows.writerow([series.name, mark.kind, *place, *(mark.span or ("", "")), mark.text])
+            place = [_cell(axis, mark.x.get(axis.key, math.nan)) for axis in figure.x]
+            rows.writerow(
+                [series.name, mark.kind, *place, _cell(figure.y, mark.y), *(mark.span or ("", "")), mark.text]
+            )
     return file.getvalue()
+
+
+def _cell(axis: Axis, value: float) -> str | float:
+    """A value as CSV has it: a name, a number, or nothing where it is not known."""
+    if math.isnan(value):
+        return ""
+    return axis.names[round(value)] if axis.names else float(value)
 
 
 def thinned(series: Series) -> dict[str, np.ndarray]:

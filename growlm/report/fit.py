@@ -110,7 +110,7 @@ def slices_text(found: GrowthFit) -> str:
     for one in found.slices:
         paper = law_at(TIMING, one.params, one.flops) if timing else GROWTH_FACTOR
         tried = f"{write(one.x.min())} to {write(one.x.max())}" if len(one.x) else style.UNKNOWN
-        best = style.interval(one.best, write) if one.best else style.UNKNOWN
+        best = style.interval(one.best, write)
         size, budget = style.count(one.params), style.flops(one.flops)
         rows.append((size, budget, str(len(one.x)), tried, best, write(paper)))
     header = ("parameters", "FLOPs", "points", "tried", f"best {what} [95 %]", "the paper's")

@@ -115,8 +115,8 @@ def _axis(axis: Axis, figure: Figure) -> dict[str, Any]:
         "type": "log" if axis.log else "linear",
         "zeroline": axis.signed,
     }
-    if axis.kind == "name":
-        found |= {"tickmode": "array", "tickvals": list(range(len(axis.names))), "ticktext": [*map(_plain, axis.names)]}
+    if labels := axis.labels:
+        found |= {"tickmode": "array", "tickvals": [*labels], "ticktext": [*map(_plain, labels.values())]}
     return found | {"exponentformat": EXPONENTS.get(axis.kind, "none"), "tickformat": FORMATS.get(axis.kind, "")}
 
 

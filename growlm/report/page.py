@@ -80,7 +80,7 @@ def chart(figure: Figure) -> str:
     """A figure with its data, which plotly draws, and its CSV."""
     data = json.dumps(plotly(figure), separators=(",", ":")).replace("<", "\\u003c")
     table = base64.b64encode(as_csv(figure).encode()).decode()
-    rows = f' style="--rows: {len(figure.y.names)}"' if figure.y.names else ""
+    rows = f' style="--rows: {figure.row_height * len(figure.y.names):g}"' if figure.y.names else ""
     return (
         f'<figure class="chart" id="chart-{escape(figure.name)}"{rows}><figcaption>{escape(figure.title)} '
         f'<a class="csv" download="{escape(figure.name)}.csv" title="all points" href="data:text/csv;base64,{table}">'

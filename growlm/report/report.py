@@ -11,15 +11,16 @@ from growlm.evaluation.table import scores
 from growlm.files import write_whole
 from growlm.report import page, style
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
-from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table, verdict
+from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
 from growlm.report.figures import Figure, as_csv
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
-from growlm.report.search import search_text
+from growlm.report.search import search_figure, search_notes, search_table, search_text, searches
 from growlm.report.spikes import HEADER as AT_GROWTH
 from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
+from growlm.report.verdict import verdict
 
 __all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
@@ -32,6 +33,7 @@ class Section:
     rows: list[Row]
     loss: Figure
     speedups: Figure | None
+    search: Figure | None
     benchmarks: list[Figure]
     training: list[Figure]
     spikes: list[SpikeRow]
@@ -40,8 +42,8 @@ class Section:
     @property
     def figures(self) -> list[Figure]:
         """All figures."""
-        speedups = [self.speedups] if self.speedups else []
-        return [self.loss, *speedups, *self.benchmarks, *self.training, *self.spike_figures]
+        some = [figure for figure in (self.speedups, self.search) if figure]
+        return [self.loss, *some, *self.benchmarks, *self.training, *self.spike_figures]
 
     @property
     def title(self) -> str:
@@ -76,9 +78,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        title, searched = f"{group.first.title}{seeds}", search_text(group.first)
-        texts = filter(None, (title, table(found), searched, verdict(found), spike_table(group)))
-        parts.append("\n\n".join(texts))
+        texts = f"{group.first.title}{seeds}", table(found), verdict(found), search_text(group), spike_table(group)
+        parts.append("\n\n".join(filter(None, texts)))
     return "\n\n\n".join(parts)
 
 
@@ -130,6 +131,7 @@ def _section(group: Group, number: int, loss: float | None) -> Section:
         rows=found,
         loss=loss_figure(group, f"{prefix}loss"),
         speedups=speedup_figure(found, f"{prefix}speedup"),
+        search=search_figure(group, f"{prefix}search"),
         benchmarks=benchmark_figures(group, prefix),
         training=training_figures(group, prefix),
         spikes=spikes,
@@ -151,14 +153,17 @@ def _head(sections: list[Section]) -> str:
     """The verdicts, hardware, commits and FLOPs."""
     found = []
     for one in sections:
-        named = f"<b>{escape(one.title)}.</b> " if len(sections) > 1 else ""
-        found.append(f'<p class="verdict">{named}{escape(verdict(one.rows))}</p>')
+        named = f"<b>{escape(one.title)}.</b><br>" if len(sections) > 1 else ""
+        lines = map(escape, verdict(one.rows).splitlines())
+        found.append(f'<p class="verdict">{named}{"<br>".join(lines)}</p>')
     studies = [study for one in sections for study in one.group.studies.values()]
     machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
     facts = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
     trained = [study.flops_trained for study in studies if study.flops_trained is not None]
     if trained:
-        facts.append(f"{style.flops(sum(trained))} FLOPs trained in all")
+        searched = sum(search["flops"] for one in sections for search in searches(one.group))
+        apart = f", {style.flops(searched)} of them in the search alone" if searched else ""
+        facts.append(f"{style.flops(sum(trained))} FLOPs trained in all{apart}")
     return "\n".join([*found, page.quiet(" · ".join(facts))])
 
 
@@ -166,6 +171,7 @@ def _parts(one: Section) -> Iterator[Part]:
     """The parts of a section."""
     yield Part("Loss", page.chart(one.loss))
     yield Part("Results", _results(one))
+    yield Part("Search", _search(one))
     yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
     yield Part("Text", _samples(one.group))
     yield Part("Growth", _growths(one.group))
@@ -175,30 +181,55 @@ def _parts(one: Section) -> Iterator[Part]:
 
 
 def _results(one: Section) -> str:
-    """The results: speed-ups as a table and a figure, and the costs of every run."""
-    controls = list(dict.fromkeys(name for row in one.rows for name in row.over))
+    """The results: speed-ups as tables and a figure, and the costs of every run."""
     several = ["seeds"] if len(one.group.studies) > 1 else []
     reached, costs = [], []
     for row in one.rows:
         shown = dict(zip(HEADER, cells(row), strict=True))
-        loss = style.interval(row.loss, style.loss) if row.loss else style.UNKNOWN
-        over = [gained(row.over[name]) if name in row.over else style.UNKNOWN for name in controls]
         seeds = [str(row.seeds)] if several else []
-        found = [row.run, row.role, loss, shown["speed-up"], shown["compute saved"], *over]
+        found = [row.run, row.role, style.interval(row.loss, style.loss), shown["speed-up"], shown["compute saved"]]
         reached.append([*found, style.loss(row.compared_at), *seeds])
         exact, time = style.flops(row.flops_exact), style.duration(row.seconds)
         costs.append([row.run, style.count(row.parameters), shown["tokens"], shown["FLOPs"], exact, time])
-    header = ["run", "role", "validation loss", "speed-up", "compute saved", *(f"over {name}" for name in controls)]
+    header = ["run", "role", "validation loss", "speed-up", "compute saved", "at loss", *several]
     purposes = {name: run.purpose for name, run in one.group.first.runs.items()}
     notes = [(row.run, "; ".join(filter(None, (purposes[row.run], row.note)))) for row in one.rows]
     parts = [
-        page.table([*header, "at loss", *several], reached, ("run", "role")),
+        page.table(header, reached, ("run", "role")),
         page.listed(notes),
+        _controls(one.rows),
         page.chart(one.speedups) if one.speedups else "",
         page.table(["run", "parameters", "tokens", "FLOPs", "exact FLOPs", "time"], costs, ("run",)),
         _how_compared(one.group),
     ]
     return "\n".join(parts)
+
+
+def _controls(rows: list[Row]) -> str:
+    """The grown runs against every control: the difference of the losses at equal FLOPs, and the speed-up."""
+    grown = [row for row in rows if row.gaps]
+    if not grown:
+        return ""
+    controls = list(grown[0].gaps)
+    gaps, gains = [], []
+    for row in grown:
+        gaps.append([row.run, *(style.interval(gap, style.nats) for gap in row.gaps.values())])
+        gains.append([row.run, *map(gained, row.over.values())])
+    how = (
+        "Validation loss of a grown run less that of a control, in nats, at equal FLOPs: where the cheaper of the two "
+        "ends. Below 0 the grown run is better; an interval that holds 0 does not tell."
+    )
+    less, over = "loss less that of", "speed-up over"
+    tables = page.table([less, *controls], gaps, (less,)), page.table([over, *controls], gains, (over,))
+    return "\n".join([tables[0], page.quiet(how), tables[1]])
+
+
+def _search(one: Section) -> str:
+    """The tries of a search: the figure, the table, what it took, and which runs did best at the end of the values."""
+    if not (lines := search_table(one.group))[1]:
+        return ""
+    notes = "".join(map(page.quiet, search_notes(one.group)))
+    return f"{notes}\n{page.chart(one.search) if one.search else ''}\n{page.table(*lines, lines[0][:1])}"
 
 
 def _how_compared(group: Group) -> str:

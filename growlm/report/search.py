@@ -1,19 +1,141 @@
-"""What a report says of a search, beside the runs that it chose."""
+"""The search of a sweep: what every run came to over the values that were tried for it, and what that took."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 
 from growlm.report import style
-from growlm.report.records import Study
+from growlm.report.charts import styles
+from growlm.report.figures import Axis, Figure, Mark, Series
+from growlm.report.records import Group
+
+LOSS = Axis("val_loss", "last validation loss (nats per token)", "loss")
+FORMAT = "{:.4g}".format
 
 
-def search_text(study: Study) -> str:
-    """A line for each run whose best try lies at the end of what was tried, and what the search took beside."""
+def search_notes(group: Group) -> list[str]:
+    """What the searches took beside the runs, and which runs did best at the end of what was tried."""
+    found = []
+    for search in searches(group):
+        key = search["key"]
+        runs, tries = len(search["runs"]), max(len(of_run["tries"]) for of_run in search["runs"].values())
+        found.append(
+            f"{key} was searched at seed {search['seed']}: {tries} tries for each of {runs} runs, the best by the last "
+            f"validation loss. The search took {style.flops(search['flops'])} FLOPs beside those of the runs."
+        )
+        for name, of_run in search["runs"].items():
+            if of_run["at_end"]:
+                values = [one["value"] for one in of_run["tries"]]
+                way = "smaller" if of_run["chosen"] == min(values) else "larger"
+                found.append(
+                    f"{name}: the best {key}, {_shown(of_run['chosen'])}, lies at the end of what was tried, "
+                    f"{_shown(min(values))} to {_shown(max(values))}: try {way} ones."
+                )
+    return found
+
+
+def search_table(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of all tries: a line for every run, a column for every value; (none, none) without.
+
+    The chosen one has a star.
+    """
+    several = searches(group)
+    if not several:
+        return [], []
+    values = _values(several)
     lines = []
-    for name, of_run in study.search.get("runs", {}).items():
-        values = [each["value"] for each in of_run["tries"]]
-        if of_run["at_end"]:
-            lines.append(
-                f"searched {study.search['key']} of {name}: best {of_run['chosen']:g} lies at the end of "
-                f"{min(values):g} to {max(values):g}"
-            )
-    if study.search:
-        lines.append(f"the search took {style.flops(study.search['flops'])} FLOPs beside")
-    return "\n".join(lines)
+    for search in several:
+        seed = f", seed {search['seed']}" if len(several) > 1 else ""
+        for name, of_run in search["runs"].items():
+            cells = {one["value"]: _cell(one, of_run["chosen"]) for one in of_run["tries"]}
+            end = "yes" if of_run["at_end"] else style.UNKNOWN
+            lines.append([f"{name}{seed}", *(cells.get(value, style.UNKNOWN) for value in values), end])
+    return ["run", *(f"{several[0]['key']} {_shown(value)}" for value in values), "at the end"], lines
+
+
+def search_text(group: Group) -> str:
+    """The table of the tries and the notes, for a terminal; empty without a search."""
+    header, lines = search_table(group)
+    return "\n".join([style.table(header, lines), "", *search_notes(group)]) if lines else ""
+
+
+def search_figure(group: Group, name: str = "search") -> Figure | None:
+    """The last validation loss of every run over the values tried for it, the chosen one marked; None without one."""
+    several = searches(group)
+    series = tuple(one for search in several for one in _series(group, search, len(several) > 1))
+    if not any(len(one.columns[LOSS.key]) for one in series):
+        return None
+    key, values = several[0]["key"], _values(several)
+    label = key.replace("_", " ")
+    if all(map(_is_number, values)):
+        x = Axis(key, label, "number", log=min(values) > 0, ticks=tuple(map(float, values)))
+        seen = _reach(values, x.log)
+    else:
+        x, seen = Axis(key, label, "name", names=tuple(map(str, values))), (-0.5, len(values) - 0.5)
+    losses = np.concatenate([one.columns[LOSS.key] for one in series])
+    pad = 0.08 * (losses.max() - losses.min()) or 0.01
+    note = "A diamond is the value that was chosen. A try that diverged has no point."
+    view = {key: (*seen, losses.min() - pad, losses.max() + pad)}
+    return Figure(name, f"Search over {key}", (x,), LOSS, series, view, note)
+
+
+def _reach(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """The range of the axis: all values, and some room."""
+    low, high = min(values), max(values)
+    if log:
+        room = max(high / low, 2.0) ** 0.08
+        return low / room, high * room
+    room = 0.08 * ((high - low) or 1.0)
+    return low - room, high + room
+
+
+def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Series]:
+    """A curve for every searched run, in its colour of the other charts."""
+    looks, values = styles(list(group.first.runs.values())), _values(searches(group))
+    for name, of_run in search["runs"].items():
+        role = group.first.runs[name].role
+        label = name if role == "run" else f"{name} ({role})"
+        done = [(_place(one["value"], values), one) for one in of_run["tries"] if one["val_loss"] is not None]
+        done.sort(key=lambda pair: pair[0])
+        columns = {
+            search["key"]: np.array([place for place, _ in done], np.float64),
+            LOSS.key: np.array([one["val_loss"] for _, one in done], np.float64),
+        }
+        chosen = [(place, one) for place, one in done if one["value"] == of_run["chosen"]]
+        marks = [Mark("chosen", {search["key"]: place}, one["val_loss"], "chosen") for place, one in chosen]
+        own = f"{name}, seed {search['seed']}" if several else name
+        yield Series(own, label, columns, "line", *looks[name], tuple(marks))
+
+
+def searches(group: Group) -> list[dict[str, Any]]:
+    """The searches of the studies, each once: all seeds of a sweep have the one of its first seed."""
+    found = {study.search["seed"]: study.search for study in group.studies.values() if study.search.get("runs")}
+    return list(found.values())
+
+
+def _values(several: Sequence[dict[str, Any]]) -> list[Any]:
+    """All values that were tried: numbers in order, names as they come."""
+    runs = (of_run for search in several for of_run in search["runs"].values())
+    values = list(dict.fromkeys(one["value"] for of_run in runs for one in of_run["tries"]))
+    return sorted(values) if all(map(_is_number, values)) else values
+
+
+def _place(value: Any, values: Sequence[Any]) -> float:
+    """Where a value lies on the axis: names stand beside each other."""
+    return float(value) if all(map(_is_number, values)) else float(values.index(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return FORMAT(value) if _is_number(value) else str(value)
+
+
+def _cell(one: dict[str, Any], chosen: Any) -> str:
+    """The loss of a try, or how it stands."""
+    if one["val_loss"] is None:
+        return one["status"]
+    return style.loss(one["val_loss"]) + (" *" if one["value"] == chosen else "")

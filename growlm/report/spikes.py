@@ -116,7 +116,10 @@ class SpikeRow:
 
 
 def spike_rows(group: Group) -> list[SpikeRow]:
-    """A row for every growth of every run, in the order of the sweep; seeds that are not done count as in `rows`."""
+    """A row for every growth of every run, in the order of the sweep; seeds that are not done count as in `rows`.
+
+    A growth of fresh weights is left out: there was no loss to jump from.
+    """
     found = []
     for name in group.first.runs:
         runs = [spikes(run) for run in counted(group.each(name).values())]
@@ -124,7 +127,7 @@ def spike_rows(group: Group) -> list[SpikeRow]:
         for number in range(count):
             seeds = tuple(one[number] for one in runs if len(one) > number)
             found.append(SpikeRow(f"{name}, growth {number + 1}" if count > 1 else name, name, number + 1, seeds))
-    return found
+    return [row for row in found if group.first.runs[row.run].init_from or any(one.tokens for one in row.seeds)]
 
 
 def spikes(run: Run) -> list[Spike]:
@@ -158,7 +161,7 @@ def spike_notes(group: Group) -> list[str]:
 
 def spike_cells(row: SpikeRow) -> list[str]:
     """The cells of a row under HEADER."""
-    jump = style.interval(row.jump, _nats) if row.jump else style.UNKNOWN
+    jump = style.interval(row.jump, style.nats)
     losses = [style.loss(row.mean(key)) for key in ("before", "after", "highest")]
     cells = [row.name, style.count(row.mean("tokens")), *losses[:2], jump, losses[2]]
     for key, measured in (("back", "validated"), ("training", "trained")):
@@ -263,10 +266,6 @@ def _share(row: SpikeRow, key: str, measured: str) -> str:
         return style.UNKNOWN
     share = float(np.mean([back.tokens / total for back, total in backs]))
     return ("≤ " if any(back.at_most for back, _ in backs) else "") + f"{share:.2%}"
-
-
-def _nats(value: float) -> str:
-    return f"{value if abs(value) >= SAME / 2 else 0.0:+.4f}"
 
 
 def _spike(run: Run, stage: int) -> Spike:

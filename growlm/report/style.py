@@ -29,13 +29,20 @@ def loss(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.4f}"
 
 
+def nats(value: float) -> str:
+    """A difference of losses with its sign: -0.0213."""
+    return f"{value if abs(value) >= 5e-5 else 0.0:+.4f}"
+
+
 def percent(value: float | None) -> str:
     """A change with its sign: +54.6%."""
     return UNKNOWN if value is None else f"{value:+.1%}"
 
 
-def interval(value: Interval, write: Callable[[float], str]) -> str:
+def interval(value: Interval | None, write: Callable[[float], str]) -> str:
     """An estimate with the ends of its interval, where it has one: +32.4% [+5.1%, +66.8%]."""
+    if value is None:
+        return UNKNOWN
     if value.low is None:
         return write(value.value)
     return f"{write(value.value)} [{write(value.low)}, {write(value.high)}]"

@@ -155,10 +155,26 @@ class Scale:
             ),
         }
 
-    def sweep(self, title: str, grown: Mapping[str, Run], controls: Mapping[str, Control] | None = None) -> ConfigDict:
-        """The sweep of the grown runs, of `controls` by name, each a run and its purpose, and of those from scratch."""
+    def sweep(
+        self,
+        title: str,
+        grown: Mapping[str, Run],
+        controls: Mapping[str, Control] | None = None,
+        *,
+        search: Mapping[str, Sequence[Any]] | None = None,
+        seeds: Sequence[int] = (),
+    ) -> ConfigDict:
+        """The sweep of the grown runs, of `controls` by name, each a run and its purpose, and of those from scratch.
+
+        Args:
+          title: of the report.
+          grown, controls: runs by name.
+          search: the values to be tried for every run, `{"peak_lr": (...)}`; then there is no run with the scale's
+            `tuned_lr`.
+          seeds: a folder for each; by default one sweep, at `--config.seed`.
+        """
         controls = dict(controls or {})
-        if self.tuned_lr is not None:
+        if self.tuned_lr is not None and not search:
             controls["scratch_tuned"] = (self.scratch(self.tuned_lr), "equal FLOPs and a learning rate of its own")
         config = ConfigDict()
         config.title = title
@@ -170,6 +186,10 @@ class Scale:
         config.baseline = "scratch"
         config.grown = tuple(grown)
         config.controls = {name: purpose for name, (_, purpose) in controls.items()}
+        if search:
+            config.search = {key: tuple(values) for key, values in search.items()}
+        if seeds:
+            config.seeds = tuple(seeds)
         return config
 
     def _cost(self, stage: Stage) -> int:
