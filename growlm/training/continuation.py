@@ -32,7 +32,8 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     """Make a folder that of a run or a sweep, or check that it is, and keep its config there.
 
     A run may go on with another mesh, other checkpoints, records and evaluations, with more tokens in its last stage
-    where the schedule of that does not end with the stage, and with further stages; a sweep with further runs.
+    where the schedule of that does not end with the stage, and with further stages; a sweep with further runs and
+    seeds, and a search with further values.
 
     Raises:
       InputError: the folder holds something else.
@@ -62,7 +63,10 @@ def claim_best(folder: Path, config: dict[str, Any], tries: Sequence[dict[str, A
     previous = previous_config(folder)
     goes_on, of_another = (any(_continues(folder, previous, each) for each in of) for of in ([config], tries))
     if of_another and not goes_on:
-        shutil.rmtree(folder)
+        part = folder.with_name(f".{folder.name}.part")  # moved first: whoever is killed here leaves no half of a run
+        shutil.rmtree(part, ignore_errors=True)
+        folder.rename(part)
+        shutil.rmtree(part)
     claim_folder(folder, config)
 
 

@@ -402,9 +402,10 @@ class SweepConfig:
         They are NAME, or seed-N/NAME with seeds. Values are tried at the first seed alone.
         """
         found: dict[str, None] = {}
+        owners = self.owners
         for number, folder in enumerate(self.by_seed):
             for name in self.runs:
-                owner = self.owners.get(name, name)
+                owner = owners.get(name, name)
                 if not number:
                     found[run_folder(folder, name)] = None
                 found.pop(run_folder(folder, owner), None)  # it comes after the last of its tries

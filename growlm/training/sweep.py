@@ -308,7 +308,8 @@ def _claim_best(plan: SweepPlan, path: str, records: Path) -> RunPlan:
     if number == BROKEN:
         raise InputError("its search needs every try, and one failed: the same command trains that again")
     tries = list(plan.tries[path].values())
-    claim_best(records / path, plain(tries[number].config), [plain(run.config) for run in tries])
+    with locked(records / _seed(path), timeout=-1):  # another process may come to the same
+        claim_best(records / path, plain(tries[number].config), [plain(run.config) for run in tries])
     return tries[number]
 
 
