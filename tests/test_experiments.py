@@ -9,6 +9,7 @@ import pytest
 
 from growlm.errors import InputError
 from growlm.growth import PRESETS
+from growlm.models import parameter_count
 from growlm.training.config import build_sweep, load_config
 from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
@@ -37,6 +38,18 @@ def test_every_run_costs_what_its_baseline_costs(name, variant):
     assert costs == pytest.approx(dict.fromkeys(costs, costs["scratch"]), rel=0.05 if variant == "tiny" else 0.002)
     assert set(sweep.config.grown) | set(sweep.config.controls) | {"scratch"} == set(sweep.runs)
     assert sweep.config.grown and "scratch_tuned" in sweep.config.controls
+
+
+# The others have an architecture of their own, or other sizes after the variant's name.
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"growth_timing", "novels", "samba", "systems"}))
+def test_an_experiment_stands_on_modern_settings_too(name):
+    sweep = planned(name, "tiny_modern")
+    stages = [stage for run in sweep.runs.values() for stage in run.stages]
+    assert {stage.config.model.architecture.name for stage in stages} == {"modern"}
+    assert {stage.config.optimizer.kind for stage in stages} == {"muon"}
+    assert {stage.config.schedule.end_lr_ratio for stage in stages if stage.config.schedule.kind == "cosine"} == {0.0}
+    sizes = [parameter_count(planned(name, v).runs["scratch"].stages[-1].config.model) for v in ("tiny", "tiny_modern")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
 
 
 def test_what_a_report_leaves_beside_kept_records_is_ignored_and_they_are_not():

@@ -6,8 +6,8 @@ less.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,6 +39,7 @@ class Scale:
       dtype, remat, microbatches: as in the settings of a run and its stages.
       warmup_tokens: of every stage; None: 2 % of the budget.
       end_lr_ratio: what the schedules that decay end at, as a share of their peak; None: as a schedule has it, a tenth.
+      optimizer: settings of the optimizer of every stage that differ from its defaults, which are the paper's.
     """
 
     layers: int
@@ -54,6 +55,7 @@ class Scale:
     microbatches: int = 1
     warmup_tokens: int | None = None
     end_lr_ratio: float | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self, layers: int | None = None, **widths: int) -> dict[str, Any]:
         """The large model, or one of other sizes."""
@@ -75,7 +77,8 @@ class Scale:
         if self.end_lr_ratio is not None and schedule["kind"] in WITH_HORIZON:
             schedule = {"end_lr_ratio": self.end_lr_ratio} | schedule
         batches = {"batch": self.batch, "length": self.length, "microbatches": self.microbatches}
-        return {"model": model, "tokens": tokens, **batches, "schedule": schedule, **rest}
+        optimizer = {"optimizer": dict(self.optimizer)} if self.optimizer else {}
+        return {"model": model, "tokens": tokens, **batches, "schedule": schedule, **optimizer, **rest}
 
     def base(self, share: float, model: dict[str, Any] | None = None, peak_lr: float | None = None) -> Stage:
         """A small model, a quarter of the layers by default, on a share of the budget's tokens, at a constant rate."""
@@ -246,20 +249,58 @@ _GPU = Scale(
 SCALES = {"cpu": _CPU, "gpu": _GPU, "tiny": replace(_CPU, tokens=60_000)}
 
 
-DECAYED = "_decayed"
+# The optimizer of arXiv 2609.19107, which is nanochat's and modded-nanogpt's but for sizes. Its rates are of matrices;
+# those of embedding and head are theirs at its width of 1024.
+MODERN = {
+    "kind": "muon",
+    "beta1": 0.8,
+    "beta2": 0.95,
+    "eps": 1e-10,
+    "clip": 0.0,
+    "weight_decay": 0.0707,
+    "decay": ("matrices",),
+    "cautious_decay": True,
+    "learning_rates": {"embedding": 0.4525, "head": 0.1131},
+    "muon": {
+        "momentum_steps": 300,
+        "normalise_rows": True,
+        "coefficients": "polar_express",
+        "variance": "longer",
+        "scale": "spectral",
+    },
+}
+
+
+def _decayed(size: Scale) -> Scale:
+    """Schedules that end at zero, not at a tenth."""
+    return replace(size, end_lr_ratio=0.0)
+
+
+def _modern(size: Scale) -> Scale:
+    """The architecture `modern` of as many parameters, Muon with its modern parts, and schedules that end at zero."""
+    widths = {**size.widths, "architecture": "modern", "mlp": 3 * size.widths["mlp"] // 2}  # no gate: 2 matrices of 3
+    return replace(_decayed(size), widths=widths, optimizer=MODERN, base_lr=0.04, peak_lr=0.04, tuned_lr=None)
+
+
+# What an experiment stands on, beside the paper's settings, by the end of its variant's name: cpu_modern.
+SETTINGS: dict[str, Callable[[Scale], Scale]] = {"decayed": _decayed, "modern": _modern}
 
 
 def scale(variant: str, **changes: Any) -> Scale:
     """The scale of a name in `SCALES`, with `changes` made for cpu and tiny, but for tiny's tokens.
 
-    `NAME_decayed` is the same with the schedules of all runs decayed to zero, not to a tenth, where they decay.
+    `NAME_SETTINGS` is the same on other settings than the paper's, a name in `SETTINGS`.
 
     Raises InputError for a name that there is not.
     """
-    name = variant.removesuffix(DECAYED)
+    name, _, settings = variant.partition("_")
     check_name("variant", name, SCALES)
     if name == "gpu":
         changes = {}
     if name == "tiny":
         changes.pop("tokens", None)
-    return replace(SCALES[name], **changes, **({} if name == variant else {"end_lr_ratio": 0.0}))
+    size = replace(SCALES[name], **changes)
+    if not settings:
+        return size
+    check_name("settings of the variant", settings, SETTINGS)
+    return SETTINGS[settings](size)
