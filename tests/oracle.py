@@ -112,11 +112,20 @@ def rms_of_heads(z, eps, gain):
     return rms(z, eps, gain) if gain.ndim == 1 else rms(z.reshape(*z.shape[:2], -1), eps, gain.ravel()).reshape(z.shape)
 
 
+def wider(config, field):
+    """A size over that of the base."""
+    return getattr(config, field) / (getattr(config, "base_widths", None) or {}).get(field, getattr(config, field))
+
+
+def added_by_depth(config):
+    base = getattr(config, "base_layers", None)
+    return 1 if base is None else (config.layers / base) ** -config.depth_alpha
+
+
 def llama_block(config, block, x, tokens):
     """`number`: of the layer, from 0, by which norms are scaled."""
     attn, theta, number = block["attn"], config.rope_theta, block["number"]
-    base = getattr(config, "base_layers", None)
-    added = 1 if base is None else (config.layers / base) ** -config.depth_alpha
+    added, scalar = added_by_depth(config), config.head_dim * wider(config, "head_dim")
     handed = (number + 1) ** -0.5 if getattr(config, "norm_scaling", False) else 1
     y = handed * rms(x, config.norm_eps, block["attn_norm"]["scale"])
     q, k, v = (project(y, attn, name) for name in ("query", "key", "value"))
@@ -124,7 +133,8 @@ def llama_block(config, block, x, tokens):
         rms_of_heads(z, config.norm_eps, attn[f"{n}_norm"]) if f"{n}_norm" in attn else z
         for n, z in {"query": q, "key": k}.items()
     )
-    x = x + added * attend(turn(q, theta, config.head_dim), turn(k, theta, config.head_dim), v, attn["out"])
+    q, k = (turn(heads, theta, config.head_dim) for heads in (q, k))
+    x = x + added * attend(q, k, v, attn["out"], scalar=scalar)
     if "moe" in block:
         return x + added * mixture(config, handed * rms(x, config.norm_eps, block["moe_norm"]["scale"]), block["moe"])
     return x + added * swiglu(handed * rms(x, config.norm_eps, block["mlp_norm"]["scale"]), block["mlp"])
@@ -264,10 +274,11 @@ def looped(config, params, tokens, block_scale):
 
 
 def modern_block(config, block, x, tokens):
-    attn, mlp, eps, factor = block["attn"], block["mlp"], config.norm_eps, config.residual_multiplier
+    attn, mlp, eps = block["attn"], block["mlp"], config.norm_eps
+    factor, scalar = config.residual_multiplier * added_by_depth(config), config.head_dim * wider(config, "head_dim")
     q, k, v = (project(rms(x, eps, 1), attn, name) for name in ("query", "key", "value"))
     q, k = (rms(turn(heads, config.rope_theta, config.head_dim), eps, 1) for heads in (q, k))
-    x = x + factor * attend(q, k, v, attn["out"])
+    x = x + factor * attend(q, k, v, attn["out"], scalar=scalar)
     return x + factor * np.maximum(rms(x, eps, 1) @ mlp["up"], 0) ** 2 @ mlp["down"]
 
 
@@ -308,7 +319,7 @@ def forward(config, params, tokens_BT, block_scale=None):
         x = layer(x, config.norm_eps, final)
     else:
         x = rms(x, config.norm_eps, final.get("scale", 1) + (name in GEMMAS))
-    logits = x @ (params["head"] if "head" in params else params["embedding"].T)
+    logits = x @ (params["head"] if "head" in params else params["embedding"].T) / wider(config, "embed")
     cap = getattr(config, "logit_cap", None)
     return logits if cap is None else cap * np.tanh(logits / cap)
 

@@ -39,6 +39,7 @@ from growlm.models import (
     Weight,
     apply,
 )
+from growlm.models.parametrization import Parametrised
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ TWICE = ("llama", "mixtral", "looped", "samba")
 OTHERS = ("modern", "gpt2", "gpt_neox", "own", "olmo", "olmoe", "gemma", "tokenformer")
 NOISE = st.sampled_from([{}, {}, {"noise": 0.5, "cancel": True}, {"noise": 1.0, "cancel": True}, {"noise": 0.2}])
 
+BASES = st.sampled_from([None, None, {"embed": 4}, {"embed": 5, "mlp": 3, "head_dim": 4}])
 TOKENS_BEGIN = st.sampled_from([{}, {}, {"vocab": "zeros"}, {"vocab": "mean"}])
 
 
@@ -101,6 +103,7 @@ def sources(draw):
     if name == "modern":
         shape |= {"kv_heads": (kv_heads := draw(sizes(1, 3))), "heads": kv_heads * draw(sizes(1, 2)), "head_dim": 2}
         factors = {"logit_cap": draw(st.sampled_from([None, 3.0])), "residual_multiplier": draw(SCALES)}
+        factors |= {"base_layers": draw(st.sampled_from([None, 2])), "base_widths": draw(BASES)}
         return ModernConfig(**shape, **factors, zero_init=draw(st.booleans()), norm_eps=1e-3)
     shape |= {"norm_eps": 1e-3, "tie_embeddings": draw(st.booleans())}
     if name == "gpt2":
@@ -124,6 +127,7 @@ def sources(draw):
         return WINDOWED[name](**shape, **draw(WINDOWS))
     variants = {"qkv_bias": draw(st.booleans()), "qk_norm": draw(st.booleans())}
     variants |= {"base_layers": draw(st.sampled_from([None, 2])), "norm_scaling": draw(st.booleans())}
+    variants |= {"base_widths": draw(BASES)}
     if name == "llama":
         return growlm.ModelConfig(**shape, **variants)
     experts = draw(sizes(1, 3))
@@ -172,8 +176,9 @@ def cases(draw):
         wider |= {"kv_heads": kv_heads, "heads": kv_heads * group}
     else:
         wider["heads"] = source.heads + draw(st.sampled_from([0, 1, source.heads]))
-    if isinstance(source, growlm.ModelConfig):
+    if isinstance(source, Parametrised):
         wider |= {"base_layers": draw(st.sampled_from([source.base_layers, 3]))}
+        wider |= {"base_widths": draw(st.sampled_from([source.base_widths, source.base_widths, {"embed": 7}, None]))}
     if isinstance(source, LoopedConfig):
         cores, passes = draw(st.sampled_from([(source.cores, source.passes), *LOOPED_TO[source.cores, source.passes]]))
         wider |= {"cores": cores, "passes": passes, "layers": source.prelude + source.coda + cores * source.core}
@@ -254,6 +259,8 @@ LOOPS |= {"residual_multiplier": 0.5, "output_multiplier": 2.0}
 del LOOPS["layers"]
 MODELS = {
     "llama": growlm.ModelConfig(**GROUPED, qkv_bias=True, qk_norm=True, base_layers=3, norm_scaling=True),
+    "llama, muP": growlm.ModelConfig(**GROUPED, base_layers=3, base_widths={"embed": 3, "head_dim": 2}),
+    "modern, muP": ModernConfig(**GROUPED, zero_init=False, base_layers=3, base_widths={"embed": 3, "head_dim": 2}),
     "mixtral": MixtralConfig(**GROUPED, experts=4, experts_per_token=2, tie_embeddings=True),
     "qwen2_moe": MixtralConfig(
         **GROUPED, experts=4, experts_per_token=2, normalised=False, shared_mlp=5, shared_router=True

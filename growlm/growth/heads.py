@@ -73,6 +73,11 @@ def _scale(weight: Weight, source: DecoderConfig, target: DecoderConfig) -> floa
 def breaks_scores(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> str:
     """Why products of queries and keys, or their scale, change; empty if they stay."""
     queries = _queries(target)
+    undone = [weight for weight, axis in queries if not growth.maps[axis.name].identity]
+    for weight in target.weights:
+        changes = weight.scores is not None and not np.isclose(_scale(weight, source, target), 1, rtol=TOLERANCE)
+        if changes and weight not in undone:
+            return "the factor on scores changes, and heads do not grow with it"
     for axis in target.architecture.of_kind(Kind.HEAD):
         keys = growth.maps[axis.name]
         if keys.identity:

@@ -319,10 +319,15 @@ class DecoderConfig:
     architecture: ClassVar[Architecture]
     # Fields that are newer than runs of 0.2: at their defaults they are left out of the hash of what a run begins from.
     newer: ClassVar[tuple[str, ...]] = ()
+    depth_alpha = 1.0  # of a config without a base, see `growlm.models.parametrization`
 
     def size(self, axis: Axis) -> int:
         """The size of a declared axis; of a flag, 1 or 0."""
         return int(getattr(self, axis.field))
+
+    def base_size(self, axis: Axis) -> int:
+        """The size of an axis at which the model is as in the standard parametrisation."""
+        return self.size(axis)
 
     @property
     def depth(self) -> int:
@@ -330,9 +335,9 @@ class DecoderConfig:
         return self.size(self.architecture.stack)
 
     @property
-    def branches(self) -> int:
-        """The number of branches in all layers."""
-        return len(self.architecture.branches) * self.depth
+    def base_branches(self) -> int:
+        """The number of branches in all layers of the base."""
+        return len(self.architecture.branches) * self.base_size(self.architecture.stack)
 
     @property
     def longest(self) -> int | None:
@@ -366,9 +371,7 @@ class DecoderConfig:
 
     def _check_integers(self, *names: str, least: int = 1) -> None:
         for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise must_be(f"model.{name}", "a positive integer" if least == 1 else f"an integer >= {least}", value)
+            check_integer(f"model.{name}", getattr(self, name), least)
 
     def _check_numbers(self, *names: str) -> None:
         for name in names:
@@ -378,6 +381,12 @@ class DecoderConfig:
         for name in names:
             if not isinstance(value := getattr(self, name), bool):
                 raise must_be(f"model.{name}", "True or False", value)
+
+
+def check_integer(name: str, value: object, least: int = 1) -> None:
+    """Raises InputError unless the value is an integer and no smaller."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise must_be(name, "a positive integer" if least == 1 else f"an integer >= {least}", value)
 
 
 def path_of(key_path: tuple) -> str:

@@ -23,9 +23,13 @@ class Sized(Protocol):
         """The size of an axis."""
         ...
 
+    def base_size(self, axis: "Axis") -> int:
+        """The size of an axis in the base of the parametrisation."""
+        ...
+
     @property
-    def branches(self) -> int:
-        """The number of branches in all layers."""
+    def base_branches(self) -> int:
+        """The number of branches in all layers of the base."""
         ...
 
 
@@ -247,6 +251,16 @@ class Weight:
         return 1.0 - self.offset if self.role is Role.GAIN else 0.0
 
     @property
+    def hidden(self) -> bool:
+        """Whether it is in products within a branch."""
+        return self.stacked and not self.elementwise and self.role is not Role.LOOKUP
+
+    @property
+    def summed(self) -> tuple[Axis, ...]:
+        """The axes over which its products sum."""
+        return self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
+
+    @property
     def residual(self) -> bool:
         """Whether it is a residual writer: its output is added to the stream."""
         return self.stacked and self.writes(Kind.STREAM)
@@ -269,10 +283,10 @@ class Weight:
 
     def std(self, config: "Sized") -> float:
         """The standard deviation of initial values, if they are drawn."""
-        reads = self.fan_in or tuple(dim.reads for dim in self.dims if dim.reads)
+        size = config.size if self.hidden else config.base_size
         # The stream sums all branches: each starts smaller, so that the sum keeps its size (GPT-2).
-        depth = max(config.branches, 1) if self.residual else 1
-        return self.gain / math.sqrt(math.prod(config.size(axis) for axis in reads) * depth)
+        depth = max(config.base_branches, 1) if self.residual else 1
+        return self.gain / math.sqrt(math.prod(size(axis) for axis in self.summed) * depth)
 
     def key(self, key: jax.Array) -> jax.Array:
         """The weight's key, which depends on its path alone: adding a weight changes no other's values."""

@@ -20,6 +20,14 @@ from growlm.models.attention import (
     score_scale,
 )
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
+from growlm.models.parametrization import (
+    FIELDS,
+    Parametrised,
+    kernel_scale,
+    logit_scale,
+    query_scale,
+    residual_scale,
+)
 from growlm.models.stored import Family, Settings, check_fixed, integer, layers_of, stored, with_sizes
 from growlm.models.swiglu import SWIGLU
 from growlm.models.windows import FULL, SLIDING
@@ -59,18 +67,13 @@ def _with_norm(config: Any) -> bool:
     return config.qk_norm
 
 
-# Fields by which layers are scaled, which growth undoes where they or the layers change.
-DEPTH_FIELDS = ("base_layers", "depth_alpha", "norm_scaling")
+# Fields of factors, which growth undoes where they or sizes change.
+SCALED_BY = (*FIELDS, "norm_scaling")
 
 
 def window(config: Any) -> int | None:
     """The number of positions that a query sees, or None."""
     return config.sliding_window
-
-
-def residual_scale(config: Any) -> float | None:
-    """CompleteP's factor on what a branch adds (arXiv 2505.01618), or None."""
-    return None if config.base_layers is None else (config.layers / config.base_layers) ** -config.depth_alpha
 
 
 def norm_scale(config: Any) -> np.ndarray | None:
@@ -92,8 +95,8 @@ def projections(
 
 ATTENTION = attention_branch(
     (
-        *projections(),
-        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias, scores=score_scale),
+        *projections(scores=query_scale),
+        WeightSpec("query_bias", ">heads >head_dim", Role.BIAS, present=_with_bias, scores=query_scale),
         WeightSpec("key_bias", ">key_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("value_bias", ">value_heads >head_dim", Role.BIAS, present=_with_bias),
         WeightSpec("query_norm", "head_dim>head_dim", Role.GAIN, present=_with_norm),
@@ -101,6 +104,7 @@ ATTENTION = attention_branch(
     ),
     rotary=rotary,
     window=window,
+    score_scale=kernel_scale,
     scale=residual_scale,
     norm_scale=norm_scale,
 )
@@ -145,15 +149,14 @@ def check_scaling(scaling: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(GroupedConfig):
+class ModelConfig(GroupedConfig, Parametrised):
     """The shape of a Llama-like decoder.
 
     Attributes:
       qkv_bias, qk_norm: biases of query, key and value; RMSNorms on query and key heads.
       rope_scaling: of rotary frequencies.
       sliding_window: the number of positions that a query sees, its own the last; None for all before it.
-      base_layers, depth_alpha: what a branch adds is multiplied by (layers / base_layers)^-depth_alpha, as CompleteP
-        does with 1 (arXiv 2505.01618); None for no factor.
+      base_layers, depth_alpha, base_widths: see `Parametrised`.
       norm_scaling: what a norm in layer l (from 1) hands on is divided by sqrt(l) (arXiv 2502.05795).
     """
 
@@ -161,20 +164,15 @@ class ModelConfig(GroupedConfig):
     qk_norm: bool = False
     rope_scaling: RopeScaling | None = None
     sliding_window: int | None = None
-    base_layers: int | None = None
-    depth_alpha: float = 1.0
     norm_scaling: bool = False
 
     architecture: ClassVar[Architecture]
-    newer: ClassVar[tuple[str, ...]] = DEPTH_FIELDS
+    newer: ClassVar[tuple[str, ...]] = SCALED_BY
 
     def __post_init__(self):
         super().__post_init__()
         self._check_flags("qkv_bias", "qk_norm", "norm_scaling")
-        if self.base_layers is not None:
-            self._check_integers("base_layers")
-        if self.depth_alpha != 0:
-            self._check_numbers("depth_alpha")
+        self._check_base()
         check_scaling(self.rope_scaling)
         seen = self.sliding_window
         if seen is not None and (isinstance(seen, bool) or not isinstance(seen, int) or seen < 1):
@@ -438,12 +436,12 @@ _VARIANTS = {
 def _holds(name: str, model: ModelConfig) -> bool:
     bias, norm, windowed = _VARIANTS[name]
     fits = windowed is None or windowed == (model.sliding_window is not None)
-    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits and not scales_by_depth(model)
+    return (model.qkv_bias, model.qk_norm) == (bias, norm) and fits and not has_factors(model)
 
 
-def scales_by_depth(model: ModelConfig) -> bool:
-    """Whether layers are scaled by their number or index, as in no family."""
-    return model.base_layers is not None or model.norm_scaling
+def has_factors(model: ModelConfig) -> bool:
+    """Whether a model has factors that no family has."""
+    return model.has_base or model.norm_scaling
 
 
 FAMILIES = {
@@ -477,7 +475,8 @@ LLAMA = Architecture(
     norm=Norm(NormKind.RMS),
     head=HEAD_UNLESS_TIED,
     shared=("tie_embeddings", "rope_theta", "qkv_bias", "qk_norm", "rope_scaling", "sliding_window"),
-    free=("norm_eps", *DEPTH_FIELDS),
+    logit_scale=logit_scale,
+    free=("norm_eps", *SCALED_BY),
     families=FAMILIES,
     example=EXAMPLE | {"kv_heads": 2},
 )

@@ -14,22 +14,22 @@ from growlm.models.llama import (
     ATTENTION,
     AXES,
     DECODER_TENSORS,
-    DEPTH_FIELDS,
     EXAMPLE,
     FIXED,
     LLAMA,
+    SCALED_BY,
     SIZES,
     Defaults,
     ModelConfig,
+    has_factors,
     new_settings,
     no_window,
     norm_scale,
     read_fields,
-    residual_scale,
-    scales_by_depth,
     write_fields,
 )
 from growlm.models.moe import MOE, SHARED, check_mixture
+from growlm.models.parametrization import logit_scale, residual_scale
 from growlm.models.stored import Family, Settings, check_fixed, integer, stored, with_sizes
 from growlm.models.windows import FULL
 
@@ -221,7 +221,7 @@ def _read(name: str, settings: Settings) -> MixtralConfig:
 
 
 def _holds(name: str, model: MixtralConfig) -> bool:
-    if scales_by_depth(model):
+    if has_factors(model):
         return False
     has = model.qkv_bias, model.qk_norm, model.shared_router
     shared, windowed = model.shared_mlp > 0, model.sliding_window is not None
@@ -255,8 +255,9 @@ MIXTRAL = Architecture(
     period=((ATTENTION,), (dataclasses.replace(MOE, scale=residual_scale, norm_scale=norm_scale),)),
     norm=Norm(NormKind.RMS),
     head=HEAD_UNLESS_TIED,
+    logit_scale=logit_scale,
     shared=(*LLAMA.shared, "normalised"),
-    free=("norm_eps", *DEPTH_FIELDS, "experts_per_token", "router_aux_loss"),
+    free=("norm_eps", *SCALED_BY, "experts_per_token", "router_aux_loss"),
     families=FAMILIES,
     example=EXAMPLE | {"kv_heads": 2, "experts": 4, "experts_per_token": 2},
 )

@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 import jax
 
 from growlm.errors import check_positive
-from growlm.models.architecture import Architecture, DecoderConfig, Norm, NormKind, head, look_up
+from growlm.models.architecture import Architecture, Norm, NormKind, head, look_up
 from growlm.models.attention import attention_branch, check_groups, rotary_table
-from growlm.models.axes import Axis, Kind, WeightSpec
+from growlm.models.axes import Axis, Kind, WeightSpec, multiply
 from growlm.models.layers import rms_norm
 from growlm.models.llama import EXAMPLE, HEAD_AXES, STREAM_AXES, projections
 from growlm.models.mlp import mlp_branch
+from growlm.models.parametrization import FIELDS, Parametrised, kernel_scale, logit_scale, query_scale, residual_scale
 
 
 @dataclasses.dataclass(frozen=True)
-class ModernConfig(DecoderConfig):
+class ModernConfig(Parametrised):
     """The shape of a modern small decoder. Raises InputError for values out of range.
 
     RMSNorms have no gains (as OLMo's LayerNorms, arXiv 2402.00838); one follows the embedding, and queries and keys are
@@ -32,6 +33,7 @@ class ModernConfig(DecoderConfig):
       logit_cap: c; logits are c tanh(logits / c) (Gemma 2, 2408.00118; nanochat has 15). None: they are as they come.
       zero_init: residual writers and head start at zero, so that the first loss is log(vocab) (Fixup, 1901.09321;
         nanochat). False: they start as other matrices do, see `growlm.init`.
+      base_layers, depth_alpha, base_widths: see `Parametrised`.
       norm_eps, rope_theta: of norms (float32's epsilon, PyTorch's default) and of rotary frequencies.
     """
 
@@ -55,6 +57,7 @@ class ModernConfig(DecoderConfig):
         self._check_integers("embed", "heads", "kv_heads", "head_dim", "mlp", "vocab")
         self._check_numbers("residual_multiplier", "norm_eps", "rope_theta")
         self._check_flags("zero_init")
+        self._check_base()
         check_groups(self)
         if self.logit_cap is not None:
             check_positive("model.logit_cap", self.logit_cap)
@@ -69,7 +72,7 @@ def _embed(weights: Any, config: Any, tokens_BT: jax.Array) -> jax.Array:
 
 
 def _scale(config: Any) -> float:
-    return config.residual_multiplier
+    return config.residual_multiplier * multiply(residual_scale, config)
 
 
 def _relu2(x: jax.Array) -> jax.Array:
@@ -77,9 +80,10 @@ def _relu2(x: jax.Array) -> jax.Array:
 
 
 _ATTENTION = attention_branch(
-    (*projections()[:3], WeightSpec("out", "heads> head_dim> >stream", zero=_zero)),
+    (*projections(scores=query_scale)[:3], WeightSpec("out", "heads> head_dim> >stream", zero=_zero)),
     rotary=lambda config, length: rotary_table(length, config.head_dim, config.rope_theta),
     normed=True,
+    score_scale=kernel_scale,
     scale=_scale,
 )
 _MLP = dataclasses.replace(
@@ -104,9 +108,10 @@ MODERN = Architecture(
     norm=Norm(NormKind.RMS, scale=False),
     embed=_embed,
     head=dataclasses.replace(head(), zero=_zero),
+    logit_scale=logit_scale,
     logit_cap=lambda config: config.logit_cap,
     keeps_scale=True,
     shared=("logit_cap", "rope_theta"),
-    free=("norm_eps", "residual_multiplier", "zero_init"),
+    free=("norm_eps", "residual_multiplier", "zero_init", *FIELDS),
     example=EXAMPLE | {"kv_heads": 2},
 )

@@ -15,7 +15,7 @@ import optax
 
 from growlm.errors import check_name, check_range
 from growlm.growth.plan import slice_mask
-from growlm.models import DecoderConfig, Kind, Role, Weight, path_of
+from growlm.models import DecoderConfig, Kind, Role, Weight, parametrization, path_of
 from growlm.training.ages import Ages, bias, initial_ages
 from growlm.training.muon import MuonConfig, muon
 
@@ -90,13 +90,18 @@ def make_optimizer(config: OptimizerConfig, model: DecoderConfig) -> optax.Gradi
 
 
 def _add_decayed_weights(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
-    """Adds every weight that decays, times `weight_decay`, to its update."""
-    weights, rate = model.architecture.weights, config.weight_decay
+    """Adds every weight that decays, times `weight_decay`, to its update, and scales both by the parametrisation."""
+    weights, by_shape = model.architecture.weights, config.kind == "muon" and config.muon.scale == "spectral"
 
     def add(path: tuple, update: jax.Array, value: jax.Array) -> jax.Array:
-        if not any(GROUPS[name](weights[path_of(path)]) for name in config.decay):
-            return update
-        return update + rate * (jnp.where(update * value >= 0, value, 0) if config.cautious_decay else value)
+        weight = weights[path_of(path)]
+        spectral = by_shape and GROUPS["matrices"](weight)
+        rate = parametrization.learning_rate(weight, model, spectral)
+        if not any(GROUPS[name](weight) for name in config.decay):
+            return rate * update
+        decay = config.weight_decay * parametrization.weight_decay(weight, model, spectral)
+        decays = jnp.where(update * value >= 0, value, 0) if config.cautious_decay else value
+        return rate * (update + decay * decays)
 
     return optax.stateless(partial(jax.tree_util.tree_map_with_path, add))
 
@@ -126,31 +131,39 @@ class ScaleByAgedAdamState(NamedTuple):
     nu: Any
 
 
-def scale_by_aged_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+def scale_by_aged_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: float | Callable[[tuple], float] = 1e-8
+) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980) whose bias correction counts the steps of every element by itself.
 
     Where all counts are equal it is optax.scale_by_adam. One count for all, as there, makes the first update of what a
     growth added (1 - b1) / sqrt(1 - b2) times too large: 3.2 at b2 = 0.999, 0.45 at 0.95.
+
+    eps: a number, or the number of an array by its key path.
     """
 
     def init(params: Any) -> ScaleByAgedAdamState:
         ages = jax.tree.map(lambda leaf: initial_ages(leaf.shape), params)
         return ScaleByAgedAdamState(ages, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def direction(mu: jax.Array, nu: jax.Array, ages: Ages) -> jax.Array:
-        return mu / bias(b1, ages, mu) / (jnp.sqrt(nu / bias(b2, ages, nu)) + eps)
+    def direction(path: tuple, mu: jax.Array, nu: jax.Array, ages: Ages) -> jax.Array:
+        least = eps(path) if callable(eps) else eps
+        return mu / bias(b1, ages, mu) / (jnp.sqrt(nu / bias(b2, ages, nu)) + least)
 
     def update(gradients: Any, state: ScaleByAgedAdamState, params: Any = None) -> tuple[Any, ScaleByAgedAdamState]:
         ages = jax.tree.map(lambda age: age + 1, state.ages)
         mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
-        return jax.tree.map(direction, mu, nu, ages), ScaleByAgedAdamState(ages, mu, nu)
+        return jax.tree_util.tree_map_with_path(direction, mu, nu, ages), ScaleByAgedAdamState(ages, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
 def _adam(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
-    return scale_by_aged_adam(config.beta1, config.beta2, config.eps)
+    weights = model.architecture.weights
+    return scale_by_aged_adam(
+        config.beta1, config.beta2, lambda path: config.eps * parametrization.eps(weights[path_of(path)], model)
+    )
 
 
 def _muon(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:

@@ -197,9 +197,16 @@ def _gradients(
 
 
 def _update(
-    spec: StepSpec, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
+    spec: StepSpec,
+    trees: tuple[Params, Any, Params],
+    learning_rate: jax.Array,
+    provenance: dict[str, jax.Array],
+    whole: DecoderConfig | None = None,
 ) -> tuple[Params, Any, jax.Array]:
-    """The parameters and the optimizer's state after an update, and the norm of the gradients that are trained on."""
+    """The parameters and the optimizer's state after an update, and the norm of the gradients that are trained on.
+
+    whole: the model that computes, of which `spec.model` may be some of the layers.
+    """
     (params, opt_state, gradients), optimizer = trees, spec.optimizer
 
     def by_weight(function: Callable) -> Any:
@@ -208,7 +215,7 @@ def _update(
     trained = by_weight(partial(trainable, spec.train))
     factor = by_weight(partial(learning_rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
-    updates, opt_state = make_optimizer(optimizer, spec.model).update(gradients, opt_state, params)
+    updates, opt_state = make_optimizer(optimizer, whole or spec.model).update(gradients, opt_state, params)
     rate = by_weight(partial(_rate_of, learning_rate) if spec.two_rates else lambda *_: learning_rate)
     updates = jax.tree.map(lambda of_weight, times, leaf: of_weight * times * leaf, rate, factor, updates)
     params = jax.tree.map(lambda mask, leaf, by: _where(mask, leaf - by, leaf), trained, params, updates)
@@ -224,7 +231,8 @@ def _update_part(
     model, stack = with_depth(spec.model, depth - spec.frozen_layers), architecture.stack.name
     provenance = provenance | {stack: provenance[stack][:, layers]}
     block = dataclasses.replace(spec, model=model, frozen_layers=0)
-    *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance)
+    whole = with_depth(spec.model, depth)
+    *after, norm = _update(block, cut(architecture, trees, layers), learning_rate, provenance, whole)
     return *put(architecture, trees[:2], tuple(after), layers), norm
 
 
