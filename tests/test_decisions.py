@@ -353,6 +353,20 @@ def test_runs_that_share_a_stage_share_its_decision(settings, whole, tmp_path):
     assert tiny.snapshot(tmp_path / "s" / "stages").keys() == before.keys()
 
 
+def test_a_searched_run_is_known_to_be_done_where_its_stages_were_decided(settings, tmp_path):
+    base, _ = settings["stages"]
+    stages = {"grown": [base, tiny.grown(2)], "scratch": [tiny.stage(3, 2)]}
+    more = {"grown": ["grown"], "search": {"peak_lr": [1e-9, 1e-2]}, "evaluation": EVERY_2}
+    config = build_sweep(tiny.sweep(settings["corpus"], stages, "scratch", **more))
+    for _ in range(2):  # the second time nothing is left
+        plan = plan_sweep(config, tmp_path / "s")
+        assert run_sweep(plan, tmp_path / "s", GO_ON, "", plan.select(None)) == {}
+        summary = json.loads((tmp_path / "s" / "sweep.json").read_text())
+        assert {run["status"] for run in summary["runs"].values()} == {"done"}
+        assert [stage["tokens"] for stage in summary["runs"]["grown"]["stages"]] == [6 * STEP, 2 * STEP]
+        assert tiny.records(tmp_path / "s" / "grown")[-1]["step"] == 8
+
+
 def test_a_budget_that_leaves_nothing_is_one_line(corpus):
     config = tiny.run_config(corpus, tiny.stage(4), tiny.grown(0), budget_flops=6.0 * SMALL * STEP * 4)
     with pytest.raises(InputError, match=r"budget_flops must leave the last stage a batch beside the .* got"):

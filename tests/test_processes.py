@@ -93,6 +93,25 @@ def test_two_processes_train_and_grow_as_one(settings, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_decide_as_one(settings, tmp_path):
+    """When to grow, which the records of the first say, and how."""
+    batch = 8 * tiny.LENGTH
+    candidates = {"options": {"candidates": ["g_stack", "lemon"], "steps": 2}}
+    base, grown = (stage | {"tokens": 8 * batch} for stage in settings["stages"])
+    base |= {"grow_when": {"rule": "loss", "options": {"below": 100.0}, "min_tokens": 4 * batch}}
+    grown |= {"growth": {"operator": "probe"} | candidates}
+    evaluation = {"batches": 2, "every_tokens": 2 * batch}
+    settings = settings | {"stages": [base, grown], "evaluation": evaluation}
+    job = Job(tmp_path, settings, 2)
+    assert job.wait() == [0, 0], job.said(0)
+    assert_as_on_one(tiny.records(tmp_path / "run"), settings, tmp_path / "one")
+    steps = [(record["stage"], record["step"]) for record in tiny.records(tmp_path / "run")]
+    assert (0, 4) in steps and (0, 5) not in steps and steps[-1] == (1, 12)
+    found = [json.loads((folder / "decision-1.json").read_text()) for folder in (tmp_path / "run", tmp_path / "one")]
+    assert found[0]["growth"]["chosen"] == found[1]["growth"]["chosen"]
+
+
+@pytest.mark.slow
 def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, tmp_path):
     run = tmp_path / "run"
 
