@@ -332,9 +332,12 @@ def test_runs_that_share_a_stage_share_its_decision(settings, whole, tmp_path):
     }
     config = build_sweep(common | {"runs": runs, "baseline": "a"})
     plan = plan_sweep(config)
-    assert " 10 steps " in describe(plan, ["a"]).splitlines()[0]
+    first = describe(plan, ["a"]).splitlines()[0]
+    assert " 10 steps " in first and first.endswith("or sooner, by plateau")
     assert run_sweep(plan, tmp_path / "s", GO_ON, "", plan.select(None)) == {}
-    runs = plan_sweep(config, tmp_path / "s").runs
+    decided = plan_sweep(config, tmp_path / "s")
+    assert "sooner" not in describe(decided, ["a"])
+    runs = decided.runs
     ends = {name: [stage.last_step for stage in run.stages] for name, run in runs.items()}
     assert ends == {"a": [6, 6 + GROWN_STEPS], "b": [4, 6], "c": [6, 8]}
     assert {name: tiny.records(tmp_path / "s" / name)[-1]["step"] for name in ends} == {

@@ -116,7 +116,7 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions:
     config, source = begin(config, previous)
     plan = RunPlan(config, corpus, [], source).decided(decisions or {})
     for stage in plan.stages:
-        if stage.config.grow_when and "end" not in stage.decided:
+        if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
         check_stage(stage, corpus)

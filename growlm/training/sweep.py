@@ -15,7 +15,7 @@ from growlm.errors import DivergedError, InputError, StoppedError, unknown
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
-from growlm.training.decisions import Decisions, read_decisions
+from growlm.training.decisions import END, Decisions, read_decisions
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
@@ -192,6 +192,8 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
     for name, shares in plan.shares().items():
         for stage, shared in shares if name in chosen else ():
             note = f"  {shared:,} steps shared" if shared else ""
+            if (when := stage.config.grow_when) and END not in stage.decided:
+                note += f"  or sooner, by {when.rule}"
             if search and name in plan.tries and stage is shares[-1][0]:
                 note += f"  the best of {len(plan.tries[name])} tries of {search.key}"
             lines.append(
