@@ -132,6 +132,11 @@ def test_the_stages_of_the_schedule_have_their_own_settings():
     assert [stage.config.growth.resolved.optimizer_state for stage in stages_of(run_of("midas"))[1:]] == ["map"] * 5
 
 
+def test_sub_models_cost_what_is_drawn_of_them():
+    small, whole, last = steps_of(run_of("bert2bert_two_stage", steps=8000))
+    assert (small / last, whole / last) == pytest.approx((2 / 7, 1 / 7), rel=0.015)
+
+
 def test_stages_have_the_hashes_of_a_run_that_spells_them_out():
     run = run_of("stackbert", seed=7)
     spelled = build_run(json.loads(json.dumps(dataclasses.asdict(written_out(run)), default=vars)) | {"system": None})
