@@ -470,7 +470,7 @@ def test_options_given_override_the_presets_and_leave_the_table_alone():
 
 def test_optimizer_states_of_the_presets():
     mapped = {name: resolve(name).optimizer_state for name in PRESETS if resolve(name).optimizer_state != "reset"}
-    mapping = "msg", "staged_training", "midas", "lidas", "one_layer", "expert_upcycling"
+    mapping = "mup_upscaling", "msg", "staged_training", "midas", "lidas", "one_layer", "expert_upcycling"
     moments = dict.fromkeys(mapping, "map")
     kept = dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow", "sparkling"), "keep_old")
     assert mapped == moments | kept | {"zero_layer": "map_aged"}

@@ -39,6 +39,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "hypercloning_noisy": (None, True),
     "staged_training": (True, True),
     "sparkling": (None, True),
+    "mup_upscaling": (None, False),
     "llama_pro": (True, None),
     "solar": (False, None),
     "midas": (False, None),

@@ -9,7 +9,7 @@ import tiny
 
 from growlm.errors import InputError
 from growlm.growth import PRESETS, recipes
-from growlm.models import parameter_count, plain
+from growlm.models import parameter_count, parametrization, plain
 from growlm.report.outcomes import outcome
 from growlm.report.records import read
 from growlm.training.config import build_run
@@ -111,6 +111,13 @@ def test_sparkling_rises_anew_for_what_is_new_alone_and_keeps_its_heads():
     assert stages_of(run_of("untied_grow"))[1].config.schedule.rewarm == "all"
 
 
+def test_mup_upscaling_trains_matrices_of_both_stages_at_the_rates_of_their_base():
+    before, after = (stage.config.model for stage in stages_of(run_of("mup_upscaling")))
+    assert before == dataclasses.replace(after, embed=6, heads=3, kv_heads=3, mlp=9)
+    gate = after.architecture.weights["blocks/mlp/gate"]
+    assert [parametrization.learning_rate(gate, model) for model in (before, after)] == [1.0, 0.5]
+
+
 def test_what_a_growth_takes_follows_the_budget_and_is_paid_for():
     _, masked = stages_of(run_of("msg"))
     assert masked.growth.masks.tokens == 400 * BATCH // 10
@@ -156,6 +163,7 @@ def test_without_a_system_nothing_changes():
         ("stackbird", {}, r"system must be one of .* got 'stackbird'; did you mean 'stackbert'\?"),
         ("stackbert", {"model": LLAMA | {"layers": 6}}, "model.layers must be an integer in every stage"),
         ("sparse_upcycling", {"model": LLAMA}, "must have something to grow"),
+        ("mup_upscaling", {"model": LLAMA}, "model.base_widths must be sizes of a base"),
         ("untied_grow", {"model": LLAMA}, "the architecture of preset 'untied_grow' must be looped, got 'llama'"),
         ("midas", {"steps": 5}, r"enough for a batch in each of the 6 stages of system 'midas', got 320"),
         ("ligo", {"system_options": {"stepps": 3}}, "stepps"),

@@ -72,11 +72,12 @@ class Preset:
       schedule: settings of the schedule that are the system's.
       rewarm_steps, rewarm: with "continue", the updates after a growth over which the rate rises to it again, and of
         what, "all" or the "new" slices.
+      based: the target must name a base, by which rates hold over widths.
       frozen_below: stages that add layers on top freeze the layers below them.
       submodels: the number of sub-models of which the stage after the first growth samples one for each step; 0: none.
       layers: a target depth that the schedule divides, the published one where known.
       before: from a target to the shape before the growth, where sizes alone do not say it.
-      example: a target of the system's own architecture, where that is not Llama's.
+      example: a target, where a Llama of the schedule's sizes is none.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Preset:
     schedule: dict[str, Any] = dataclasses.field(default_factory=dict)
     rewarm_steps: int = 0
     rewarm: str = "all"
+    based: bool = False
     frozen_below: bool = False
     submodels: int = 0
     layers: int = 24
@@ -111,7 +113,9 @@ class Preset:
         All widths scale by one factor, numbers of heads too; heads keep their size. Raises InputError where a size
         is not an integer.
         """
-        if self.example is not None and not isinstance(target, type(self.example)):
+        if self.based and not getattr(target, "base_widths", None):
+            raise must_be("model.base_widths", f"sizes of a base, for muP, in preset {self.name!r}", None)
+        if self.before is not None and self.example is not None and not isinstance(target, type(self.example)):
             own = self.example.architecture.name
             raise must_be(f"the architecture of preset {self.name!r}", own, target.architecture.name)
         if self.before is not None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from growlm.growth.depth import PARTIAL, partial_order
 from growlm.growth.preset import STILL, Preset, growing, parts
-from growlm.models import Kind, LoopedConfig, TokenformerConfig
+from growlm.models import Kind, LoopedConfig, ModelConfig, TokenformerConfig
 from growlm.models.looped import before_growth
 from growlm.models.tokenformer import half_the_slots
 
@@ -383,6 +383,21 @@ _ROWS = (
         rates="continue",
         rewarm_steps=40,
         rewarm="new",
+    ),
+    Preset(
+        "mup_upscaling",
+        "arXiv 2602.10545, muP upscaling",
+        published="Every coordinate twice in place, readers by halves, Adam's moments by the dual map with the step "
+        "kept; rates, decay and eps by muP's; whole initial values of a smaller size on top of matrices.",
+        ours=f"The size of what is added, a tenth of muP's initial values, where the paper searches it; {_BASE}.",
+        options={"select": "repeat", "noise": 0.1, "old_weight_scale": 1.0},
+        optimizer_state="map",
+        widths=parts("1/2 1"),
+        shares=(0.2, 0.8),
+        based=True,
+        example=ModelConfig(
+            24, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=11, base_widths={"embed": 6, "mlp": 9}
+        ),
     ),
     Preset(
         "untied_grow",

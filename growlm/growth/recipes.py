@@ -48,7 +48,8 @@ def _sizes(models: Sequence[DecoderConfig]) -> str:
     """The fields in which models differ, each with its sizes."""
     plain = [dataclasses.asdict(model) for model in models]
     found = {name: [sizes[name] for sizes in plain] for name in plain[0]}
-    return ", ".join(f"{name} {'-'.join(map(str, sizes))}" for name, sizes in found.items() if len(set(sizes)) > 1)
+    grown = {name: sizes for name, sizes in found.items() if sizes.count(sizes[0]) < len(sizes)}
+    return ", ".join(f"{name} {'-'.join(map(str, sizes))}" for name, sizes in grown.items())
 
 
 def _schedule(preset: Preset) -> str:
