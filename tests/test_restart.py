@@ -237,3 +237,38 @@ def test_a_killed_sweep_goes_on_and_its_runs_have_the_bits_of_a_run_alone(bench)
     assert tiny.timeless(bench.folder / "shared" / "grown") == tiny.timeless(bench.folder / "reference")
     have, want = tiny.checkpoints(bench.folder / "shared"), tiny.checkpoints(bench.folder / "reference")
     tiny.assert_same_arrays(tiny.read_checkpoint(have[END_2]), tiny.read_checkpoint(want[END_2]))
+
+
+DECIDING = {
+    "before the end of stage 1 is kept": {"kind": "rename", "where": "/decision.json"},
+    "before the checkpoint of that step": {"kind": "rename", "where": "/checkpoints/6"},
+    "before the choice of the probe is kept": {"kind": "rename", "where": "/decision.json"},
+    "in the middle of the probe": {"kind": "batch", "n": 2},
+    "in stage 2": {"kind": "batch", "n": 7},
+}
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_its_decisions_makes_the_same_and_ends_with_the_same_bits(tmp_path):
+    bench = Bench(tmp_path)
+    base, grown = bench.settings["stages"]
+    when = {"rule": "loss", "options": {"below": 100.0}, "min_tokens": 6 * tiny.STEP}
+    candidates = {name: {"operator": "direct", "options": {"order": name}} for name in ("stack", "interleave")}
+    probe = {"operator": "probe", "options": {"candidates": candidates, "steps": 2}}
+    stages = [base | {"grow_when": when}, grown | {"growth": probe}]
+    bench.write("train", bench.settings | {"stages": stages})
+    code, said = bench.finish("reference")
+    assert code == 0, said
+    for moment, where in DECIDING.items():
+        code, said = bench.finish("killed", where)
+        assert code == -signal.SIGKILL, f"not killed {moment}: {code} {said}"
+    code, said = bench.finish("killed")
+    assert code == 0, said
+    have, want = (tmp_path / name for name in ("killed", "reference"))
+    assert tiny.timeless(have) == tiny.timeless(want)
+    for number, kind in enumerate(("end", "growth")):
+        ours, theirs = (json.loads((home / f"decision-{number}.json").read_text())[kind] for home in (have, want))
+        assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    for end in ((0, 6), (6, 6 + STEPS)):
+        paths = (tiny.checkpoints(home)[end] for home in (have, want))
+        tiny.assert_same_arrays(*map(tiny.read_checkpoint, paths))
