@@ -193,9 +193,9 @@ def test_the_search_is_told_apart_with_its_flops_and_its_ends(searched):
     assert table["grown"][-2:] == ["2.3500 *", "yes"]
     text = overview(searched)
     assert "The search took 2.50e10 FLOPs beside those of the runs." in text
-    ends = "lies at the end of what was tried"
-    assert f"grown: the best peak_lr, 0.004, {ends}, 0.0005 to 0.004: try larger ones." in text
-    assert f"average_size: the best peak_lr, 0.001, {ends}, 0.001 to 0.003: try smaller ones." in text
+    ends = "lies at the end of what was tried,"
+    assert f"\ngrown: the best peak_lr, 0.004, {ends} 0.0005 to 0.004: try larger ones." in text
+    assert f"\naverage_size: the best peak_lr, 0.001, {ends} 0.001 to 0.003: try smaller ones." in text
     assert text.count(ends) == 2
     page = report_page(searched)[0]
     assert "2.50e10 of them in the search alone" in page and 'id="chart-search"' in page
@@ -226,6 +226,13 @@ def test_names_are_searched_beside_each_other_and_zero_has_no_logarithm(tmp_path
     zero = search({"grown": {0.0: 2.5, 0.1: 2.4}, "scratch": {0.0: 2.6, 0.1: 2.7}}, key="weight_decay")
     folder = write_sweep(tmp_path / "b", runs, search=zero)
     assert not search_figure(group_of(folder)).x[0].log and write_report(folder)
+
+
+def test_runs_that_end_alike_are_named_together(tmp_path):
+    found = search({"grown": {1e-3: 2.5, 2e-3: 2.4}, "scratch": {1e-3: 2.7, 2e-3: 2.6}})
+    folder = write_sweep(tmp_path, {"scratch": 1.0, "grown": 0.7}, search=found)
+    said = "grown, scratch: the best peak_lr, 0.002, lies at the end of what was tried, 0.001 to 0.002"
+    assert said in search_text(group_of(folder))
 
 
 def test_a_search_under_way_has_no_curve_and_no_choice(tmp_path):

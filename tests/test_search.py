@@ -348,7 +348,7 @@ def test_an_archive_of_seeds_says_what_the_folder_says(corpus, tmp_path):
     assert not list(copy.rglob("checkpoints")) and (copy / "config.json").exists()
     assert (copy / "seed-0" / f"grown@peak_lr={NOTHING}" / "metrics.jsonl").exists()
     assert overview(copy) == overview(folder)
-    assert "grown: the best peak_lr, 0.01, lies at the end of what was tried, 1e-09 to 0.01" in overview(copy)
+    assert "grown, scratch: the best peak_lr, 0.01, lies at the end of what was tried, 1e-09 to 0.01" in overview(copy)
     names = [[run.name for run in outcomes(where)[0]] for where in (folder, copy)]
     assert names == [[f"seed-{seed}/{name}" for seed in (0, 1) for name in ("grown", "scratch")]] * 2
     shutil.rmtree(copy / "seed-1" / "scratch")

@@ -24,14 +24,15 @@ def search_notes(group: Group) -> list[str]:
             f"{key} was searched at seed {search['seed']}: {tries} tries for each of {runs} runs, the best by the last "
             f"validation loss. The search took {style.flops(search['flops'])} FLOPs beside those of the runs."
         )
+        alike: dict[str, list[str]] = {}
         for name, of_run in search["runs"].items():
             if of_run["at_end"]:
                 values = [one["value"] for one in of_run["tries"]]
                 way = "smaller" if of_run["chosen"] == min(values) else "larger"
-                found.append(
-                    f"{name}: the best {key}, {_shown(of_run['chosen'])}, lies at the end of what was tried, "
-                    f"{_shown(min(values))} to {_shown(max(values))}: try {way} ones."
-                )
+                tried = f"what was tried, {_shown(min(values))} to {_shown(max(values))}"
+                note = f"the best {key}, {_shown(of_run['chosen'])}, lies at the end of {tried}: try {way} ones."
+                alike.setdefault(note, []).append(name)
+        found += [f"{', '.join(names)}: {note}" for note, names in alike.items()]
     return found
 
 
