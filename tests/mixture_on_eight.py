@@ -8,6 +8,9 @@ import numpy as np
 
 from growlm.growth.plan import initial_provenance
 from growlm.models import MixtralConfig
+from growlm.models.blocked import blocked_experts
+from growlm.models.moe import on_every_device
+from growlm.models.ragged import chosen_experts
 from growlm.training.mesh import MeshConfig, make_mesh, place_batch
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.programs import compile_steps
@@ -30,10 +33,32 @@ def said(mesh):
     return found
 
 
+def gradients(mesh, way, rows):
+    """Of a sum over so many rows, by rows, weights and experts."""
+    rng = np.random.default_rng(0)
+    shapes = (rows, 4), (rows, 2), (3, 4, 6), (3, 4, 6), (3, 6, 4)
+    x_ND, weight_NK, *experts = (rng.standard_normal(shape).astype(np.float32) / 2 for shape in shapes)
+    expert_NK = np.stack([np.arange(rows) % 2, np.full(rows, 2)], axis=1)
+
+    def loss(x_ND, weight_NK, experts):
+        return jnp.sum(jnp.sin(on_every_device(way, x_ND, weight_NK, expert_NK, experts)))
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x_ND, weight_NK, tuple(experts))
+
+
+def apart(mesh, alone, way, rows):
+    """The largest difference between the gradients on two meshes, over the largest gradient of its kind."""
+    pairs = zip(*(jax.tree.leaves(gradients(each, way, rows)) for each in (mesh, alone)), strict=True)
+    return float(max(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(b).max() for a, b in pairs))
+
+
 def main():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     alone = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    print(json.dumps({"many": said(mesh), "one": said(alone)}))
+    ways = {"blocks": blocked_experts, "ragged": chosen_experts}
+    cases = {name: apart(mesh, alone, way, rows=9) for name, way in ways.items()}  # which 4 parts do not divide
+    print(json.dumps({"many": said(mesh), "one": said(alone), "apart": cases}))
 
 
 if __name__ == "__main__":

@@ -11,28 +11,32 @@ import tiny
 from eight import on_eight_devices
 from oracle import noisy, swiglu
 
-from growlm.models import MixtralConfig, losses
+from growlm.models import MixtralConfig, losses, ragged
 from growlm.models.blocked import LARGE, SMALL, blocked_experts
 from growlm.models.decoder import Pass, measured
-from growlm.models.moe import all_experts, chosen_experts
+from growlm.models.moe import all_experts
+from growlm.models.ragged import ROWS, chosen_experts, tpu_transposes
 from growlm.training.run import train
 
 WAYS = {"all": all_experts, "ragged": chosen_experts, "blocks": blocked_experts}
 
 
 def mixture(rows, experts, chosen, embed=4, mlp=6):
-    """Rows, weights, choices and experts; the first expert has blocks of both sizes, the last no rows."""
+    """Rows, weights, choices and experts; the first expert has all rows, the last has none."""
     rng = np.random.default_rng(0)
     rank = rng.permuted(np.tile(np.arange(1, experts - 1), (rows, 1)), axis=1)[:, : chosen - 1]
     expert_NK = np.concatenate([np.zeros((rows, 1), int), rank], axis=1)
     shapes = (rows, embed), (rows, chosen), (experts, embed, mlp), (experts, embed, mlp), (experts, mlp, embed)
-    x_ND, weight_NK, *parts = (rng.standard_normal(shape) for shape in shapes)
+    x_ND, weight_NK, *parts = (rng.standard_normal(shape) / 2 for shape in shapes)
     return x_ND, weight_NK, expert_NK, tuple(parts)
 
 
+@pytest.mark.parametrize(("dtype", "within"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+@pytest.mark.parametrize("chosen", [1, 2])  # with one, every row is the first expert's
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_weighs_the_same_experts_and_has_their_gradients(way):
-    x_ND, weight_NK, expert_NK, experts = mixture(rows=LARGE + SMALL + 9, experts=4, chosen=2)
+def test_every_way_weighs_the_same_experts_and_has_their_gradients(way, chosen, dtype, within):
+    """The first expert has blocks of both sizes."""
+    x_ND, weight_NK, expert_NK, experts = mixture(LARGE + SMALL + 9, 4, chosen)
     parts = ("gate", "up", "down")
     expected = np.zeros_like(x_ND)
     for row, (weights, numbers) in enumerate(zip(weight_NK, expert_NK, strict=True)):
@@ -44,26 +48,47 @@ def test_every_way_weighs_the_same_experts_and_has_their_gradients(way):
         y_ND = way(x_ND, weight_NK, jnp.asarray(expert_NK), experts)
         return jnp.sum(jnp.sin(y_ND)), y_ND
 
+    def close(found, wanted):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=within * max(1, np.abs(wanted).max()))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(1, 2, 3), has_aux=True), static_argnums=0)
     with jax.enable_x64(True):
-        gradient = jax.jit(jax.grad(loss, argnums=(1, 2, 3), has_aux=True), static_argnums=0)
-        found, y_ND = gradient(WAYS[way], x_ND, weight_NK, experts)
-        np.testing.assert_allclose(y_ND, expected, atol=1e-12)
         wanted, _ = gradient(all_experts, x_ND, weight_NK, experts)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), found, wanted)
+        arrays = jax.tree.map(lambda array: array.astype(dtype), (x_ND, weight_NK, experts))
+        found, y_ND = gradient(WAYS[way], *arrays)
+    assert all(leaf.dtype == dtype for leaf in jax.tree.leaves((found, y_ND)))
+    close(y_ND, expected)
+    jax.tree.map(close, found, wanted)
     assert not np.asarray(found[2][0])[-1].any() and np.asarray(found[2][0])[0].any()
 
 
-def test_in_16_bits_gradients_of_experts_are_summed_in_more():
+@pytest.mark.parametrize("way", [blocked_experts, chosen_experts])
+def test_in_16_bits_gradients_of_experts_are_summed_in_more(way):
     """Of more rows than bfloat16 can count."""
     rows, ones = 300, jnp.ones
     arrays = ones((rows, 1), jnp.bfloat16), ones((rows, 1)), jnp.zeros((rows, 1), jnp.int32)
     experts = tuple(ones((2, 1, 1), jnp.bfloat16) for _ in range(3))
 
     def loss(experts):
-        return blocked_experts(*arrays, experts).astype(jnp.float32).sum()
+        return way(*arrays, experts).astype(jnp.float32).sum()
 
     down = jax.grad(loss)(experts)[2]
     assert abs(float(down[0, 0, 0]) / (rows * float(jax.nn.silu(1.0))) - 1) < 0.01
+
+
+@pytest.mark.parametrize("counts", [(300, 0, 200, 12), (512, 0, 0, 0), (128, 128, 128, 128)])
+@pytest.mark.parametrize("sizes", [(128, 384), (256, 128)])
+def test_a_tpus_kernels_have_the_gradients_of_a_ragged_product(counts, sizes, monkeypatch):
+    """In Pallas' interpreter, with more than one tile a side."""
+    monkeypatch.setattr(ragged, "SIDES", (1024, 512))
+    rng = np.random.default_rng(0)
+    shapes = (ROWS, sizes[0]), (len(counts), *sizes), (ROWS, sizes[1])
+    x_MI, matrix_EIO, dy_MO = (rng.standard_normal(shape, np.float32) for shape in shapes)
+    counts_E = jnp.array(counts, jnp.int32)
+    found = tpu_transposes(x_MI, matrix_EIO, counts_E, dy_MO, interpret=True)
+    wanted = jax.vjp(lambda x, matrix: jax.lax.ragged_dot(x, matrix, counts_E), x_MI, matrix_EIO)[1](dy_MO)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 CONFIG = MixtralConfig(
@@ -92,6 +117,7 @@ def test_it_trains_on_eight_devices_as_on_one():
         assert many.keys() == one.keys() >= {"loss", "balance_loss", "grad_norm", "moe_load_max", "moe_entropy"}
         for name, value in one.items():
             assert abs(many[name] - value) < 1e-4 * max(1, abs(value)), name
+    assert found["apart"].keys() == {"blocks", "ragged"} and max(found["apart"].values()) < 1e-5
 
 
 def test_a_run_records_what_its_routers_do(tmp_path):

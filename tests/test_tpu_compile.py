@@ -181,3 +181,34 @@ def test_bad_input_is_one_line(module, arguments, words, monkeypatch, capfd):
     (line,) = [line for line in err.splitlines() if line.startswith("tpu_compile:")]  # libtpu has things to say too
     assert not out
     assert all(word in line for word in words), line
+
+
+OPERATIONS = """\
+HloModule jit_loss
+
+%inside (p: f32[]) -> f32[] {
+  ROOT %counted_by_its_fusion = f32[] add(%p, %p), backend_config={"estimated_cycles":"3000000000"}
+}
+
+ENTRY %main (x: bf16[8192,2048]) -> f32[] {
+  %x = bf16[8192,2048]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %fusion.1 = bf16[8,4]{1,0} fusion(%x), backend_config={"estimated_cycles":"1500000","iteration_bounds":["2","8"]}
+  %fusion.2 = bf16[8,4]{1,0} fusion(%x), backend_config={"estimated_cycles":"1500000","iteration_bounds":["2","8","4",\
+"40"],"mask_aggregator_config":{"mask_dim_to_iteration_index":["1","3"],"iteration_skipper_mode":"ITERATION_SKIPPER_MODE_GROUP_STARTS"}}
+  %gather.1 = (bf16[16384,2048]{1,0}, s32[]) fusion(%x, %fusion.1), kind=kCustom
+  %gmm.1 = bf16[8,4]{1,0} custom-call(%fusion.2), custom_call_target="tpu_custom_call"
+  ROOT %said = f32[] bitcast(%gmm.1)
+}
+"""
+
+
+def test_operations_take_their_cycles_or_the_time_of_their_bytes_or_of_their_tiles(module):
+    benchmark = module("experts_tpu")
+    rows = 16384
+    found = benchmark.expected(OPERATIONS, experts=8, assignments=rows, flops=2e9, peak=1e12)
+    ran = 47 / 320  # of 8 groups with 40 chunks each: every group shares one with the next
+    gathered = ((8192 + rows) * 2048 * 2 + 4 + 64) / 819e9
+    assert found == pytest.approx(1e-3 * (1 + ran) + gathered + 2e-3 * (1 + 7 * 512 / rows), rel=1e-9)
+    loop = OPERATIONS.replace("bitcast(%gmm.1)", "bitcast(%l)\n  %l = f32[999999] while(%x), body=%inside")
+    with pytest.raises(ValueError, match=r"a loop .* got l with 3999996 bytes"):
+        benchmark.expected(loop, experts=8, assignments=rows, flops=2e9, peak=1e12)

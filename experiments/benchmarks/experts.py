@@ -8,21 +8,22 @@ one row together, take turns, round after round; the share of a way is the media
 own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
 Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an
-AMD EPYC that did other work meanwhile (commit 3b5f9b4157).
+AMD EPYC that did much other work meanwhile (commit HASH).
 
 | experts, of a row | all | ragged | blocks |
 |---|---|---|---|
-| 4, 2 | 0.28 | 0.23 | 0.87 |
-| 8, 2 | 0.14 | 0.12 | 0.80 |
-| 16, 2 | 0.07 | 0.06 | 0.67 |
-| 32, 4 | 0.07 | 0.03 | 0.44 |
+| 4, 2 | 0.29 | 0.24 | 0.96 |
+| 8, 2 | 0.14 | 0.12 | 0.75 |
+| 16, 2 | 0.07 | 0.06 | 0.65 |
+| 32, 4 | 0.09 | 0.04 | 0.83 |
 
-Blocks in another process, 5 rounds: 8, 2 at 1,024 rows 0.67, at 2,048 0.90, at 8,192 0.99; 16, 2 at 2,048 0.83. What
-counts is how many rows an expert has, since its weights and their gradients are moved once a block.
+With --ways blocks, and the blocks of 1446ebca3c in turn with them, 8, 2: 0.91 at 2,048 rows (0.90 then) and 1.00 at
+8,192 (0.97), with 25 MB of temporaries (36) and 84 (135). What counts is how many rows an expert has, since its weights
+and their gradients are moved once a block.
 
-On the same cores idle, by the clock (98ded311b7, 9 rounds): 0.78, 0.51, 0.41 and 0.33 in turn with the other ways,
-which use much memory that is then mapped anew; alone with the dense SwiGLU in a process, 8, 2: 0.85 at 2,048 rows, 0.94
-at 8,192.
+Before that, on the same cores idle, by the clock (98ded311b7, 9 rounds): 0.78, 0.51, 0.41 and 0.33 in turn with the
+other ways, which use much memory that is then mapped anew; alone with the dense SwiGLU in a process, 8, 2: 0.85 at
+2,048 rows, 0.94 at 8,192.
 
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
 machine that does other work.
@@ -42,10 +43,11 @@ from arguments import Parser, exit_code, positive
 
 from growlm.models import moe
 from growlm.models.blocked import blocked_experts
+from growlm.models.ragged import chosen_experts
 from growlm.training.metrics import commit, hardware
 
 CASES = ((4, 2), (8, 2), (16, 2), (32, 4))  # experts, and how many of them a row gets
-WAYS = {"all": moe.all_experts, "ragged": moe.chosen_experts, "blocks": blocked_experts}
+WAYS = {"all": moe.all_experts, "ragged": chosen_experts, "blocks": blocked_experts}
 
 
 def compiled(way: Callable, chosen: int, arrays: tuple[jax.Array, ...]) -> Callable:
@@ -78,9 +80,9 @@ def measure(experts: int, chosen: int, args: Any) -> dict[str, Any]:
     rows, embed, mlp = args.rows, args.embed, args.mlp
     shapes = (rows, embed), (experts, embed, mlp), (experts, embed, mlp), (experts, mlp, embed), (rows, experts)
     arrays = drawn(shapes, args.dtype)
-    steps = {name: (compiled(way, chosen, arrays), arrays) for name, way in WAYS.items()}
+    steps = {name: (compiled(way, chosen, arrays), arrays) for name, way in WAYS.items() if name in args.ways}
     results = {name: [np.asarray(x, np.float32) for x in step(*arrays)] for name, (step, _) in steps.items()}
-    pairs = [(a, b) for name in WAYS for a, b in zip(results["all"], results[name], strict=True)]
+    pairs = [(a, b) for result in results.values() for a, b in zip(results[args.ways[0]], result, strict=True)]
     apart = max(np.max(np.abs(a - b)) / np.max(np.abs(a)) for a, b in pairs)
     arrays = drawn(((rows, embed), (embed, chosen * mlp), (embed, chosen * mlp), (chosen * mlp, embed)), args.dtype)
     steps["dense"] = compiled_dense(arrays), arrays
@@ -94,7 +96,7 @@ def measure(experts: int, chosen: int, args: Any) -> dict[str, Any]:
                 seconds[name].append(clock() - began)
     shares = {
         name: statistics.median(dense / own for dense, own in zip(seconds["dense"], seconds[name], strict=True))
-        for name in WAYS
+        for name in args.ways
     }
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     return {"experts": experts, "chosen": chosen, "seconds": medians, "share": shares, "apart": float(apart)}
@@ -106,13 +108,14 @@ def benchmark(arguments: Sequence[str]) -> None:
     for name, value in {"rows": 2048, "embed": 256, "mlp": 512, "rounds": 9}.items():
         parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--cpu_time", action="store_true")
     args = parser.parse_args(arguments)
-    print(f"{'experts':>7} {'chosen':>6} {'dense s':>8}" + "".join(f" {name:>8}" for name in WAYS), flush=True)
+    print(f"{'experts':>7} {'chosen':>6} {'dense s':>8}" + "".join(f" {name:>8}" for name in args.ways), flush=True)
     rows = []
     for experts, chosen in CASES:
         rows.append(measure(experts, chosen, args))
-        shares = "".join(f" {rows[-1]['share'][name]:>8.2f}" for name in WAYS)
+        shares = "".join(f" {rows[-1]['share'][name]:>8.2f}" for name in args.ways)
         print(f"{experts:>7} {chosen:>6} {rows[-1]['seconds']['dense']:>8.3f}{shares}", flush=True)
     print(json.dumps({"cases": rows, **vars(args), "commit": commit(), "hardware": hardware()}))
 

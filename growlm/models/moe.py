@@ -18,6 +18,7 @@ from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.blocked import blocked_experts
 from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, has, weight
+from growlm.models.ragged import chosen_experts
 from growlm.models.sharding import BATCH, batch_parts, current_mesh
 
 Experts = tuple[jax.Array, jax.Array, jax.Array]  # gate [E, D, F], up [E, D, F], down [E, F, D]
@@ -41,33 +42,19 @@ def all_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, exp
     return jnp.einsum("enf,efd->nd", h_ENF * weight_EN[:, :, None], down_EFD)
 
 
-def chosen_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
-    """The chosen experts of every row: rows sorted by expert, one ragged product for each matrix."""
-    gate_EDF, up_EDF, down_EFD = experts
-    expert_M = expert_NK.reshape(-1)
-    order_M = jnp.argsort(expert_M)
-    counts_E = jnp.bincount(expert_M, length=len(gate_EDF)).astype(jnp.int32)
-    sorted_MD = x_ND[order_M // expert_NK.shape[1]]
-    gate_MF = jax.lax.ragged_dot(sorted_MD, gate_EDF, counts_E)
-    up_MF = jax.lax.ragged_dot(sorted_MD, up_EDF, counts_E)
-    y_MD = jax.lax.ragged_dot(nn.silu(gate_MF) * up_MF, down_EFD, counts_E)
-    y_NKD = y_MD[jnp.argsort(order_M)].reshape(*expert_NK.shape, -1)
-    return jnp.einsum("nkd,nk->nd", y_NKD, weight_NK.astype(y_NKD.dtype))
-
-
 def apply_experts(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, experts: Experts) -> jax.Array:
     """The weighted sum of the chosen experts, [N, D], by the fastest way."""
     if len(experts[0]) <= expert_NK.shape[1]:
         return all_experts(x_ND, weight_NK, expert_NK, experts)
     # On XLA's CPU backend a ragged product is a masked dense one: experiments/benchmarks/experts.py.
     chosen = blocked_experts if platform() == "cpu" else chosen_experts
-    return _on_every_device(chosen, x_ND, weight_NK, expert_NK, experts)
+    return on_every_device(chosen, x_ND, weight_NK, expert_NK, experts)
 
 
-def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
+def on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, experts: Experts) -> jax.Array:
     """Maps a function over every device's rows and part of the experts' neurons, so that each sorts its own rows."""
     mesh = current_mesh()
-    if mesh is None or x_ND.shape[0] % batch_parts(mesh):
+    if mesh is None:
         return function(x_ND, weight_NK, expert_NK, experts)
     split = mesh.shape["tensor"] > 1 and experts[0].shape[2] % mesh.shape["tensor"] == 0
     wide, tall = (
@@ -78,7 +65,7 @@ def _on_every_device(function: Callable, x_ND: jax.Array, weight_NK, expert_NK, 
         y_ND = function(x_ND, weight_NK, expert_NK, experts)
         return jax.lax.psum(y_ND, "tensor") if split else y_ND
 
-    rows = PartitionSpec(BATCH)
+    rows = PartitionSpec() if x_ND.shape[0] % batch_parts(mesh) else PartitionSpec(BATCH)
     specs = (rows, rows, rows, (wide, wide, tall))
     return jax.shard_map(part, in_specs=specs, out_specs=rows, check_vma=False)(x_ND, weight_NK, expert_NK, experts)
 
