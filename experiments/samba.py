@@ -7,8 +7,8 @@ trained on 8 % of the budget's tokens, as the paper's on 8 of 100 billion; grown
 experiments. Attention sees half of the context, as Samba's. Rates are quickstart's: none was searched for this model,
 that of scratch_tuned neither. `:tiny`, narrower, takes less than a minute.
 
-Cost, ESTIMATED and not measured: cpu 2.4e13 FLOPs, 7 minutes a seed on two idle cores, at quickstart's rate times the
-1.6 by which a step of Samba took longer than one of a Llama of 12 layers; gpu 3.1e16 FLOPs, 4 minutes on one H100 at
+Cost, ESTIMATED and not measured: cpu 4.1e13 FLOPs, 11 minutes a seed on two idle cores, at quickstart's rate times the
+1.6 by which a step of Samba took longer than one of a Llama of 12 layers; gpu 5.2e16 FLOPs, 6 minutes on one H100 at
 15 % of its peak, which the recurrence may not reach.
 
 What is expected (arXiv 2405.15319, appendix J, 410M parameters, one seed): the grown run at the loss of scratch for
@@ -49,4 +49,4 @@ def get_config(variant: str = "cpu") -> ConfigDict:
         "grown": size.grown([size.base(0.08, size.model(2))], "g_stack"),
         "grown_late": size.grown([size.base(0.2, size.model(2))], "g_stack"),
     }
-    return size.sweep("Samba: 2 periods stacked to 6", runs)
+    return size.sweep("Samba: 2 periods stacked to 6", runs, size.controls(runs["grown_late"]))
