@@ -99,8 +99,10 @@ def test_rates_of_stages_follow_the_target_as_the_row_says():
     before, after = stages_of(run_of("msg", schedule={"warmup_tokens": 4 * BATCH}))
     assert before.learning_rate_at(1) == 0.0025  # MSG warms up once, and is back at the peak after growth
     assert after.learning_rate_at(after.first_step + 1) == pytest.approx(0.01, rel=1e-3)
-    first, second, *_ = stages_of(run_of("stackbert", schedule={"warmup_tokens": 4 * BATCH}))
+    first, second, *_ = stages_of(run_of("mslt", schedule={"warmup_tokens": 4 * BATCH}))
     assert first.learning_rate_at(1) == second.learning_rate_at(second.first_step + 1) == 0.0025
+    rates = [stage.learning_rate_at(stage.first_step + 1) for stage in stages_of(run_of("stackbert"))]
+    assert rates == sorted(rates, reverse=True) and rates[0] == 0.01  # one fall through all stages
 
 
 def test_sparkling_rises_anew_for_what_is_new_alone_and_keeps_its_heads():

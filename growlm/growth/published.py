@@ -124,11 +124,13 @@ _ROWS = (
     Preset(
         "stackbert",
         "ICML 2019 (Gong et al.), progressive stacking",
-        published="Doublings 3-6-12 with 50, 70 and 280 thousand steps, a warm-up in every stage.",
-        ours="A new optimizer, where its code can keep the moments with step count 0.",
+        published="Doublings 3-6-12 after 50 and 70 thousand steps, a new optimizer, and a learning rate that falls "
+        "through all stages without another warm-up (its training script).",
+        ours="280 thousand steps at the end, where the script allows 800, and the target's schedule.",
         options={"order": "stack"},
         depths=parts("1/4 1/2 1"),
         shares=(50, 70, 280),
+        rates="continue",
         layers=12,
     ),
     Preset(
