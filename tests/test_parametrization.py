@@ -244,21 +244,22 @@ def rms(values):
 
 @cache
 def sizes(kind, width, layers, based):
-    """After 10 steps of Adam, RMS: of what branches add at the last layer, of the stream, and of logits' change."""
+    """After 10 steps of Adam, RMS: of what branches add, over all layers, of the stream, and of logits' change."""
     widths = {name: size * width // 64 for name, size in SMALL.items()}
     base = {"base_layers": 2, "base_widths": SMALL} if based else {}
     config = kind(**widths, layers=layers, head_dim=32, vocab=64, **base)
     state, tokens = init_state(config, COORDINATES, 0), random_tokens(config, 4, 17)
     before = apply(config, state.params, tokens)
     params = train(config, state, tokens, 10, COORDINATES)[0].params
-    x, found = params["embedding"][tokens.reshape(-1)], {}
+    x, added = params["embedding"][tokens.reshape(-1)], {}
     x = rms_norm(x, config.norm_eps) if kind is ModernConfig else x
     for layer in range(layers):
         for branch in config.architecture.branches:
             names = [name for name in params["blocks"] if name.split("_")[0] == branch.name]
             own = {name: jax.tree.map(lambda leaf, n=layer: leaf[n], params["blocks"][name]) for name in names}
-            added = apply_branch(config, branch.name, layer, own, x, tokens)
-            x, found[branch.name] = x + added, rms(added) * (layers / 2 if based else 1)
+            added.setdefault(branch.name, []).append(apply_branch(config, branch.name, layer, own, x, tokens))
+            x = x + added[branch.name][-1]
+    found = {name: rms(values) * (layers / 2 if based else 1) for name, values in added.items()}
     return found | {"stream": rms(x), "logits": rms(apply(config, params, tokens) - before)}
 
 
@@ -272,7 +273,7 @@ def check_spreads(kind, widths, depths):
     """At the base, (64, 2), both parametrisations are one."""
     for shapes, least in (([(width, 2) for width in widths], 4), ([(64, layers) for layers in depths], 2)):
         kept, lost = (spread(kind, shapes, based) for based in (True, False))
-        assert max(kept.values()) < 2 < lost["stream"] and max(lost.values()) > least, (kept, lost)
+        assert max(kept.values()) < 2.5 and lost["stream"] > 2 and max(lost.values()) > least, (kept, lost)
 
 
 def test_sizes_stay_over_widths_and_depths_with_a_base_and_not_without():
