@@ -8,22 +8,22 @@ one row together, take turns, round after round; the share of a way is the media
 own: 1 is the dense model's FLOP/s. Routing, sorting and moving rows count.
 
 Shares at 2,048 rows, width 256, experts of 512, in float32: medians of 3 rounds with --cpu_time on two cores of an
-AMD EPYC that did much other work meanwhile (commit 7f8b712).
+AMD EPYC that did other work meanwhile (commit 1b44340; the last row at 7f8b712, each way timed right after another).
 
 | experts, of a row | all | ragged | blocks |
 |---|---|---|---|
-| 4, 2 | 0.29 | 0.24 | 0.96 |
-| 8, 2 | 0.14 | 0.12 | 0.75 |
-| 16, 2 | 0.07 | 0.06 | 0.65 |
+| 4, 2 | 0.27 | 0.23 | 1.02 |
+| 8, 2 | 0.14 | 0.12 | 0.98 |
+| 16, 2 | 0.07 | 0.06 | 0.84 |
 | 32, 4 | 0.09 | 0.04 | 0.83 |
 
 With --ways blocks, and the blocks of 1446ebca3c in turn with them, 8, 2: 0.91 at 2,048 rows (0.90 then) and 1.00 at
 8,192 (0.97), with 25 MB of temporaries (36) and 84 (135). What counts is how many rows an expert has, since its weights
 and their gradients are moved once a block.
 
-Before that, on the same cores idle, by the clock (98ded311b7, 9 rounds): 0.78, 0.51, 0.41 and 0.33 in turn with the
-other ways, which use much memory that is then mapped anew; alone with the dense SwiGLU in a process, 8, 2: 0.85 at
-2,048 rows, 0.94 at 8,192.
+By the clock, on idle cores, it was measured before that alone (98ded311b7): 0.51 for 8, 2, where blocks were timed
+right after ragged products and paid for the memory of these; 0.85 alone with the dense SwiGLU in a process, 0.94 at
+8,192 rows.
 
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
 machine that does other work.
