@@ -362,9 +362,10 @@ def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for
 
 
 # Parts that every decoder has, which growlm's own code may name; and words that are something else besides: the option
-# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table, the `state` of training.
+# `final` of learn, reports of `layers`, the `key` of a state, the `value` in a table, the `state` of training, Muon's
+# `scale`.
 PARTS = {"embedding", "head", "final_norm", "blocks"}
-WORDS = {"vocab", "final", "layers", "key", "value", "state"}
+WORDS = {"vocab", "final", "layers", "key", "value", "state", "scale"}
 
 
 def names_of_architectures():

@@ -1,5 +1,6 @@
 """The table of published systems, a row each. What a row says of budgets and rates is used by runs of it by name."""
 
+import dataclasses
 from typing import Any
 
 from growlm.growth.depth import PARTIAL, partial_order
@@ -32,6 +33,12 @@ def _learning(tokens: int, steps: int) -> dict[str, Any]:
 
 _LOOPS = "arXiv 2609.19107"
 _IN_PLACE = "between prelude and coda; what is carried keeps its moments, copies start without; a re-warm of 40 steps"
+
+
+def _with_base(target: ModelConfig) -> ModelConfig:
+    """The target with half of its stream and inner widths as its base."""
+    widths = target.architecture.of_kind(Kind.STREAM, Kind.INNER)
+    return dataclasses.replace(target, base_widths={axis.field: target.size(axis) // 2 for axis in widths})
 
 
 def _looped(**cores: Any) -> LoopedConfig:
@@ -397,9 +404,7 @@ _ROWS = (
         widths=parts("1/2 1"),
         shares=(0.2, 0.8),
         based=True,
-        example=ModelConfig(
-            24, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=11, base_widths={"embed": 6, "mlp": 9}
-        ),
+        example=_with_base(ModelConfig(24, embed=12, heads=6, kv_heads=6, head_dim=2, mlp=18, vocab=11)),
     ),
     Preset(
         "untied_grow",
