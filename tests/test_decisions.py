@@ -81,6 +81,9 @@ def test_the_slope_of_a_law_is_compared_at_equal_loss(tmp_path):
         assert first_met("slope", curve, scratch=str(path), window=3) == 9
     # With a floor of 3, at loss L the excess counts: nothing is expected below it, so the stage goes on.
     assert first_met("slope", curve, law={"a": 8, "b": -0.2, "floor": 3.99}, window=3) is None
+    # So little is left above the floor that a flat law has no number for the compute to it: nothing is expected of it.
+    near = Curve(np.array([1.0, 2, 4]), np.array([1.5, 1.01, 1.001]))
+    assert first_met("slope", near, law={"a": 10, "b": -0.005, "floor": 1}, window=2) is None
 
 
 BAD_RULES = {
@@ -99,6 +102,14 @@ BAD_RULES = {
     "no record": (
         {"rule": "slope", "options": {"scratch": "no"}},
         "scratch must be a .* with 5 .*got no: 0",
+    ),
+    "a folder for a record": (
+        {"rule": "slope", "options": {"scratch": "/"}},
+        "scratch must be the metrics.jsonl of a run",
+    ),
+    "a number for a record": (
+        {"rule": "slope", "options": {"scratch": 3}},
+        "scratch must be the metrics.jsonl of a run",
     ),
     "a window of one": (
         {"rule": "slope", "options": {"threshold": -1.0, "window": 1}},

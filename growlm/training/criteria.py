@@ -107,7 +107,8 @@ def _of_law(law: Mapping[str, float]) -> Callable[[float], float]:
 
     def falls(level: float) -> float:
         excess = level - floor
-        return -b * excess / (excess / a) ** (1 / b) if excess > 0 else 0.0
+        with np.errstate(over="ignore"):  # so little is left that the compute to it is infinite
+            return float(-b * excess / np.float64(excess / a) ** (1 / b)) if excess > 0 else 0.0
 
     return falls
 
@@ -116,7 +117,7 @@ def _of_scratch(path: str, window: int) -> Callable[[float], float]:
     """-dL / dC of a run at a loss, by the power law through the `window` evaluations around it, in nats a FLOP."""
     try:
         records = [one for one in read_records(Path(path)) if one.get("val_loss") and one.get("flops")]
-    except ValueError:
+    except (OSError, ValueError, TypeError, AttributeError):
         raise must_be("scratch", "the metrics.jsonl of a run", path) from None
     if len(records) < window:
         raise InputError(f"scratch must be a metrics.jsonl with {window} validation losses, got {path}: {len(records)}")
