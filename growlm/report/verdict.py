@@ -80,7 +80,7 @@ def _outcome(row: Row, baseline: str) -> str:
 def _not_run(rows: Sequence[Row]) -> str:
     """The sentence that names the controls which the sweep does not have."""
     compared = [row for row in rows if row.role in ("grown", "baseline")]
-    names = {row.run for row in rows}
+    names = {row.run.partition("@")[0] for row in rows}  # of a control that is varied too
     missing = [name for name in CONTROLS if name not in names]
     if TUNED not in names and not all(row.searched for row in compared):
         missing.append("searched rates")
