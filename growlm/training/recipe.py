@@ -249,8 +249,8 @@ _GPU = Scale(
 SCALES = {"cpu": _CPU, "gpu": _GPU, "tiny": replace(_CPU, tokens=60_000)}
 
 
-# The optimizer of arXiv 2609.19107, which is nanochat's and modded-nanogpt's but for sizes. Its rates are of matrices;
-# those of embedding and head are theirs at its width of 1024.
+# The optimizer of arXiv 2609.19107 at its width of 1024. There embedding and head decay too, the decay of matrices has
+# the factor of the scale, and the iteration is in bfloat16. Its learning rates are of matrices.
 MODERN = {
     "kind": "muon",
     "beta1": 0.8,
