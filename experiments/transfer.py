@@ -17,6 +17,8 @@ Result: not run yet. On the toy grid of `tests/test_parametrization.py` (slow; 4
 
 from ml_collections import ConfigDict
 
+from growlm.errors import check_name
+
 NARROW = {"embed": 32, "heads": 1, "kv_heads": 1, "mlp": 88}
 REST = {"layers": 2, "head_dim": 32, "vocab": 256}
 RATES = [2.0**power for power in range(-11, -3)]
@@ -24,6 +26,7 @@ TOKENS = {"cpu": 1_000_000, "tiny": 8_192}
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:
+    check_name("variant", variant, TOKENS)
     wide = REST | {name: 8 * size for name, size in NARROW.items()}
     models = {"wide": wide, "wide_base": wide | {"base_widths": NARROW}, "narrow": REST | NARROW}
     config = ConfigDict({"title": "Whether rates transfer over widths", "corpus": "stdlib", "seed": 0})
