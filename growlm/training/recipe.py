@@ -277,9 +277,13 @@ def _decayed(size: Scale) -> Scale:
 
 
 def _modern(size: Scale) -> Scale:
-    """The architecture `modern` of as many parameters, Muon with its modern parts, and schedules that end at zero."""
+    """The architecture `modern` of as many parameters, Muon with its modern parts, and schedules that end at zero.
+
+    From scratch, cpu ends at 1.495, 1.438, 1.438 and 1.453 nats a byte at 0.005, 0.01, 0.02 and 0.04 (seed 0, at commit
+    5487160), on the paper's settings at their best rate at 1.520. Rates of small and of grown models were not searched.
+    """
     widths = {**size.widths, "architecture": "modern", "mlp": 3 * size.widths["mlp"] // 2}  # no gate: 2 matrices of 3
-    return replace(_decayed(size), widths=widths, optimizer=MODERN, base_lr=0.04, peak_lr=0.04, tuned_lr=None)
+    return replace(_decayed(size), widths=widths, optimizer=MODERN, base_lr=0.02, peak_lr=0.02, tuned_lr=None)
 
 
 # What an experiment stands on, beside the paper's settings, by the end of its variant's name: cpu_modern.
