@@ -85,6 +85,8 @@ def test_controls_that_were_not_run_are_named_on_one_line(tmp_path):
     assert lines(some)[-1] == "Controls not run: untrained, average_size."
     varied = {f"short@dtype={dtype}": 1.0 for dtype in ("float32", "bfloat16")}
     assert "short" not in lines(write_sweep(tmp_path / "e", runs | varied))[-1]
+    of_decay = write_sweep(tmp_path / "f", runs, search=found | {"key": "weight_decay"})
+    assert "searched rates" in lines(of_decay)[-1]
     found["runs"].pop("scratch")  # searched for the grown run alone
     assert "searched rates" in lines(write_sweep(tmp_path / "c", runs, search=found))[-1]
     assert not lines(write_sweep(tmp_path / "d", ALL, end_lr_ratio=0.0))[-1].startswith("Controls not run")

@@ -38,7 +38,7 @@ class Row:
         gain: speed-up over the baseline at equal validation loss; None for the baseline.
         over: the speed-up of a grown run over each control.
         gaps: its validation loss less that of each control at equal FLOPs; None where one failed or is not measured.
-        searched: whether a setting of it was searched in the sweep.
+        searched: whether its learning rate was searched in the sweep.
         decayed: whether its learning rate ends at zero, or as good as that.
         note: what is wrong or unfinished, in one line; empty where nothing is.
         status: "done", "failed" or "pending": the worst of its seeds.
@@ -140,7 +140,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     """The row of one run, compared with the baseline and, if it is a grown one, with the controls."""
     runs, baseline = group.each(name), group.first.baseline
     known = counted(runs.values())
-    first = group.first.runs[name]
+    first, search = group.first.runs[name], group.first.search
     curves = [found for run in known if (found := _curve(run)[0])]
     gain = _gain(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
     others = group.first.runs.values() if first.role == "grown" else ()
@@ -160,7 +160,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
         gain=gain,
         over={other: _gain(group, name, other, loss) for other in controls},
         gaps={other: _gap(group, name, other) for other in controls},
-        searched=name in group.first.search.get("runs", {}),
+        searched=search.get("key") == "peak_lr" and name in search.get("runs", {}),
         decayed=bool(known) and all(map(_decays, known)),
         note="; ".join(dict.fromkeys(filter(None, notes))),
         status=worst or "done",
