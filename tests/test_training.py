@@ -73,6 +73,8 @@ def test_the_power_scheduler_is_the_papers():
     # Over the last tenth equal tokens are equal factors, down to a thousandth of where it began.
     left = [learning_rate(schedule, int(tokens), 10**12, batch=128) / law[9e11] for tokens in (9.5e11, 1e12, 2e12)]
     assert left == pytest.approx([1e-3**0.5, 1e-3, 1e-3])
+    lasting = dataclasses.replace(schedule, decay=0.0)  # no decay: the law goes on past the horizon
+    assert learning_rate(lasting, 2 * 10**12, 10**12, batch=128) == pytest.approx(512 * 2e12**-0.51)
     small = dataclasses.replace(schedule, amplitude=1e-4)  # never capped: the warm-up ends on the law
     assert learning_rate(small, 5 * 10**6, 10**12, batch=128) == pytest.approx(128e-4 * 1e7**-0.51 / 2)
 

@@ -4,13 +4,11 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from growlm.errors import InputError, check_name, check_positive, check_range, must_be, unknown
-from growlm.training.metrics import read_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +55,12 @@ def slope(
     *,
     threshold: float | None = None,
     law: Mapping[str, float] | None = None,
-    scratch: str | None = None,
     window: int = 5,
 ) -> Measured | None:
     """The loss falls more slowly over compute than the grown model's would: staged training (arXiv 2203.06211, sec. 4).
 
     The slope d log L / d log C is that of a power law through the last evaluations. It must have been steeper than
-    expected before: it is shallow in a warm-up, and a growth may raise the loss first. One of three says what is
+    expected before: it is shallow in a warm-up, and a growth may raise the loss first. One of two says what is
     expected:
 
     Args:
@@ -72,17 +69,14 @@ def slope(
         both -0.03.
       law: {"a": ..., "b": ..., "floor": ...} of the grown model from scratch, L = floor + a C^b. Slopes dL / dC are
         compared at equal loss, where a growth that keeps the function goes on.
-      scratch: metrics.jsonl of a run of the grown model from scratch, compared likewise.
       window: how many evaluations the power law goes through.
     """
     _check_count("window", window, low=2)
-    given = {"threshold": threshold, "law": law, "scratch": scratch}
-    if sum(value is not None for value in given.values()) != 1:
-        names = [name for name, value in given.items() if value is not None]
-        raise must_be("slope", "given one of threshold, law and scratch", " and ".join(names) or "none")
+    if (threshold is None) == (law is None):
+        raise must_be("slope", "given one of threshold and law", "none" if law is None else "threshold and law")
     if threshold is not None:
         _check_negative("threshold", threshold)
-    expected = None if threshold is not None else _of_scratch(scratch, window) if law is None else _of_law(law)
+    expected = None if law is None else _of_law(law)
     if len(curve.loss) <= window:
         return None
     slopes, levels = power_laws(curve, window)
@@ -109,28 +103,6 @@ def _of_law(law: Mapping[str, float]) -> Callable[[float], float]:
         excess = level - floor
         with np.errstate(over="ignore"):  # so little is left that the compute to it is infinite
             return float(-b * excess / np.float64(excess / a) ** (1 / b)) if excess > 0 else 0.0
-
-    return falls
-
-
-def _of_scratch(path: str, window: int) -> Callable[[float], float]:
-    """-dL / dC of a run at a loss, by the power law through the `window` evaluations around it, in nats a FLOP."""
-    try:
-        records = [one for one in read_records(Path(path)) if one.get("val_loss") and one.get("flops")]
-    except (OSError, ValueError, TypeError, AttributeError):
-        raise must_be("scratch", "the metrics.jsonl of a run", path) from None
-    if len(records) < window:
-        raise InputError(f"scratch must be a metrics.jsonl with {window} validation losses, got {path}: {len(records)}")
-    flops, losses = (np.array([record[name] for record in records], float) for name in ("flops", "val_loss"))
-
-    def falls(level: float) -> float:
-        first = int(np.argmax(losses <= level)) if (losses <= level).any() else len(losses)
-        start = min(max(first - window // 2, 0), len(losses) - window)
-        around = Curve(flops[start : start + window], losses[start : start + window])
-        (exponent,), (end,) = power_laws(around, window)
-        if exponent >= 0:
-            return 0.0
-        return float(-exponent * level / (around.flops[-1] * (level / end) ** (1 / exponent)))
 
     return falls
 

@@ -99,8 +99,10 @@ def _power_scheduler(schedule: ScheduleConfig, tokens: float, horizon: float, ba
     if tokens < schedule.warmup_tokens:
         return law(schedule.warmup_tokens) * tokens / schedule.warmup_tokens
     begin = (1 - schedule.decay) * horizon
+    if tokens <= begin or not schedule.decay:
+        return law(tokens)
     done = min((tokens - begin) / max(horizon - begin, 1.0), 1.0)
-    return law(tokens) if done <= 0 else law(begin) * max(schedule.end_lr_ratio, SMALLEST_RATIO) ** done
+    return law(begin) * max(schedule.end_lr_ratio, SMALLEST_RATIO) ** done
 
 
 def _after_warmup(factor: Callable[[ScheduleConfig, float, float], float]) -> Rate:
