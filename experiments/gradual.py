@@ -13,10 +13,11 @@ gpu 1.5e17 FLOPs, 16 minutes on one H100, at 15 % of its peak.
 What is expected: one hop better than gradual stacking (arXiv 2405.15319, section 5.1: 2.4 points of average accuracy).
 MIDAS (2409.19044) and LIDAS (2512.08819) report the middle best.
 
-Result: one seed, of a first version at commit 1446ebc (records/gradual_doubling), in nats a byte: one_hop 1.464, doubling 1.466, one_hop_early
-1.469, scratch 1.551 and, at its own rate, 1.520. One hop and two end alike; a seed does not tell more. top, middle and
-centre doubled there, which are three names of doubling: with as many new layers as old ones, all copy each layer once,
-in the same order. They end at the same bits, and the version that tells them apart, this one, was not run yet.
+Result: one seed of a first version at commit 1446ebc (records/gradual_doubling), in nats a byte: one_hop 1.464,
+doubling 1.466, one_hop_early 1.469, scratch 1.551 and, at its own rate, 1.520. One hop and two end alike; a seed does
+not tell more. top, middle and centre doubled there, which is doubling by other names: with as many new layers as old
+ones, all copy each layer once, in the same order. They end at the same bits. The version that tells them apart, this
+one, was not run yet.
 """
 
 from ml_collections import ConfigDict
