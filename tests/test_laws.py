@@ -240,7 +240,15 @@ def test_seeds_come_in_pairs():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("values", "count"), [([], 0), ([0, 0], 1), ([0.0, 1.0, 1.04], 2), ([3, 1, 3], 2), ([0, 0, 1, 2], 3)]
+    ("values", "count"),
+    [
+        ([], 0),
+        ([0, 0], 1),
+        ([0.0, 1.0, 1.04], 2),
+        ([3, 1, 3], 2),
+        ([0, 0, 1, 2], 3),
+        (np.geomspace(1e18, 1e21, 200), 100),
+    ],
 )
 def test_values_apart_are_counted_and_zero_is_one_of_them(values, count):
     assert distinct(np.array(values)) == count

@@ -86,13 +86,16 @@ def positive_columns(**columns: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def distinct(values: np.ndarray, apart: float = 0.05) -> int:
-    """The number of different values >= 0, where neighbours closer than the share `apart` count once.
+    """The number of values >= 0 that differ: each is more than the share `apart` above the last one counted.
 
     Zero has no logarithm, and is a value of its own.
     """
-    values = np.asarray(values, np.float64)
-    positive = np.log(np.sort(values[values > 0]))
-    return int(np.any(values == 0)) + (1 + int(np.sum(np.diff(positive) > np.log1p(apart))) if len(positive) else 0)
+    values = np.sort(np.asarray(values, np.float64))
+    count, last = int(np.any(values == 0)), 0.0
+    for value in values[values > 0]:
+        if value > last * (1 + apart):
+            count, last = count + 1, value
+    return count
 
 
 def check_level(level: float) -> None:
