@@ -179,7 +179,7 @@ def test_runs_that_are_not_done_are_left_out_and_named(tmp_path, capsys):
         (
             lambda folder: write_run(folder / "a", valley),
             "tempo",
-            "law must be one of factor, scaling, timing, got 'tempo'",
+            "law must be one of factor, multiplier, scaling, timing, got 'tempo'",
         ),
         (lambda folder: timing_sweep(folder, (64,), loss=lambda *run: math.nan), "timing", "val_loss is not finite"),
         (

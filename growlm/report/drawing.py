@@ -101,6 +101,8 @@ def _plot(axes: Axes, one: Series, axis: Axis, y: Axis, size: float, theme: Them
     few = one.style == "line" and len(columns[y.key]) <= 25
     line = {"linestyle": DASHES[one.dash], "alpha": 0.55 if one.style == "thin" else 1, "marker": "o" if few else ""}
     axes.plot(x, columns[y.key], linewidth=width, markersize=3, **line, **common)
+    if "low" in columns:
+        axes.fill_between(x, columns["low"], columns["high"], color=colour, alpha=0.12, linewidth=0)
 
 
 def _plot_marks(axes: Axes, figure: Figure, axis: Axis, size: float, theme: Theme) -> None:

@@ -12,7 +12,7 @@ from growlm.laws.isoflop import GuidelineFit, Slice, fit_guideline, slices_of
 from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING, law_at
 from growlm.laws.scaling import PowerLaw, fit_power_law
 from growlm.report import style
-from growlm.report.outcomes import Outcome, budget_records, outcomes
+from growlm.report.outcomes import Outcome, budget_records, check_alike, outcomes
 
 LAWS = ("timing", "factor", "scaling")
 SLICES = 4
@@ -90,11 +90,11 @@ def fit_growth(law: str, runs: Sequence[Outcome], slices: int = SLICES, **how: i
     Raises:
         InputError: runs that cannot be compared, or seeds that differ between the points of a slice.
     """
-    _check_alike("growth", [run.growth for run in runs])
+    check_alike("growth", [run.growth for run in runs])
     if law == "timing":
-        _check_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
+        check_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
     else:
-        _check_alike("tokens before growth", [style.count(run.grown_at) for run in runs])
+        check_alike("tokens before growth", [style.count(run.grown_at) for run in runs])
     found = slices_of(budget_records(list(runs), slices), KEYS[law], **how)
     try:
         return GrowthFit(law, found, fit_guideline(found, what=f"the {law} law"))
@@ -185,11 +185,6 @@ def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
     if not once:
         raise InputError("the law must have runs that grew once, got none with two stages")
     return once
-
-
-def _check_alike(what: str, values: Sequence[str]) -> None:
-    if len(kinds := sorted(set(values))) > 1:
-        raise InputError(f"the runs must not differ in {what}, got {' and '.join(kinds[:3])}")
 
 
 def _guideline(fit: GuidelineFit, name: str, paper: Sequence[float], where: str) -> str:

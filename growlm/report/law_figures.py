@@ -8,6 +8,7 @@ import numpy as np
 from growlm.errors import InputError
 from growlm.laws.intervals import distinct
 from growlm.laws.isoflop import Slice
+from growlm.laws.multiplier import Judgement
 from growlm.report import style
 from growlm.report.charts import COLOURS, DASHES
 from growlm.report.figures import Axis, Figure, Mark, Series
@@ -112,6 +113,32 @@ def law_figure(found: GrowthFit) -> Figure | None:
     note = "Points: the minima with 95 % intervals. " + ("Lines: the law." if found.fit else "")
     title = f"{_TITLES[found.law]}: the minima and the law" if found.fit else f"{_TITLES[found.law]}: the minima"
     return Figure(f"{found.law}_law", title, (BUDGET,), y, tuple(series), {BUDGET.key: seen}, note.strip())
+
+
+BEYOND = 10  # times the largest budget, to where the figure of a multiplier goes
+
+
+def multiplier_figure(found: Judgement) -> Figure | None:
+    """The measured multipliers over the baseline's budgets, and what each model says of them, with its interval."""
+    if not len(found.flops):
+        return None
+    y = Axis("multiplier", f"compute multiplier over {found.baseline.name}", "number")
+    series = [Series("measured", "measured", {BUDGET.key: found.flops, y.key: found.multipliers}, "points")]
+    last = float(found.baseline.flops[-1])
+    along = np.geomspace(found.flops[0], BEYOND * last, 60)
+    for number, (model, fit) in enumerate(found.fits.items()):
+        said = [found.multiplier(fit, flops) for flops in along]
+        ends = ("value", "low", "high")
+        rows = np.array([[math.nan] * 3 if one is None else [getattr(one, end) for end in ends] for one in said])
+        columns = {BUDGET.key: along, y.key: rows[:, 0], "low": rows[:, 1], "high": rows[:, 2]}
+        series.append(Series(model, model, columns, "fit", number, DASHES[number % len(DASHES)]))
+    seen = [one.columns[y.key] for one in series]
+    low, high = _padded(np.array([np.nanmin(seen[0]), *(np.nanmax(one) for one in seen), 1.0]))
+    name = "".join(c if c.isalnum() else "_" for c in found.family.name)
+    note = f"Bands: 95 % intervals of a model of that form. Nothing was measured beyond {style.flops(last)} FLOPs."
+    title = f"{found.family.name} over {found.baseline.name}"
+    views = {BUDGET.key: (along[0] / 1.25, along[-1], low, high)}
+    return Figure(f"multiplier_{name}", title, (BUDGET,), y, tuple(series), views, note)
 
 
 def _parabola(one: Slice, number: int, x: Axis) -> list[Series]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,12 @@ def budget_records(runs: list[Outcome], slices: int) -> list[dict[str, Any]]:
             budget = float(end / math.sqrt(2) ** number)
             records += [_record(run, budget) for run in same if run.grown_flops <= GROWN_BY * budget]
     return [record for record in records if record["loss"] is not None]
+
+
+def check_alike(what: str, values: Sequence[str]) -> None:
+    """Raises InputError where runs that are to be compared differ."""
+    if len(kinds := sorted(set(values))) > 1:
+        raise InputError(f"the runs must not differ in {what}, got {' and '.join(kinds[:3])}")
 
 
 def _record(run: Outcome, budget: float) -> dict[str, Any]:

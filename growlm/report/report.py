@@ -12,7 +12,7 @@ from growlm.files import write_whole
 from growlm.report import page, style
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
-from growlm.report.figures import Figure, as_csv
+from growlm.report.figures import Figure, write_figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
@@ -100,7 +100,7 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     """
     html, figures = report_page(folder, loss)
     for figure in figures:
-        _write_figure(Path(folder), figure)
+        write_figure(Path(folder), figure)
     target = Path(folder) / "report.html"
     write_whole(target, html.encode())
     return target
@@ -137,16 +137,6 @@ def _section(group: Group, number: int, loss: float | None) -> Section:
         spikes=spikes,
         spike_figures=spike_figures(group, spikes, prefix),
     )
-
-
-def _write_figure(folder: Path, figure: Figure) -> None:
-    """The PNGs of a figure, one for each x axis, and its CSV."""
-    from growlm.report import drawing  # matplotlib takes half a second to import
-
-    for axis in figure.x:
-        name = f"{figure.name}_{axis.key}.png" if len(figure.x) > 1 else f"{figure.name}.png"
-        write_whole(folder / name, drawing.png(figure, axis))
-    write_whole(folder / f"{figure.name}.csv", as_csv(figure).encode())
 
 
 def _head(sections: list[Section]) -> str:

@@ -1,0 +1,69 @@
+"""Tables of measurements, CSV or JSON, as columns of numbers."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from growlm.errors import InputError, must_be
+
+FAMILY = "family"  # the one column of names
+
+
+def read_table(path: Path, columns: Sequence[str], named: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The columns of a CSV file, of a JSON array of rows, or of a JSON object of such arrays, whose keys are families.
+
+    Args:
+        path: the file; its ending says which.
+        columns: those that are needed.
+        named: what the file calls a column, where that is another name.
+
+    Returns:
+        float64[rows] by column; of `family` text.
+
+    Raises:
+        InputError: no such file, a file of another kind, without rows or without a column, or what is no number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _json_rows(json.loads(text), path) if path.suffix == ".json" else [*csv.DictReader(text.splitlines())]
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"cannot read {path}: {error}") from error
+    if not rows:
+        raise InputError(f"{path} must have rows, got none")
+    found = {}
+    for column in columns:
+        name = named.get(column, column)
+        if any(row.get(name) is None for row in rows):
+            has = ", ".join(map(str, dict.fromkeys(key for row in rows for key in row if key is not None)))
+            raise InputError(f"{path} must have {name} in every row, got {has} (--column.{column}=NAME names another)")
+        values = [row[name] for row in rows]
+        found[column] = np.array([str(value) for value in values] if column == FAMILY else _numbers(path, name, values))
+    return found
+
+
+def _json_rows(value: Any, path: Path) -> list[dict[str, Any]]:
+    """The rows of either form of JSON."""
+    groups = value.items() if isinstance(value, dict) else [(None, value)]
+    rows = []
+    for key, group in groups:
+        if not isinstance(group, list) or not all(isinstance(row, dict) for row in group):
+            raise must_be(str(path), "an array of rows, or an object of such arrays", key or type(value).__name__)
+        rows += [row if key is None else {FAMILY: key} | row for row in group]
+    return rows
+
+
+def _numbers(path: Path, name: str, values: Sequence[Any]) -> list[float]:
+    numbers = []
+    for row, value in enumerate(values, start=1):
+        try:
+            numbers.append(float(value))
+        except (TypeError, ValueError):
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
+            raise must_be(f"{name} in row {row} of {path}", "a finite number", value)
+    return numbers
