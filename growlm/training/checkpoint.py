@@ -100,8 +100,9 @@ def _held(tree: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)
 
 
-def _or_empty(stored: Any, like: jax.ShapeDtypeStruct) -> Any:
-    return jnp.zeros(like.shape, like.dtype, device=like.sharding) if stored is None else stored
+def _or_empty(stored: Any, like: jax.ShapeDtypeStruct | None) -> Any:
+    missing = stored is None and like is not None  # an optimizer's state may have None for what it does without
+    return jnp.zeros(like.shape, like.dtype, device=like.sharding) if missing else stored
 
 
 def _key_data(key: Any) -> Any:

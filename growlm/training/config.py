@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
+from growlm.training.optimizer import OptimizerConfig
 from growlm.training.overrides import literal, present_name, set_value
 from growlm.training.settings import RunConfig, SweepConfig
 from growlm.training.variants import spell_out
@@ -140,6 +141,11 @@ def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig
         raise unknown("architecture", name, ARCHITECTURES, where=where)
     rest = {key: value for key, value in settings.items() if key != "architecture"}
     return _build(ARCHITECTURES[name].config, rest, where)
+
+
+def build_optimizer(settings: dict[str, Any]) -> OptimizerConfig:
+    """Validated settings of an optimizer. Raises InputError."""
+    return _build(OptimizerConfig, settings, "optimizer")
 
 
 def plain(config: Any) -> Any:
