@@ -150,6 +150,25 @@ def test_scaling_laws_of_final_losses(tmp_path, capsys):
     assert fitted(text, "E")[0] < 1.7 and "Chinchilla's" in text
 
 
+def test_scaling_laws_of_a_table_with_a_floor_and_a_forecast(tmp_path, capsys):
+    params, tokens = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e8, 1e10, 4), np.geomspace(1e9, 1e11, 4)))
+    rows = [f"{n},{d},{6 * n * d},{1.7 + 300 * n**-0.3 + 900 * d**-0.3}" for n, d in zip(params, tokens, strict=True)]
+    (tmp_path / "grid.csv").write_text("\n".join(["N,tokens,flops,loss", *rows]))
+    words = ["fit", "--law=scaling", f"--runs={tmp_path / 'grid.csv'}", "--at=1e20,1e24", "--floor=1.7"]
+    assert main([*words, "--column.params=N"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "grid: L = E + a C^b E 1.7, a " in text and text.count("one more run at 1.00e24 FLOPs, 167 x the largest") == 2
+    )
+    assert fitted(text, "alpha")[0] == pytest.approx(0.3, abs=0.01)
+    assert main(words) == 0
+    assert "alpha" not in capsys.readouterr().out  # without parameters there is no L(N, D)
+    assert main([*words[:-1], "--column.size=N"]) == 2
+    assert "column must be one of family, flops, loss, params, tokens" in capsys.readouterr().err
+    assert main(["fit", "--law=multiplier", words[2], "--floor=1.7"]) == 2
+    assert "--floor must be left out with --law=multiplier" in capsys.readouterr().err
+
+
 def test_too_few_runs_for_any_scaling_law_say_how_many_more(tmp_path, capsys):
     write_run(tmp_path / "one", valley)
     assert main(["fit", f"--runs={tmp_path}", "--law=scaling"]) == 2

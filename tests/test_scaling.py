@@ -46,6 +46,31 @@ def test_a_power_law_with_a_floor_is_recovered_within_its_intervals():
     assert 0.05 < fit.E.high - fit.E.low < 1
 
 
+def test_a_floor_that_is_given_is_not_fitted():
+    flops = np.geomspace(1e18, 1e22, 6)
+    noise = np.exp(np.random.default_rng(3).normal(0, 0.002, 6))
+    fit = fit_power_law(flops, power_law(flops, 2000.0, -0.17, 1.7), resamples=5, floor=1.7)
+    assert (fit.a.value, fit.b.value) == pytest.approx((2000, -0.17)) and fit.E.value == 1.7 and fit.E.low is None
+    loose, fixed = (
+        fit_power_law(flops, power_law(flops, 2000.0, -0.17, 1.7) * noise, resamples=100, **how)
+        for how in ({"irreducible": True}, {"floor": 1.7})
+    )
+    assert -0.17 in fixed.b and fixed.b.high - fixed.b.low < (loose.b.high - loose.b.low) / 2
+    with pytest.raises(InputError, match=r"floor must be > 0 and < 2\.4, got 2\.4"):
+        fit_power_law([1e18, 1e19, 1e20], [3.0, 2.5, 2.4], floor=2.4)
+    with pytest.raises(InputError, match="fitted or given, got both"):
+        fit_power_law(flops, flops**-0.1, irreducible=True, floor=1e-3)
+
+
+def test_a_forecast_holds_the_next_run_as_often_as_it_says():
+    flops, inside = np.geomspace(1e18, 1e21, 10), []
+    for seed in range(150):
+        noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 11))
+        loss = power_law(np.append(flops, 4e21), 40.0, -0.06) * noise
+        inside.append(loss[-1] in fit_power_law(flops, loss[:-1], resamples=200).forecast(4e21))
+    assert 0.85 <= np.mean(inside) < 1  # 0.93: the scatter of ten runs is uncertain too
+
+
 def test_losses_with_a_floor_are_no_pure_power_law():
     flops = np.geomspace(1e18, 1e23, 8)
     loss = power_law(flops, 2000.0, -0.17, 1.7)

@@ -10,8 +10,18 @@ from growlm.commands.options import Keys, one, pairs, positive
 from growlm.errors import check_name, must_be
 from growlm.report.fit import LAWS, fit_runs
 from growlm.report.multiplier import fit_multiplier
+from growlm.report.scaling import fit_scaling
 
-MULTIPLIER = "multiplier"
+MULTIPLIER, SCALING = "multiplier", "scaling"
+# The laws that take an option which not all take.
+TAKEN_BY = {
+    "--slices": LAWS,
+    "--families": (MULTIPLIER,),
+    "--figures": (MULTIPLIER,),
+    "--floor": (SCALING,),
+    "--at": (MULTIPLIER, SCALING),
+    "--column": (MULTIPLIER, SCALING),
+}
 
 
 def _budgets(text: str) -> list[float]:
@@ -19,19 +29,15 @@ def _budgets(text: str) -> list[float]:
 
 
 OPTIONS = {
-    "--runs": one(
-        "PATH",
-        "folder of a sweep, or one that holds several; of --law=multiplier a .csv or .json too",
-        Path,
-        required=True,
-    ),
+    "--runs": one("PATH", "folder of sweeps or a sweep; scaling, multiplier: or a .csv or .json", Path, required=True),
     "--law": one("NAME", "timing, factor, scaling or multiplier", required=True),
-    "--slices": one("N", "budgets per size (default: 4)", int),
-    "--families": one("A,B", "of --law=multiplier: the families, the baseline first (default: all)"),
-    "--at": one("FLOPS,..", "of --law=multiplier: budgets to ask the models at", _budgets),
-    "--figures": one("DIR", "of --law=multiplier: where to write the figures", Path),
+    "--slices": one("N", "timing, factor: budgets per size (default: 4)", int),
+    "--families": one("A,B", "multiplier: the families, the baseline first (default: all)"),
+    "--at": one("FLOPS,..", "scaling, multiplier: budgets to ask the laws at", _budgets),
+    "--floor": one("NATS", "scaling: the irreducible loss, where it is known (default: fitted)", positive),
+    "--figures": one("DIR", "multiplier: where to write the figures", Path),
 }
-KEYS = {"--column": "what a table calls its column family, flops or loss"}
+KEYS = {"--column": "what a table calls its column family, flops, loss, params or tokens"}
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
@@ -39,14 +45,16 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     log = partial(print, flush=True)
     columns = {key: str(name) for key, name in pairs("--column", keys).items()}
     check_name("law", args.law, (*LAWS, MULTIPLIER))
-    only = {"--families": args.families, "--at": args.at, "--figures": args.figures, "--column": columns or None}
-    only = only if args.law != MULTIPLIER else {"--slices": args.slices}
-    for name, value in only.items():
-        if value is not None:
-            raise must_be(name, f"left out with --law={args.law}", value if isinstance(value, int) else str(value))
+    for option, laws in TAKEN_BY.items():
+        value = (columns or None) if option == "--column" else getattr(args, option.removeprefix("--"))
+        if value is not None and args.law not in laws:
+            raise must_be(option, f"left out with --law={args.law}", value if isinstance(value, int) else str(value))
+    bar, at = partial(tqdm, desc="resampling", leave=False), args.at or ()
     if args.law == MULTIPLIER:
         names = args.families.split(",") if args.families else ()
-        fit_multiplier(args.runs, log, columns, names, args.at or (), args.figures)
+        fit_multiplier(args.runs, log, columns, names, at, args.figures)
+    elif args.law == SCALING:
+        fit_scaling(args.runs, log, columns, args.floor, at, progress=bar)
     else:
-        fit_runs(args.runs, args.law, args.slices, log, partial(tqdm, desc="resampling", leave=False))
+        fit_runs(args.runs, args.law, args.slices, log, bar)
     return 0

@@ -1,11 +1,12 @@
 """The loss as a power of compute, L = a C^b, and with a floor, L = E + a C^b."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_range
 from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
 
 
@@ -15,10 +16,12 @@ class PowerLaw:
 
     Attributes:
         a, b: coefficient and exponent with their intervals; b is negative where compute helps.
-        E: the irreducible loss; 0 with no interval where the law has none.
+        E: the irreducible loss; with no interval where it was given, and 0 where the law has none.
         residual: root mean square of log(predicted / measured loss).
         flops: the range of C that was fitted.
         points: how many were fitted.
+        level: of the intervals.
+        samples: float64[resamples, 4], of every refit a, b, E and an error in log L, drawn from the fit's.
     """
 
     a: Interval
@@ -27,10 +30,21 @@ class PowerLaw:
     residual: float
     flops: tuple[float, float]
     points: int
+    level: float
+    samples: np.ndarray = field(repr=False, compare=False)
 
     def loss(self, flops: float) -> float:
         """The loss at a budget (a number or an array); outside of `flops` it is extrapolated."""
         return self.E.value + self.a.value * np.power(flops, self.b.value)
+
+    def forecast(self, flops: float) -> Interval:
+        """The loss of one more run at a budget, with its interval: the law's own uncertainty and the runs' scatter.
+
+        It takes the form for granted; beyond `flops` the form is the larger doubt.
+        """
+        a, b, floor, error = self.samples.T
+        losses = (floor + a * np.power(flops, b)) * np.exp(error)
+        return percentile_interval(float(self.loss(flops)), losses, self.level)
 
 
 def power_law(flops: float, a: float, b: float, floor: float = 0.0) -> float:
@@ -55,8 +69,9 @@ def fit_power_law(
     level: float = LEVEL,
     seed: int = 0,
     progress: Callable = iter,
+    floor: float | None = None,
 ) -> PowerLaw:
-    """L = a C^b, or with `irreducible` L = E + a C^b, by least squares in log L.
+    """L = a C^b, or with `irreducible` or `floor` L = E + a C^b, by least squares in log L.
 
     Intervals: residuals, corrected for leverage, are resampled and the law refitted; percentiles. They say how well
     the points fix a law of this form, not whether the form is right.
@@ -71,33 +86,41 @@ def fit_power_law(
         level: of the intervals.
         seed: of the resampling.
         progress: wraps the loop over resamples, such as tqdm.
+        floor: E in nats per token where it is known, such as that of other runs on the same text; it is not fitted.
 
     Raises:
-        InputError: fewer points or budgets than one more than there are coefficients (says how many more), or values
-            that are not positive.
+        InputError: fewer points or budgets than one more than there are coefficients (says how many more), values
+            that are not positive, or a floor that is not below every loss.
     """
     flops, loss = positive_columns(flops=flops, loss=loss)
+    if floor is not None:
+        if irreducible:
+            raise InputError("the floor must be fitted or given, got both")
+        check_range("floor", floor, low=0, high=float(loss.min()), low_allowed=False, high_allowed=False)
     need, have = 4 if irreducible else 3, distinct(flops)
     if have < need:
         raise InputError(f"the power law needs {need} budgets, 5 % apart at least, and has {have}: {need - have} more")
     # In units of the middle of the budgets a and b are nearly independent, and a has the size of a loss.
     unit = np.exp(np.mean(np.log(flops)))
     x, y = np.log(flops / unit), np.log(loss)
-    fit = _fit_with_floor if irreducible else _fit_line
+    fit = _fit_with_floor if irreducible else _fit_line if floor is None else partial(_fit_above, floor)
     best = fit(x, y)
     predicted = _predict(best, x)
-    errors = (y - predicted) * np.sqrt(len(y) / (len(y) - len(best)))
+    errors = (y - predicted) * np.sqrt(len(y) / (len(y) - (need - 1)))
     errors -= errors.mean()
     rng = np.random.default_rng(seed)
     samples = [fit(x, predicted + rng.choice(errors, len(y)), best) for _ in progress(range(resamples))]
-    a, b, floor = _in_flops(np.array([best, *samples]), unit)
+    a, b, E = _in_flops(np.array([best, *samples]), unit)
+    scatter = rng.choice(errors, len(samples))
     return PowerLaw(
         percentile_interval(a[0], a[1:], level),
         percentile_interval(b[0], b[1:], level),
-        percentile_interval(floor[0], floor[1:], level) if irreducible else Interval(0.0, level=level),
+        percentile_interval(E[0], E[1:], level) if irreducible else Interval(floor or 0.0, level=level),
         float(np.sqrt(np.mean(np.square(y - predicted)))),
         (float(flops.min()), float(flops.max())),
         len(y),
+        level,
+        np.stack([a[1:], b[1:], E[1:], scatter], axis=-1),
     )
 
 
@@ -105,6 +128,16 @@ def _fit_line(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> 
     """(log a, b) of y = log a + b x."""
     slope, intercept = np.polyfit(x, y, 1)
     return np.array([intercept, slope])
+
+
+def _fit_above(floor: float, x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:
+    """(log a, b, log E) of exp(y) = E + a exp(b x) with E given."""
+    from scipy.optimize import least_squares
+
+    if start is None:
+        start = _fit_line(x, np.log(np.exp(y) - floor))
+    found = least_squares(lambda line: _predict(np.append(line, np.log(floor)), x) - y, start[:2], method="lm")
+    return np.append(found.x, np.log(floor))
 
 
 def _fit_with_floor(x: np.ndarray, y: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:

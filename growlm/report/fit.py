@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from growlm.errors import InputError, check_name, check_range
-from growlm.laws.chinchilla import REANALYSIS, fit_chinchilla
-from growlm.laws.intervals import Interval
 from growlm.laws.isoflop import GuidelineFit, Slice, fit_guideline, slices_of
 from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING, law_at
-from growlm.laws.scaling import PowerLaw, fit_power_law
 from growlm.report import style
-from growlm.report.outcomes import Outcome, budget_records, check_alike, outcomes
+from growlm.report.outcomes import Outcome, budget_records, check_alike, finished
+from growlm.report.scaling import fit_scaling
 
 LAWS = ("timing", "factor", "scaling")
 SLICES = 4
@@ -28,7 +26,7 @@ _UNDECAYED = (
 def fit_runs(
     folder: Path, law: str, slices: int | None, log: Log, progress: Callable = iter, resamples: int | None = None
 ) -> None:
-    """Fits a law to the finished runs of a folder and prints it.
+    """Fits a law of growth, or the scaling laws, to the finished runs of a folder and prints it.
 
     Args:
         folder: of a sweep or a run, or of several.
@@ -44,18 +42,15 @@ def fit_runs(
     if slices is not None:
         check_range("--slices", slices, low=1)
     check_name("law", law, LAWS)
-    runs, left_out = outcomes(folder)
-    if left_out:
-        log(f"left out: {', '.join(left_out)}\n")
     how = {} if resamples is None else {"resamples": resamples}
     if law == "scaling":
-        _scaling(runs, log, how | {"progress": progress})
-    else:
-        found = fit_growth(law, _grown_once(runs, log), slices or SLICES, **how)
-        log(slices_text(found))
-        if found.fit is None:
-            raise InputError(found.missing)
-        log(law_text(found))
+        fit_scaling(folder, log, progress=progress, **how)
+        return
+    found = fit_growth(law, _grown_once(finished(folder, log), log), slices or SLICES, **how)
+    log(slices_text(found))
+    if found.fit is None:
+        raise InputError(found.missing)
+    log(law_text(found))
 
 
 @dataclass(frozen=True)
@@ -123,57 +118,8 @@ def law_text(found: GrowthFit) -> str:
     """A table of the law's coefficients with their intervals and the paper's."""
     if found.law == "timing":
         return f"\n{_guideline(found.fit, 'd', TIMING, 'equation 2')}"
-    constant = f"\nthe constant: {_shown(found.fit.mean)}; the paper's: {GROWTH_FACTOR}"
+    constant = f"\nthe constant: {style.figures(found.fit.mean)}; the paper's: {GROWTH_FACTOR}"
     return f"{constant}\n{_guideline(found.fit, 'g', FACTOR, 'equation 50, which it advises against')}"
-
-
-def _scaling(runs: Sequence[Outcome], log: Log, how: dict) -> None:
-    groups = {
-        "from scratch": [run for run in runs if run.stages == 1],
-        "grown": [run for run in runs if run.stages > 1],
-    }
-    missing = [_power_laws(name, group, log, how) for name, group in groups.items()]
-    missing.append(_chinchilla(groups["from scratch"], log, how))
-    if all(missing):
-        raise InputError("; ".join(missing))
-    for line in filter(None, missing):
-        log(f"not fitted: {line}")
-
-
-def _power_laws(name: str, runs: Sequence[Outcome], log: Log, how: dict) -> str:
-    """Prints both power laws of the final losses; returns what they lack, or nothing."""
-    flops, loss = [run.curve.flops[-1] for run in runs], [run.curve.loss[-1] for run in runs]
-    for irreducible in (False, True):
-        try:
-            fit = fit_power_law(flops, loss, irreducible, **how)
-        except InputError as error:
-            return f"{name}: {error}"
-        log(_power_law(name, fit, irreducible))
-    return ""
-
-
-def _power_law(name: str, fit: PowerLaw, irreducible: bool) -> str:
-    form = "L = E + a C^b" if irreducible else "L = a C^b    "
-    floor = f"E {_shown(fit.E)}, " if irreducible else ""
-    over = " to ".join(map(style.flops, fit.flops))
-    return (
-        f"{name}: {form} {floor}a {_shown(fit.a)}, b {_shown(fit.b)}; {fit.points} runs of {over} FLOPs, residual "
-        f"{fit.residual:.2%} (the paper's, without E: not published)"
-    )
-
-
-def _chinchilla(runs: Sequence[Outcome], log: Log, how: dict) -> str:
-    """Prints L(N, D) of the runs from scratch; returns what it lacks, or nothing."""
-    try:
-        columns = [run.params for run in runs], [run.tokens for run in runs], [run.curve.loss[-1] for run in runs]
-        fit = fit_chinchilla(*columns, **how)
-    except InputError as error:
-        return f"from scratch: {error}"
-    names = REANALYSIS.__annotations__
-    rows = [(name, _shown(getattr(fit, name)), f"{getattr(REANALYSIS, name):.4g}") for name in names]
-    rows.append(("a of N_opt ~ C^a", _shown(fit.exponent), f"{REANALYSIS.compute_optimal_exponent():.4g}"))
-    log("\n" + style.table(("L = E + A/N^alpha + B/D^beta", "fitted", "Chinchilla's"), rows))
-    return ""
 
 
 def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
@@ -189,10 +135,6 @@ def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
 
 def _guideline(fit: GuidelineFit, name: str, paper: Sequence[float], where: str) -> str:
     header = (f"log10 {name} = a log10 N + b / log10 C + c", "fitted [95 %]", f"the paper's ({where})")
-    rows = [(key, _shown(getattr(fit, key)), f"{value:g}") for key, value in zip("abc", paper, strict=True)]
+    rows = [(key, style.figures(getattr(fit, key)), f"{value:g}") for key, value in zip("abc", paper, strict=True)]
     scatter = f"{fit.used} of {len(fit.slices)} slices; their minima scatter by {fit.scatter:.3f} in log10 {name}"
     return f"{style.table(header, rows)}\n{scatter}"
-
-
-def _shown(interval: Interval) -> str:
-    return style.interval(interval, "{:.4g}".format)

@@ -20,7 +20,7 @@ from growlm.laws.multiplier import (
 from growlm.report import style
 from growlm.report.figures import write_figure
 from growlm.report.law_figures import multiplier_figure
-from growlm.report.outcomes import check_alike, outcomes
+from growlm.report.outcomes import check_alike, finished
 from growlm.report.tables import FAMILY, read_table
 
 BEYOND = (10, 1e3, 1e5)  # times the baseline's largest budget, where the models are asked by default
@@ -171,9 +171,7 @@ def _families(
 
 def _runs(folder: Path, log: Callable[[str], None]) -> list[tuple[str, float, float]]:
     """The final losses of finished runs, those from scratch first."""
-    runs, left_out = outcomes(folder)
-    if left_out:
-        log(f"left out: {', '.join(left_out)}\n")
+    runs = finished(folder, log)
     check_alike("growth", [run.growth for run in runs if run.growth])
     ends = [("grown" if run.growth else "from scratch", run.curve.flops[-1], run.curve.loss[-1]) for run in runs]
     return sorted(ends, key=lambda row: row[0] == "grown")

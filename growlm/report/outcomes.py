@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,14 @@ def outcomes(folder: Path) -> tuple[list[Outcome], list[str]]:
     if not runs:
         raise InputError(f"no run in {folder} is done: {'; '.join(left_out)}")
     return [outcome(name, run) for name, run in runs.items()], left_out
+
+
+def finished(folder: Path, log: Callable[[str], None]) -> list[Outcome]:
+    """The finished runs of a folder; `log` gets a line on those that are left out. Raises as `outcomes` does."""
+    runs, left_out = outcomes(folder)
+    if left_out:
+        log(f"left out: {', '.join(left_out)}\n")
+    return runs
 
 
 def budget_records(runs: list[Outcome], slices: int) -> list[dict[str, Any]]:

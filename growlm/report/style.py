@@ -48,6 +48,11 @@ def interval(value: Interval | None, write: Callable[[float], str]) -> str:
     return f"{write(value.value)} [{write(value.low)}, {write(value.high)}]"
 
 
+def figures(value: Interval) -> str:
+    """A coefficient and its interval in four figures: 0.1112 [0.1053, 0.1172]."""
+    return interval(value, "{:.4g}".format)
+
+
 def duration(seconds: float | None) -> str:
     """Time in its two largest units: 42s, 3m 05s, 7h, 4d 06h."""
     if seconds is None:

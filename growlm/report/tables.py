@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, must_be, unknown
 
 FAMILY = "family"  # the one column of names
 
 
-def read_table(path: Path, columns: Sequence[str], named: Mapping[str, str]) -> dict[str, np.ndarray]:
+def read_table(
+    path: Path, columns: Sequence[str], named: Mapping[str, str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """The columns of a CSV file, of a JSON array of rows, or of a JSON object of such arrays, whose keys are families.
 
     Args:
         path: the file; its ending says which.
         columns: those that are needed.
         named: what the file calls a column, where that is another name.
+        optional: those that are taken where the first row has them.
 
     Returns:
         float64[rows] by column; of `family` text.
@@ -35,8 +38,10 @@ def read_table(path: Path, columns: Sequence[str], named: Mapping[str, str]) -> 
         raise error if isinstance(error, InputError) else InputError(f"cannot read {path}: {error}") from error
     if not rows:
         raise InputError(f"{path} must have rows, got none")
+    if strangers := named.keys() - {*columns, *optional}:
+        raise unknown("column", min(strangers), (*columns, *optional))
     found = {}
-    for column in columns:
+    for column in (*columns, *(one for one in optional if one in named or one in rows[0])):
         name = named.get(column, column)
         if any(row.get(name) is None for row in rows):
             has = ", ".join(map(str, dict.fromkeys(key for row in rows for key in row if key is not None)))
