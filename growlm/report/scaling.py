@@ -19,7 +19,7 @@ SCRATCH = "from scratch"
 
 @dataclass(frozen=True)
 class Points:
-    """Final losses (nats per token) of the runs of one family; parameters and tokens are None where not known, or mixed."""
+    """Final losses (nats per token) of the runs of one family; params and tokens are None where not known, or mixed."""
 
     name: str
     flops: np.ndarray
