@@ -237,6 +237,42 @@ def test_the_papers_tasks_run_on_local_files(model, tmp_path):
     assert len({plain for plain, _ in chosen} | {norm for _, norm in chosen}) > 1
 
 
+def test_scores_with_resolution_are_those_of_the_log_likelihoods(model, tmp_path):
+    """Of choices, of contexts as choices, of one text, and of a document without a right answer; each by hand."""
+    tasks = ["sciq", "lambada_openai", "winogrande", "piqa", "truthfulqa_mc2"]
+    write_records(tmp_path, *tasks)
+    with (tmp_path / "piqa.jsonl").open("a") as file:
+        file.write(json.dumps(RECORDS["piqa"][0] | {"label": -1}) + "\n")
+    results = evaluate(model, tasks, data_dir=tmp_path)["results"]
+
+    sciq = [(sciq_scores(model, record), record["correct_answer"]) for record in RECORDS["sciq"]]
+    found = [-np.log2(np.exp(nats[3]) / np.exp(nats).sum()) for (nats, _), _ in sciq]
+    assert results["sciq"]["bits,none"] == pytest.approx(np.mean(found), rel=1e-4)
+    assert results["sciq"]["bits_stderr,none"] == pytest.approx(np.std(found, ddof=1) / 7**0.5, rel=1e-3)
+    a_character = [np.exp(nats / lengths) for (nats, lengths), _ in sciq]
+    normed = np.stack([each / each.sum() for each in a_character])
+    squares = ((normed - np.eye(4)[3]) ** 2).sum(axis=1)
+    assert results["sciq"]["brier_norm,none"] == pytest.approx(squares.mean(), rel=1e-4)
+    a_byte = [-nats[3] / np.log(2) / len(f" {text}") for (nats, _), text in sciq]
+    assert results["sciq"]["answer_bits_per_byte,none"] == pytest.approx(np.mean(a_byte), rel=1e-4)
+
+    row = results["lambada_openai"]
+    assert row["bits,none"] == pytest.approx(np.log2(row["perplexity,none"])) and "brier,none" not in row
+
+    (record,) = RECORDS["winogrande"]
+    before, after = record["sentence"].split("_")
+    wholes = [f"{before}{option}{after}".encode()[-model.length - 1 :] for option in ("cup", "bag")]
+    cup, bag = (plain_log_likelihood(model, whole, len(after)) for whole in wholes)
+    assert results["winogrande"]["bits,none"] == pytest.approx(np.log2(1 + np.exp(bag - cup)), rel=1e-3)
+
+    nats = choice_scores(model, "Question: Boil water.\nAnswer:", ["Heat it.", "Read to it."])
+    right = [-np.log2(np.exp(nats[n % 2]) / np.exp(nats).sum()) for n in range(4)]
+    assert results["piqa"]["sample_len"] == 5
+    assert results["piqa"]["bits,none"] == pytest.approx(np.mean(right), rel=1e-4)
+    assert results["piqa"]["bits_stderr,none"] == pytest.approx(np.std(right, ddof=1) / 2, rel=1e-3)
+    assert not any(key.startswith("bits") for key in results["truthfulqa_mc2"])  # it has a rule of its own
+
+
 def plain_log_likelihood(model, tokens, scored):
     """Of the last tokens, from all logits of the model on these tokens alone, with zeros after them."""
     padded = np.zeros((1, model.length), np.int32)
@@ -254,12 +290,16 @@ def plain_rolling(model, tokens):
 
 
 def sciq_choice(model, record):
-    """The choice by log-likelihood, and by that over the length of the text; the context is cut to fit."""
+    """The choice by log-likelihood, and by that over the length of the text."""
+    nats, lengths = sciq_scores(model, record)
+    return int(np.argmax(nats)), int(np.argmax(nats / lengths))
+
+
+def sciq_scores(model, record):
+    """Log-likelihoods and lengths of the choices, the right one last."""
     context = f"{record['support']}\nQuestion: {record['question']}\nAnswer:"
     texts = [record[key] for key in ("distractor1", "distractor2", "distractor3", "correct_answer")]
-    whole = [f"{context} {text}".encode()[-model.length - 1 :] for text in texts]
-    scores = [plain_log_likelihood(model, row, len(text) + 1) for row, text in zip(whole, texts, strict=True)]
-    return int(np.argmax(scores)), int(np.argmax([s / len(text) for s, text in zip(scores, texts, strict=True)]))
+    return choice_scores(model, context, texts), np.asarray([len(text) for text in texts])
 
 
 def test_the_papers_average_is_of_seven_accuracies():
@@ -308,8 +348,13 @@ def test_other_benchmarks_run_by_name_on_local_files(model, tmp_path):
 
 
 def best_of(model, context, texts):
+    return int(np.argmax(choice_scores(model, context, texts)))
+
+
+def choice_scores(model, context, texts):
+    """The log-likelihood of every text after the context, which is cut to fit."""
     whole = [f"{context} {text}".encode()[-model.length - 1 :] for text in texts]
-    return int(np.argmax([plain_log_likelihood(model, row, len(t) + 1) for row, t in zip(whole, texts, strict=True)]))
+    return np.asarray([plain_log_likelihood(model, row, len(t) + 1) for row, t in zip(whole, texts, strict=True)])
 
 
 def test_generation_and_examples_before_a_question(model, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from growlm.errors import InputError, check_range
+from growlm.evaluation.resolution import with_resolution
 from growlm.evaluation.score import LanguageModel
 
 BOOTSTRAP = 1000  # draws for the standard error of a perplexity; those of accuracies are exact
@@ -40,8 +41,9 @@ def evaluate(
       batch: rows of a batch; by default as many as make some thousand positions on every device.
 
     Returns:
-      The harness's results: `results` by task and metric, `groups`, `configs`, `versions`, `n-shot`, `n-samples`,
-      `higher_is_better`; and, where there are all tasks of it, `average`: the paper's plain mean of seven accuracies,
+      The harness's results: `results` by task and metric, with those of `growlm.evaluation.resolution` beside the
+      accuracies of tasks (not of groups); `groups`, `configs`, `versions`, `n-shot`, `n-samples`, `higher_is_better`,
+      which is of the harness's own metrics; and, where there are all tasks of it, `average`: the paper's plain mean of seven accuracies,
       as "acc" and as "acc_norm" (acc where a task has no other).
 
     Raises:
@@ -52,7 +54,7 @@ def evaluate(
         if value is not None:
             check_range(name, value, low=low)
     evaluator = _harness()
-    from growlm.evaluation.harness import Adapter
+    from growlm.evaluation.harness import Adapter, answers
     from growlm.evaluation.tasks import manager, named
 
     names = named(tasks)
@@ -60,6 +62,8 @@ def evaluate(
         loaded = _load(tasks_manager, names, shots, data_dir)
         options = {"limit": limit, "bootstrap_iters": BOOTSTRAP, "log_samples": False}
         results = evaluator.evaluate(Adapter(model, batch), loaded, **options)
+        for name, task in loaded["tasks"].items():
+            results["results"][name] = with_resolution(results["results"][name], answers(task))
     average = paper_average(results["results"])
     return _plain(results) | ({"average": average} if average else {})
 

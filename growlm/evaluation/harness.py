@@ -4,14 +4,19 @@ Encoding follows the harness's own backend for Hugging Face models (`lm_eval.mod
 same weights give the same numbers.
 """
 
+import collections
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from growlm.errors import unknown
+from growlm.evaluation.resolution import Answer
 from growlm.evaluation.sampling import Sampling, generate
 from growlm.evaluation.score import LanguageModel, score, windows
 
@@ -97,3 +102,48 @@ def _encoded(model: LanguageModel, texts: Iterable[str], add_bos: bool | None = 
     """Every text once: choices share their contexts."""
     unique = list(dict.fromkeys(texts))
     return dict(zip(unique, model.encode_all(unique, add_bos), strict=True))
+
+
+def answers(task: Any) -> dict[str, list[Answer]]:
+    """What the model said of the documents of a task that has been scored, by filter, from the requests that it keeps.
+
+    None of a task that is not scored by log-likelihoods, or by a rule of its own; and none of a document whose right
+    answer is not among the choices, such as one of a hidden test set.
+    """
+    own_rule = type(task).process_results is not ConfigurableTask.process_results
+    if own_rule or callable(task.config.process_results) or task.OUTPUT_TYPE not in _BY_LIKELIHOOD:
+        return {}
+    by_document = collections.defaultdict(list)
+    for request in task.instances:
+        by_document[request.doc_id].append(request)
+    found = collections.defaultdict(list)
+    for requests in by_document.values():
+        requests.sort(key=lambda request: request.idx)
+        for filtered in requests[0].filtered_resps:
+            answer = _answer(task, requests, filtered)
+            if answer.right:
+                found[filtered].append(answer)
+    return dict(found)
+
+
+_BY_LIKELIHOOD = ("multiple_choice", "loglikelihood")
+
+
+def _answer(task: Any, requests: Sequence[Instance], filtered: str) -> Answer:
+    """Of one document. Where the task has `acc_mutual_info`, the choices without the question come after all others."""
+    nats = np.asarray([request.filtered_resps[filtered][0] for request in requests], np.float64)
+    lengths = np.asarray([len(request.args[1].encode()) for request in requests])
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return Answer(nats, lengths)
+    choices = tuple(task.doc_to_choice(requests[0].doc))
+    count = len(choices)
+    bare = nats[count:] if len(nats) == 2 * count else None
+    return Answer(nats[:count], lengths[:count], _right(task, requests[0].doc, choices), choices, bare)
+
+
+def _right(task: Any, doc: dict, choices: Sequence[str]) -> tuple[int, ...]:
+    """Numbers of the right choices, which the harness has as a number, a text, or a list; none where it is no choice."""
+    named = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    each = named if isinstance(named, list) else [named]
+    numbers = {choices.index(one) if one in choices else -1 if isinstance(one, str) else int(one) for one in each}
+    return tuple(sorted(number for number in numbers if 0 <= number < len(choices)))

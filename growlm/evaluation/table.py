@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from growlm import files
-
-STDERR = "_stderr"
+from growlm.evaluation.resolution import DETAILS, STDERR
 
 
 def table(results: dict[str, Any]) -> str:
@@ -32,8 +31,10 @@ def metrics(found: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def scores(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """(metric, value, standard error) of a task, as text."""
+    """(metric, value, standard error) of a task, as text; what DETAILS names stands in the file alone."""
     for metric, filtered, value in metrics(found):
+        if metric in DETAILS:
+            continue
         error = found.get(f"{metric}{STDERR},{filtered}")
         name = metric if filtered == "none" else f"{metric} ({filtered})"
         yield name, _number(value), f"± {_number(error)}" if isinstance(error, float) else ""
