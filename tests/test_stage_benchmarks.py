@@ -22,7 +22,7 @@ from growlm.training.settings import EvaluationConfig
 
 pytest.importorskip("lm_eval", reason="the extra eval is not installed")
 
-NAMES = ("benchmark/lambada_openai/perplexity", "benchmark/lambada_openai/acc")
+NAMES = tuple(f"benchmark/lambada_openai/{name}" for name in ("perplexity", "acc", "bits", "answer_bits_per_byte"))
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ def evaluate(
     Returns:
       The harness's results: `results` by task and metric, with those of `growlm.evaluation.resolution` beside the
       accuracies of tasks (not of groups); `groups`, `configs`, `versions`, `n-shot`, `n-samples`, `higher_is_better`,
-      which is of the harness's own metrics; and, where there are all tasks of it, `average`: the paper's plain mean of seven accuracies,
-      as "acc" and as "acc_norm" (acc where a task has no other).
+      which is of the harness's own metrics; and, where there are all tasks of it, `average`: the paper's plain mean of
+      seven accuracies, as "acc" and as "acc_norm" (acc where a task has no other).
 
     Raises:
       InputError: an unknown task, data that is missing or does not fit, a number out of range, or the extra `eval` is

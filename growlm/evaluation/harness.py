@@ -142,7 +142,7 @@ def _answer(task: Any, requests: Sequence[Instance], filtered: str) -> Answer:
 
 
 def _right(task: Any, doc: dict, choices: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of the right choices, which the harness has as a number, a text, or a list; none where it is no choice."""
+    """Numbers of the right choices, which the harness has as a number, a text, or a list."""
     named = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     each = named if isinstance(named, list) else [named]
     numbers = {choices.index(one) if one in choices else -1 if isinstance(one, str) else int(one) for one in each}

@@ -47,8 +47,8 @@ def with_resolution(row: Mapping[str, Any], answers: Mapping[str, Sequence[Answe
     """The harness's row of a task with these scores beside each accuracy, means over documents with standard errors.
 
     Beside `acc` stand `bits` and `brier`, beside `acc_norm` `bits_norm` and `brier_norm`, and so on for NORMALISED; and
-    once `answer_bits_per_byte`. A standard error is the sample deviation over the root of the number of documents, "N/A"
-    for one.
+    once `answer_bits_per_byte`. A standard error is the sample deviation over the root of the number of documents, and
+    "N/A" for one.
 
     Args:
       row: values by "METRIC,FILTER".
