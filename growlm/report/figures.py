@@ -5,11 +5,9 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from growlm.files import write_whole
 from growlm.report import style
 
 SHOWN_POINTS = 1000  # of a curve on the page and in the PNG; the CSV has all
@@ -178,16 +176,6 @@ def as_csv(figure: Figure) -> str:
                 [series.name, mark.kind, *place, _cell(figure.y, mark.y), *(mark.span or ("", "")), mark.text]
             )
     return file.getvalue()
-
-
-def write_figure(folder: Path, figure: Figure) -> None:
-    """The PNGs of a figure, one for each x axis, and its CSV."""
-    from growlm.report import drawing  # matplotlib takes half a second to import
-
-    for axis in figure.x:
-        name = f"{figure.name}_{axis.key}.png" if len(figure.x) > 1 else f"{figure.name}.png"
-        write_whole(folder / name, drawing.png(figure, axis))
-    write_whole(folder / f"{figure.name}.csv", as_csv(figure).encode())
 
 
 def _cell(axis: Axis, value: float) -> str | float:

@@ -18,7 +18,6 @@ from growlm.laws.multiplier import (
     judge,
 )
 from growlm.report import style
-from growlm.report.figures import write_figure
 from growlm.report.law_figures import multiplier_figure
 from growlm.report.outcomes import check_alike, finished
 from growlm.report.tables import FAMILY, read_table
@@ -48,6 +47,8 @@ def fit_multiplier(
     Raises:
         InputError: no such families, fewer than two, too few budgets, or a table that lacks a column.
     """
+    from growlm.report.drawing import write_figure
+
     baseline, *others = families = _families(source, log, columns or {}, names)
     at = at or [float(times * baseline.flops[-1]) for times in BEYOND]
     found = [judge(other, baseline) for other in others]

@@ -12,7 +12,7 @@ from growlm.files import write_whole
 from growlm.report import page, style
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
-from growlm.report.figures import Figure, write_figure
+from growlm.report.figures import Figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.page import Part
@@ -98,6 +98,8 @@ def write_report(folder: str | Path, loss: float | None = None) -> Path:
     Raises:
         InputError: no such folder, no run in it, or no run with any metrics.
     """
+    from growlm.report.drawing import write_figure
+
     html, figures = report_page(folder, loss)
     for figure in figures:
         write_figure(Path(folder), figure)
