@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Neighbours share fixtures and stay together, but for what an idle worker takes over.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo check test test-slow install clean
+.PHONY: demo study check test test-slow install clean
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,10 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Hours of training on one core at the lowest priority, for experiments/records. Started again it goes on.
+study: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(BIN)/python experiments/study/queue.py
 
 # Everything that guards a change.
 test: check $(VENV)/.tried-torch

@@ -1,5 +1,6 @@
 """The experiment files: all say what they cost and found; on a scale, every variant is a sweep of equal cost."""
 
+import math
 import re
 import runpy
 import subprocess
@@ -118,6 +119,36 @@ def test_noise_has_the_papers_scale_and_its_copies_are_uneven_but_for_the_null_r
 def test_growth_timings_share_one_base():
     sweep = planned("growth_timing", "cpu")
     assert len({run.stages[0].stage_hash for name, run in sweep.runs.items() if name.startswith("after")}) == 1
+
+
+@pytest.mark.parametrize("rung", ["1", "2", "3", "4", "1_search", "tiny"])
+def test_the_arms_of_the_ladder_cost_the_same(rung):
+    sweep = planned("ladder", rung)
+    costs = {name: run.stages[-1].cost_at(run.stages[-1].last_step).flops for name, run in sweep.runs.items()}
+    costs.pop("short", None)
+    assert costs == pytest.approx(dict.fromkeys(costs, costs["scratch"]), rel=0.05 if rung == "tiny" else 2e-3)
+    ends = {run.stages[-1].learning_rate_at(run.stages[-1].last_step) for run in sweep.runs.values()}
+    assert max(ends) < 0.02 * 0.04  # decayed to zero: what is left is the last step's
+
+
+def test_the_rates_of_the_ladder_are_the_searched_ones_and_a_power_law_beyond():
+    ladder = runpy.run_path(str(EXPERIMENTS / "ladder.py"))
+    sizes = [ladder["_scales"](rung)[0] for rung in "123"]
+    ladder["RATES"]["grown"] = (0.01, 0.04)
+    first, second, third = (ladder["carried"]("grown", size) for size in sizes)
+    params = [ladder["_parameters"](size) for size in sizes]
+    assert (first, second) == pytest.approx((0.01, 0.04))
+    assert math.log(third / first) / math.log(second / first) == pytest.approx(
+        math.log(params[2] / params[0]) / math.log(params[1] / params[0])
+    )
+
+
+def test_the_studys_queue_names_sweeps_that_can_be_planned():
+    queue = runpy.run_path(str(EXPERIMENTS / "study" / "queue.py"))["QUEUE"]
+    folders = [folder for row in queue for folder, _ in row.sweeps()]
+    assert len(set(folders)) == len(folders)
+    for row in queue:
+        assert planned(row.config, row.variant).runs
 
 
 def test_every_published_system_has_a_run_or_a_reason():

@@ -1,0 +1,97 @@
+"""Does the gain of growth last with scale? Four rungs of compute, every arm at its own searched rate, decayed to zero.
+
+    growlm sweep --config=experiments/ladder.py:1_search --workdir=runs/ladder_search/rung_1-0
+    growlm sweep --config=experiments/ladder.py:1 --workdir=runs/ladder/rung_1-0 --config.seed=0
+    growlm fit --runs=runs/ladder --law=multiplier
+
+Rungs 1 to 4 are 12 layers of width 32, 48, 64 and 96, trained on 10 tokens a parameter: 1.5e12 to 1.2e14 FLOPs. Arms of
+equal FLOPs, on the architecture `modern` and Muon with its modern parts: `scratch`; `grown`, G_stack from 3 layers
+trained on 20 % of the budget's tokens; on the looped architecture of arXiv 2609.19107 with that paper's betas, schedule
+and factors, `untied`, cores copied in place after 75 % of the tokens, and `untied_scratch`, its target from scratch.
+`N_search` tries every arm at five peak rates, on rungs 1 and 2; `RATES` has what came out, and a power law in FLOPs
+carries it to the other rungs. Rungs 1 and 2 have the controls untrained, average_size and short as well. The small
+model of `grown` has one rate at all rungs, ours. `:tiny` and `:tiny_search` take a minute, to compile.
+
+Cost, ESTIMATED and not measured, at quickstart's rate on two cores: rung 1 1 minute a seed, rung 2 5, rung 3 20 and
+rung 4 85; the searches 5 and 25 minutes.
+
+What is expected: a compute multiplier above 1 at every rung, 1.05 to 1.2 for growing alone, as the ladders of
+arXiv 2609.19107 have it (1.08 at 2e18 FLOPs to 1.18 at 1e20, one seed), five orders of magnitude above these; less than
+the 1.49 to 1.55 of arXiv 2405.15319, whose baseline has one rate and is not decayed. The gate, written before a run:
+growing pays if the lower end of the multiplier's 95 % interval over three seeds is above 1 at every rung.
+
+Result: not run yet.
+"""
+
+import math
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from growlm.errors import check_name
+from growlm.models import parameter_count
+from growlm.training.config import build_model
+from growlm.training.recipe import MODERN, Scale
+
+WIDTHS = {"1": 32, "2": 48, "3": 64, "4": 96, "tiny": 16}
+TOKENS_PER_PARAMETER = 10
+SEARCHED = (0.005, 0.01, 0.02, 0.04, 0.08)
+# The best peak rates of the searches at seed 0, by arm, at rungs 1 and 2: until then the middle of what is tried.
+RATES = dict.fromkeys(("scratch", "grown", "untied", "untied_scratch"), (0.02, 0.02))
+# arXiv 2609.19107, Untied-2: rates of embedding and head as shares of the matrices' own, betas and eps.
+LOOPED = MODERN | {"beta2": 0.99, "eps": 1e-8, "learning_rates": {"embedding": 0.16, "head": 0.16}}
+TO_ZERO = {"kind": "wsd", "decay": 1.0}
+
+
+def get_config(variant: str = "1") -> ConfigDict:
+    rung, _, rest = variant.partition("_")
+    check_name("variant", variant, [*WIDTHS, *(f"{name}_search" for name in WIDTHS)])
+    size, looped = _scales(rung)
+    rates = {arm: carried(arm, size) for arm in RATES}
+    grown = size.grown([size.base(0.2)], "g_stack", rates["grown"])
+    runs = {"grown": grown, "untied": looped.system("untied_grow", rates["untied"])}
+    untied_scratch = looped.scratch(rates["untied_scratch"], schedule=TO_ZERO)
+    controls = {"untied_scratch": (untied_scratch, "the target of untied from scratch")}
+    if rung in ("1", "2") and not rest:
+        controls |= replace(size, tuned_lr=rates["scratch"]).controls(grown, claim=0.1)
+    config = size.sweep(f"The ladder, rung {rung}", runs, controls, search={"peak_lr": SEARCHED} if rest else None)
+    if not rest:
+        config.runs.scratch = size.scratch(rates["scratch"])
+    return config
+
+
+def _scales(rung: str) -> tuple[Scale, Scale]:
+    """The rung on the architecture `modern`, and on the looped one at equal FLOPs."""
+    embed = WIDTHS[rung]
+    shape = {"embed": embed, "heads": embed // 16, "head_dim": 16, "vocab": 256}
+    modern = shape | {"architecture": "modern", "kv_heads": embed // 16, "mlp": 4 * embed}
+    size = Scale(
+        layers=12,
+        widths=modern,
+        tokens=60_000,
+        batch=16,
+        length=128,
+        base_lr=0.02,
+        peak_lr=0.02,
+        remat="none",
+        end_lr_ratio=0.0,
+        optimizer=MODERN,
+    )
+    if rung != "tiny":
+        size = replace(size, tokens=TOKENS_PER_PARAMETER * _parameters(size))
+    # A gate is a third matrix of the MLP: two thirds as wide it has as many parameters.
+    gated = shape | {"architecture": "looped", "prelude": 2, "coda": 2, "cores": 4, "injection": 1.0}
+    gated |= {"residual_multiplier": 0.25, "mlp": 8 * (embed // 3)}
+    looped = replace(size, widths=gated, optimizer=LOOPED)
+    return size, replace(looped, tokens=size.tokens * _parameters(size) // _parameters(looped))
+
+
+def _parameters(size: Scale) -> int:
+    return parameter_count(build_model(size.model()))
+
+
+def carried(arm: str, size: Scale) -> float:
+    """The rate of an arm by the power law in parameters, so in FLOPs, through its best rates at rungs 1 and 2."""
+    first, second, here = (_parameters(one) for one in (_scales("1")[0], _scales("2")[0], size))
+    low, high = RATES[arm]
+    return low * (high / low) ** (math.log(here / first) / math.log(second / first))
