@@ -53,7 +53,7 @@ check: $(VENV)/.installed-test
 
 # Hours of training on one core at the lowest priority, for experiments/records. Started again it goes on.
 study: $(VENV)/.installed
-	JAX_PLATFORMS=cpu $(BIN)/python experiments/study/queue.py
+	JAX_PLATFORMS=cpu $(BIN)/python experiments/study/sweeps.py
 
 # Everything that guards a change.
 test: check $(VENV)/.tried-torch

@@ -144,7 +144,7 @@ def test_the_rates_of_the_ladder_are_the_searched_ones_and_a_power_law_beyond():
 
 
 def test_the_studys_queue_names_sweeps_that_can_be_planned():
-    queue = runpy.run_path(str(EXPERIMENTS / "study" / "queue.py"))["QUEUE"]
+    queue = runpy.run_path(str(EXPERIMENTS / "study" / "sweeps.py"))["QUEUE"]
     folders = [folder for row in queue for folder, _ in row.sweeps()]
     assert len(set(folders)) == len(folders)
     for row in queue:

@@ -1,7 +1,7 @@
 """Trains the next sweep that has no record, at the lowest priority on one core, and keeps its records; then the next.
 
     make study
-    python experiments/study/queue.py --list
+    python experiments/study/sweeps.py --list
 
 A sweep lies in runs/study and goes on where it was stopped. Its records go to experiments/records, whole or not at all.
 """
