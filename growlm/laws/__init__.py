@@ -36,6 +36,7 @@ from growlm.laws.published import (
 )
 from growlm.laws.scaling import PowerLaw, fit_power_law, power_law
 from growlm.laws.speedup import Curve, Speedup, cost_to_reach, curve, loss_at, smooth, speedup
+from growlm.laws.vocabulary import Vocabulary, optimal_vocabulary, vocabulary_caveats, vocabulary_flops
 
 __all__ = [
     "GROWTH_FACTOR",
@@ -55,6 +56,7 @@ __all__ = [
     "SeedSpeedup",
     "Slice",
     "Speedup",
+    "Vocabulary",
     "average_params",
     "cost_to_reach",
     "curve",
@@ -73,6 +75,7 @@ __all__ = [
     "loss_gap",
     "measured_multipliers",
     "null_loss",
+    "optimal_vocabulary",
     "plan",
     "power_law",
     "rate_factor_at_growth",
@@ -83,4 +86,6 @@ __all__ = [
     "step_law_batch",
     "step_law_rate",
     "training_flops",
+    "vocabulary_caveats",
+    "vocabulary_flops",
 ]
