@@ -8,8 +8,8 @@ import pytest
 
 from growlm.__main__ import main
 from growlm.models import ModelConfig, parameter_count
-from growlm.report.fit import fit_runs
 from growlm.report.outcomes import budget_records, outcomes
+from growlm.report.scaling import fit_scaling
 
 GROWTH = {"operator": "direct", "options": {"order": "stack"}, "optimizer_state": "reset", "train": "all"}
 STEPS = 40
@@ -141,7 +141,7 @@ def test_scaling_laws_of_final_losses(tmp_path, capsys):
             tokens = 20 * part * model(8, embed)[1]
             write_run(tmp_path / f"s{number}-{part}", valley, embed, tokens=tokens)
         write_run(tmp_path / f"g{number}", lambda N, C, d, g: 1.2 * (C / 1e14) ** -0.1, embed, 1e5)
-    fit_runs(tmp_path, "scaling", None, print, resamples=3)
+    fit_scaling(tmp_path, print, resamples=3)
     text = capsys.readouterr().out
     grown = next(line for line in text.splitlines() if line.startswith("grown: L = a C^b"))
     assert "b -0.1 [" in grown
@@ -167,6 +167,8 @@ def test_scaling_laws_of_a_table_with_a_floor_and_a_forecast(tmp_path, capsys):
     assert "column must be one of family, flops, loss, params, tokens" in capsys.readouterr().err
     assert main(["fit", "--law=multiplier", words[2], "--floor=1.7"]) == 2
     assert "--floor must be left out with --law=multiplier" in capsys.readouterr().err
+    assert main([*words[:3], "--slices=2"]) == 2
+    assert "--slices must be left out with --law=scaling, got 2" in capsys.readouterr().err
 
 
 def test_too_few_runs_for_any_scaling_law_say_how_many_more(tmp_path, capsys):

@@ -22,8 +22,8 @@ from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError, StoppedError
 from growlm.models import ModelConfig, RopeScaling, nest, next_token_loss, parameter_count
-from growlm.report.fit import fit_runs
 from growlm.report.report import summarise, table
+from growlm.report.timing import fit_timing
 from growlm.training import run as run_module
 from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.init_from import begin, find_source
@@ -511,7 +511,7 @@ def test_the_experiment_runs_on_both_kinds_of_checkpoint(home, tmp_path, capsys)
     assert len({records[-1]["val_loss"] for records in ends.values()}) == 6  # and every policy ends elsewhere
     assert (tmp_path / "sweep" / "report.html").exists()
     with pytest.raises(InputError, match="rewarm began from a saved model: the tokens before its growth are not known"):
-        fit_runs(tmp_path / "sweep", "timing", 4, print)
+        fit_timing(tmp_path / "sweep", print)
     for name in ("", ":", ":theirs"):
         with pytest.raises(InputError):
             load_config(f"{EXPERIMENTS / 'continue_from_checkpoint.py'}{name}", [])

@@ -1,6 +1,8 @@
 """`growlm fit`: fits a law to runs or to a table, and prints it beside the paper's."""
 
 import argparse
+import inspect
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,19 +10,16 @@ from tqdm import tqdm
 
 from growlm.commands.options import Keys, one, pairs, positive
 from growlm.errors import check_name, must_be
-from growlm.report.fit import LAWS, fit_runs
 from growlm.report.multiplier import fit_multiplier
 from growlm.report.scaling import fit_scaling
+from growlm.report.timing import fit_factor, fit_timing
 
-MULTIPLIER, SCALING = "multiplier", "scaling"
-# The laws that take an option which not all take.
-TAKEN_BY = {
-    "--slices": LAWS,
-    "--families": (MULTIPLIER,),
-    "--figures": (MULTIPLIER,),
-    "--floor": (SCALING,),
-    "--at": (MULTIPLIER, SCALING),
-    "--column": (MULTIPLIER, SCALING),
+# A law is a function of the runs and of what prints; it takes the options that its parameters name.
+LAWS: dict[str, Callable] = {
+    "timing": fit_timing,
+    "factor": fit_factor,
+    "scaling": fit_scaling,
+    "multiplier": fit_multiplier,
 }
 
 
@@ -28,33 +27,41 @@ def _budgets(text: str) -> list[float]:
     return [positive(part) for part in text.split(",")]
 
 
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
 OPTIONS = {
-    "--runs": one("PATH", "folder of sweeps or a sweep; scaling, multiplier: or a .csv or .json", Path, required=True),
-    "--law": one("NAME", "timing, factor, scaling or multiplier", required=True),
-    "--slices": one("N", "timing, factor: budgets per size (default: 4)", int),
-    "--families": one("A,B", "multiplier: the families, the baseline first (default: all)"),
+    "--runs": one("PATH", "folder of sweeps or a sweep; but for factor, also a .csv or .json", Path, required=True),
+    "--law": one("NAME", ", ".join(LAWS), required=True),
+    "--slices": one("N", "timing, factor: budgets per size (default: 4)", _count),
+    "--families": one("A,B", "multiplier: the families, the baseline first (default: all)", _names),
     "--at": one("FLOPS,..", "scaling, multiplier: budgets to ask the laws at", _budgets),
     "--floor": one("NATS", "scaling: the irreducible loss, where it is known (default: fitted)", positive),
-    "--figures": one("DIR", "multiplier: where to write the figures", Path),
+    "--figures": one("DIR", "timing, factor, multiplier: where to write the figures", Path),
 }
-KEYS = {"--column": "what a table calls its column family, flops, loss, params or tokens"}
+KEYS = {"--column": "what a table calls its column family, flops, loss, params, tokens, ..."}
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
-    log = partial(print, flush=True)
-    columns = {key: str(name) for key, name in pairs("--column", keys).items()}
-    check_name("law", args.law, (*LAWS, MULTIPLIER))
-    for option, laws in TAKEN_BY.items():
-        value = (columns or None) if option == "--column" else getattr(args, option.removeprefix("--"))
-        if value is not None and args.law not in laws:
-            raise must_be(option, f"left out with --law={args.law}", value if isinstance(value, int) else str(value))
-    bar, at = partial(tqdm, desc="resampling", leave=False), args.at or ()
-    if args.law == MULTIPLIER:
-        names = args.families.split(",") if args.families else ()
-        fit_multiplier(args.runs, log, columns, names, at, args.figures)
-    elif args.law == SCALING:
-        fit_scaling(args.runs, log, columns, args.floor, at, progress=bar)
-    else:
-        fit_runs(args.runs, args.law, args.slices, log, bar)
+    check_name("law", args.law, LAWS)
+    law, given = LAWS[args.law], {name: value for name, value in vars(args).items() if f"--{name}" in OPTIONS}
+    given |= {name.removeprefix("--"): pairs(name, keys) or None for name in KEYS}
+    options = {name: value for name, value in given.items() if name not in ("runs", "law") and value is not None}
+    takes = inspect.signature(law).parameters
+    for name, value in options.items():
+        if name not in takes:
+            raise must_be(
+                f"--{name}", f"left out with --law={args.law}", value if isinstance(value, int) else str(value)
+            )
+    if "progress" in takes:
+        options["progress"] = partial(tqdm, desc="resampling", leave=False)
+    law(args.runs, partial(print, flush=True), **options)
     return 0

@@ -36,12 +36,14 @@ from growlm.laws.published import (
 )
 from growlm.laws.scaling import PowerLaw, fit_power_law, power_law
 from growlm.laws.speedup import Curve, Speedup, cost_to_reach, curve, loss_at, smooth, speedup
+from growlm.laws.timing import Answer, SharesFit, Valley, fit_shares, guideline_share, published_answers, share_of_law
 from growlm.laws.vocabulary import Vocabulary, optimal_vocabulary, vocabulary_caveats, vocabulary_flops
 
 __all__ = [
     "GROWTH_FACTOR",
     "HOFFMANN",
     "REANALYSIS",
+    "Answer",
     "Chinchilla",
     "ChinchillaFit",
     "Curve",
@@ -54,8 +56,10 @@ __all__ = [
     "PowerLaw",
     "RangeWarning",
     "SeedSpeedup",
+    "SharesFit",
     "Slice",
     "Speedup",
+    "Valley",
     "Vocabulary",
     "average_params",
     "cost_to_reach",
@@ -68,8 +72,10 @@ __all__ = [
     "fit_growth_factor",
     "fit_growth_timing",
     "fit_power_law",
+    "fit_shares",
     "growth_factor_equation",
     "growth_timing",
+    "guideline_share",
     "judge",
     "loss_at",
     "loss_gap",
@@ -78,8 +84,10 @@ __all__ = [
     "optimal_vocabulary",
     "plan",
     "power_law",
+    "published_answers",
     "rate_factor_at_growth",
     "saturated_loss",
+    "share_of_law",
     "smooth",
     "speedup",
     "speedup_over_seeds",

@@ -98,6 +98,15 @@ def distinct(values: np.ndarray, apart: float = 0.05) -> int:
     return count
 
 
+def aicc(squares: float, points: int, coefficients: int) -> float:
+    """n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1) of a least-squares fit; only differences mean anything.
+
+    Source: Burnham & Anderson, Model Selection and Multimodel Inference (2002), section 2.4.
+    """
+    n, k = points, coefficients
+    return float(n * np.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
+
+
 def check_level(level: float) -> None:
     """Raises InputError unless the level is between 0 and 1."""
     check_range("level", level, low=0, high=1, low_allowed=False, high_allowed=False)

@@ -26,9 +26,11 @@ class Slice:
         x, loss: float64[points], what was varied and the losses, in order of x.
         best: the x of the parabola's minimum with its interval; None where the slice has none.
         reason: why it has none; empty where it has.
-        samples: float64[resamples], log10 of the minimum in every resample, NaN where one has none.
-        parabola: float64[3], the loss as a polynomial in log10 x, highest power first, at the mean height of the
+        samples: float64[resamples], log10 of the minimum in every resample, NaN where one has none; x itself if not
+            `log`.
+        parabola: float64[3], the loss as a polynomial in log10 x, or x, highest power first, at the mean height of the
             seeds; None where there are too few points.
+        log: whether the parabola is in log10 x.
     """
 
     params: float | None
@@ -39,6 +41,11 @@ class Slice:
     reason: str
     samples: np.ndarray
     parabola: np.ndarray | None = None
+    log: bool = True
+
+    def height(self, x: float) -> float:
+        """The loss of the parabola at x (a number or an array)."""
+        return np.polyval(self.parabola, np.log10(x) if self.log else x)
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,16 @@ def fit_growth_factor(
 
 
 def slices_of(
-    records: Iterable[Mapping[str, Any]], key: str, resamples: int = 2000, level: float = LEVEL, seed: int = 0
+    records: Iterable[Mapping[str, Any]],
+    key: str,
+    resamples: int = 2000,
+    level: float = LEVEL,
+    seed: int = 0,
+    log: bool = True,
 ) -> tuple[Slice, ...]:
     """Every (params, flops) of the records with the best `key`, in order of size and budget.
+
+    The parabolas are in log10 of the key, or with `log` off in the key itself, such as a share.
 
     Raises:
         InputError: as `fit_growth_timing`, but for what concerns the law through the slices.
@@ -125,7 +139,7 @@ def slices_of(
         _check_seeds(rows, key, params, flops)
         columns = (np.array([row[name] for row in rows]) for name in (key, "loss", "seed"))
         rng = np.random.default_rng([seed, int(params)])
-        found.append(slice_of(params, flops, *columns, rng, resamples, level))
+        found.append(slice_of(params, flops, *columns, rng, resamples, level, log))
     return tuple(found)
 
 
@@ -138,6 +152,7 @@ def slice_of(
     rng: np.random.Generator,
     resamples: int = 2000,
     level: float = LEVEL,
+    log: bool = True,
 ) -> Slice:
     """A parabola in log10 x with a height of its own for every seed, its minimum, and the minima of resamples.
 
@@ -148,12 +163,13 @@ def slice_of(
         x, loss, seeds: [points], what was varied (positive), the losses, and whose seed it was.
         rng: of the resampling.
         resamples, level: of the interval.
+        log: off, the parabola is in x itself.
     """
     check_level(level)
     if (missing := LEAST_VALUES - len(np.unique(x))) > 0:
         reason = f"{LEAST_VALUES - missing} values tried: a parabola with an interval needs {missing} more"
-        return Slice(params, flops, x, loss, None, reason, np.full(resamples, np.nan))
-    u = np.log10(x)
+        return Slice(params, flops, x, loss, None, reason, np.full(resamples, np.nan), log=log)
+    u = np.log10(x) if log else x
     middle = u.mean()
     heights_PK = (seeds[:, None] == np.unique(seeds)).astype(np.float64)
     design_PK = np.column_stack([heights_PK, u - middle, np.square(u - middle)])
@@ -163,11 +179,14 @@ def slice_of(
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest_R = np.where(bend_R > 0, middle - slope_R / (2 * bend_R), np.nan)
     best, samples = lowest_R[0], lowest_R[1:]
-    reason = _problem(best, samples, u)
-    interval = None if reason else percentile_interval(10**best, 10 ** samples[np.isfinite(samples)], level)
+    reason = _problem(best, samples, u, x)
+    interval = None
+    if not reason:
+        ends = best, samples[np.isfinite(samples)]
+        interval = percentile_interval(*(10**end if log else end for end in ends), level)
     height, slope, bend = fitted_RK[0, :-2].mean(), slope_R[0], bend_R[0]
     parabola = np.array([bend, slope - 2 * bend * middle, height - slope * middle + bend * middle**2])
-    return Slice(params, flops, x, loss, interval, reason, samples, parabola)
+    return Slice(params, flops, x, loss, interval, reason, samples, parabola, log)
 
 
 def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "the law") -> GuidelineFit:
@@ -278,12 +297,12 @@ def _resampled(design_PK: np.ndarray, loss: np.ndarray, resamples: int, rng: np.
     return fitted + rng.choice(errors - errors.mean(), (resamples, len(loss)))
 
 
-def _problem(best: float, samples: np.ndarray, u: np.ndarray) -> str:
+def _problem(best: float, samples: np.ndarray, u: np.ndarray, x: np.ndarray) -> str:
     """Why a slice has no minimum that can be used, or nothing."""
     if np.isnan(best):
         return "the losses do not curve upwards: there is no minimum"
     if not u.min() <= best <= u.max():
-        end, way, last = ("smallest", "smaller", u.min()) if best < u.min() else ("largest", "larger", u.max())
-        return f"the lowest point lies beyond the {end} value tried, {10**last:.3g}: try {way} ones"
+        end, way, last = ("smallest", "smaller", x.min()) if best < u.min() else ("largest", "larger", x.max())
+        return f"the lowest point lies beyond the {end} value tried, {last:.3g}: try {way} ones"
     without = float(np.mean(np.isnan(samples)))
     return f"{without:.0%} of the resamples have no minimum: more seeds or values" if without > FLAT else ""

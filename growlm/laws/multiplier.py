@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.laws.intervals import LEVEL, Interval, check_level, distinct, positive_columns
+from growlm.laws.intervals import LEVEL, Interval, aicc, check_level, distinct, positive_columns
 from growlm.laws.speedup import Curve, cost_to_reach
 
 # What every family has of its own beside A, by model: "g" the exponent, "E" the floor.
@@ -72,8 +72,7 @@ class FamilyFit:
         vector: all coefficients, with A in units of `unit` FLOPs.
         covariance: of the vector, from the scatter about the curves.
         unit: FLOPs in the middle of the budgets.
-        aicc: n log(RSS / n) + 2 k + 2 k (k + 1) / (n - k - 1), of n points and k coefficients; lower is better, and
-            only differences between models of the same points mean anything.
+        aicc: lower is better, and only differences between models of the same points mean anything.
         residual: root mean square of predicted - measured loss, nats.
         points: how many were fitted.
         level: of the intervals.
@@ -173,9 +172,10 @@ def fit_families(families: Sequence[Family], model: str, level: float = LEVEL) -
     # Losses are known to the rounding of float32; a closer fit is chance, and an exact one has no logarithm.
     squares = max(2 * best.cost, n * np.square(np.finfo(np.float32).eps * y.mean()))
     covariance = np.linalg.pinv(best.jac.T @ best.jac) * squares / (n - k)
-    aicc = n * np.log(squares / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     named = {family.name: tuple(int(place) for place in row) for family, row in zip(families, places, strict=True)}
-    return FamilyFit(model, named, best.x, covariance, float(unit), float(aicc), float(np.sqrt(squares / n)), n, level)
+    return FamilyFit(
+        model, named, best.x, covariance, float(unit), aicc(squares, n, k), float(np.sqrt(squares / n)), n, level
+    )
 
 
 def measured_multipliers(family: Family, baseline: Family) -> tuple[np.ndarray, np.ndarray]:

@@ -1,56 +1,21 @@
-"""Laws fitted to the runs of sweeps, as text with the paper's beside them."""
+"""The laws of growth fitted to the runs of sweeps, as text with the paper's beside them."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from growlm.errors import InputError, check_name, check_range
+from growlm.errors import InputError
 from growlm.laws.isoflop import GuidelineFit, Slice, fit_guideline, slices_of
 from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING, law_at
 from growlm.report import style
-from growlm.report.outcomes import Outcome, budget_records, check_alike, finished
-from growlm.report.scaling import fit_scaling
+from growlm.report.outcomes import Outcome, budget_records, check_alike
 
-LAWS = ("timing", "factor", "scaling")
-SLICES = 4
-
-Log = Callable[[str], None]
+SLICES = 4  # budgets per size
 
 _UNDECAYED = (
     "all but the last slice of a size are read before the learning rate decayed, as in the paper "
     "(--slices=1: at the end only)"
 )
-
-
-def fit_runs(
-    folder: Path, law: str, slices: int | None, log: Log, progress: Callable = iter, resamples: int | None = None
-) -> None:
-    """Fits a law of growth, or the scaling laws, to the finished runs of a folder and prints it.
-
-    Args:
-        folder: of a sweep or a run, or of several.
-        law: "timing", "factor" or "scaling".
-        slices: budgets per size at which losses are taken; 4 if None. The scaling law takes final losses only.
-        log: prints a part of the text; it is called before an error is raised with all that is known.
-        progress: wraps long loops, such as tqdm.
-        resamples: for the intervals; each fit's own number if None.
-
-    Raises:
-        InputError: an unknown law, no runs, runs that cannot be compared, too few points (says how many more).
-    """
-    if slices is not None:
-        check_range("--slices", slices, low=1)
-    check_name("law", law, LAWS)
-    how = {} if resamples is None else {"resamples": resamples}
-    if law == "scaling":
-        fit_scaling(folder, log, progress=progress, **how)
-        return
-    found = fit_growth(law, _grown_once(finished(folder, log), log), slices or SLICES, **how)
-    log(slices_text(found))
-    if found.fit is None:
-        raise InputError(found.missing)
-    log(law_text(found))
 
 
 @dataclass(frozen=True)
@@ -122,7 +87,7 @@ def law_text(found: GrowthFit) -> str:
     return f"{constant}\n{_guideline(found.fit, 'g', FACTOR, 'equation 50, which it advises against')}"
 
 
-def _grown_once(runs: Sequence[Outcome], log: Log) -> list[Outcome]:
+def grown_once(runs: Sequence[Outcome], log: Callable[[str], None]) -> list[Outcome]:
     """The runs that grew once, after some training: an untrained base, or one without layers, has no logarithm."""
     once = [run for run in runs if run.stages == 2 and run.grown_at and math.isfinite(run.factor)]
     if others := [run.name for run in runs if run not in once]:

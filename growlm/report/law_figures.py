@@ -9,6 +9,7 @@ from growlm.errors import InputError
 from growlm.laws.intervals import distinct
 from growlm.laws.isoflop import Slice
 from growlm.laws.multiplier import Judgement
+from growlm.laws.timing import Answer
 from growlm.report import style
 from growlm.report.charts import COLOURS, DASHES
 from growlm.report.figures import Axis, Figure, Mark, Series
@@ -19,10 +20,11 @@ from growlm.report.records import Group
 VARIED = {
     "timing": Axis("grown_at", "tokens before growth", "count", log=True),
     "factor": Axis("factor", "growth factor, in parameters of the blocks", "number", log=True),
+    "share": Axis("share", "share of the tokens before growth", "number"),
 }
 LOSS = Axis("val_loss", "validation loss (nats per token)", "loss")
 BUDGET = Axis("flops", "budget (FLOPs)", "flops", log=True)
-_TITLES = {"timing": "When to grow", "factor": "By how much to grow"}
+_TITLES = {"timing": "When to grow", "factor": "By how much to grow", "share": "When to grow"}
 
 
 def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
@@ -115,6 +117,22 @@ def law_figure(found: GrowthFit) -> Figure | None:
     return Figure(f"{found.law}_law", title, (BUDGET,), y, tuple(series), {BUDGET.key: seen}, note.strip())
 
 
+def answers_figure(answers: Sequence[Answer]) -> Figure:
+    """Published answers to when to grow, and those of cells and runs, over budgets on the axis of the tokens."""
+    y, every = VARIED["share"], np.concatenate([one.flops for one in answers])
+    ends = np.array([every.min() / 1.5, every.max() * 1.5])
+    series, sources = [], list(dict.fromkeys(one.source for one in answers))
+    for number, one in enumerate(answers):
+        flops, share = (one.flops, one.share) if len(one.flops) else (ends, np.repeat(one.share, 2))
+        columns = {BUDGET.key: flops, y.key: share}
+        columns |= {"low": one.low, "high": one.high} if one.low is not None else {}
+        kind = "points" if one.low is not None else "fit"
+        own = sum(other.source == one.source for other in answers[:number])
+        series.append(Series(one.name, one.name, columns, kind, sources.index(one.source) % COLOURS, own % 4))
+    note = "Lines: published answers, each over the budgets that it is of. Points: fitted here, with 95 % intervals."
+    return Figure("timing_answers", "When to grow", (BUDGET,), y, tuple(series), {BUDGET.key: (*ends, 0, 1.02)}, note)
+
+
 BEYOND = 10  # times the largest budget, to where the figure of a multiplier goes
 
 
@@ -148,11 +166,11 @@ def _parabola(one: Slice, number: int, x: Axis) -> list[Series]:
     if one.parabola is None:
         return [points]
     along = np.geomspace(one.x.min(), one.x.max(), 60)
-    curve = {x.key: along, LOSS.key: np.polyval(one.parabola, np.log10(along))}
+    curve = {x.key: along, LOSS.key: one.height(along)}
     marks = ()
     if one.best:
         text = f"minimum {style.interval(one.best, x.write)}"
-        lowest = float(np.polyval(one.parabola, np.log10(one.best.value)))
+        lowest = float(one.height(one.best.value))
         marks = (Mark("minimum", {x.key: one.best.value}, lowest, text, (one.best.low, one.best.high)),)
     return [points, Series(f"{label}, parabola", label, curve, "fit", *look, marks)]
 

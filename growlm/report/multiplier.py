@@ -28,8 +28,8 @@ BEYOND = (10, 1e3, 1e5)  # times the baseline's largest budget, where the models
 def fit_multiplier(
     source: Path,
     log: Callable[[str], None],
-    columns: Mapping[str, str] | None = None,
-    names: Sequence[str] = (),
+    column: Mapping[str, str] | None = None,
+    families: Sequence[str] = (),
     at: Sequence[float] = (),
     figures: Path | None = None,
 ) -> None:
@@ -39,8 +39,8 @@ def fit_multiplier(
         source: a folder of runs, whose families are those from scratch and those grown; or a table with the columns
             family, flops and loss.
         log: prints a part of the text.
-        columns: what the table calls a column, where that is another name.
-        names: the families, the baseline first; all by default, in order.
+        column: what the table calls a column, where that is another name.
+        families: their names, the baseline first; all by default, in order.
         at: FLOPs of the baseline at which the models are asked; by default beyond its largest budget.
         figures: a folder for a figure of every pair.
 
@@ -49,17 +49,17 @@ def fit_multiplier(
     """
     from growlm.report.drawing import write_figure
 
-    baseline, *others = families = _families(source, log, columns or {}, names)
+    baseline, *others = every = _families(source, log, column or {}, families)
     at = at or [float(times * baseline.flops[-1]) for times in BEYOND]
     found = [judge(other, baseline) for other in others]
     if len(found) > 1:
-        log(_overview(found, families))
+        log(_overview(found, every))
     for one in found:
         log(f"\n{judgement_text(one, at)}")
         if figures and (figure := multiplier_figure(one)):
             figures.mkdir(parents=True, exist_ok=True)
             write_figure(figures, figure)
-    log(f"\n{_above_floor(families, baseline)}")
+    log(f"\n{_above_floor(every, baseline)}")
 
 
 def judgement_text(found: Judgement, at: Sequence[float]) -> str:

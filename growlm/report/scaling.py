@@ -31,7 +31,7 @@ class Points:
 def fit_scaling(
     source: Path,
     log: Callable[[str], None],
-    columns: Mapping[str, str] | None = None,
+    column: Mapping[str, str] | None = None,
     floor: float | None = None,
     at: Sequence[float] = (),
     **how: Any,
@@ -42,7 +42,7 @@ def fit_scaling(
         source: a folder of runs; or a table with the columns flops and loss, and family, params and tokens if it has
             them.
         log: prints a part of the text.
-        columns: what the table calls a column, where that is another name.
+        column: what the table calls a column, where that is another name.
         floor: E of L(C), where it is known; fitted if None.
         at: FLOPs at which the laws are asked.
         how: `progress` and `resamples` of the intervals.
@@ -50,7 +50,7 @@ def fit_scaling(
     Raises:
         InputError: no runs, a table that lacks a column, or no family with enough points (says how many more).
     """
-    families = _of_runs(source, log) if source.is_dir() else _of_table(source, columns or {})
+    families = _of_runs(source, log) if source.is_dir() else _of_table(source, column or {})
     missing = [_power_laws(one, floor, at, log, how) for one in families]
     missing += [_chinchilla(one, log, how) for one in families if one.params is not None and one.tokens is not None]
     if all(missing):
