@@ -18,7 +18,7 @@ from growlm.models.architecture import Branch, DecoderConfig, Params, check_para
 from growlm.models.axes import multiply
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
-from growlm.models.loss import cross_entropy, logits
+from growlm.models.loss import Teacher, cross_entropy, logits
 from growlm.models.sharding import GATHERED, by_batch, current_mesh
 
 # Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
@@ -418,10 +418,27 @@ def losses(
     return measured(config, params, tokens, Pass(dtype, remat, frozen_layers, document_end), block_scale)[:2]
 
 
+def teacher_of(
+    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, weight: Any, temperature: float
+) -> Teacher:
+    """A model as the teacher of another one on int[batch, length + 1] tokens; see `Teacher`."""
+    x_NE, head_EV, _ = _hidden(config, params, tokens[:, :-1], how, None)
+    return Teacher(x_NE, head_EV, weight, config.architecture.logit_cap(config), temperature)
+
+
 def measured(
-    config: DecoderConfig, params: Params, tokens: jax.Array, how: Pass, block_scale: Any = None
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    how: Pass,
+    block_scale: Any = None,
+    weights: jax.Array | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-    """What `losses` returns, and what branches say of themselves: scalars by the branch's name and their own."""
+    """What `losses` returns, and what branches say of themselves: scalars by the branch's name and their own.
+
+    weights: of the predicted tokens [batch, length], and teacher: as in `cross_entropy`.
+    """
     _check_tokens(config, tokens, 2)
     x_ND, head_DV, auxiliary = _hidden(config, params, tokens[:, :-1], how, block_scale)
     added: dict[str, jax.Array] = {}
@@ -432,5 +449,5 @@ def measured(
             added |= branch.losses(config, said)
         if said is not None and branch.metrics is not None:
             metrics |= {f"{branch.name}_{name}": value for name, value in branch.metrics(config, said).items()}
-    loss = cross_entropy(x_ND, head_DV, tokens[:, 1:], config.architecture.logit_cap(config))
+    loss = cross_entropy(x_ND, head_DV, tokens[:, 1:], config.architecture.logit_cap(config), weights, teacher)
     return loss, added, metrics

@@ -116,6 +116,8 @@ def _of_run(run: RunConfig) -> dict[str, Any]:
         with_horizon = stage.config.schedule.kind in WITH_HORIZON
         own["schedule"]["horizon_tokens"] = stage.horizon if with_horizon else 0
         own["evaluation"] = stage.judged_on
+        if stage.config.objective.teacher_fingerprint:
+            own["objective"] |= {"teacher": None, "teacher_model": None}  # it may lie elsewhere
         if stage.asked:
             own["growth"] = plain(stage.asked.resolved)
     return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}

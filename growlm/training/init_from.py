@@ -80,14 +80,14 @@ class Source:
         return f"{self.folder} ({checkpoint}); {cost}"
 
 
-def find_source(folder: Path) -> Source:
+def find_source(folder: Path, setting: str = "init_from") -> Source:
     """What a folder holds, checked. Raises InputError: nothing, neither kind of folder, masks that are not open."""
     if not folder.is_dir():
-        raise InputError(f"init_from must be a Hugging Face checkpoint or {FOLDERS}, got {str(folder)!r}, no folder")
+        raise InputError(f"{setting} must be a Hugging Face checkpoint or {FOLDERS}, got {str(folder)!r}, no folder")
     try:
         return _of_hugging_face(open_folder(folder)) if is_hugging_face(folder) else _of_saved(find_saved(folder))
     except InputError as error:
-        raise InputError(f"init_from: {error}") from None
+        raise InputError(f"{setting}: {error}") from None
 
 
 def _of_hugging_face(source: HuggingFaceFolder) -> Source:
@@ -187,6 +187,11 @@ def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
             f"stages[0].model.{name} must be that of init_from {source.folder}, {found.get(name)!r}, "
             f"got {asked[name]!r}"
         )
+    check_tokens(source, corpus, "init_from")
+
+
+def check_tokens(source: Source, corpus: Corpus, setting: str) -> None:
+    """Raises InputError unless the corpus has the tokens of the saved model, if that can be told."""
     if not source.tokenizer:
         return
     try:
@@ -196,7 +201,7 @@ def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
     # The same vocabulary may come in files of two kinds.
     if theirs.fingerprint != ours.fingerprint and theirs.encode(PROBE) != ours.encode(PROBE):
         raise InputError(
-            f"tokens of corpus {corpus.name!r} must be those of init_from {source.folder}, {theirs.name!r}, got those "
+            f"tokens of corpus {corpus.name!r} must be those of {setting} {source.folder}, {theirs.name!r}, got those "
             f"of {ours.name!r}; see growlm prepare --tokenizer={theirs.name}"
         )
 

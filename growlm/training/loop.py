@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from growlm.data import Corpus, batches, validation_batches
 from growlm.errors import DivergedError, StoppedError
 from growlm.laws.compute import peak_flops
+from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
@@ -49,6 +50,7 @@ def train_stage(
     display: Display,
     stop: StopRequest,
     profiling: ProfilingConfig,
+    teacher: Params | None = None,
 ) -> TrainState:
     """Train from the state's step to the step at which the run leaves the stage, or `criterion` ends it; save there.
 
@@ -63,6 +65,7 @@ def train_stage(
       grown_at: the time.perf_counter() at which the growth of this stage began, if it was just now.
       next_stage: compiled in the background once this one trains.
       publish: called when there are new records.
+      teacher: the parameters of the teacher of the stage's objective.
 
     Raises:
       DivergedError: the loss or the gradient is not finite.
@@ -72,7 +75,7 @@ def train_stage(
     specs, batch, length = step_specs(stage, int(state.step)), stage.config.batch, stage.config.length
     if any(must_compile(spec, batch, length, mesh) for spec in specs.values()):
         display.say(f"compiling the train step ({stage.size}, {batch} x {length} tokens, {mesh.devices.size} devices)")
-    steps, benchmarks = Steps(stage, state, specs, mesh), Benchmarks(stage, mesh)
+    steps, benchmarks = Steps(stage, state, specs, mesh, teacher), Benchmarks(stage, mesh)
     source = training_batches(stage, corpus, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, corpus, mesh)
     known = max(checkpoints.steps(), default=-1)
@@ -160,14 +163,18 @@ def _compile_ahead(stage: Stage, mesh: Mesh) -> None:
             compile_steps_ahead(spec, one.config.batch, one.config.length, mesh)
 
 
-def step_specs(stage: Stage, step: int) -> dict[tuple[bool, int | None], StepSpec]:
-    """The train steps to compile for the rest of a stage from a step on, by (under masks, depth of the sub-model).
+Which = tuple[bool, int | None, bool]  # of the steps of a stage: under masks, depth of the sub-model, with a teacher
 
-    Both masked and unmasked ones are needed where the mask schedule ends between this step and the stage's end.
+
+def step_specs(stage: Stage, step: int) -> dict[Which, StepSpec]:
+    """The train steps to compile for the rest of a stage from a step on.
+
+    Both masked and unmasked ones are needed where the mask schedule ends between this step and the stage's end, and
+    those with a teacher and without where its weight becomes 0.
     """
     config, run = stage.config, stage.run
 
-    def spec(masked: bool, depth: int | None) -> StepSpec:
+    def spec(masked: bool, depth: int | None, taught: bool) -> StepSpec:
         return StepSpec(
             config.model,
             config.optimizer,
@@ -181,21 +188,31 @@ def step_specs(stage: Stage, step: int) -> dict[tuple[bool, int | None], StepSpe
             held_out=stage.held_out,
             document_end=stage.eos if run.document_mask else None,
             two_rates=stage.two_rates,
+            objective=config.objective,
+            teacher=stage.teacher_model if taught else None,
         )
 
     masked = {stage.progress_at(at) is not None for at in (step, stage.last_step)}
-    return {which: spec(*which) for which in itertools.product(masked, stage.depths)}
+    taught = {stage.teacher_weight_at(at) > 0 for at in (step + 1, max(stage.last_step, step + 1))}
+    return {which: spec(*which) for which in itertools.product(masked, stage.depths, taught)}
 
 
 class Steps:
     """The compiled steps of a stage, one for each of its sub-models if it has any."""
 
-    def __init__(self, stage: Stage, state: TrainState, specs: Mapping[tuple[bool, int | None], StepSpec], mesh: Mesh):
+    def __init__(
+        self,
+        stage: Stage,
+        state: TrainState,
+        specs: Mapping[Which, StepSpec],
+        mesh: Mesh,
+        teacher: Params | None = None,
+    ):
         self._updates, self._evaluations = {}, {}
-        for (masked, depth), spec in specs.items():
+        for which, spec in specs.items():
             update, evaluate = compile_steps(spec, stage.config.batch, stage.config.length, mesh)
-            self._updates[masked, depth], self._evaluations[masked] = update, evaluate
-        self._stage = stage
+            self._updates[which], self._evaluations[which[0]] = update, evaluate
+        self._stage, self._teacher = stage, teacher
         self._provenance = jax.device_put(state.provenance, replicated(mesh))
 
     def train(self, state: TrainState, tokens_BS: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -203,8 +220,10 @@ class Steps:
         stage, step = self._stage, int(state.step)
         progress, learning_rate = stage.progress_at(step), stage.learning_rate_at(step + 1)
         rates = (learning_rate, stage.new_learning_rate_at(step + 1)) if stage.two_rates else learning_rate
-        update = self._updates[progress is not None, stage.depth_at(step + 1)]
-        arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress)
+        weight = stage.teacher_weight_at(step + 1)
+        teacher = [(self._teacher, np.float32(weight))] if weight else []
+        update = self._updates[progress is not None, stage.depth_at(step + 1), bool(weight)]
+        arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress, *teacher)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
 
     def validate(self, state: TrainState, held_out: Sequence[jax.Array]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from growlm.data import Corpus
 from growlm.errors import DivergedError
+from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.loop import Steps, held_out_batches, step_specs, training_batches
 from growlm.training.stages import Cost, Stage
@@ -17,7 +18,14 @@ Grow = Callable[[Stage, TrainState], TrainState]
 
 
 def probe(
-    stage: Stage, before: TrainState, grow: Grow, *, corpus: Corpus, mesh: Mesh, say: Callable[[str], None]
+    stage: Stage,
+    before: TrainState,
+    grow: Grow,
+    *,
+    corpus: Corpus,
+    mesh: Mesh,
+    say: Callable[[str], None],
+    teacher: Params | None = None,
 ) -> dict[str, Any]:
     """Try the candidates of a stage's growth, one in memory at a time beside the state (LAG, arXiv 2406.02469).
 
@@ -30,6 +38,7 @@ def probe(
       grow: (candidate, state) -> the state grown by it.
       corpus, mesh: the data, and the devices that share the work.
       say: takes a line for people.
+      teacher: as in `train_stage`.
 
     Returns:
       The decision as plain JSON: "chosen", "steps", "flops" of all candidates together, "seconds", and of every
@@ -43,7 +52,7 @@ def probe(
     for name, candidate in stage.candidates.items():
         growth = candidate.config.growth.resolved
         candidates[name] = {"operator": growth.operator, "options": growth.options} | _try(
-            candidate, grow(candidate, before), steps, corpus=corpus, mesh=mesh
+            candidate, grow(candidate, before), steps, corpus=corpus, mesh=mesh, teacher=teacher
         )
         at_growth, after = (f"{loss:.4f}" if loss is not None else "-" for loss in candidates[name]["val_loss"])
         say(f"probe: {name}: validation loss {at_growth} at growth, {after} after {steps} steps")
@@ -60,9 +69,11 @@ def probe(
     }
 
 
-def _try(candidate: Stage, state: TrainState, steps: int, *, corpus: Corpus, mesh: Mesh) -> dict[str, Any]:
+def _try(
+    candidate: Stage, state: TrainState, steps: int, *, corpus: Corpus, mesh: Mesh, teacher: Params | None
+) -> dict[str, Any]:
     """The losses of a grown state over its first steps, and what they cost with the learning of maps."""
-    compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh)
+    compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh, teacher)
     held_out = held_out_batches(candidate, corpus, mesh)
     source = training_batches(candidate, corpus, mesh, int(state.examples))
     validation, losses = [compiled.validate(state, held_out)["val_loss"]], []
@@ -75,7 +86,7 @@ def _try(candidate: Stage, state: TrainState, steps: int, *, corpus: Corpus, mes
     return {
         "val_loss": list(map(_finite, validation)),
         "losses": [_finite(float(loss)) for loss in losses],
-        "flops": Cost().plus(config.model, tokens, config.length).flops,
+        "flops": candidate.taught(Cost().plus(config.model, tokens, config.length), steps).flops,
     }
 
 

@@ -63,8 +63,9 @@ def _store(key: Hashable, future: Future) -> None:
 def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
     """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
 
-    step(arrays, tokens, learning rate, provenance, progress) -> (arrays, metrics); the arrays are donated.
-    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks.
+    step(arrays, tokens, learning rate, provenance, progress, teacher) -> (arrays, metrics); the arrays are donated.
+    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks; teacher
+    is left out without one.
     """
     (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
     return compiled(step_key, step), compiled(evaluation_key, evaluation)
@@ -98,9 +99,9 @@ def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
     state = abstract_state(spec.model, spec.optimizer, mesh)
     out = jax.tree.map(lambda leaf: leaf.sharding, state.arrays), replicated(mesh)
     step = jax.jit(partial(train_step, spec), donate_argnums=0, out_shardings=out)
-    tokens, learning_rate, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
+    inputs = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(state.arrays, tokens, learning_rate, provenance, progress)
+        return step.lower(state.arrays, *inputs, *_abstract_teacher(spec, mesh))
 
 
 def _build_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
@@ -123,6 +124,14 @@ def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tup
         jax.tree.map(partial(_replicated, mesh), initial_provenance(spec.model)),
         abstract((len(MASKED),), "float32", replicated(mesh)) if spec.masks else None,
     )
+
+
+def _abstract_teacher(spec: StepSpec, mesh: Mesh) -> tuple[Any, ...]:
+    """The last argument of the train step, where there is a teacher."""
+    if spec.teacher is None:
+        return ()
+    params = abstract_state(spec.teacher, spec.optimizer, mesh).params
+    return ((params, jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))),)
 
 
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:

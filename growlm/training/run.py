@@ -16,6 +16,7 @@ from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError, must_be
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.growth.state import apply_growth, check_optimizer_state
+from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
@@ -36,6 +37,7 @@ from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
+from growlm.training.teachers import Teachers, check_teacher, find_teachers, read_teacher
 
 CACHE = "compiled"
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
@@ -89,12 +91,16 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run checked against its corpus before anything is written: its stages, and the saved model it begins from."""
+    """A run checked against its corpus before anything is written: its stages, and the saved models that it reads.
+
+    source: what it begins from. teachers: by where they lie.
+    """
 
     config: RunConfig
     corpus: Corpus
     stages: list[Stage]
     source: Source | None = None
+    teachers: Teachers = dataclasses.field(default_factory=dict)
 
     def decided(self, decisions: Decisions) -> "RunPlan":
         """The plan as it follows from what was decided while its stages were trained."""
@@ -114,12 +120,14 @@ def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions:
       InputError.
     """
     config, source = begin(config, previous)
-    plan = RunPlan(config, corpus, [], source).decided(decisions or {})
+    config, teachers = find_teachers(config, previous)
+    plan = RunPlan(config, corpus, [], source, teachers).decided(decisions or {})
     for stage in plan.stages:
         if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
         check_stage(stage, corpus)
+        check_teacher(stage, teachers, corpus)
     for evaluation in {stage.evaluation for stage in plan.stages}:
         check_benchmarks(evaluation)
     if source:
@@ -245,6 +253,7 @@ def train_run(
                 with contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = broadcast(max(own, default=-1)), None
+                    teacher = read_teacher(stage, plan.teachers, mesh, store, max(newest, stage.first_step))
                     if newest >= 0:
                         display.say(f"goes on from step {newest:,}")
                         like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
@@ -254,7 +263,7 @@ def train_run(
                     else:
                         grown_at = time.perf_counter()
                         if stage.probe and GROWTH not in stage.decided:
-                            _probe(stage, state, plan.corpus, mesh, stage_folder, display)
+                            _probe(stage, state, plan.corpus, mesh, stage_folder, display, teacher)
                             plan = plan.decided(_decisions(records))
                             stage = plan.stages[number]
                             display.begin(folder, stage)
@@ -276,6 +285,7 @@ def train_run(
                             display=display,
                             stop=stop,
                             profiling=profiling,
+                            teacher=teacher,
                         )
                 plan = plan.decided(_decisions(records))
             stop.unsaved = False  # the checkpoints are closed: all are on disk
@@ -370,13 +380,23 @@ def grow_into(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh) -> t
     return state, report | {"seconds": time.perf_counter() - began}
 
 
-def _probe(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> None:
+def _probe(
+    stage: Stage,
+    before: TrainState,
+    corpus: Corpus,
+    mesh: Mesh,
+    folder: Path,
+    display: Display,
+    teacher: Params | None,
+) -> None:
     """Choose the growth with which a stage begins, and keep the decision."""
 
     def grow(candidate: Stage, state: TrainState) -> TrainState:
         return grow_into(candidate, state, corpus, mesh)[0]
 
-    write_decision(folder, GROWTH, probe(stage, before, grow, corpus=corpus, mesh=mesh, say=display.say))
+    write_decision(
+        folder, GROWTH, probe(stage, before, grow, corpus=corpus, mesh=mesh, say=display.say, teacher=teacher)
+    )
 
 
 def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:

@@ -113,8 +113,13 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
 
 def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
     """The training state, on a mesh or this process's first device. Raises InputError where it is not the model's."""
-    with contextlib.closing(_ReadOnly(saved.checkpoints)) as stored:
-        return stored.restore(saved.step, abstract_state(saved.model, saved.optimizer, mesh))
+    return read_stored(saved.checkpoints, saved.step, abstract_state(saved.model, saved.optimizer, mesh))
+
+
+def read_stored(checkpoints: Path, step: int, like: TrainState) -> TrainState:
+    """The state of a checkpoint, see `Checkpoints.restore`, of a stage that may be training."""
+    with contextlib.closing(_ReadOnly(checkpoints)) as stored:
+        return stored.restore(step, like)
 
 
 def check_open(saved: Saved) -> None:

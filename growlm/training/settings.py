@@ -11,6 +11,7 @@ from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.checkpoint import CheckpointConfig
 from growlm.training.criteria import GrowWhen
 from growlm.training.mesh import MeshConfig
+from growlm.training.objectives import PARENT, ObjectiveConfig
 from growlm.training.optimizer import SLICES, TRAIN, OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
 
@@ -163,6 +164,7 @@ class StageConfig:
       submodel_layers: layers by which sub-models differ (bert2BERT's first stage, arXiv 2110.07143): every step is of
         the first k, 2k, ... layers, drawn at random, of which it trains the last k and what is above them, the first
         with the embedding. 0: every step is of the whole model.
+      objective: what is trained on.
       microbatches: parts in which a batch is worked on, one after the other, for less memory.
       evaluation: in this stage, instead of the run's.
       init_from: in the first stage, the checkpoint whose weights it begins with: a Hugging Face folder, or one of
@@ -178,6 +180,7 @@ class StageConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     growth: GrowthConfig | None = None
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     grow_when: GrowWhen | None = None
     frozen_layers: int = 0
     submodel_layers: int = 0
@@ -268,6 +271,9 @@ class RunConfig:
                 raise InputError(f"stages[{number}] {rule}")
             if number and stage.init_from is not None:
                 raise must_be(f"stages[{number}].init_from", "unset after the first stage", stage.init_from)
+            if stage.objective.teacher == PARENT and not (number and self.stages[number - 1].tokens):
+                rule = f"a checkpoint where no stage before it was trained, and not {PARENT!r}"
+                raise must_be(f"stages[{number}].objective.teacher", rule, PARENT)
             if stage.grow_when and number == last:
                 raise must_be(f"stages[{number}].grow_when", "unset where no stage follows", stage.grow_when.rule)
             if stage.grow_when and not (stage.evaluation or self.evaluation).every_tokens:

@@ -17,6 +17,7 @@ from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_
 from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
 from growlm.training.criteria import RULES
+from growlm.training.objectives import PARENT
 from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
 from growlm.training.settings import EvaluationConfig, GrowthConfig, RunConfig, StageConfig
 from growlm.training.step import draw_depths, run_keys
@@ -38,6 +39,11 @@ class Cost:
             self.flops + training_flops(parameter_count(model, active=True), tokens),
             self.flops_exact + per_token * tokens,
         )
+
+    def forward(self, model: DecoderConfig, tokens: int, length: int) -> "Cost":
+        """The cost after the forward pass of a model alone: 2 N D, a third of training it, by both counts."""
+        of_training = Cost().plus(model, tokens, length)
+        return Cost(self.flops + of_training.flops / 3, self.flops_exact + of_training.flops_exact / 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +123,13 @@ class Stage:
         config = self.config
         if config.tokens or not self.run.budget_flops or self.number < len(self.run.stages) - 1:
             return self.first_step + config.tokens // (config.batch * config.length)
-        of_batch = self.first_cost.plus(config.model, config.batch * config.length, config.length)
-        left = self.run.budget_flops - self.first_cost.flops
-        return self.first_step + max(int(left // (of_batch.flops - self.first_cost.flops)), 0)
+        of_batch = self.first_cost.plus(config.model, self.batch_tokens, config.length).flops - self.first_cost.flops
+        left, taught = self.run.budget_flops - self.first_cost.flops, 0
+        if model := self.teacher_model:
+            taught_batch = of_batch + Cost().forward(model, self.batch_tokens, config.length).flops
+            taught = config.objective.taught_steps(max(int(left // taught_batch), 0), self.batch_tokens)
+            left -= taught * taught_batch
+        return self.first_step + taught + max(int(left // of_batch), 0)
 
     @property
     def steps(self) -> int:
@@ -156,8 +166,31 @@ class Stage:
         tried = [*self.candidates.values()] or [self]
         steps = sum(one.growth.learner.steps if one.growth.learner else 0 for one in tried)
         steps += probe.steps * len(tried) if probe else 0
-        tokens = steps * self.config.batch * self.config.length
-        return self.parent.cost_at(self.parent.last_step).plus(self.config.model, tokens, self.config.length)
+        cost = self.parent.cost_at(self.parent.last_step)
+        cost = cost.plus(self.config.model, steps * self.batch_tokens, self.config.length)
+        return self.taught(cost, probe.steps, len(tried)) if probe else cost
+
+    def taught(self, cost: Cost, steps: int, times: int = 1) -> Cost:
+        """The cost with the forward passes of the teacher in the stage's first steps, so many times."""
+        if self.teacher_model is None:
+            return cost
+        taught = self.config.objective.taught_steps(steps, self.batch_tokens)
+        return cost.forward(self.teacher_model, times * taught * self.batch_tokens, self.config.length)
+
+    @property
+    def teacher_model(self) -> DecoderConfig | None:
+        """The shape of the teacher of the stage's objective, if it has one."""
+        objective = self.config.objective
+        return self.parent.config.model if objective.teacher == PARENT and self.parent else objective.teacher_model
+
+    def teacher_weight_at(self, step: int) -> float:
+        """The weight of the teacher in the loss of the update that leads to `step`; 0 where it does not run."""
+        return self.config.objective.teacher_weight(self.tokens_at(step - 1) - self.first_tokens)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of an update."""
+        return self.config.batch * self.config.length
 
     def progress_at(self, step: int) -> np.ndarray | None:
         """How far the masks of the stage's growth are open at a step, float32[4]; None where there are none left."""
@@ -178,8 +211,8 @@ class Stage:
         for depth in self.depths:
             steps = taken if depth is None else int(np.count_nonzero(self._drawn[:taken] == depth))
             model = config.model if depth is None else with_depth(config.model, depth)
-            cost = cost.plus(model, steps * config.batch * config.length, config.length, self.frozen_below(depth))
-        return cost
+            cost = cost.plus(model, steps * self.batch_tokens, config.length, self.frozen_below(depth))
+        return self.taught(cost, taken)
 
     @property
     def depths(self) -> tuple[int | None, ...]:
@@ -245,7 +278,7 @@ class Stage:
         """All that determines the stage's result, but for the point at which it stops, as plain JSON.
 
         - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
-          changes no hash; not tokens, evaluation and init_from, of which the fingerprint counts and not the place;
+          changes no hash; not tokens, evaluation, and of init_from and a teacher the fingerprint and not the place;
         - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, and
           the validation by which something is decided;
         - the run's seed, dtype, remat and document_mask, and the corpus's fingerprint;
@@ -256,6 +289,8 @@ class Stage:
         own = without_defaults(dataclasses.replace(config, growth=growth))
         for name in ("tokens", "evaluation", "init_from"):
             own.pop(name, None)
+        if config.objective.place:
+            own["objective"] = {k: v for k, v in own["objective"].items() if k not in ("teacher", "teacher_model")}
         operators = {one.config.growth.resolved.operator for one in [*self.candidates.values()] or [self] if growth}
         if source := ",".join(sorted(filter(None, map(source_of, operators)))):
             own["growth"] = own["growth"] | {"source": source}

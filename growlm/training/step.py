@@ -3,7 +3,7 @@
 A sub-model of bert2BERT (arXiv 2110.07143) is the first layers of a model, of which a step trains the top ones alone.
 
     x_BS     examples of a batch, tokens of each (length + 1)
-    x_RMS    rows of a microbatch, microbatches, tokens
+    x_BT     the tokens of them that are predicted
 """
 
 import dataclasses
@@ -20,13 +20,15 @@ from jax.sharding import Mesh
 from growlm.growth.masks import Masks
 from growlm.growth.plan import initial_provenance, slice_mask
 from growlm.models import Architecture, DecoderConfig, Params, Weight, init, map_weights, with_depth
-from growlm.models.decoder import Pass, measured
+from growlm.models.decoder import Pass, measured, teacher_of
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
 from growlm.training.mesh import replicated
+from growlm.training.objectives import ObjectiveConfig
 from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
+Taught = tuple[Params, jax.Array]  # a teacher's parameters, and its weight in the loss
 
 # The second half of the key of the sub-models' draws, so that nothing else that a seed starts draws the same.
 SUBMODEL_STREAM = 2110_07143
@@ -41,7 +43,8 @@ class StepSpec:
     sub-model that is trained, from the first on; None for the whole model. microbatches: parts in which the batch is
     worked on. held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token
     that ends a document, where attention stays within documents. two_rates: the learning rate is a pair, of the slices
-    that the growth did not add and of those that it did.
+    that the growth did not add and of those that it did. objective: what is trained on. teacher: the shape of its
+    teacher, or None where its weight is 0.
     """
 
     model: DecoderConfig
@@ -57,11 +60,14 @@ class StepSpec:
     held_out: tuple[int, int] | None = None
     document_end: int | None = None
     two_rates: bool = False
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    teacher: DecoderConfig | None = None
 
     def for_evaluation(self) -> "StepSpec":
         """The static arguments of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
-        return dataclasses.replace(self, **forward, held_out=None, two_rates=False)
+        plain = {"objective": ObjectiveConfig(), "teacher": None}
+        return dataclasses.replace(self, **forward, **plain, held_out=None, two_rates=False)
 
 
 def run_keys(seed: int) -> jax.Array:
@@ -123,7 +129,13 @@ def train_loss(spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance:
 
 
 def _measured(
-    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+    spec: StepSpec,
+    params: Params,
+    tokens_BS: jax.Array,
+    provenance: Any,
+    progress: Any,
+    weights_BT: jax.Array | None = None,
+    teacher: Taught | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
     model, scale = spec.model, None
     if spec.masks:
@@ -133,11 +145,15 @@ def _measured(
         model = with_depth(model, spec.depth)
         scale = jax.tree.map(lambda factors: factors[: spec.depth], scale)
     how = Pass(jnp.dtype(spec.dtype), spec.remat, spec.frozen_layers, spec.document_end)
-    return measured(model, params, tokens_BS, how, scale)
+    target = None
+    if spec.teacher is not None and teacher is not None:
+        forward = dataclasses.replace(how, remat="none", frozen_layers=0)
+        target = teacher_of(spec.teacher, teacher[0], tokens_BS, forward, teacher[1], spec.objective.temperature)
+    return measured(model, params, tokens_BS, how, scale, weights_BT, target)
 
 
 def _trained_loss(spec: StepSpec, *arguments: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The cross-entropy and what branches add, such as the balance of experts: their sum; the parts, and metrics."""
+    """The objective's loss and what branches add, such as the balance of experts: their sum; the parts, and metrics."""
     loss, added, metrics = _measured(spec, *arguments)
     return sum(added.values(), loss), {"loss": loss, **added, **metrics}
 
@@ -149,6 +165,7 @@ def train_step(
     learning_rate: jax.Array,
     provenance: dict[str, jax.Array],
     progress: jax.Array | None = None,
+    teacher: Taught | None = None,
 ) -> tuple[Arrays, dict[str, jax.Array]]:
     """One update on int[batch, length + 1] tokens; the metrics are those before it.
 
@@ -159,9 +176,10 @@ def train_step(
       learning_rate: of this step, float32[], or [2] by `StepSpec.two_rates`; groups of weights may have a multiple.
       provenance: as `TrainState` has it: what is new, for learning rates, freezing and masks.
       progress: float32[4], how far the masks are open, from `growlm.growth.masks.Masks.progress`; None without masks.
+      teacher: the parameters of `spec.teacher`, which are constants, and float32[], the weight of its distribution.
     """
     params, opt_state, ema = arrays
-    parts, gradients = _gradients(spec, params, tokens_BS, provenance, progress)
+    parts, gradients = _gradients(spec, params, tokens_BS, provenance, progress, teacher)
     part = spec.frozen_layers or spec.depth is not None
     updated = _update_part if part else _update
     params, opt_state, norm = updated(spec, (params, opt_state, gradients), learning_rate, provenance)
@@ -171,29 +189,29 @@ def train_step(
 
 
 def _gradients(
-    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any, teacher: Taught | None
 ) -> tuple[dict[str, jax.Array], Params]:
     """The parts of the loss, metrics and gradients, as means over the microbatches, of which one is held at a time."""
     value_and_grad = jax.value_and_grad(partial(_trained_loss, spec), has_aux=True)
 
-    def of_part(*arguments: Any) -> tuple[dict[str, jax.Array], Params]:
-        (_, parts), gradients = value_and_grad(*arguments)
+    def of_part(tokens_BS: jax.Array, weights_BT: jax.Array | None) -> tuple[dict[str, jax.Array], Params]:
+        (_, parts), gradients = value_and_grad(params, tokens_BS, provenance, progress, weights_BT, teacher)
         return parts, gradients
 
+    # Weights have a mean of 1 over the batch and not over its parts: what a token counts for is the same in all.
+    batch = tokens_BS, spec.objective.row.token_weights(spec.objective, tokens_BS)
     if spec.microbatches == 1:
-        return of_part(params, tokens_BS, provenance, progress)
+        return of_part(*batch)
     # Row r goes to part r mod parts: every device, which has neighbouring rows, has some of each part.
-    tokens_RMS = tokens_BS.reshape(-1, spec.microbatches, tokens_BS.shape[1])
+    parts = jax.tree.map(lambda rows: rows.reshape(-1, spec.microbatches, rows.shape[1]).swapaxes(0, 1), batch)
 
-    def add(total: Any, tokens_RS: jax.Array) -> tuple[Any, None]:
-        part = of_part(params, by_batch(tokens_RS), provenance, progress)
-        return jax.tree.map(lambda sum_, leaf: sum_ + leaf / spec.microbatches, total, part), None
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        found = of_part(*jax.tree.map(by_batch, part))
+        return jax.tree.map(lambda sum_, leaf: sum_ + leaf / spec.microbatches, total, found), None
 
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(of_part, params, tokens_RMS[:, 0], provenance, progress),
-    )
-    return jax.lax.scan(add, zeros, tokens_RMS.swapaxes(0, 1))[0]
+    abstract = jax.eval_shape(of_part, *jax.tree.map(lambda rows: rows[0], parts))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract)
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
 def _update(
