@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from growlm.__main__ import main
 from growlm.data import Request, load_tokenizer, prepare
+from growlm.data.documents import Reading
+from growlm.data.sources import list_parts
 
 TEXTS = [f"document {i}: " + " ".join(f"word{i * j % 97}" for j in range(1 + i % 40)) for i in range(400)]
 
@@ -53,3 +56,23 @@ def documents(folder: Path, split: str) -> list[str]:
 
 def shard_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".idx")}
+
+
+def small_parts(monkeypatch, size=4000):
+    """Sources in parts of a few files or lines, as those of real size are in larger ones."""
+    monkeypatch.setattr("growlm.data.textfiles.SMALLEST_PART", size)
+
+
+def read(source, **options):
+    """All texts that a source holds."""
+    reading = Reading(**options)
+    parts = list_parts([str(source)], "train")
+    return ["".join(document.pieces) for part in parts for document in part.documents(reading)]
+
+
+def failed(capsys, *arguments):
+    """The one line of a command that is refused."""
+    assert main(["prepare", *map(str, arguments)]) == 2
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("growlm: ")]
+    assert len(lines) == 1
+    return lines[0]

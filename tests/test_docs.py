@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import jax
+import pyarrow.parquet
 import pytest
 
 import growlm
@@ -68,7 +69,7 @@ def value(words: list[str], option: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """What a reader has beside the checkout: a folder of novels, one called TinyLlama, records of benchmarks."""
+    """What a reader has beside the checkout: novels, parquet, a model called TinyLlama, records of benchmarks."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     shutil.copy(ROOT / "LICENSE", folder)
@@ -76,6 +77,9 @@ def reader(tmp_path_factory):
     texts = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"), key=lambda path: path.stat().st_size)[-60:]
     for number, text in enumerate(texts):
         (folder / "novels" / f"{number:02}.txt").write_text(text.read_text(encoding="utf-8", errors="replace"))
+    rows = [{"text": f"Page {number}.", "meta": {"source": ("news", "code")[number % 2]}} for number in range(200)]
+    (folder / "web").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "web" / "a.parquet")
     (folder / "records").mkdir()
     for task, record in RECORDS.items():
         (folder / "records" / f"{task}.jsonl").write_text(json.dumps(record) + "\n")

@@ -13,38 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from prepared import TEXTS, documents, prepared, request, shard_bytes, tokens, write_sources
+from prepared import TEXTS, documents, failed, prepared, read, request, shard_bytes, small_parts, tokens, write_sources
 
-from growlm.__main__ import main
 from growlm.data import load_corpus, load_tokenizer, prepare, verify
 from growlm.data.documents import Reading
-from growlm.data.sources import list_parts
 from growlm.errors import InputError
 
 
 @pytest.fixture
 def source(tmp_path):
     return write_sources(tmp_path / "text")
-
-
-def small_parts(monkeypatch, size=4000):
-    """Sources in parts of a few files or lines, as those of real size are in larger ones."""
-    monkeypatch.setattr("growlm.data.textfiles.SMALLEST_PART", size)
-
-
-def read(source, **options):
-    """All texts that a source holds."""
-    reading = Reading(**options)
-    parts = list_parts([str(source)], "train")
-    return ["".join(document.pieces) for part in parts for document in part.documents(reading)]
-
-
-def failed(capsys, *arguments):
-    """The one line of a command that is refused."""
-    assert main(["prepare", *map(str, arguments)]) == 2
-    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.startswith("growlm: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 # --- what comes out
@@ -118,105 +96,6 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path, source):
     corpus = load_corpus(str(folder))
     assert (corpus.vocab, corpus.eos, corpus.train[:].dtype) == (70_001, 70_000, np.uint32)
     assert (corpus.train[:] == 70_000).sum() + (corpus.validation[:] == 70_000).sum() == len(TEXTS)
-
-
-# --- sources
-
-
-def test_sources_of_every_kind_hold_the_same_texts(source, monkeypatch):
-    assert read(source) == TEXTS
-    monkeypatch.setattr("growlm.data.textfiles.MOST_PARTS", 10**6)
-    for size in (1, 100, 5000):  # wherever a range of lines begins
-        small_parts(monkeypatch, size)
-        assert read(source) == TEXTS
-
-
-@pytest.mark.parametrize("size", [15, 16, 17, 32])
-def test_a_line_is_read_once_where_a_range_begins_with_it(tmp_path, monkeypatch, size):
-    (tmp_path / "a.jsonl").write_bytes(b"".join(b'{"text": "%03d"}\n' % i for i in range(100)))
-    small_parts(monkeypatch, size)
-    assert len(list_parts([str(tmp_path)], "train")) > 40
-    assert read(tmp_path) == [f"{i:03}" for i in range(100)]
-
-
-def test_zstandard_in_several_frames(tmp_path):
-    zstandard = pytest.importorskip("zstandard")
-    lines = [json.dumps({"body": text}) + "\n" for text in TEXTS[:20]]
-    frames = [zstandard.compress("".join(part).encode()) for part in (lines[:7], lines[7:])]
-    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
-    assert read(tmp_path, field="body") == TEXTS[:20]
-    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"text"))
-    assert read(tmp_path / "b.txt.zst") == ["text"]
-
-
-def test_a_long_document_is_read_in_pieces_and_ends_once(tmp_path):
-    texts = tmp_path / "text"
-    texts.mkdir()
-    text = "\n".join(f"line {i} of some words é" for i in range(90_000))
-    (texts / "long.txt").write_text(text)
-    (texts / "long.jsonl").write_text(json.dumps({"text": text + "!"}) + "\n")
-    for i in range(60):
-        (texts / f"{i:02}.txt").write_text(f"document {i}")
-    for part in list_parts([str(texts)], "train"):
-        for document in part.documents(Reading()):
-            pieces = list(document.pieces)
-            assert all(len(piece.encode()) <= 2**20 for piece in pieces)
-            assert all(piece.endswith("\n") for piece in pieces[:-1])
-            assert (Path(document.place).name.startswith("long")) == (len(pieces) == 3)
-    folder = prepared(texts, tmp_path / "out")
-    assert {text, text + "!"} < set(documents(folder, "train") + documents(folder, "validation"))
-    assert verify(folder)["splits"]["train"]["documents"] < 62
-
-
-def test_tfds_in_array_record_form(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class GrowlmTexts(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
-            )
-
-        def _split_generators(self, manager):
-            return {"train": self._generate_examples(TEXTS), "test": self._generate_examples(TEXTS[:70])}
-
-        def _generate_examples(self, texts):
-            yield from ((str(i), {"text": text}) for i, text in enumerate(texts))
-
-    GrowlmTexts(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    options = {"data_dir": str(tmp_path), "workers": 2}
-    folder = prepared("tfds:growlm_texts", tmp_path / "out", **options)
-    assert sorted(documents(folder, "train") + documents(folder, "validation")) == sorted(TEXTS)
-    test = prepared("tfds:growlm_texts", tmp_path / "test", split="test", **options)
-    assert verify(test)["splits"]["train"]["documents"] == 69
-    assert "tensorflow" not in sys.modules
-    with pytest.raises(InputError, match="cannot read tfds:growlm_texts, split 'none'"):
-        prepare(request("tfds:growlm_texts", tmp_path / "x", split="none", **options))
-    with pytest.raises(InputError, match=r"record \d+ has no text in field 'body': its fields are text"):
-        prepare(request("tfds:growlm_texts", tmp_path / "x", reading=Reading("body"), **options))
-
-
-def test_a_hugging_face_folder_is_streamed(tmp_path, monkeypatch):
-    pytest.importorskip("datasets", reason="the extra huggingface is not installed")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    (tmp_path / "set").mkdir()
-    for i in range(4):
-        lines = [json.dumps({"text": text, "meta": {"i": i}}) + "\n" for text in TEXTS[100 * i : 100 * i + 100]]
-        (tmp_path / "set" / f"train-{i}.jsonl").write_text("".join(lines))
-    monkeypatch.setattr("growlm.data.sources.MOST_STREAMS", 3)
-    assert len(list_parts([f"hf:{tmp_path / 'set'}"], "train")) == 3
-    folder = prepared(f"hf:{tmp_path / 'set'}", tmp_path / "out", validation="7")
-    held = documents(folder, "validation")
-    assert documents(folder, "train") == [text for text in TEXTS if text not in held] and len(held) == 7
-
-
-def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    line = failed(capsys, "--source=hf:some/set", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
-    assert "pip install growlm[huggingface]" in line
 
 
 # --- stopped and resumed

@@ -7,7 +7,7 @@ from growlm.commands.options import Keys, flag, one
 from growlm.errors import InputError
 
 OPTIONS = {
-    "--source": {"action": "append", "help": "text file, folder, tfds:NAME or hf:NAME; may be repeated"},
+    "--source": {"action": "append", "help": "text or parquet file, folder, tfds:NAME or hf:NAME; may be repeated"},
     "--output": one("DIR", "new folder, or one to go on with", Path),
     "--tokenizer": one("PATH", "bytes, a SentencePiece model, a tokenizer.json, or a folder with one"),
     "--train_tokenizer": one("KIND", "train a tokenizer: bpe or sentencepiece"),
@@ -15,6 +15,11 @@ OPTIONS = {
     "--eos": one("TOKEN", "token that ends a document, where the tokenizer does not say"),
     "--validation": one("N", "documents to hold out: a share such as 0.005, or a number of them"),
     "--field": one("NAME", "field of a record with the text (default: text)"),
+    "--filter": {
+        "action": "append",
+        "metavar": "FIELD=VALUE",
+        "help": "keep records whose field is a value, or with != is not; may be repeated",
+    },
     "--split": one("NAME", "split of a dataset (default: train)"),
     "--data_dir": one("DIR", "folder of TFDS datasets"),
     "--errors": one("HOW", "what to do with text that is not UTF-8: strict (default) or replace"),
@@ -26,6 +31,7 @@ OPTIONS = {
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
     from growlm.data.documents import Reading
+    from growlm.data.filters import Filter
     from growlm.data.prepare import Request, describe, prepare, verify
 
     if args.output is None:
@@ -34,7 +40,8 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         print(f"{describe(args.output, verify(args.output))}\n\nverified: {args.output}")
         return 0
     given = {name: value for name, value in vars(args).items() if value is not None}
-    reading = Reading(**{name: given[name] for name in ("field", "errors") if name in given})
+    filters = tuple(map(Filter.of, args.filter or ()))
+    reading = Reading(**{name: given[name] for name in ("field", "errors") if name in given}, filters=filters)
     named = ("tokenizer", "train_tokenizer", "vocab", "eos", "validation", "split", "data_dir", "workers")
     options = {name: given[name] for name in named if name in given}
     manifest = prepare(Request(tuple(args.source or ()), args.output, reading=reading, **options))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from growlm.data.filters import Filter
 from growlm.errors import InputError
 
 PIECE_BYTES = 2**20
@@ -20,10 +21,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Reading:
-    """How text is read: the field of records, and "strict" or "replace" for bytes that are not UTF-8."""
+    """How text is read: the field of records, and "strict" or "replace" for bytes that are not UTF-8.
+
+    Records stay that all `filters` keep.
+    """
 
     field: str = "text"
     errors: str = "strict"
+    filters: tuple[Filter, ...] = ()
 
 
 def cut(text: str, size: int) -> Iterator[str]:
@@ -31,8 +36,13 @@ def cut(text: str, size: int) -> Iterator[str]:
     return pieces_of(io.BytesIO(text.encode()), "", "strict", size)
 
 
-def of_record(record: Any, place: str, reading: Reading) -> Document:
-    """The document in a field of a record. Raises InputError where the field is missing or is not text."""
+def of_record(record: Any, place: str, reading: Reading) -> Document | None:
+    """The document in a field of a record, or None for one that a filter leaves out.
+
+    Raises InputError where a field is missing, or is not text.
+    """
+    if not all(each.keeps(record, place) for each in reading.filters):
+        return None
     fields = record if isinstance(record, dict) else {}
     text = fields.get(reading.field)
     if isinstance(text, bytes):

@@ -36,7 +36,7 @@ from growlm.data.shards import (
     read_format,
     read_manifest,
 )
-from growlm.data.sources import Part, list_parts, listing
+from growlm.data.sources import Part, list_parts, listing, plain_files
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, run_parts
@@ -59,7 +59,7 @@ class Request:
       eos: the token that ends documents, if it is not the tokenizer's.
       validation: a share of the documents or a number of them; see `growlm.data.holdout.find_rule`.
       split, data_dir: the split and the folder of named datasets.
-      reading: the field of records, and the treatment of text that is not UTF-8.
+      reading: the field of records, the treatment of text that is not UTF-8, and filters.
       workers: number of processes, by default one a core.
     """
 
@@ -85,6 +85,8 @@ def prepare(request: Request) -> dict[str, Any]:
     """
     _check(request)
     parts = list_parts(request.sources, request.split, request.data_dir)
+    if request.reading.filters and (plain := plain_files(parts)):
+        raise InputError(f"--filter={request.reading.filters[0]} needs records with fields, {plain[0]} has none")
     tokenizer = load_tokenizer(request.tokenizer, request.eos) if request.tokenizer else None
     settings = _settings(request, parts, tokenizer)
     if request.output.is_dir() and (manifest := _finished(request.output, settings)):
@@ -151,10 +153,13 @@ def _check(request: Request) -> None:
 def _settings(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Everything that determines the shards; the text itself by the sizes and times of its files."""
     trained = {"trained": request.train_tokenizer, "vocab": request.vocab}
+    reading = {key: value for key, value in vars(request.reading).items() if key != "filters"}
+    if request.reading.filters:  # otherwise the settings are those of folders from before there were filters
+        reading["filters"] = [str(each) for each in request.reading.filters]
     return {
         "sources": [_place(source) for source in request.sources],
         "split": request.split,
-        **dataclasses.asdict(request.reading),
+        **reading,
         "validation": request.validation,
         "tokenizer": {"fingerprint": tokenizer.fingerprint} if tokenizer else trained,
         "files": listing(parts),
@@ -172,6 +177,9 @@ def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
         documents = (document for part in parts for document in part.documents(request.reading))
         return iter(tqdm(documents, desc="hold-out", unit=" documents", delay=2))  # seconds: mostly it is quick
 
+    if request.reading.filters and next(read(), None) is None:
+        chosen = " ".join(f"--filter={each}" for each in request.reading.filters)
+        raise InputError(f"{chosen} must keep a record of the source, it keeps none")
     return find_rule(read, request.validation)
 
 
@@ -203,8 +211,9 @@ def _planned(output: Path, settings: dict[str, Any]) -> Rule | None:
 
 def _check_equal(output: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises InputError that names the first setting in which two requests differ."""
-    for key, value in asked.items():
-        if (before := written.get(key)) != value:
+    for key in {**asked, **written}:
+        before, value = written.get(key), asked.get(key)
+        if before != value:
             change = "the source's files changed since" if key == "files" else f"{key} was {before}, not {value}"
             raise InputError(f"output {output} is of other settings: {change}; take a new folder")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.data.documents import Document, Reading, in_one_line, of_record
-from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, is_packed
+from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, has_records, is_packed
 from growlm.data.tokenizers import import_library
 from growlm.errors import InputError, must_be
 
@@ -43,7 +43,8 @@ class TfdsPart:
             with _named_errors(f"tfds:{self.name}", self.split):
                 records = source.__getitems__(numbers)
             for number, record in zip(numbers, records, strict=True):
-                yield of_record(record, f"tfds:{self.name} {self.split} record {number}", reading)
+                if document := of_record(record, f"tfds:{self.name} {self.split} record {number}", reading):
+                    yield document
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class HuggingFacePart:
         share = stream.shard(num_shards=self.count, index=self.index, contiguous=True)
         with _named_errors(f"hf:{self.name}", self.split):
             for number, record in enumerate(share):
-                yield of_record(record, f"hf:{self.name} {self.split} record {number} of part {self.index}", reading)
+                place = f"hf:{self.name} {self.split} record {number} of part {self.index}"
+                if document := of_record(record, place, reading):
+                    yield document
 
 
 Part = FilesPart | TfdsPart | HuggingFacePart
@@ -74,6 +77,7 @@ def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) 
     Args:
       sources: each one of
         - a file: .jsonl or .ndjson, a record a line; any other, one document. Either may be packed: .gz, .zst.
+          Or .parquet, a record a row.
         - a folder: all its files with a text suffix, packed or not, in the order of their paths.
         - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
         - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed (extra `huggingface`).
@@ -92,6 +96,12 @@ def listing(parts: Sequence[Part]) -> str:
     """SHA-256 (hex) of the parts: for files, of their names, sizes and times."""
     rows = [dataclasses.asdict(part) for part in parts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def plain_files(parts: Sequence[Part]) -> list[str]:
+    """The files that are one document each, and have no fields."""
+    files = [file.path for part in parts if isinstance(part, FilesPart) for file in part.files]
+    return [path for path in files if not has_records(path)]
 
 
 def text_bytes(parts: Sequence[Part]) -> int | None:

@@ -1,4 +1,4 @@
-"""Text files as sources: plain, JSON lines, and both packed, in parts of files and of lines."""
+"""Text files as sources: plain, JSON lines, both packed, and parquet, in parts of files, of lines and of row groups."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.data import parquet
 from growlm.data.corpus import SUFFIXES, text_files
 from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, in_one_line, of_record, pieces_of
 from growlm.data.tokenizers import import_library
@@ -28,7 +29,7 @@ END = sys.maxsize
 
 @dataclass(frozen=True)
 class File:
-    """A file, or those of its lines that begin in bytes [start, stop)."""
+    """A file, or those of its lines, or row groups, that begin in bytes [start, stop)."""
 
     path: str
     size: int
@@ -56,7 +57,7 @@ def find_files(source: str) -> list[File]:
     if source and path.is_file():
         paths = [path]
     elif source and path.is_dir():
-        paths = [path / name for name in text_files(path, (*SUFFIXES, *LINES), PACKED)]
+        paths = [path / name for name in text_files(path, (*SUFFIXES, *LINES, parquet.PARQUET), PACKED)]
     else:
         raise must_be("--source", "a file, a folder, tfds:NAME or hf:NAME", source)
     if not paths:
@@ -69,7 +70,7 @@ def find_files(source: str) -> list[File]:
 
 
 def group_files(files: list[File]) -> list[FilesPart]:
-    """Parts of small files together, and of ranges of larger files of lines, of about equal size."""
+    """Parts of small files together, and of ranges of larger files of records, of about equal size."""
     size = min(max(math.ceil(sum(file.size for file in files) / MOST_PARTS), SMALLEST_PART), LARGEST_PART)
     parts: list[FilesPart] = []
     group: list[File] = []
@@ -86,7 +87,7 @@ def group_files(files: list[File]) -> list[FilesPart]:
 
 
 def _ranges(file: File, size: int) -> list[File]:
-    if file.size <= size or Path(file.path).suffix.lower() not in LINES:
+    if file.size <= size or Path(file.path).suffix.lower() not in (*LINES, parquet.PARQUET):
         return [file]
     starts = range(0, file.size, size)
     return [dataclasses.replace(file, start=start, stop=min(start + size, file.size)) for start in starts]
@@ -94,13 +95,25 @@ def _ranges(file: File, size: int) -> list[File]:
 
 def is_packed(path: str) -> bool:
     """Whether a file is compressed, so that its size is not that of its text."""
-    return Path(path).suffix.lower() in PACKED
+    return Path(path).suffix.lower() in (*PACKED, parquet.PARQUET)
+
+
+def has_records(path: str) -> bool:
+    """Whether a file holds records, which have fields."""
+    return _format(path) in (*LINES, parquet.PARQUET)
+
+
+def _format(path: str) -> str:
+    """The suffix that says what is in a file, packed or not."""
+    return next((s for each in reversed(Path(path).suffixes) if (s := each.lower()) not in PACKED), "")
 
 
 def _in_file(file: File, reading: Reading) -> Iterator[Document]:
-    suffixes = [suffix.lower() for suffix in Path(file.path).suffixes if suffix.lower() not in PACKED]
+    if _format(file.path) == parquet.PARQUET:
+        yield from parquet.documents(file.path, file.start, file.stop, reading)
+        return
     with _open(file.path) as stream:
-        if suffixes and suffixes[-1] in LINES:
+        if has_records(file.path):
             yield from _lines(file, stream, reading)
         else:
             yield Document(file.path, _pieces(stream, file, reading))
@@ -149,13 +162,13 @@ def _lines(file: File, stream: BinaryIO, reading: Reading) -> Iterator[Document]
         stream.seek(position - 1)
         position += len(stream.readline()) - 1
     while position < file.stop and (line := stream.readline()):
-        if line.strip():
-            yield _on_line(file, position, line, reading)
+        if line.strip() and (document := _on_line(file, position, line, reading)):
+            yield document
         position += len(line)
 
 
-def _on_line(file: File, position: int, line: bytes, reading: Reading) -> Document:
-    """The document of a line. The number of a wrong line is counted only for the message."""
+def _on_line(file: File, position: int, line: bytes, reading: Reading) -> Document | None:
+    """The document of a line, if it stays. The number of a wrong line is counted only for the message."""
     try:
         return of_record(_parse(file, line, reading), file.path, reading)
     except InputError as error:
