@@ -45,7 +45,7 @@ class ValueAttention(nn.Module):
         return dense(y.reshape(len(x_ND), -1), weight(self, "out")), {}
 
 
-def embed(lookups, config, tokens_BT):
+def embed(lookups, config, tokens_BT, position_BT=None):
     x_BTD = lookups["embedding"][tokens_BT] + lookups["positions"][: tokens_BT.shape[1]]
     return x_BTD.reshape(-1, x_BTD.shape[-1])
 

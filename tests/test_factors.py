@@ -87,7 +87,7 @@ def architecture_of(norm, after):
         ),
         period=((branch,),),
         norm=norm,
-        embed=lambda weights, config, tokens: look_up(weights, config, tokens) * embed_scale(config),
+        embed=lambda weights, config, tokens, positions=None: look_up(weights, config, tokens) * embed_scale(config),
         embed_scale=embed_scale,
         head=head(present=lambda config: not config.tied),
         logit_scale=logit_scale,

@@ -261,8 +261,10 @@ def test_the_table_of_scores():
 
 def plain_greedy(model, tokens, count):
     tokens = list(tokens)
+    begin = 0
     for _ in range(count):
-        tokens.append(int(log_softmax(model, tokens[-LENGTH:])[-1].argmax()))
+        begin = begin if len(tokens) - begin <= LENGTH else len(tokens) - LENGTH // 2
+        tokens.append(int(log_softmax(model, tokens[begin:])[-1].argmax()))
     return tokens
 
 

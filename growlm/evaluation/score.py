@@ -224,7 +224,7 @@ def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> It
         length = padded_length(len(row.tokens), model.length)
         by_shape[length, _padded_count(len(row.scored), length)].append(row)
     for (length, count), group in sorted(by_shape.items(), reverse=True):
-        size = most or min(max(POSITIONS // length, 1) * model.parts, _power_of_two(len(group)))
+        size = most or min(max(POSITIONS // length, 1) * model.parts, power_of_two(len(group)))
         size = -(-size // model.parts) * model.parts
         for start in range(0, len(group), size):
             yield _batch(group[start : start + size], size, length, count)
@@ -232,7 +232,7 @@ def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> It
 
 def padded_length(tokens: int, most: int) -> int:
     """The positions that a row is padded to: a power of two, at most `most`."""
-    return min(max(_power_of_two(tokens), SHORTEST), most)
+    return min(max(power_of_two(tokens), SHORTEST), most)
 
 
 def _padded_count(tokens: int, length: int) -> int:
@@ -241,7 +241,8 @@ def _padded_count(tokens: int, length: int) -> int:
     return min(eights, length) if tokens <= length else eights
 
 
-def _power_of_two(least: int) -> int:
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is at least that."""
     return 1 << (least - 1).bit_length()
 
 

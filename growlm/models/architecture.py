@@ -17,6 +17,7 @@ from growlm.errors import InputError, check_positive, must_be
 from growlm.models.axes import Axis, Kind, Multiplier, Role, Weight, WeightSpec, always, multiply
 
 Params = dict[str, Any]
+MEMORY = "memory"  # the entry of a branch's auxiliary dict with what it keeps for the next positions
 
 
 class NormKind(enum.Enum):
@@ -59,6 +60,11 @@ def _no_tables(config: Any, length: int) -> Any:
     return None
 
 
+def no_memory(config: Any, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a branch that reads every position by itself keeps of those before."""
+    return {}
+
+
 def _any_length(config: Any) -> int | None:
     return None
 
@@ -82,6 +88,10 @@ class Branch:
       variants: config -> int [layers], which variant of the branch each layer runs (`Context.variant`), such as one of
         two windows. Weights know nothing of it: a layer that moves to a place of another variant computes otherwise.
       means: the inner axes over which it takes a mean square, as a norm over all heads does.
+      memory: (config, batch, length, dtype) -> what one layer keeps of up to `length` positions in generation, a dict
+        of shapes and types [batch, ...], initially zeros; `no_memory` for a branch that reads every position by itself.
+        The module finds it as `context.past.memory`, and returns it in its auxiliary dict as MEMORY. None: it has not
+        been declared, and generation runs the whole text through the model for every token.
       norms2: the inner axes over which it divides by the root of a sum of squares, each with the factor on the result:
         a field of the config, and config -> its value. A nonlinearity that keeps 0 may follow.
     """
@@ -99,6 +109,7 @@ class Branch:
     norm_scale: Multiplier | None = None
     variants: Callable[[Any], tuple[int, ...]] | None = None
     means: tuple[str, ...] = ()
+    memory: Callable[[Any, int, int, Any], dict[str, jax.ShapeDtypeStruct]] | None = None
     norms2: Mapping[str, tuple[str, Callable[[Any], float]]] = dataclasses.field(default_factory=dict)
 
 
@@ -118,7 +129,7 @@ def head(present: Callable[[Any], bool] = always) -> WeightSpec:
 HEAD_UNLESS_TIED = head(present=lambda config: not config.tie_embeddings)
 
 
-def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array) -> jax.Array:
+def look_up(weights: Mapping[str, jax.Array], config: Any, tokens_BT: jax.Array, position_BT: Any = None) -> jax.Array:
     """The stream before the first layer, [B x T, D]: rows of the embedding."""
     return weights["embedding"][tokens_BT.reshape(-1)]
 
@@ -159,7 +170,8 @@ class Architecture:
       norm: through which branches and head read the stream.
       final_norm: the head's, if it differs in its weights.
       lookups: the weights that `embed` uses; by default the embedding.
-      embed: (lookups by name, config, tokens[B, T]) -> the stream before the first layer, [B x T, D].
+      embed: (lookups by name, config, tokens[B, T], positions[B, T]) -> the stream before the first layer, [B x T, D].
+        No positions, or None, are 0, 1, ...
       head: from the last hidden state to logits; absent if it is tied to the embedding.
       longest: config -> the most tokens of a sequence, where positions are learned; None for any number.
       embed_scale, logit_scale: factors on what `embed` looks up, which applies the first, and on logits.
@@ -294,6 +306,11 @@ class Architecture:
     def is_read(self, axis: Axis) -> bool:
         """Whether a matrix reads the axis, so that R^T P = I is needed on it."""
         return any(dim.reads is axis for w in self.weights.values() if not w.elementwise for dim in w.dims)
+
+    @cached_property
+    def remembers(self) -> bool:
+        """Whether all branches have declared their memory."""
+        return all(branch.memory is not None for branch in self.branches)
 
     def tied(self, config: "DecoderConfig") -> bool:
         """Whether the embedding is the head."""

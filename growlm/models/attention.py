@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.errors import check_positive, must_be, unknown
-from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.architecture import MEMORY, Branch, DecoderConfig
 from growlm.models.axes import WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, has, rms_norm, weight
+from growlm.models.past import keys_and_values, recall
 
 ROPE_SCALINGS = ("linear", "llama3")
 
@@ -78,6 +79,14 @@ def rotate(x_BTHh: jax.Array, rotary: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate(parts if rest is None else [*parts, rest], axis=-1)
 
 
+def at_positions(rotary: Any, context: Context) -> Any:
+    """The rows of a rotary table at the positions of the tokens, which begin after those of the past."""
+    if context.past is None:
+        return rotary
+    position_BT = context.past.position_BT(context.tokens_BT.shape[1])
+    return jax.tree.map(lambda table: table[position_BT], rotary)
+
+
 def _all_positions(config: DecoderConfig) -> int | None:
     return None
 
@@ -108,15 +117,27 @@ class Attention(nn.Module):
         if (rotary := context.tables) is not None:
             if context.variant is not None:
                 rotary = jax.tree.map(lambda table: table[context.variant], rotary)
+            rotary = at_positions(rotary, context)
             q_BTHh, k_BTKh = rotate(q_BTHh, rotary), rotate(k_BTKh, rotary)
-        o_BTHh = self._attend(q_BTHh, k_BTKh, v_BTKh, context)
+        o_BTHh, said = self._attend(q_BTHh, k_BTKh, v_BTKh, context)
         y_ND = dense(o_BTHh.reshape(x_ND.shape[0], -1), weight(self, "out"))
-        return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, {}
+        return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, said
 
     def _attend(self, q_BTHh, k_BTKh, v_BTKh, context: Context):
-        """[B, T, H, h] by the layer's window."""
+        """([B, T, H, h] by the layer's window, the auxiliary dict)."""
         config, length = self.config, q_BTHh.shape[1]
         how = {"scale": self.score_scale(config), "cap": self.cap(config)}
+        if context.past is not None:
+            window = self.window(config)
+            if context.variant is not None:
+                room = context.past.memory["key"].shape[2]
+                window = jnp.asarray([room if one is None else one for one in window])[context.variant]
+            o_BTHh, kept = recall(q_BTHh, k_BTKh, v_BTKh, context.past, window, **how)
+            return o_BTHh, {MEMORY: kept}
+        return self._attend_at_once(q_BTHh, k_BTKh, v_BTKh, context, length, how), {}
+
+    def _attend_at_once(self, q_BTHh, k_BTKh, v_BTKh, context: Context, length: int, how: dict):
+        config = self.config
 
         def by(window):
             return lambda q, k, v: attention(q, k, v, window, context.document_BT, **how)
@@ -198,4 +219,6 @@ def attention_branch(
         return sum(each) / max(len(each), 1)
 
     module = partial(Attention, window=window, score_scale=score_scale, cap=cap, normed=normed)
-    return Branch("attn", module, weights, flops=flops, tables=rotary, variants=variants, **options)
+    return Branch(
+        "attn", module, weights, flops=flops, tables=rotary, variants=variants, memory=keys_and_values, **options
+    )

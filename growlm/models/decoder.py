@@ -4,6 +4,7 @@ Shape suffixes: B batch, T positions, D embed, V vocab, L periods of layers, N =
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -34,11 +35,12 @@ Tables = dict[str, Any]  # branch name -> its tables
 
 
 class OfLayer(NamedTuple):
-    """What of a branch depends on the layer, each an array [layers] or None; see `Branch`."""
+    """What of a branch depends on the layer, each an array [layers, ...], a dict of them or None; see `Branch`."""
 
     variant: Any = None
     scale: Any = None
     norm_scale: Any = None
+    memory: Any = None
 
 
 def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
@@ -72,7 +74,8 @@ def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLay
     if branch.reads != architecture.stream.name:
         x_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_norm")(x_ND)
     x_ND = times(x_ND, branch.norm_scale, layer.norm_scale)
-    context = context._replace(tables=context.tables[branch.name], variant=layer.variant)
+    past = context.past and context.past._replace(memory=layer.memory)
+    context = context._replace(tables=context.tables[branch.name], variant=layer.variant, past=past)
     added_ND, said = branch.module(config=config, dtype=dtype, name=branch.name)(x_ND, context)
     if branch.writes:
         added_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_post_norm")(added_ND)
@@ -186,9 +189,9 @@ class Decoder(nn.Module):
         self.blocks = self._layers()
         self.final_norm = NormLayer(self.config, self.dtype, self.config.architecture.last_norm)
 
-    def embed(self, tokens_BT):
-        """int[B, T] -> the stream [B x T, D] before the first layer."""
-        return by_batch(self.config.architecture.embed(self.outside, self.config, tokens_BT))
+    def embed(self, tokens_BT, *position_BT):
+        """int[B, T] -> the stream [B x T, D] before the first layer. Positions are 0, 1, ... if none are given."""
+        return by_batch(self.config.architecture.embed(self.outside, self.config, tokens_BT, *position_BT))
 
     def layers(self, x_ND, context: Context, of_layer: dict[str, OfLayer], scale_L=None):
         """The stream [B x T, D] -> (the stream after the scanned layers, auxiliary dicts stacked over layers)."""
@@ -254,23 +257,42 @@ class Pass:
 def _hidden(
     config: DecoderConfig, params: Params, tokens_BT: jax.Array, how: Pass, scale_L: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, dict]:
-    """(hidden states, head, auxiliary dicts), with the frozen layers as constants."""
+    """(hidden states, head, auxiliary dicts stacked over layers) of whole texts."""
+    document_BT = None if how.document_end is None else documents(tokens_BT, how.document_end)
+    context = Context(tokens_BT, document_BT, tables_of(config, tokens_BT.shape[1]))
+    x_ND, head_DV, said = hidden_in(config, params, context, how, scale_L)
+    return x_ND, head_DV, jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
+
+
+def hidden_in(
+    config: DecoderConfig,
+    params: Params,
+    context: Context,
+    how: Pass,
+    scale_L: jax.Array | None,
+    kept: Sequence[dict[str, Any]] | None = None,
+) -> tuple[jax.Array, jax.Array, list[dict]]:
+    """(hidden states, head, auxiliary dicts of each scan), with the frozen layers as constants.
+
+    kept: by scan and branch what is kept of the context's past, where it has one (`growlm.models.memory`).
+    """
     architecture, frozen = config.architecture, how.frozen_layers
     _check_options(config, how.remat, scale_L, frozen)
     check_params(config, params)
     if frozen:
         lookups = {spec.name: jax.lax.stop_gradient(params[spec.name]) for spec in architecture.lookups}
         params = {**params, **lookups}  # as a tied head too
-    document_BT = None if how.document_end is None else documents(tokens_BT, how.document_end)
-    context = Context(tokens_BT, document_BT, tables_of(config, tokens_BT.shape[1]))
     stacked = params["blocks"], of_layers(config), scale_L
-    x_ND = _call(Decoder(config, how.dtype), params, "embed", tokens_BT)
+    places = [] if context.past is None else [context.past.position_BT(context.tokens_BT.shape[1])]
+    x_ND = _call(Decoder(config, how.dtype), params, "embed", context.tokens_BT, *places)
     entry_ND, said = x_ND, []
-    for run in _runs(config, frozen):
+    for number, run in enumerate(_runs(config, frozen)):
         blocks, of_layer, scale = jax.tree.map(itemgetter(run.layers), stacked)
+        if kept is not None:
+            of_layer = {name: one._replace(memory=kept[number][name]) for name, one in of_layer.items()}
         # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
         blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
-        part = Decoder(config, how.dtype, how.remat, len(range(config.depth)[run.layers]))
+        part = Decoder(config, how.dtype, how.remat, run.count(config))
         entry_ND = x_ND if run.enters else entry_ND
         x_ND, auxiliary = _call(part, {**params, "blocks": blocks}, "layers", x_ND, context, of_layer, scale)
         said.append(auxiliary)
@@ -278,7 +300,12 @@ def _hidden(
             assert architecture.boundary is not None, "sections with a boundary need one"
             x_ND = architecture.boundary(config, x_ND, entry_ND)
     x_ND, head_DV = _call(Decoder(config, how.dtype), params, "head", x_ND)
-    return x_ND, head_DV, jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
+    return x_ND, head_DV, said
+
+
+def depths(config: DecoderConfig) -> list[int]:
+    """The numbers of layers of the scans of `hidden_in`, in their order."""
+    return [run.count(config) for run in _runs(config, 0)]
 
 
 class _Run(NamedTuple):
@@ -288,6 +315,10 @@ class _Run(NamedTuple):
     frozen: bool
     enters: bool
     boundary: bool
+
+    def count(self, config: DecoderConfig) -> int:
+        """The number of its layers."""
+        return len(range(config.depth)[self.layers])
 
 
 def _runs(config: DecoderConfig, frozen: int) -> list[_Run]:

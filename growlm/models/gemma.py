@@ -56,7 +56,7 @@ def embed_scale(config: Any) -> float:
     return math.sqrt(config.embed)
 
 
-def look_up_scaled(weights: Any, config: Any, tokens_BT: jax.Array) -> jax.Array:
+def look_up_scaled(weights: Any, config: Any, tokens_BT: jax.Array, position_BT: Any = None) -> jax.Array:
     """The stream before the first layer, [B x T, D]; the factor is in the compute dtype, as in transformers."""
     embedding_VD = weights["embedding"]
     return embedding_VD[tokens_BT.reshape(-1)] * jnp.asarray(embed_scale(config), embedding_VD.dtype)

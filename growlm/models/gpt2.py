@@ -46,9 +46,10 @@ class Gpt2Config(DecoderConfig):
         self._check_flags("tie_embeddings")
 
 
-def _embed(lookups: Any, config: Any, tokens_BT: jax.Array) -> jax.Array:
+def _embed(lookups: Any, config: Any, tokens_BT: jax.Array, position_BT: Any = None) -> jax.Array:
     """The stream before the first layer, [B x T, D]: rows of the embedding plus those of the positions."""
-    x_BTD = lookups["embedding"][tokens_BT] + lookups["positions"][: tokens_BT.shape[1]]
+    places = slice(tokens_BT.shape[1]) if position_BT is None else position_BT
+    x_BTD = lookups["embedding"][tokens_BT] + lookups["positions"][places]
     return x_BTD.reshape(-1, x_BTD.shape[-1])
 
 

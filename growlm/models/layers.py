@@ -22,12 +22,15 @@ class Context(NamedTuple):
       document_BT: the number of each position's document, if attention is confined to documents.
       tables: from `Branch.tables`.
       variant: the layer's number in `Branch.variants`, an integer scalar; None for a branch without them.
+      past: the positions before the tokens (`growlm.models.past.Past`), with tables for all of them; None where the
+        tokens are whole texts.
     """
 
     tokens_BT: jax.Array
     document_BT: jax.Array | None = None
     tables: Any = None
     variant: Any = None
+    past: Any = None
 
     @property
     def batch(self) -> int:

@@ -90,7 +90,7 @@ def _boundary(config: Any, x_ND: jax.Array, entry_ND: jax.Array) -> jax.Array:
     return rms_norm(x_ND, config.norm_eps) + jnp.asarray(config.injection, x_ND.dtype) * entry_ND
 
 
-def _embed(weights: dict[str, jax.Array], config: Any, tokens_BT: jax.Array) -> jax.Array:
+def _embed(weights: dict[str, jax.Array], config: Any, tokens_BT: jax.Array, position_BT: Any = None) -> jax.Array:
     return rms_norm(weights["embedding"][tokens_BT.reshape(-1)], config.norm_eps)
 
 

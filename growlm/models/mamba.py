@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.architecture import MEMORY, Branch, DecoderConfig
 from growlm.models.axes import Role, WeightSpec
 from growlm.models.kernels import platform
 from growlm.models.layers import Context, dense, weight
@@ -63,12 +63,31 @@ def selective_scan(
       document_BT: the number of each position's document; None for one document.
       chunk: positions of a chunk.
     """
-    length = u_BTI.shape[1]
-    chunk = min(chunk, length)
     held_BT = None
     if document_BT is not None:
         same_BT = document_BT[:, 1:] == document_BT[:, :-1]
-        held_BT = jnp.pad(same_BT, ((0, 0), (1, 0))).astype(u_BTI.dtype)
+        held_BT = jnp.pad(same_BT, ((0, 0), (1, 0)))
+    before_BIS = jnp.zeros((len(u_BTI), *a_IS.shape), u_BTI.dtype)
+    return scan_on(before_BIS, u_BTI, dt_BTI, a_IS, b_BTS, c_BTS, held_BT, chunk)[1]
+
+
+def scan_on(
+    before_BIS: jax.Array,
+    u_BTI: jax.Array,
+    dt_BTI: jax.Array,
+    a_IS: jax.Array,
+    b_BTS: jax.Array,
+    c_BTS: jax.Array,
+    held_BT: jax.Array | None,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, jax.Array]:
+    """`selective_scan` from a state on: (the state after it, y).
+
+    held_BT: where the state before a position is held, bool; None: everywhere. Other arguments are those there.
+    """
+    length = u_BTI.shape[1]
+    chunk = min(chunk, length)
+    held_BT = None if held_BT is None else held_BT.astype(u_BTI.dtype)
 
     def chunked(x_BT: jax.Array) -> jax.Array:
         """[B, T, ...] -> [C, L, B, ...], with zeros at the end: a time step of 0 keeps the state."""
@@ -77,9 +96,8 @@ def selective_scan(
 
     inputs = jax.tree.map(chunked, (u_BTI, dt_BTI, b_BTS, c_BTS, held_BT))
     one_chunk = jax.checkpoint(partial(_CHUNKS.get(platform(), _by_pairs), a_IS), prevent_cse=False)
-    before_BIS = jnp.zeros((len(u_BTI), *a_IS.shape), u_BTI.dtype)
-    _, y_CLBI = jax.lax.scan(one_chunk, before_BIS, inputs)
-    return y_CLBI.reshape(-1, *y_CLBI.shape[2:])[:length].swapaxes(0, 1)
+    after_BIS, y_CLBI = jax.lax.scan(one_chunk, before_BIS, inputs)
+    return after_BIS, y_CLBI.reshape(-1, *y_CLBI.shape[2:])[:length].swapaxes(0, 1)
 
 
 def _terms(a_IS: jax.Array, u: jax.Array, dt: jax.Array, b: jax.Array, held: jax.Array | None) -> tuple[Any, Any]:
@@ -131,17 +149,53 @@ class Mamba(nn.Module):
             return y_N.reshape(context.batch, -1, y_N.shape[-1])
 
         u_BTI = by_position(dense(x_ND, weight(self, "input")))
-        u_BTI = nn.silu(conv(u_BTI, weight(self, "conv"), weight(self, "conv_bias"), context.document_BT))
+        past, kept = context.past, {}
+        u_BTI, kept["inputs"] = self._convolved(u_BTI, context)
         u_NI = u_BTI.reshape(x_ND.shape[0], -1)
         b_NS, c_NS = (dense(u_NI, weight(self, name)).astype(precise) for name in ("to_B", "to_C"))
         dt_NI = dense(dense(u_NI, weight(self, "dt_down")), weight(self, "dt_up")).astype(precise)
         dt_NI = nn.softplus(dt_NI + weight(self, "dt_bias", precise))
         a_IS = -jnp.exp(weight(self, "A_log", precise))
         u_BTI, dt_BTI = u_BTI.astype(precise), by_position(dt_NI)
-        y_BTI = selective_scan(u_BTI, dt_BTI, a_IS, by_position(b_NS), by_position(c_NS), context.document_BT)
+        arguments = u_BTI, dt_BTI, a_IS, by_position(b_NS), by_position(c_NS)
+        if past is None:
+            y_BTI = selective_scan(*arguments, context.document_BT)
+        else:
+            y_BTI, kept["state"] = self._scanned_on(past, *arguments)
         y_BTI = (y_BTI + weight(self, "D_skip", precise) * u_BTI).astype(self.dtype)
         gate_NI = nn.silu(dense(x_ND, weight(self, "gate")))
-        return dense(gate_NI * y_BTI.reshape(gate_NI.shape), weight(self, "out")), {}
+        return dense(gate_NI * y_BTI.reshape(gate_NI.shape), weight(self, "out")), {} if past is None else {
+            MEMORY: kept
+        }
+
+    def _convolved(self, x_BTI: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
+        """(what the channels get, the inputs that the convolution of the next positions needs)."""
+        past, document, last_BKI, w_IK = context.past, context.document_BT, None, weight(self, "conv")
+        taps = w_IK.shape[1]
+        new = x_BTI.shape[1]
+        if past is not None:
+            x_BTI = jnp.concatenate([past.memory["inputs"], x_BTI], axis=1)
+            document = past.documents(new, back=taps - 1)
+            place_BK = past.count_B[:, None] + jnp.arange(taps - 1)
+            last_BKI = jnp.take_along_axis(x_BTI, place_BK[..., None], axis=1)
+        u_BTI = conv(x_BTI, w_IK, weight(self, "conv_bias"), document)
+        return nn.silu(u_BTI[:, -new:]), last_BKI
+
+    def _scanned_on(self, past, u_BTI, dt_BTI, a_IS, b_BTS, c_BTS) -> tuple[jax.Array, jax.Array]:
+        """(y, the state after the last token that is no padding)."""
+        new = u_BTI.shape[1]
+        live_BT, document, held_BT = past.live_BT(new), past.documents(new, back=1), None
+        if document is not None:
+            held_BT = (document[:, 1:] == document[:, :-1]) | ~live_BT
+        dt_BTI = jnp.where(live_BT[..., None], dt_BTI, 0)  # a time step of 0 keeps the state
+        after_BIS, y_BTI = scan_on(past.memory["state"], u_BTI, dt_BTI, a_IS, b_BTS, c_BTS, held_BT)
+        return y_BTI, after_BIS
+
+
+def _memory(config: Any, batch: int, length: int, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """The last inputs of the convolution, and the state."""
+    state = jax.ShapeDtypeStruct((batch, config.channels, config.state), jnp.promote_types(dtype, jnp.float32))
+    return {"inputs": jax.ShapeDtypeStruct((batch, config.taps - 1, config.channels), dtype), "state": state}
 
 
 def scan_flops(config: Any, length: int) -> float:
@@ -191,4 +245,5 @@ MAMBA = Branch(
         WeightSpec("out", "channels> >stream"),
     ),
     flops=scan_flops,
+    memory=_memory,
 )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.architecture import Branch, DecoderConfig, no_memory
 from growlm.models.axes import Role, WeightSpec
 from growlm.models.layers import Context, dense, has, weight
 
@@ -35,4 +35,4 @@ def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool) -> Br
     weights = [WeightSpec("up", "embed> >mlp"), WeightSpec("down", "mlp> >stream")]
     if biases:
         weights += [WeightSpec("up_bias", ">mlp", Role.BIAS), WeightSpec("down_bias", ">stream", Role.BIAS)]
-    return Branch("mlp", partial(Mlp, activation=activation), tuple(weights))
+    return Branch("mlp", partial(Mlp, activation=activation), tuple(weights), memory=no_memory)

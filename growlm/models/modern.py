@@ -67,7 +67,7 @@ def _zero(config: Any) -> bool:
     return config.zero_init
 
 
-def _embed(weights: Any, config: Any, tokens_BT: jax.Array) -> jax.Array:
+def _embed(weights: Any, config: Any, tokens_BT: jax.Array, position_BT: Any = None) -> jax.Array:
     return rms_norm(look_up(weights, config, tokens_BT), config.norm_eps)
 
 

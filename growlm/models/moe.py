@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from growlm.errors import must_be
-from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.architecture import Branch, DecoderConfig, no_memory
 from growlm.models.axes import Axis, Kind, Role, WeightSpec
 from growlm.models.blocked import blocked_experts
 from growlm.models.kernels import platform
@@ -142,7 +142,7 @@ _EXPERTS = (
     WeightSpec("up", "experts: embed> >mlp"),
     WeightSpec("down", "experts: mlp> >stream"),
 )
-ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss, metrics=router_metrics)
+ROUTED = Branch("moe", Moe, _EXPERTS, losses=balance_loss, metrics=router_metrics, memory=no_memory)
 
 # An expert that every token gets, and the sigmoid that may weigh it (Qwen2-MoE): no axes where their sizes are 0.
 SHARED = Axis("shared_mlp", Kind.INNER, mesh="tensor", zero_reads=True), Axis("shared_router", Kind.FIXED)

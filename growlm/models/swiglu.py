@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from growlm.models.architecture import Branch, DecoderConfig
+from growlm.models.architecture import Branch, DecoderConfig, no_memory
 from growlm.models.axes import WeightSpec
 from growlm.models.layers import Context, dense, weight
 
@@ -39,7 +39,8 @@ def gated_branch(activation: Callable[[jax.Array], jax.Array], *, reads: str = "
         WeightSpec("up", f"{reads}> >mlp"),
         WeightSpec("down", f"mlp> >{writes or 'stream'}"),
     )
-    return Branch("mlp", partial(GatedMlp, activation=activation), weights, reads=reads, writes=writes)
+    module = partial(GatedMlp, activation=activation)
+    return Branch("mlp", module, weights, reads=reads, writes=writes, memory=no_memory)
 
 
 SWIGLU = gated_branch(nn.silu)

@@ -17,12 +17,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from growlm.errors import must_be
-from growlm.models.architecture import HEAD_UNLESS_TIED, Architecture, Branch, DecoderConfig, Norm, NormKind
-from growlm.models.attention import attention_flops, rotary_table, rotate
+from growlm.models.architecture import (
+    HEAD_UNLESS_TIED,
+    MEMORY,
+    Architecture,
+    Branch,
+    DecoderConfig,
+    Norm,
+    NormKind,
+    no_memory,
+)
+from growlm.models.attention import at_positions, attention_flops, rotary_table, rotate
 from growlm.models.axes import Axis, Initial, Kind, WeightSpec
 from growlm.models.kernels import attention
 from growlm.models.layers import Context, dense, weight
 from growlm.models.llama import EXAMPLE, STREAM_AXES
+from growlm.models.past import keys_and_values, recall
 
 _SLOTS = ("qkv", "out", "mlp")  # what has slots, and a scale, of its own
 _TINY = 1e-12  # of a sum of squares; the paper has none, and where all scores are 0 that is 0 / 0
@@ -112,9 +122,14 @@ class TokenAttention(nn.Module):
         shape = (context.batch, -1, config.heads, config.head_dim)
         parts = (self._over(x_ND, name, config.tau("qkv")).reshape(shape) for name in ("query", "key", "value"))
         q_BTHh, k_BTHh, v_BTHh = parts
-        q_BTHh, k_BTHh = rotate(q_BTHh, context.tables), rotate(k_BTHh, context.tables)
-        o_BTHh = attention(q_BTHh, k_BTHh, v_BTHh, None, context.document_BT)
-        return self._over(o_BTHh.reshape(len(x_ND), -1), "out", config.tau("out")), {}
+        rotary = at_positions(context.tables, context)
+        q_BTHh, k_BTHh = rotate(q_BTHh, rotary), rotate(k_BTHh, rotary)
+        said = {}
+        if context.past is None:
+            o_BTHh = attention(q_BTHh, k_BTHh, v_BTHh, None, context.document_BT)
+        else:
+            o_BTHh, said[MEMORY] = recall(q_BTHh, k_BTHh, v_BTHh, context.past)
+        return self._over(o_BTHh.reshape(len(x_ND), -1), "out", config.tau("out")), said
 
     def _over(self, x_ND, name: str, tau: float):
         return pattention(x_ND, weight(self, f"{name}_keys"), weight(self, f"{name}_values"), tau)
@@ -165,12 +180,14 @@ _ATTENTION = Branch(
     flops=lambda config, length: attention_flops(config.heads, config.head_dim, length),
     tables=lambda config, length: rotary_table(length, config.rotary_dim, config.rope_theta),
     norms2=_norms2("qkv", "out"),
+    memory=keys_and_values,
 )
 _MLP = Branch(
     "mlp",
     TokenMlp,
     _slots("", "embed>", "mlp_slots", ">stream"),
     norms2=_norms2("mlp"),
+    memory=no_memory,
 )
 
 TOKENFORMER = Architecture(
