@@ -24,6 +24,7 @@ COMMANDS = {
     "plan": "say when to grow a model, by how much, and what it costs",
     "fit": "fit a law to runs",
     "evaluate": "measure a checkpoint on benchmarks and text",
+    "sample": "write text with a checkpoint, or talk to it",
     "doctor": "say what this machine has, what is missing, and what can be grown",
 }
 RENAMED = {"keep": "archive"}  # until 0.3

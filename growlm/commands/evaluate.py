@@ -74,7 +74,7 @@ def run_evaluation(
     """
     if not tasks and not texts:
         raise InputError("evaluate needs --tasks=NAME,... or --perplexity=FILE (see growlm evaluate --help)")
-    contents = {str(path): _read_text(path) for path in texts}
+    contents = {str(path): read_text(path) for path in texts}
     output = output or checkpoint / RESULTS
     _check_writable(output)
     if tasks:
@@ -107,7 +107,8 @@ def run_evaluation(
     return results, path
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError where it cannot be read, or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -216,7 +217,8 @@ def _adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
     return ids[:1] == [tokenizer.bos]
 
 
-def _mesh(sizes: Mapping[str, Any]) -> MeshConfig:
+def mesh_of(sizes: Mapping[str, Any]) -> MeshConfig:
+    """The mesh of these sizes. Raises InputError for a name or a size that is none."""
     names = [field.name for field in dataclasses.fields(MeshConfig)]
     for name, size in sizes.items():
         if name not in names:
@@ -250,7 +252,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         step=args.step,
         length=args.length,
         dtype=args.dtype or "float32",
-        mesh=_mesh(pairs("--mesh", keys)),
+        mesh=mesh_of(pairs("--mesh", keys)),
     )
     if is_first():
         print(f"{table(results)}\n\nwritten: {path}")

@@ -44,6 +44,7 @@ class Tokenizer:
       settings: content of tokenizer_config.json, which `save` writes too.
       encode_all: texts -> a list of tokens for each. No special token is added or made from the text.
       decode: tokens -> text; special tokens are left out.
+      number: the token of a text that is one, such as a special token; None for another text.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Tokenizer:
     settings: dict[str, Any]
     encode_all: Callable[[Sequence[str]], list[Ids]]
     decode: Callable[[Sequence[int]], str]
+    number: Callable[[str], int | None]
 
     def encode(self, text: str) -> Ids:
         """The tokens of one text, with no special token added. Raises InputError for text that has no encoding."""
@@ -120,6 +122,7 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
         settings=settings,
         encode_all=library.encode_all,
         decode=library.decode,
+        number=library.number,
     )
 
 
@@ -148,6 +151,7 @@ def _bytes(name: str, eos: str | None) -> Tokenizer:
         settings={"tokenizer_class": BYTE_TOKENIZER},
         encode_all=encode_all,
         decode=lambda ids: bytes(id for id in ids if id).decode(errors="replace"),
+        number=lambda text: None,
     )
 
 
