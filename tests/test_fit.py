@@ -164,11 +164,70 @@ def test_scaling_laws_of_a_table_with_a_floor_and_a_forecast(tmp_path, capsys):
     assert main(words) == 0
     assert "alpha" not in capsys.readouterr().out  # without parameters there is no L(N, D)
     assert main([*words[:-1], "--column.size=N"]) == 2
-    assert "column must be one of family, flops, loss, params, tokens" in capsys.readouterr().err
+    assert "column must be one of batch, family, flops, loss, params, tokens" in capsys.readouterr().err
     assert main(["fit", "--law=multiplier", words[2], "--floor=1.7"]) == 2
     assert "--floor must be left out with --law=multiplier" in capsys.readouterr().err
     assert main([*words[:3], "--slices=2"]) == 2
     assert "--slices must be left out with --law=scaling, got 2" in capsys.readouterr().err
+
+
+LOSS = {"E": 1.6, "A": 60.0, "B": 300.0, "alpha": 0.35, "beta": 0.3}
+
+
+def along(params, flops, grown_at, factor):
+    tokens = flops / (6 * params)
+    return (
+        14.0 if tokens < 5e5 else LOSS["E"] + LOSS["A"] * params ** -LOSS["alpha"] + LOSS["B"] * tokens ** -LOSS["beta"]
+    )
+
+
+def test_all_losses_of_a_run_but_for_its_beginning_are_fitted(tmp_path, capsys):
+    for embed in (64, 96, 128, 192):
+        write_run(tmp_path / str(embed), along, embed, tokens=20 * model(8, 64)[1])
+    fit_scaling(tmp_path, print, checkpoints=0.1, resamples=3)
+    text = capsys.readouterr().out
+    for name, planted in LOSS.items():
+        assert fitted(text, name)[0] == pytest.approx(planted, rel=0.03), name
+    assert "losses of 4 runs, residual 0.0" in text and "L(C) is not fitted" in text and "4 % is the best error" in text
+    assert "predicted with an error of 0.0%" in text and "with what is borrowed" not in text
+    fit_scaling(tmp_path, print, checkpoints=0.0, resamples=3)  # the noise of the beginning is no law
+    assert "residual 0.0" not in capsys.readouterr().out
+
+
+def test_exponents_are_borrowed_by_number_and_by_the_name_of_a_law(tmp_path, capsys):
+    write_run(tmp_path / "one", along, 128)
+    words = ["fit", "--law=scaling", f"--runs={tmp_path}", "--checkpoints=0.1", "--borrow.A=60", "--borrow.alpha=0.35"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "60 borrowed" in text and "0.35 borrowed" in text and "from under 1 % to 37 %" in text
+    assert float(next(line for line in text.splitlines() if line.startswith("E ")).split()[1]) == pytest.approx(
+        1.6, rel=0.03
+    )
+    assert "cannot be left out and predicted" in text
+    for bad, said in (
+        ("--borrow.alpha=kaplan", "must be one of hoffmann, muennighoff, reanalysis"),
+        ("--borrow.gamma=1", "--borrow must be one of A, B, E, alpha, beta"),
+        ("--checkpoints=1", "checkpoints must be >= 0 and < 1"),
+    ):
+        assert main([*words[:3], bad]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*words[:3], "--borrow.A=muennighoff", "--borrow.alpha=muennighoff", "--checkpoints=0.1"]) == 0
+    assert "521 borrowed" in capsys.readouterr().out
+
+
+def test_checkpoints_of_a_table_are_runs_by_size(tmp_path, capsys):
+    rows = ["params,tokens,flops,loss"]
+    for params in (1e5, 2e5, 4e5, 8e5):
+        rows += [
+            f"{params},{t},{6 * params * t},{along(params, 6 * params * t, 0, 0)}" for t in np.geomspace(1e4, 1e7, 20)
+        ]
+    (tmp_path / "curves.csv").write_text("\n".join(rows))
+    fit_scaling(tmp_path / "curves.csv", print, checkpoints=0.01, resamples=3)
+    text = capsys.readouterr().out
+    assert fitted(text, "alpha")[0] == pytest.approx(0.35, rel=0.02) and "losses of 4 runs" in text
+    (tmp_path / "short.csv").write_text("flops,loss\n1e18,3\n")
+    assert main(["fit", "--law=scaling", f"--runs={tmp_path / 'short.csv'}", "--checkpoints=0.1"]) == 2
+    assert "must have params in every row, got flops, loss" in capsys.readouterr().err
 
 
 def test_too_few_runs_for_any_scaling_law_say_how_many_more(tmp_path, capsys):
@@ -200,7 +259,7 @@ def test_runs_that_are_not_done_are_left_out_and_named(tmp_path, capsys):
         (
             lambda folder: write_run(folder / "a", valley),
             "tempo",
-            "law must be one of factor, multiplier, scaling, timing, got 'tempo'",
+            "law must be one of factor, kaplan, multiplier, scaling, timing, got 'tempo'",
         ),
         (lambda folder: timing_sweep(folder, (64,), loss=lambda *run: math.nan), "timing", "val_loss is not finite"),
         (

@@ -10,6 +10,7 @@ import pytest
 
 from growlm.errors import InputError
 from growlm.laws import REANALYSIS, Chinchilla, fit_chinchilla, fit_compute_optimal, fit_power_law, power_law
+from growlm.laws.chinchilla import PUBLISHED, left_out_error
 
 DATA = Path(os.environ.get("GROWLM_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data") / "scaling"
 
@@ -110,6 +111,72 @@ def test_tokens_to_a_loss_invert_the_law():
     tokens = REANALYSIS.tokens_to(7e9, 2.2)
     assert REANALYSIS.loss(7e9, tokens) == pytest.approx(2.2)
     assert REANALYSIS.tokens_to(7e9, 1.9) is None
+
+
+LAW = Chinchilla(1.9, 300.0, 900.0, 0.31, 0.33)
+
+
+def test_with_borrowed_exponents_few_points_are_enough_and_the_rest_is_recovered():
+    params, tokens = np.array([1e8, 1e8, 4e8, 1.6e9, 1.6e9, 6.4e9]), np.array([2e9, 4e10, 1e10, 4e9, 1e11, 3e10])
+    with pytest.raises(InputError, match="needs 8 points and has 6: 2 more"):
+        fit_chinchilla(params, tokens, LAW.loss(params, tokens))
+    fit = fit_chinchilla(params, tokens, LAW.loss(params, tokens), resamples=3, borrowed={"alpha": 0.31, "beta": 0.33})
+    assert pytest.approx((1.9, 300, 900), rel=1e-3) == (fit.law.E, fit.law.A, fit.law.B)
+    assert (fit.law.alpha, fit.alpha.low, fit.beta.high) == (0.31, None, None) and fit.E.low is not None
+
+
+def test_one_size_is_enough_where_its_own_term_is_borrowed():
+    tokens = np.geomspace(1e9, 1e11, 12)
+    loss = LAW.loss(1e9, tokens)
+    with pytest.raises(InputError, match="needs 3 sizes and has 1: 2 more"):
+        fit_chinchilla(np.full(12, 1e9), tokens, loss)
+    fit = fit_chinchilla(np.full(12, 1e9), tokens, loss, resamples=3, borrowed={"A": 300.0, "alpha": 0.31})
+    assert fit.law.loss(7e9, 2e12) == pytest.approx(LAW.loss(7e9, 2e12), rel=1e-3)
+    with pytest.raises(InputError, match="needs 2 sizes and has 1: 1 more"):
+        fit_chinchilla(np.full(12, 1e9), tokens, loss, borrowed={"alpha": 0.31})
+
+
+def test_a_wrong_exponent_that_is_borrowed_shows_in_the_residual():
+    fits = [fit_chinchilla(*planted(LAW), resamples=2, borrowed={"alpha": value}) for value in (0.31, 0.6)]
+    assert fits[1].residual > 10 * fits[0].residual
+
+
+@pytest.mark.parametrize(
+    ("borrowed", "said"),
+    [
+        ({"gamma": 1.0}, "borrowed coefficient must be one of"),
+        ({"alpha": 0.0}, "borrowed alpha must be > 0, got 0.0"),
+        (dict.fromkeys(("E", "A", "B", "alpha", "beta"), 1.0), "at most four coefficients"),
+    ],
+)
+def test_what_cannot_be_borrowed_is_named(borrowed, said):
+    with pytest.raises(InputError, match=said):
+        fit_chinchilla(*planted(LAW), borrowed=borrowed)
+
+
+def test_losses_of_one_run_are_resampled_together():
+    rng = np.random.default_rng(0)
+    params, tokens, loss = planted(LAW)
+    runs = np.unique(params, return_inverse=True)[1]
+    shifted = loss * np.exp(rng.normal(0, 0.01, 5))[runs]  # every run has an error of its own, all along it
+    alone, together = (fit_chinchilla(params, tokens, shifted, resamples=8, runs=one) for one in (None, runs))
+    assert alone.law == together.law
+    assert together.alpha.high - together.alpha.low > 1.3 * (alone.alpha.high - alone.alpha.low)
+
+
+def test_the_largest_size_is_predicted_from_the_others():
+    params, tokens, loss = planted(LAW)
+    early = np.where((params > 5e9) & (tokens < 1e11), 2 * loss, loss)  # less than 30 % of its tokens does not count
+    assert left_out_error(params, tokens, early) < 1e-3
+    off = np.where(params > 5e9, 1.1 * loss, loss)
+    assert left_out_error(params, tokens, off) == pytest.approx(1 - 1 / 1.1, abs=5e-3)
+
+
+def test_the_published_fit_to_c4_is_that_of_its_logarithms():
+    # arXiv 2305.16264, appendix: a = 6.255414, b = 7.3049974, e = 0.6254804, alpha = beta = 0.3526596
+    law = PUBLISHED["muennighoff"]
+    assert pytest.approx(np.exp([6.255414, 7.3049974, 0.6254804]), rel=2e-3) == (law.A, law.B, law.E)
+    assert law.alpha == law.beta == pytest.approx(0.3526596, abs=5e-4)
 
 
 def test_chinchillas_law_says_what_is_missing():

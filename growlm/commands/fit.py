@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from growlm.commands.options import Keys, one, pairs, positive
 from growlm.errors import check_name, must_be
+from growlm.report.kaplan import fit_kaplan
 from growlm.report.multiplier import fit_multiplier
 from growlm.report.scaling import fit_scaling
 from growlm.report.timing import fit_factor, fit_timing
@@ -19,6 +20,7 @@ LAWS: dict[str, Callable] = {
     "timing": fit_timing,
     "factor": fit_factor,
     "scaling": fit_scaling,
+    "kaplan": fit_kaplan,
     "multiplier": fit_multiplier,
 }
 
@@ -44,9 +46,13 @@ OPTIONS = {
     "--families": one("A,B", "multiplier: the families, the baseline first (default: all)", _names),
     "--at": one("FLOPS,..", "scaling, multiplier: budgets to ask the laws at", _budgets),
     "--floor": one("NATS", "scaling: the irreducible loss, where it is known (default: fitted)", positive),
+    "--checkpoints": one("SHARE", "scaling, kaplan: all losses of a run but for this first share, such as 0.1", float),
     "--figures": one("DIR", "timing, factor, multiplier: where to write the figures", Path),
 }
-KEYS = {"--column": "what a table calls its column family, flops, loss, params, tokens, ..."}
+KEYS = {
+    "--column": "what a table calls its column family, flops, loss, params, tokens, ...",
+    "--borrow": "scaling: E, A, B, alpha or beta of L(N, D), where it is not fitted: a number or a law's name",
+}
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:

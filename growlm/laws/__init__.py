@@ -3,7 +3,15 @@
 SciPy is imported where it is used: it takes a third of a second, and training only counts FLOPs.
 """
 
-from growlm.laws.chinchilla import HOFFMANN, REANALYSIS, Chinchilla, ChinchillaFit, fit_chinchilla
+from growlm.laws.chinchilla import (
+    HOFFMANN,
+    MUENNIGHOFF,
+    REANALYSIS,
+    Chinchilla,
+    ChinchillaFit,
+    fit_chinchilla,
+    left_out_error,
+)
 from growlm.laws.compute import exact_flops_per_token, training_flops
 from growlm.laws.intervals import Interval, RangeWarning, SeedSpeedup, loss_gap, speedup_over_seeds
 from growlm.laws.isoflop import (
@@ -12,6 +20,17 @@ from growlm.laws.isoflop import (
     fit_compute_optimal,
     fit_growth_factor,
     fit_growth_timing,
+)
+from growlm.laws.kaplan import (
+    KAPLAN_CURVE,
+    KAPLAN_LOSS,
+    KaplanCurve,
+    KaplanFit,
+    KaplanLoss,
+    fit_kaplan_curve,
+    fit_kaplan_loss,
+    kaplan_compute_loss,
+    measure_critical_batch,
 )
 from growlm.laws.multiplier import (
     Family,
@@ -42,6 +61,9 @@ from growlm.laws.vocabulary import Vocabulary, optimal_vocabulary, vocabulary_ca
 __all__ = [
     "GROWTH_FACTOR",
     "HOFFMANN",
+    "KAPLAN_CURVE",
+    "KAPLAN_LOSS",
+    "MUENNIGHOFF",
     "REANALYSIS",
     "Answer",
     "Chinchilla",
@@ -52,6 +74,9 @@ __all__ = [
     "GuidelineFit",
     "Interval",
     "Judgement",
+    "KaplanCurve",
+    "KaplanFit",
+    "KaplanLoss",
     "Plan",
     "PowerLaw",
     "RangeWarning",
@@ -71,14 +96,19 @@ __all__ = [
     "fit_families",
     "fit_growth_factor",
     "fit_growth_timing",
+    "fit_kaplan_curve",
+    "fit_kaplan_loss",
     "fit_power_law",
     "fit_shares",
     "growth_factor_equation",
     "growth_timing",
     "guideline_share",
     "judge",
+    "kaplan_compute_loss",
+    "left_out_error",
     "loss_at",
     "loss_gap",
+    "measure_critical_batch",
     "measured_multipliers",
     "null_loss",
     "optimal_vocabulary",

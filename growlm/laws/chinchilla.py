@@ -2,12 +2,12 @@
 
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from growlm.errors import InputError
+from growlm.errors import InputError, check_name, check_range
 from growlm.laws.intervals import LEVEL, Interval, distinct, percentile_interval, positive_columns
 
 # Where the Huber loss of log-losses turns from squares to absolute values.
@@ -26,7 +26,7 @@ _STARTS = np.array(
     np.float64,
 )
 _DESCENTS = 6  # of the best starts, followed down by L-BFGS
-LEAST_POINTS = 8  # five coefficients, and points that may contradict them
+SPARE_POINTS = 3  # beside the coefficients that are fitted: points that may contradict them
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class Chinchilla:
 # HOFFMANN: arXiv 2203.15556, approach 3. REANALYSIS: Besiroglu et al. 2024, arXiv 2404.10102, who found that the former
 # does not fit its own data; standard errors E 0.03, A 124.58, B 1293.23, alpha 0.02, beta 0.02.
 HOFFMANN = Chinchilla(1.69, 406.4, 410.7, 0.34, 0.28)
+# MUENNIGHOFF: Muennighoff et al. 2023, arXiv 2305.16264, on C4, alpha = beta; arXiv 2410.11840 borrows its A and alpha.
 REANALYSIS = Chinchilla(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+MUENNIGHOFF = Chinchilla(1.87, 521.0, 1488.0, 0.353, 0.353)
+PUBLISHED = {"hoffmann": HOFFMANN, "reanalysis": REANALYSIS, "muennighoff": MUENNIGHOFF}
 # As read off the figure by the re-analysis: 245 runs, 1.4e18 to 1.3e22 FLOPs.
 CHINCHILLA_PARAMS = (5.7e7, 1.62e10)
 CHINCHILLA_TOKENS = (2.5e8, 3.2e11)
@@ -73,7 +76,7 @@ class ChinchillaFit:
 
     Attributes:
         law: the fitted law.
-        E, A, B, alpha, beta: its coefficients with bootstrap intervals.
+        E, A, B, alpha, beta: its coefficients with bootstrap intervals; those that were borrowed have none.
         exponent: a in N_opt ~ C^a.
         residual: root mean square of log(predicted / measured loss).
         points: how many were fitted.
@@ -98,6 +101,8 @@ def fit_chinchilla(
     level: float = LEVEL,
     seed: int = 0,
     progress: Callable = iter,
+    borrowed: Mapping[str, float] | None = None,
+    runs: np.ndarray | None = None,
 ) -> ChinchillaFit:
     """Approach 3 of Hoffmann et al.: the sum of the Huber losses (delta 1e-3) of log-losses, from many starts.
 
@@ -117,17 +122,23 @@ def fit_chinchilla(
         level: of the intervals.
         seed: of the resampling.
         progress: wraps the loop over resamples, such as tqdm.
+        borrowed: coefficients by name that are taken and not fitted, such as A and alpha of MUENNIGHOFF: with both, one
+            size is enough (arXiv 2410.11840, section 5).
+        runs: [points], which run a loss is of, where several are measured along one: runs are resampled whole, since
+            losses of one run do not err independently.
 
     Raises:
-        InputError: too few points or too few sizes for five coefficients (says how many more), values not positive.
+        InputError: too few points or too few sizes for the coefficients (says how many more), values not positive.
     """
-    data = _checked(params, tokens, loss)
-    best = _descend(data, _promising(data))
-    rng, count = np.random.default_rng(seed), len(data[0])
+    data, known = _checked(params, tokens, loss, borrowed or {})
+    best = _descend(data, _promising(data, known), known)
+    rng = np.random.default_rng(seed)
+    which = np.arange(len(data[0])) if runs is None else np.unique(runs, return_inverse=True)[1]
+    of_run = [np.flatnonzero(which == run) for run in range(which.max() + 1)]
     samples = []
     for _ in progress(range(resamples)):
-        chosen = rng.integers(count, size=count)
-        samples.append(_descend(tuple(column[chosen] for column in data), [best]))
+        chosen = np.concatenate([of_run[run] for run in rng.integers(len(of_run), size=len(of_run))])
+        samples.append(_descend(tuple(column[chosen] for column in data), [best], known))
     law = _law(best)
     laws = [_law(sample) for sample in samples]
 
@@ -135,22 +146,62 @@ def fit_chinchilla(
         return percentile_interval(read(law), np.array([read(sample) for sample in laws]), level)
 
     coefficients = {name: interval(operator.attrgetter(name)) for name in Chinchilla.__annotations__}
+    coefficients |= {name: Interval(value, level=level) for name, value in (borrowed or {}).items()}
     exponent = interval(Chinchilla.compute_optimal_exponent)
     residual = float(np.sqrt(np.mean(np.square(_residuals(best, data)))))
-    return ChinchillaFit(law, **coefficients, exponent=exponent, residual=residual, points=count)
+    return ChinchillaFit(law, **coefficients, exponent=exponent, residual=residual, points=len(data[0]))
 
 
-def _checked(params: np.ndarray, tokens: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The logarithms of the three. Raises InputError where they cannot determine five coefficients."""
+def left_out_error(
+    params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, borrowed: Mapping[str, float] | None = None
+) -> float:
+    """How well the law predicts the largest size from the others: the mean of |predicted - measured| / measured.
+
+    It is taken over the last 70 % of the largest size's tokens: its points with at least 30 % of the most.
+
+    Source: arXiv 2410.11840, section 3.2. Range: it is of one size, and depends on how far that is from the others.
+
+    Raises:
+        InputError: as `fit_chinchilla`, of the points without the largest size.
+    """
+    params, tokens, loss = (np.asarray(column, np.float64) for column in (params, tokens, loss))
+    largest = params > params.max() / 1.05
+    data, known = _checked(params[~largest], tokens[~largest], loss[~largest], borrowed or {})
+    law = _law(_descend(data, _promising(data, known), known))
+    target = largest & (tokens >= 0.3 * tokens[largest].max())
+    return float(np.mean(np.abs(law.loss(params[target], tokens[target]) / loss[target] - 1)))
+
+
+_NAMES = ("A", "B", "E", "alpha", "beta")  # as in the vector, where the first three are logarithms
+
+
+def _checked(
+    params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, borrowed: Mapping[str, float]
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
+    """The logarithms of the three columns, and the vector of coefficients, NaN where they are fitted.
+
+    Raises:
+        InputError: they cannot determine the coefficients, or one that is borrowed is none or not positive.
+    """
     columns = positive_columns(params=params, tokens=tokens, loss=loss)
+    for name, value in borrowed.items():
+        check_name("borrowed coefficient", name, _NAMES)
+        check_range(f"borrowed {name}", value, low=0, low_allowed=False)
+    known = np.array([borrowed.get(name, np.nan) for name in _NAMES])
+    known[:3] = np.log(known[:3])
+    free = np.isnan(known)
+    if not free.any():
+        raise InputError("at most four coefficients of L(N, D) may be borrowed, got all five")
     for what, have, need in (
-        ("points", len(columns[0]), LEAST_POINTS),
-        ("sizes", distinct(columns[0]), 3),
-        ("token budgets", distinct(columns[1]), 3),
+        ("points", len(columns[0]), free.sum() + SPARE_POINTS),
+        ("sizes", distinct(columns[0]), 1 + free[[0, 3]].sum()),
+        ("token budgets", distinct(columns[1]), 1 + free[[1, 4]].sum()),
     ):
         if have < need:
-            raise InputError(f"L(N, D) needs {need} {what} and has {have}: {need - have} more")
-    return tuple(np.log(column) for column in columns)
+            raise InputError(
+                f"L(N, D) needs {need} {what[: -1 if need == 1 else None]} and has {have}: {need - have} more"
+            )
+    return tuple(np.log(column) for column in columns), known
 
 
 def _terms(start: np.ndarray, data: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,12 +216,13 @@ def _residuals(start: np.ndarray, data: tuple) -> np.ndarray:
     return np.logaddexp(np.logaddexp(size, tokens), floor) - data[2]
 
 
-def _promising(data: tuple) -> np.ndarray:
+def _promising(data: tuple, known: np.ndarray) -> np.ndarray:
     """The starts at which the objective is lowest."""
     from scipy.special import huber
 
-    cost = np.array([huber(DELTA, _residuals(part, data)).sum(-1) for part in np.array_split(_STARTS, 10)], object)
-    return _STARTS[np.argsort(np.concatenate(cost).astype(np.float64))[:_DESCENTS]]
+    starts = np.unique(np.where(np.isnan(known), _STARTS, known), axis=0)
+    cost = [huber(DELTA, _residuals(part, data)).sum(-1) for part in np.array_split(starts, 10)]
+    return starts[np.argsort(np.concatenate(cost), kind="stable")[:_DESCENTS]]
 
 
 def _objective(start: np.ndarray, data: tuple) -> tuple[float, np.ndarray]:
@@ -187,8 +239,8 @@ def _objective(start: np.ndarray, data: tuple) -> tuple[float, np.ndarray]:
     return float(huber(DELTA, residual).sum() / DELTA), gradient / DELTA
 
 
-def _descend(data: tuple, starts: np.ndarray) -> np.ndarray:
-    """The lowest minimum that L-BFGS finds from the starts.
+def _descend(data: tuple, starts: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The lowest minimum that L-BFGS finds from the starts, over the coefficients that are not known.
 
     It goes down in (log A - alpha mean log N, log B - beta mean log D, ...), where coefficients and exponents hardly
     depend on each other: in the coefficients themselves the valley is so narrow that it takes ten times as long.
@@ -199,11 +251,19 @@ def _descend(data: tuple, starts: np.ndarray) -> np.ndarray:
     centre = np.eye(5)
     centre[0, 3], centre[1, 4] = -size, -tokens
     centred = data[0] - size, data[1] - tokens, data[2]
+    free = np.isnan(known)
+    moves = np.eye(5)  # of the vector, for a step in each free coordinate
+    moves[0, 3], moves[1, 4] = size * free[0], tokens * free[1]
+    moves, fixed = moves[:, free], np.where(free, 0, known)
+
+    def objective(step: np.ndarray) -> tuple[float, np.ndarray]:
+        cost, gradient = _objective(centre @ (fixed + moves @ step), centred)
+        return cost, gradient @ centre @ moves
+
     options = {"maxiter": 5000, "maxfun": 20_000, "ftol": 1e-11, "gtol": 1e-7}
-    found = [
-        minimize(_objective, centre @ start, (centred,), "L-BFGS-B", jac=True, options=options) for start in starts
-    ]
-    return np.linalg.solve(centre, min(found, key=lambda result: result.fun).x)
+    steps = [np.linalg.lstsq(moves, start - fixed)[0] for start in starts]
+    found = [minimize(objective, step, method="L-BFGS-B", jac=True, options=options) for step in steps]
+    return fixed + moves @ min(found, key=lambda result: result.fun).x
 
 
 def _law(start: np.ndarray) -> Chinchilla:

@@ -29,6 +29,7 @@ class Outcome:
         factor: parameters in the blocks of its last model over those of its first; infinite where that had no layers.
         growth: operator and options of its first growth, as JSON.
         curve: validation losses over the FLOPs of the whole run.
+        batch: tokens of an update of its last stage; None where its config does not say.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Outcome:
     factor: float
     growth: str
     curve: Curve
+    batch: float | None = None
 
     @property
     def tokens(self) -> float:
@@ -125,7 +127,13 @@ def outcome(name: str, run: Run) -> Outcome:
         factor=_factor(name, run) if growths else 1.0,
         growth=json.dumps(growths[0], sort_keys=True) if growths else "",
         curve=losses,
+        batch=_batch(run.config["stages"][-1]),
     )
+
+
+def _batch(stage: dict[str, Any]) -> float | None:
+    batch, length = stage.get("batch"), stage.get("length")
+    return float(batch * length) if batch and length else None
 
 
 def _factor(name: str, run: Run) -> float:
