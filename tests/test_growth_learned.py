@@ -26,7 +26,14 @@ KEY = jax.random.key(3)
 def start(target):
     """The growth that learns, as it begins, and its matrices by axis."""
     growth = plan_growth("learn", SOURCE, target, KEY, steps=0)
-    return growth, growth.learner.matrices(growth)
+    return growth, growth.learner.initial()
+
+
+def test_a_plan_has_shapes_and_draws_nothing():
+    growth, matrices = start(BOTH)
+    planned = jax.tree.leaves(growth.learner.matrices(growth))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in planned)
+    assert [leaf.shape for leaf in planned] == [leaf.shape for leaf in jax.tree.leaves(matrices)]
 
 
 def batches(count, config=SOURCE):
@@ -103,7 +110,7 @@ def test_training_the_maps_lowers_the_loss_and_leaves_the_small_weights():
     assert took["loss_after"] < took["loss_before"] - 0.2
     assert took["tokens"] == 30 * 2 * 8 and took["flops"] == 6 * parameter_count(BOTH) * took["tokens"]
     jax.tree.map(np.testing.assert_array_equal, before, params)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learner.matrices(growth), learned)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), learner.initial(), learned)
     assert min(jax.tree.leaves(moved)) > 0  # every matrix has a gradient
     grown = grow_params(learner.with_matrices(growth, learned), SOURCE, BOTH, params, KEY)
     assert float(next_token_loss(BOTH, grown, data[0])) < took["loss_before"] - 0.2

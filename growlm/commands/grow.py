@@ -1,6 +1,7 @@
 """`growlm grow`: a saved model, grown or shrunk, and written: a run's whole state, or a Hugging Face folder."""
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
@@ -28,11 +29,11 @@ KEYS = {
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
-    from growlm.commands.grow_checkpoint import describe_plan, list_growths, plan_grow, plan_undone, run_grow
-
     if args.list:
-        print(list_growths())
+        print(_list_growths())
         return 0
+    from growlm.commands.grow_checkpoint import describe_plan, plan_grow, plan_undone, run_grow
+
     needed = {"--source": args.source} | ({} if args.dry_run else {"--output": args.output})
     if missing := [option for option, value in needed.items() if value is None]:
         raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
@@ -61,3 +62,17 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     )
     print(f"{describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
     return 0
+
+
+def _list_growths() -> str:
+    """The operators with their options, the lifts, and the table of presets."""
+    from growlm.files import table
+    from growlm.growth import LIFTS, OPERATORS, SHRINKS, options_of
+    from growlm.growth.presets import table as preset_table
+
+    rows = []
+    for name, operator in (OPERATORS | SHRINKS).items():
+        rows.append((name, inspect.getdoc(operator).splitlines()[0]))
+        rows.append(("", f"options: {', '.join(options_of(name))}"))
+    rows += [(name, f"a lift between architectures: {lift.says}") for name, lift in LIFTS.items()]
+    return f"{table(rows)}\n\n{preset_table()}"

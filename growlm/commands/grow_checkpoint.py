@@ -4,7 +4,6 @@ A run's state is grown whole, on its own corpus where its maps are learned; a Hu
 """
 
 import dataclasses
-import inspect
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,8 +23,6 @@ from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folde
 from growlm.formats.growing import FolderGrowth
 from growlm.formats.layout import family_of, stored_shape
 from growlm.growth import (
-    LIFTS,
-    OPERATORS,
     OPTIMIZER_STATES,
     SHRINKS,
     Growth,
@@ -35,12 +32,10 @@ from growlm.growth import (
     gradient_claim,
     growth_key,
     lost,
-    options_of,
     plan_target,
     plan_undo,
 )
 from growlm.growth.presets import Resolved, resolve
-from growlm.growth.presets import table as preset_table
 from growlm.growth.shrink import forward_of
 from growlm.growth.state import apply_growth, prepare
 from growlm.growth.verify import describe_verdict, verify
@@ -444,13 +439,3 @@ def _broken(verdict: dict[str, Any]) -> str:
         f"{name} must differ by at most {item['tolerance']:g}, got {item['measured']} ({item['note']})"
         for name, item in items.items()
     )
-
-
-def list_growths() -> str:
-    """The operators with their options, the lifts, and the table of presets."""
-    rows = []
-    for name, operator in (OPERATORS | SHRINKS).items():
-        rows.append((name, inspect.getdoc(operator).splitlines()[0]))
-        rows.append(("", f"options: {', '.join(options_of(name))}"))
-    rows += [(name, f"a lift between architectures: {lift.says}") for name, lift in LIFTS.items()]
-    return f"{table(rows)}\n\n{preset_table()}"

@@ -10,6 +10,7 @@ from growlm.growth.maps import POWERS, Array, Rule, along, numpy_or_jax, primal
 from growlm.growth.plan import DRAW_FRESH, Draw, Growth
 from growlm.models.architecture import DecoderConfig, Params, map_weights
 from growlm.models.axes import Weight
+from growlm.models.draws import in_one_pass
 
 
 def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
@@ -56,7 +57,7 @@ def draws(growth: Growth, target: DecoderConfig) -> bool:
 def _grow_weight(growth: Growth, target: DecoderConfig, key: jax.Array | None, weight: Weight, value: Array) -> Array:
     def draw(purpose: str) -> jax.Array:
         assert key is not None, "whoever grows checks the key"
-        own = weight.key(jax.random.fold_in(key, number_of(purpose)))
+        own = weight.key(jax.random.fold_in(in_one_pass(key), number_of(purpose)))
         return weight.initial(own, target, whole=True) if purpose == DRAW_FRESH else weight.noise(own, target)
 
     return grow_weight(growth, target, weight, value, draw)

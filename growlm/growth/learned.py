@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -27,7 +27,11 @@ Learner = tuple[Any, Any]  # the matrices and their optimizer's state
 
 @dataclasses.dataclass(frozen=True)
 class Learned(Effect):
-    """How the maps are trained: AdamW and a cosine schedule, with the settings of the paper's authors."""
+    """How the maps are trained: AdamW and a cosine schedule, with the settings of the paper's authors.
+
+    Until they are trained the maps of its growth have shapes alone: a plan draws nothing. `key` is what `initial` draws
+    from.
+    """
 
     name = "learned"
     learns = True
@@ -38,6 +42,7 @@ class Learned(Effect):
     weight_decay: float
     source: DecoderConfig
     target: DecoderConfig
+    key: jax.Array = dataclasses.field(compare=False)
 
     def breaks(self, growth: Growth, target: DecoderConfig) -> str:
         """Learned read maps do not invert learned write maps."""
@@ -55,15 +60,19 @@ class Learned(Effect):
         maps = _maps(self.source, self.target, matrices) | {name: growth.maps[name] for name in unlearned}
         return dataclasses.replace(growth, maps=maps, per_weight=growth.per_weight | _layer_maps(self, matrices))
 
+    def initial(self) -> Matrices:
+        """The matrices with which training begins."""
+        return _initial_matrices(self.source, self.target, self.key)
+
     def matrices(self, growth: Growth) -> Matrices:
-        """The matrices of a growth by axis, and those of the stack by weight."""
+        """The matrices of a growth by axis, or their shapes, and those of the stack by weight."""
         found = {axis.name: _matrix(growth.maps[axis.name]) for axis in _learned_axes(self.target)}
         of_layers = {path: axis for (name, path), axis in growth.per_weight.items() if name == growth.stack}
         return found | {growth.stack: {path: _matrix(axis) for path, axis in of_layers.items()}}
 
     def report(self) -> dict[str, Any]:
-        """The settings, without the shapes, which growth reports have already."""
-        return {name: value for name, value in vars(self).items() if name not in ("source", "target")}
+        """The settings, without the shapes and the key, which are not its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("source", "target", "key")}
 
     def programs(self, growth: Growth) -> tuple[Callable, Callable]:
         """The training of the matrices, as two pure functions that the caller compiles.
@@ -115,7 +124,7 @@ class Learned(Effect):
         """
         losses, tokens, batches = [], 0, iter(batches)
         begin, step = programs or _compiled_programs(growth.static)
-        learner = begin(self.matrices(growth))
+        learner = begin(self.initial())
         for _ in range(self.steps):
             if (batch := next(batches, None)) is None:
                 raise must_be("the batches of learn", f"one for each of its {self.steps} steps", len(losses))
@@ -175,11 +184,12 @@ def learn(
         weight_decay=weight_decay,
         source=source,
         target=target,
+        key=key,
     )
     order = np.asarray(stack_order("stack", source, target))
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
-    return learned.with_matrices(empty, _initial_matrices(source, target, key))
+    return learned.with_matrices(empty, jax.eval_shape(partial(_initial_matrices, source, target), key))
 
 
 @lru_cache(maxsize=8)
@@ -251,8 +261,13 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
         by = architecture.stream if axis.kind in (Kind.READ, Kind.NORMED) else axis
         write = Dense(matrices[by.name], places(by, source, target))
         values = matrices[axis.values] if axis.values else None
-        read = write if values is None else Dense(_through_values(values, axis, source, target), write.index)
-        return AxisMap.make(old, write, read)
+        if values is None:
+            return AxisMap.make(old, write, write)
+        through = partial(_through_values, axis=axis, source=source, target=target)
+        planned = isinstance(values, jax.ShapeDtypeStruct)
+        return AxisMap.make(
+            old, write, Dense(jax.eval_shape(through, values) if planned else through(values), write.index)
+        )
 
     return {axis.name: of(axis) for axis in architecture.axes if axis.kind is not Kind.STACK}
 

@@ -208,7 +208,8 @@ class StaticGrowth:
 def _content(value: Any) -> Hashable:
     """What a growth computes with, as a nested tuple; without learned matrices, which are arguments of programs."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return type(value), *(_content(getattr(value, field.name)) for field in dataclasses.fields(value))
+        compared = (field.name for field in dataclasses.fields(value) if field.compare)
+        return type(value), *(_content(getattr(value, name)) for name in compared)
     if isinstance(value, Mapping):
         return tuple((key, _content(item)) for key, item in value.items())
     if isinstance(value, tuple | list):

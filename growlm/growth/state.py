@@ -254,10 +254,10 @@ def check_optimizer_state(
     )
     matrices = None if growth.learner is None else growth.learner.matrices(growth)
 
-    def grow(opt_state: Any, params: Params, grown: Params) -> Any:
+    def grow(opt_state: Any, params: Params, grown: Params, matrices: Any) -> Any:
         return _grow_opt_state(growth.with_matrices(matrices), source, after, how, opt_state, params, grown)
 
-    jax.eval_shape(grow, jax.eval_shape(before.init, params), params, grown)
+    jax.eval_shape(grow, jax.eval_shape(before.init, params), params, grown, matrices)
 
 
 def map_optimizer_state(growth: Growth, source: DecoderConfig, opt_state: Any, how: str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from growlm.models.draws import in_one_pass
+
 
 class Sized(Protocol):
     """What a weight asks of a config, all of which are `DecoderConfig`s."""
@@ -290,7 +292,7 @@ class Weight:
 
     def key(self, key: jax.Array) -> jax.Array:
         """The weight's key, which depends on its path alone: adding a weight changes no other's values."""
-        return jax.random.fold_in(key, self.number)
+        return jax.random.fold_in(in_one_pass(key), self.number)
 
     @cached_property
     def number(self) -> int:
