@@ -190,6 +190,7 @@ def step_specs(stage: Stage, step: int) -> dict[Which, StepSpec]:
             two_rates=stage.two_rates,
             objective=config.objective,
             teacher=stage.teacher_model if taught else None,
+            sparsity=config.sparsity,
         )
 
     masked = {stage.progress_at(at) is not None for at in (step, stage.last_step)}
@@ -212,7 +213,7 @@ class Steps:
         for which, spec in specs.items():
             update, evaluate = compile_steps(spec, stage.config.batch, stage.config.length, mesh)
             self._updates[which], self._evaluations[which[0]] = update, evaluate
-        self._stage, self._teacher = stage, teacher
+        self._stage, self._teacher, self._kept = stage, teacher, stage.kept(mesh)
         self._provenance = jax.device_put(state.provenance, replicated(mesh))
 
     def train(self, state: TrainState, tokens_BS: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -221,9 +222,10 @@ class Steps:
         progress, learning_rate = stage.progress_at(step), stage.learning_rate_at(step + 1)
         rates = (learning_rate, stage.new_learning_rate_at(step + 1)) if stage.two_rates else learning_rate
         weight = stage.teacher_weight_at(step + 1)
-        teacher = [(self._teacher, np.float32(weight))] if weight else []
+        more = {"teacher": (self._teacher, np.float32(weight))} if weight else {}
+        more |= {} if self._kept is None else {"kept": self._kept}
         update = self._updates[progress is not None, stage.depth_at(step + 1), bool(weight)]
-        arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress, *teacher)
+        arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress, **more)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
 
     def validate(self, state: TrainState, held_out: Sequence[jax.Array]) -> dict[str, float]:

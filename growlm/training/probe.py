@@ -83,10 +83,11 @@ def _try(
     validation.append(compiled.validate(state, held_out)["val_loss"])
     config, learner = candidate.config, candidate.growth.learner
     tokens = (steps + (learner.steps if learner else 0)) * config.batch * config.length
+    cost = Cost().plus(config.model, tokens, config.length, sparsity=config.sparsity)
     return {
         "val_loss": list(map(_finite, validation)),
         "losses": [_finite(float(loss)) for loss in losses],
-        "flops": candidate.taught(Cost().plus(config.model, tokens, config.length), steps).flops,
+        "flops": candidate.taught(cost, steps).flops,
     }
 
 

@@ -20,6 +20,7 @@ from growlm.growth.state import Prepared, growth_transform
 from growlm.models.sharding import shardings_of
 from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
+from growlm.training.sparsity import abstract_kept
 from growlm.training.stages import Stage
 from growlm.training.step import StepSpec, abstract_state, averaged, train_loss, train_step
 
@@ -63,9 +64,9 @@ def _store(key: Hashable, future: Future) -> None:
 def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
     """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
 
-    step(arrays, tokens, learning rate, provenance, progress, teacher) -> (arrays, metrics); the arrays are donated.
-    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks; teacher
-    is left out without one.
+    step(arrays, tokens, learning rate, provenance, progress, **more) -> (arrays, metrics); the arrays are donated.
+    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks; `more`
+    are the teacher and the static masks, where there are any.
     """
     (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
     return compiled(step_key, step), compiled(evaluation_key, evaluation)
@@ -101,7 +102,7 @@ def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
     step = jax.jit(partial(train_step, spec), donate_argnums=0, out_shardings=out)
     inputs = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
-        return step.lower(state.arrays, *inputs, *_abstract_teacher(spec, mesh))
+        return step.lower(state.arrays, *inputs, **_abstract_more(spec, mesh))
 
 
 def _build_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
@@ -126,12 +127,15 @@ def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tup
     )
 
 
-def _abstract_teacher(spec: StepSpec, mesh: Mesh) -> tuple[Any, ...]:
-    """The last argument of the train step, where there is a teacher."""
-    if spec.teacher is None:
-        return ()
-    params = abstract_state(spec.teacher, spec.optimizer, mesh).params
-    return ((params, jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))),)
+def _abstract_more(spec: StepSpec, mesh: Mesh) -> dict[str, Any]:
+    """The arguments of the train step that only some objectives and sparse stages have."""
+    more: dict[str, Any] = {}
+    if spec.teacher is not None:
+        params = abstract_state(spec.teacher, spec.optimizer, mesh).params
+        more["teacher"] = params, jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))
+    if spec.sparsity:
+        more["kept"] = abstract_kept(spec.model, spec.sparsity, mesh)
+    return more
 
 
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:

@@ -34,6 +34,7 @@ from growlm.training.programs import cached_on_disk, prepared_growth
 from growlm.training.progress import Display
 from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
 from growlm.training.settings import RunConfig
+from growlm.training.sparsity import emptied
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
@@ -268,6 +269,8 @@ def train_run(
                             stage = plan.stages[number]
                             display.begin(folder, stage)
                         state = _grow(stage, state, plan.corpus, mesh, stage_folder, display)
+                    if newest < 0 and (kept := stage.kept(mesh)) is not None:
+                        state = emptied(state, kept)
                     if state.step < stage.last_step or not stage.steps:  # without steps it is validated alone
                         state = train_stage(
                             stage,

@@ -14,6 +14,7 @@ from growlm.training.mesh import MeshConfig
 from growlm.training.objectives import PARENT, ObjectiveConfig
 from growlm.training.optimizer import SLICES, TRAIN, OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
+from growlm.training.sparsity import check_sparsity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,8 @@ class StageConfig:
         the first k, 2k, ... layers, drawn at random, of which it trains the last k and what is above them, the first
         with the embedding. 0: every step is of the whole model.
       objective: what is trained on.
+      sparsity: the share of the matrices of blocks that is zero under a static mask (SPDF, arXiv 2303.10464); after a
+        growth at most that of the stage before.
       microbatches: parts in which a batch is worked on, one after the other, for less memory.
       evaluation: in this stage, instead of the run's.
       init_from: in the first stage, the checkpoint whose weights it begins with: a Hugging Face folder, or one of
@@ -184,6 +187,7 @@ class StageConfig:
     grow_when: GrowWhen | None = None
     frozen_layers: int = 0
     submodel_layers: int = 0
+    sparsity: float = 0.0
     microbatches: int = 1
     evaluation: EvaluationConfig | None = None
     init_from: str | None = None
@@ -209,6 +213,7 @@ class StageConfig:
             )
         if self.submodel_layers and self.frozen_layers:
             raise must_be("stage.frozen_layers", "0 where sub-models freeze what is below them", self.frozen_layers)
+        check_sparsity(self.model, self.sparsity)
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
         if by_slices and self.growth is None:
             raise must_be("optimizer.learning_rates", "without 'new' and 'old' in a stage without growth", by_slices[0])
@@ -271,6 +276,10 @@ class RunConfig:
                 raise InputError(f"stages[{number}] {rule}")
             if number and stage.init_from is not None:
                 raise must_be(f"stages[{number}].init_from", "unset after the first stage", stage.init_from)
+            before = self.stages[number - 1]
+            if number and stage.sparsity and (stage.sparsity > before.sparsity or stage.model != before.model):
+                most = before.sparsity if stage.model == before.model else 0.0
+                raise must_be(f"stages[{number}].sparsity", f"<= {most:g}, of what is masked", stage.sparsity)
             if stage.objective.teacher == PARENT and not (number and self.stages[number - 1].tokens):
                 rule = f"a checkpoint where no stage before it was trained, and not {PARENT!r}"
                 raise must_be(f"stages[{number}].objective.teacher", rule, PARENT)

@@ -9,17 +9,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from growlm.errors import InputError
 from growlm.growth import Growth, function_of, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
-from growlm.models import DecoderConfig, flops_per_token, parameter_count, with_depth
+from growlm.models import DecoderConfig, Params, flops_per_token, parameter_count, with_depth
 from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
 from growlm.training.criteria import RULES
 from growlm.training.objectives import PARENT
 from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
 from growlm.training.settings import EvaluationConfig, GrowthConfig, RunConfig, StageConfig
+from growlm.training.sparsity import density, draw_kept
 from growlm.training.step import draw_depths, run_keys
 
 
@@ -30,19 +32,22 @@ class Cost:
     flops: float = 0.0
     flops_exact: float = 0.0
 
-    def plus(self, model: DecoderConfig, tokens: int, length: int, frozen_layers: int = 0) -> "Cost":
+    def plus(
+        self, model: DecoderConfig, tokens: int, length: int, frozen_layers: int = 0, sparsity: float = 0.0
+    ) -> "Cost":
         """The cost after `tokens` more tokens of a model; frozen layers cost less by the exact count alone."""
+        there = density(model, sparsity)
         # Of three parts, forward, backward to the activations and to the weights, a frozen layer has the first.
-        frozen = 2 / 3 * frozen_layers * flops_of_layer(model, length) if frozen_layers else 0.0
-        per_token = flops_per_token(model, length) - frozen
+        frozen = 2 / 3 * frozen_layers * flops_of_layer(model, length, there) if frozen_layers else 0.0
+        per_token = flops_per_token(model, length, there) - frozen
         return Cost(
-            self.flops + training_flops(parameter_count(model, active=True), tokens),
+            self.flops + training_flops(parameter_count(model, active=True, density=there), tokens),
             self.flops_exact + per_token * tokens,
         )
 
-    def forward(self, model: DecoderConfig, tokens: int, length: int) -> "Cost":
+    def forward(self, model: DecoderConfig, tokens: int, length: int, sparsity: float = 0.0) -> "Cost":
         """The cost after the forward pass of a model alone: 2 N D, a third of training it, by both counts."""
-        of_training = Cost().plus(model, tokens, length)
+        of_training = Cost().plus(model, tokens, length, sparsity=sparsity)
         return Cost(self.flops + of_training.flops / 3, self.flops_exact + of_training.flops_exact / 3)
 
 
@@ -123,10 +128,11 @@ class Stage:
         config = self.config
         if config.tokens or not self.run.budget_flops or self.number < len(self.run.stages) - 1:
             return self.first_step + config.tokens // (config.batch * config.length)
-        of_batch = self.first_cost.plus(config.model, self.batch_tokens, config.length).flops - self.first_cost.flops
+        of_batch = self.first_cost.plus(config.model, self.batch_tokens, config.length, sparsity=config.sparsity)
+        of_batch = of_batch.flops - self.first_cost.flops
         left, taught = self.run.budget_flops - self.first_cost.flops, 0
-        if model := self.teacher_model:
-            taught_batch = of_batch + Cost().forward(model, self.batch_tokens, config.length).flops
+        if self.teacher_model is not None:
+            taught_batch = of_batch + self.taught(Cost(), 1).flops
             taught = config.objective.taught_steps(max(int(left // taught_batch), 0), self.batch_tokens)
             left -= taught * taught_batch
         return self.first_step + taught + max(int(left // of_batch), 0)
@@ -167,7 +173,8 @@ class Stage:
         steps = sum(one.growth.learner.steps if one.growth.learner else 0 for one in tried)
         steps += probe.steps * len(tried) if probe else 0
         cost = self.parent.cost_at(self.parent.last_step)
-        cost = cost.plus(self.config.model, steps * self.batch_tokens, self.config.length)
+        tokens, config = steps * self.batch_tokens, self.config
+        cost = cost.plus(config.model, tokens, config.length, sparsity=config.sparsity)
         return self.taught(cost, probe.steps, len(tried)) if probe else cost
 
     def taught(self, cost: Cost, steps: int, times: int = 1) -> Cost:
@@ -175,7 +182,13 @@ class Stage:
         if self.teacher_model is None:
             return cost
         taught = self.config.objective.taught_steps(steps, self.batch_tokens)
-        return cost.forward(self.teacher_model, times * taught * self.batch_tokens, self.config.length)
+        sparsity = self.parent.config.sparsity if self.config.objective.teacher == PARENT and self.parent else 0.0
+        return cost.forward(self.teacher_model, times * taught * self.batch_tokens, self.config.length, sparsity)
+
+    def kept(self, mesh: Mesh) -> Params | None:
+        """The masks of a sparse stage, see `sparsity`; None where it is dense."""
+        sparsity = self.config.sparsity
+        return draw_kept(self.config.model, sparsity, run_keys(self.run.seed)[0], mesh) if sparsity else None
 
     @property
     def teacher_model(self) -> DecoderConfig | None:
@@ -211,7 +224,8 @@ class Stage:
         for depth in self.depths:
             steps = taken if depth is None else int(np.count_nonzero(self._drawn[:taken] == depth))
             model = config.model if depth is None else with_depth(config.model, depth)
-            cost = cost.plus(model, steps * self.batch_tokens, config.length, self.frozen_below(depth))
+            frozen = self.frozen_below(depth)
+            cost = cost.plus(model, steps * self.batch_tokens, config.length, frozen, config.sparsity)
         return self.taught(cost, taken)
 
     @property

@@ -26,6 +26,7 @@ from growlm.state import TrainState
 from growlm.training.mesh import replicated
 from growlm.training.objectives import ObjectiveConfig
 from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
+from growlm.training.sparsity import by_path
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
 Taught = tuple[Params, jax.Array]  # a teacher's parameters, and its weight in the loss
@@ -44,7 +45,7 @@ class StepSpec:
     worked on. held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token
     that ends a document, where attention stays within documents. two_rates: the learning rate is a pair, of the slices
     that the growth did not add and of those that it did. objective: what is trained on. teacher: the shape of its
-    teacher, or None where its weight is 0.
+    teacher, or None where its weight is 0. sparsity: of the matrices of blocks, under a static mask.
     """
 
     model: DecoderConfig
@@ -62,11 +63,12 @@ class StepSpec:
     two_rates: bool = False
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     teacher: DecoderConfig | None = None
+    sparsity: float = 0.0
 
     def for_evaluation(self) -> "StepSpec":
         """The static arguments of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
-        plain = {"objective": ObjectiveConfig(), "teacher": None}
+        plain = {"objective": ObjectiveConfig(), "teacher": None, "sparsity": 0.0}
         return dataclasses.replace(self, **forward, **plain, held_out=None, two_rates=False)
 
 
@@ -166,6 +168,7 @@ def train_step(
     provenance: dict[str, jax.Array],
     progress: jax.Array | None = None,
     teacher: Taught | None = None,
+    kept: Params | None = None,
 ) -> tuple[Arrays, dict[str, jax.Array]]:
     """One update on int[batch, length + 1] tokens; the metrics are those before it.
 
@@ -177,12 +180,14 @@ def train_step(
       provenance: as `TrainState` has it: what is new, for learning rates, freezing and masks.
       progress: float32[4], how far the masks are open, from `growlm.growth.masks.Masks.progress`; None without masks.
       teacher: the parameters of `spec.teacher`, which are constants, and float32[], the weight of its distribution.
+      kept: bool masks of sparse weights, at their places in the tree, from `growlm.training.sparsity`: all else of them
+        is zero, gets no gradient, and stays.
     """
     params, opt_state, ema = arrays
     parts, gradients = _gradients(spec, params, tokens_BS, provenance, progress, teacher)
     part = spec.frozen_layers or spec.depth is not None
     updated = _update_part if part else _update
-    params, opt_state, norm = updated(spec, (params, opt_state, gradients), learning_rate, provenance)
+    params, opt_state, norm = updated(spec, (params, opt_state, gradients, kept), learning_rate, provenance)
     if ema is not None:
         ema = jax.tree.map(lambda mean, leaf: mean + (1 - spec.optimizer.ema) * (leaf - mean), ema, params)
     return (params, opt_state, ema), {**parts, "grad_norm": norm}
@@ -214,9 +219,12 @@ def _gradients(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
+Updated = tuple[Params, Any, Params, Params | None]  # params, opt_state, gradients, kept
+
+
 def _update(
     spec: StepSpec,
-    trees: tuple[Params, Any, Params],
+    trees: Updated,
     learning_rate: jax.Array,
     provenance: dict[str, jax.Array],
     whole: DecoderConfig | None = None,
@@ -225,12 +233,17 @@ def _update(
 
     whole: the model that computes, of which `spec.model` may be some of the layers.
     """
-    (params, opt_state, gradients), optimizer = trees, spec.optimizer
+    (params, opt_state, gradients, kept), optimizer = trees, spec.optimizer
+    masks = by_path(kept)
 
     def by_weight(function: Callable) -> Any:
         return map_weights(lambda weight, _: function(weight, provenance), spec.model, params)
 
-    trained = by_weight(partial(trainable, spec.train))
+    def trains(weight: Weight, provenance: dict[str, jax.Array]) -> bool | jax.Array:
+        of_slices = trainable(spec.train, weight, provenance)
+        return of_slices & masks[weight.path] if weight.path in masks else of_slices
+
+    trained = by_weight(trains)
     factor = by_weight(partial(learning_rate_factor, optimizer.learning_rates))
     gradients = jax.tree.map(lambda mask, leaf: _where(mask, leaf, 0), trained, gradients)  # the norm is of these
     updates, opt_state = make_optimizer(optimizer, whole or spec.model).update(gradients, opt_state, params)
@@ -241,7 +254,7 @@ def _update(
 
 
 def _update_part(
-    spec: StepSpec, trees: tuple[Params, Any, Params], learning_rate: jax.Array, provenance: dict[str, jax.Array]
+    spec: StepSpec, trees: Updated, learning_rate: jax.Array, provenance: dict[str, jax.Array]
 ) -> tuple[Params, Any, jax.Array]:
     """`_update` of the layers that train alone: the moments and ages of the others stay as they are."""
     depth = spec.model.depth if spec.depth is None else spec.depth
