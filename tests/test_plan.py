@@ -3,22 +3,34 @@
 import argparse
 import dataclasses
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import image
+from studies import write_seeds
+from test_fit import best_tokens, timing_sweep
 
 from growlm.__main__ import main
 from growlm.commands import options
 from growlm.commands.plan import describe
 from growlm.errors import InputError
-from growlm.laws import REANALYSIS, growth_timing, plan, step_law_rate
+from growlm.laws import REANALYSIS, growth_timing, optimal_vocabulary, plan, step_law_rate
 from growlm.laws.compute import CHIPS, exact_flops_per_token
+from growlm.laws.evidence import PUBLISHED, TUNED
+from growlm.laws.published import TIMING, law_at
 from growlm.laws.shapes import shape_for
 from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
+from growlm.report.contours import plan_figure
+from growlm.report.own import own_fits
+from growlm.report.tables import read_table
 from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.systems import written_out
 
+ROOT = Path(__file__).resolve().parents[1]
+LADDERS = ROOT / "experiments/published/fineweb_ladders.csv"
 PAPERS = 7e9, 300e9
 DEMOS = {"params": 4.35e5, "tokens": 2.8e6, "vocab": 256, "length": 128}
 
@@ -70,7 +82,8 @@ def test_rates_are_step_laws_at_both_sizes_for_all_tokens():
 
 
 def test_inside_of_all_ranges_there_is_nothing_to_caution_of():
-    assert plan(1e9, 1e11).caveats == ()
+    (saving,) = plan(1e9, 1e11).caveats
+    assert saving.startswith("saving by arXiv 2609.19107: EXTRAPOLATED, 5.38 times above")
 
 
 def test_small_runs_get_a_share_of_compute_and_no_expected_loss():
@@ -89,13 +102,106 @@ def test_the_expected_loss_and_the_null_hypothesis():
     assert 0 < found.null < 0.01
 
 
-def test_the_saving_is_what_was_measured_near_the_size():
-    assert plan(1.1e9, 1e11).speedup == (0.31, 0.55)
-    assert any("saving: it was measured at" in line for line in plan(1.1e9, 1e9).caveats)
-    found = plan(*PAPERS)
-    assert found.speedup == (0.41, 0.55)
-    assert found.saved == pytest.approx((1 - 1 / 1.41, 1 - 1 / 1.55))
+def gain_over(found, source):
+    return next((one for one in found.gains if source in one.source), None)
+
+
+def test_the_saving_is_what_was_measured_near_the_size_over_each_baseline():
+    found = plan(1.1e9, 1e11)
+    untuned = gain_over(found, "2405.15319")
+    assert (untuned.low, untuned.high, untuned.inside) == (0.31, 0.55, True)
+    assert "not tuned" in untuned.baseline and "decayed to zero" in gain_over(found, "2609.19107").baseline
+    seven = gain_over(plan(*PAPERS), "2405.15319")
+    assert (seven.low, seven.high) == (0.41, 0.55)
+    assert seven.saved == pytest.approx((1 - 1 / 1.41, 1 - 1 / 1.55))
     assert any("nothing was measured near" in line for line in plan(70e9, 2e12).caveats)
+    assert plan(1e12, 1e14).gains == () and "not known" in describe(plan(1e12, 1e14))
+
+
+def test_growth_alone_is_the_published_table_between_its_budgets_and_a_range_beyond():
+    column = {"family": "arm", "flops": "compute_flops", "loss": "val_loss"}
+    table = read_table(LADDERS, tuple(column), column)
+    for family in (TUNED.grown, TUNED.scratch):
+        own = table["family"] == family.name
+        assert family.flops == pytest.approx(table["flops"][own]) and family.loss == pytest.approx(table["loss"][own])
+    assert TUNED.judgement.multipliers[[0, -1]] == pytest.approx([1.083, 1.182], abs=5e-4)  # growth_2026
+    inside = TUNED.at(1e9, 2.987236e19)
+    assert inside.low == inside.high == pytest.approx(0.140, abs=5e-4) and inside.inside
+    far = TUNED.at(1e9, 1e22)
+    assert 0.25 < far.low < far.high < 0.4 and not far.inside
+    assert "89.7 times above" in far.how and "exponent says least" in far.how and "floor most" in far.how
+    assert TUNED.at(1e9, 1e24) is None and TUNED.at(1e9, 1e15) is None
+
+
+def test_the_vocabulary_stands_beside_that_of_its_law():
+    found = plan(1.1e9, 1e11)
+    shape = found.after.shape
+    assert found.vocabulary == optimal_vocabulary(shape.block_params, shape.embed, 6 * 1.1e9 * 1e11)
+    assert "32K are planned (--vocab), within the" in describe(found)
+    assert "fewer than the" in describe(plan(*PAPERS)) and "more than the" in describe(plan(1e8, 1e10))
+
+
+def test_ones_own_fits_take_the_place_of_the_published_ones(tmp_path):
+    timing_sweep(tmp_path / "timing")
+    own = own_fits(tmp_path)
+    known = sorted({one.params for one in own.timing.slices})
+    params, flops = known[0], own.timing.slices[3].flops
+    found = plan(params, flops / (6 * params), own=own, vocab=256, length=16)
+    assert found.before.tokens == found.timing.value == pytest.approx(best_tokens(params, flops), rel=0.05)
+    assert found.timing.low < found.timing.value < found.timing.high
+    assert not any("your law is EXTRAPOLATED" in line for line in found.caveats)
+    words = " ".join(describe(found).split())
+    assert "by YOUR law, 12 of 12 slices" in words and "factor: not yours, no runs in" in words
+    assert found.factor == 4 and found.measured is PUBLISHED
+    far = plan(1e9, 2e10, own=own)
+    assert any("C = 1.2e+20 is" in line and "above your runs'" in line for line in far.caveats)
+    near, away = (one.timing.high / one.timing.low for one in (found, far))
+    assert math.log(away) > 5 * math.log(near)  # the runs are planted without noise
+
+
+def test_ones_own_speedups_are_over_scratch_and_over_tuned_scratch(tmp_path):
+    factors = [{"scratch": 1.0, "grown": 0.5, "grown_b": 0.8, "scratch_tuned": 0.7} for _ in range(2)]
+    write_seeds(tmp_path, factors)
+    own = own_fits(tmp_path)
+    scratch, tuned = own.gains
+    assert (scratch.baseline, tuned.baseline) == ("(scratch)", "(scratch_tuned)")
+    (point,) = scratch.points
+    assert point.low == pytest.approx(1.0, rel=1e-2) and "grown of 'A <study> of & growth'" in point.note
+    assert "best of 2, 2 seeds" in point.note
+    assert tuned.points[0].low == pytest.approx(0.7 / 0.5 - 1, rel=1e-2)
+    assert own.timing is None and own.factor is None and set(own.missing) == {"timing", "factor"}
+    gain = scratch.at(4000, point.flops)
+    assert gain.inside and gain.low == point.low
+    assert plan(1e9, 1e11, own=own).measured is PUBLISHED  # too far from these runs
+
+
+def test_the_contours_are_those_of_the_law_and_hold_the_plan():
+    figure = plan_figure(plan(1.1e9, 1e11))
+    for one in figure.series:
+        if one.name.startswith("d = "):
+            at = np.isfinite(one.columns["params"])
+            tokens = law_at(TIMING, one.columns["params"][at], one.columns["flops"][at])
+            assert tokens == pytest.approx(options.positive(one.name.removeprefix("d = ")), rel=5e-3)
+            assert (6 * one.columns["params"][at] * tokens < 1.01 * one.columns["flops"][at]).all()
+    (mark,) = next(one for one in figure.series if one.name == "the plan").marks
+    assert (mark.x["flops"], mark.y) == (pytest.approx(6.6e20), 1.1e9) and "11.4B" in mark.text
+
+
+def test_the_command_takes_records_and_draws_a_figure(tmp_path, capsys):
+    picture, records = tmp_path / "when.png", ROOT / "experiments/records"
+    given = ["plan", "--params=4.35e5", "--tokens=2.8e6", "--vocab=256", "--length=128"]
+    assert main([*given, f"--records={records}", f"--figure={picture}"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for said in (
+        "385K [316K, 500K] tokens by YOUR law, 5 of 8 slices",
+        "YOURS is 4.371",
+        "over scratch (scratch_tuned)",
+    ):
+        assert said in words, said
+    assert image.imread(picture).std() > 0.05
+    assert main([*given, f"--figure={picture}"]) == 2 and main([*given, f"--records={tmp_path}"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "--figure must be a new .png file" in errors[0] and "must be a run or a sweep" in errors[1]
 
 
 def test_hours_follow_from_exact_flops_chips_and_mfu():

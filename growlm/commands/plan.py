@@ -8,9 +8,12 @@ from pathlib import Path
 from growlm.commands.options import Keys, command_line, one, positive
 from growlm.errors import must_be
 from growlm.files import write_whole
-from growlm.laws.planner import COST_CLASSES, Evidence, Hardware, Plan, plan
-from growlm.laws.published import PAPER_RATES
+from growlm.laws.evidence import FAR, Gain, Measured
+from growlm.laws.planner import COST_CLASSES, Hardware, Plan, plan
+from growlm.laws.published import GROWTH_FACTOR, PAPER_RATES
 from growlm.report import style
+from growlm.report.contours import plan_figure
+from growlm.report.own import own_fits
 
 OPTIONS = {
     "--params": one("N", "parameters of the grown model, such as 7e9 or 7B", positive, required=True),
@@ -18,9 +21,11 @@ OPTIONS = {
     "--chip": one("NAME", "chip for hours and memory, such as v5e or h100-sxm"),
     "--count": one("N", "chips (default: 1)", int),
     "--mfu": one("X", "share of the chips' peak (default: 0.4)", float),
-    "--factor": one("N", "growth factor (default: 4)", int),
+    "--factor": one("N", "growth factor (default: 4, or that of --records)", int),
     "--vocab": one("N", "vocabulary (default: 32000)", int),
     "--length": one("N", "tokens of an example (default: 2048)", int),
+    "--records": one("DIR", "folder of sweeps: your fits in place of the published constants", Path),
+    "--figure": one("FILE.png", "draw when to grow over size and compute, with the plan in it", Path),
     "--write": one("FILE.py", "write the experiment that runs the plan", Path),
     "--system": one("NAME", "published system of that experiment, in place of G_stack: growlm grow --list"),
     "--corpus": one("PATH", "corpus of that experiment (default: stdlib)"),
@@ -29,9 +34,8 @@ WIDTH = 110  # characters of a line
 WARMUP_STEPS, WARMUP_SHARE = 2000, 0.1  # of all stages: so many updates, at most this share of the base's tokens
 HELD_OUT = 64  # examples of a validation batch where the devices are not known; else one on each
 
-_UNCONTROLLED = (
-    "the paper's are of one seed, with rates that are not decayed and a baseline whose rate is not tuned; a "
-    "re-implementation in nanochat found the gains small"
+_NOT_KNOWN = (
+    "It may be nothing: no measurement has a second seed at scale, and a re-implementation in nanochat found little"
 )
 _FILE = '''"""{title}.
 
@@ -93,10 +97,12 @@ def describe(plan: Plan) -> str:
     """The two stages as a table, then what to expect, what it is based on and what not to trust."""
     said = {
         "saving": saving(plan),
+        "laws": "\n".join(_laws(plan)),
         "loss": _loss(plan),
+        "vocabulary": _vocabulary(plan),
         "learning rate": _rates(plan),
         "hardware": _hardware(plan.hardware),
-        "measured": "\n".join([*map(_measured, plan.evidence), _UNCONTROLLED]),
+        "measured": "\n".join(map(_measured, plan.measured)),
         "caution": "\n".join(plan.caveats) or "none: inside the range of every law used",
     }
     size, tokens = style.count(plan.params), style.count(plan.tokens)
@@ -154,21 +160,59 @@ def _quoted(text: str) -> str:
 
 
 def saving(plan: Plan) -> str:
-    """What growing should save, with its uncertainty."""
-    (low, high), (less, more) = plan.speedup, plan.saved
-    sooner = " to ".join(dict.fromkeys(style.count(plan.tokens / (1 + gain)) for gain in (high, low)))
-    speedup = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (low, high)))
-    saved = " to ".join(dict.fromkeys(f"{part:.0%}" for part in (less, more)))
+    """What growing should save over each baseline that it was measured against, with its uncertainty."""
+    if not plan.gains:
+        return f"not known: nothing was measured within {FAR:,} times of this compute"
+    return "\n".join([*(_gain(plan, one) for one in plan.gains), _NOT_KNOWN])
+
+
+def _gain(plan: Plan, one: Gain) -> str:
+    sooner = " to ".join(dict.fromkeys(style.count(plan.tokens / (1 + gain)) for gain in (one.high, one.low)))
+    speedup = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (one.low, one.high)))
+    saved = " to ".join(dict.fromkeys(f"{part:.0%}" for part in one.saved))
     return (
-        f"{saved} of the compute at equal loss (speed-up {speedup}), if it goes as where it was measured near this "
-        f"size: the loss of {style.count(plan.tokens)} tokens from scratch for the cost of {sooner}. It may be "
-        "nothing: what is left over a baseline with a tuned rate and a decayed schedule is not known at scale"
+        f"speed-up {speedup} by {one.what} ({one.source}) over scratch {one.baseline}: {one.how}. At equal loss "
+        f"{saved} of the compute, {style.count(plan.tokens)} tokens from scratch for the cost of {sooner}"
     )
 
 
-def _measured(one: Evidence) -> str:
-    gains = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (one.low, one.high)))
-    return f"{gains} at {style.count(one.params)} parameters and {style.count(one.tokens)} tokens ({one.source})"
+def _measured(one: Measured) -> str:
+    said = []
+    for low, high, first, last, note in one.rows:
+        gains = " to ".join(dict.fromkeys(f"{gain:+.0%}" for gain in (low, high)))
+        budgets = " to ".join(dict.fromkeys(style.flops(end) for end in (first, last)))
+        said.append(f"{gains} at {budgets} FLOPs{f' ({note})' if note else ''}")
+    return f"{one.what} ({one.source}), over scratch {one.baseline}: {'; '.join(said)}"
+
+
+def _laws(plan: Plan) -> list[str]:
+    """Which law each number of the plan is of, a line each, and why a published one stands where runs were given."""
+    own = plan.own
+    when = style.interval(plan.timing, style.count)
+    lines = [f"when: {when} tokens by equation 2 of arXiv 2405.15319"]
+    if own and own.timing:
+        used, every = own.timing.used, len(own.timing.slices)
+        lines = [f"when: {when} tokens by YOUR law, {used} of {every} slices of {own.source}, in place of equation 2"]
+    lines.append(f"factor: {plan.factor}; the paper's constant is {GROWTH_FACTOR}")
+    if own and own.factor:
+        lines[-1] = f"factor: {plan.factor}; YOURS is {style.figures(own.factor)}, in place of {GROWTH_FACTOR}"
+    if own and own.gains:
+        yours = "YOUR speed-ups, in place of the published ones"
+        far = f"not yours, which were measured more than {FAR:,} times away from this compute"
+        lines.append(f"saving: {yours if plan.measured is own.gains else far}")
+    if own:
+        lines += [f"{name}: not yours, {why}" for name, why in own.missing.items()]
+    return lines
+
+
+def _vocabulary(plan: Plan) -> str:
+    best, planned = plan.vocabulary, plan.after.shape.vocab
+    ends = " to ".join(dict.fromkeys(style.count(end) for end in (best.low, best.high)))
+    side = "fewer than" if planned < best.low else "more than" if planned > best.high else "within"
+    return (
+        f"{style.count(planned)} are planned (--vocab), {side} the {ends} that three laws of arXiv 2407.13623 say for "
+        "these blocks, this width and budget"
+    )
 
 
 def _loss(plan: Plan) -> str:
@@ -249,11 +293,21 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
     names = ("count", "mfu", "factor", "vocab", "length")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.figure and (args.figure.suffix != ".png" or args.figure.exists() or not args.figure.parent.is_dir()):
+        raise must_be("--figure", "a new .png file in a folder that exists", str(args.figure))
+    if args.records:
+        given["own"] = own_fits(args.records)
     planned = plan(args.params, args.tokens, args.chip, **given)
     if args.system and not args.write:
         raise must_be("--system", "given with --write, which has the experiment", args.system)
     stages = system_stages(planned, args.system) if args.system else ""
     print(describe(planned) + stages)
+    if args.figure:
+        from growlm.report.drawing import png
+
+        figure = plan_figure(planned)
+        write_whole(args.figure, png(figure, figure.x[0]))
+        print(f"\nfigure: {args.figure}")
     if args.write:
         write_experiment(planned, args.write, command_line(), args.corpus or "stdlib", args.system)
         print(f"\nwritten: {args.write}")

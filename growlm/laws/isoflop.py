@@ -72,6 +72,13 @@ class GuidelineFit:
         """The best x for N and C (numbers or arrays); outside of the slices it is extrapolated."""
         return 10.0 ** (self.a.value * np.log10(params) + self.b.value / np.log10(flops) + self.c.value)
 
+    def forecast(self, params: float, flops: float) -> Interval:
+        """`predict` with its interval, from the resamples of all slices at once; it widens outside of them."""
+        used = [each for each in self.slices if each.best is not None]
+        row_K = np.array([np.log10(params), 1 / np.log10(flops), 1.0])
+        samples_R = _common_samples(used) @ (row_K @ np.linalg.pinv(_guideline_design(used)))
+        return percentile_interval(float(self.predict(params, flops)), 10**samples_R, self.a.level)
+
 
 def fit_growth_timing(
     records: Iterable[Mapping[str, Any]], resamples: int = 2000, level: float = LEVEL, seed: int = 0
@@ -199,16 +206,21 @@ def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "th
     _check_slices(used, slices, what)
     design_SK = _guideline_design(used)
     minima_S = np.log10([each.best.value for each in used])
-    samples_RS = np.stack([each.samples for each in used], -1)
-    samples_RS = samples_RS[np.isfinite(samples_RS).all(-1)]
+    samples_RS = _common_samples(used)
     solve_SK = np.linalg.pinv(design_SK).T
     a, b, c = (
         percentile_interval(value, column, level)
         for value, column in zip(minima_S @ solve_SK, (samples_RS @ solve_SK).T, strict=True)
     )
     errors_S = minima_S - design_SK @ np.array([a.value, b.value, c.value])
-    mean = percentile_interval(10 ** minima_S.mean(), 10 ** samples_RS.mean(-1), level)
+    mean = mean_minimum(used, level)
     return GuidelineFit(a, b, c, tuple(slices), len(used), float(np.sqrt(np.mean(np.square(errors_S)))), mean)
+
+
+def mean_minimum(slices: Sequence[Slice], level: float = LEVEL) -> Interval:
+    """The geometric mean of the minima of slices with its interval; each has one."""
+    minima_S = np.log10([each.best.value for each in slices])
+    return percentile_interval(10 ** minima_S.mean(), 10 ** _common_samples(slices).mean(-1), level)
 
 
 def fit_compute_optimal(
@@ -281,6 +293,12 @@ def _check_slices(used: Sequence[Slice], slices: Sequence[Slice], what: str) -> 
     if missing:
         why = next((f"; one of {len(slices)} has none: {each.reason}" for each in slices if each.best is None), "")
         raise InputError(f"{what} needs {', '.join(missing)} with a minimum inside of what was tried{why}")
+
+
+def _common_samples(used: Sequence[Slice]) -> np.ndarray:
+    """[resamples, slices]: log10 of the minima in the resamples in which every slice has one."""
+    samples_RS = np.stack([each.samples for each in used], -1)
+    return samples_RS[np.isfinite(samples_RS).all(-1)]
 
 
 def _guideline_design(slices: Sequence[Slice]) -> np.ndarray:

@@ -1,11 +1,15 @@
 """When to grow, by how much and at which learning rate, for one model and budget; what it should save and cost."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from growlm.errors import InputError, check_name, check_positive, check_range
 from growlm.laws.chinchilla import CHINCHILLA_PARAMS, CHINCHILLA_TOKENS, HOFFMANN, REANALYSIS
 from growlm.laws.compute import CHIPS, GIB, exact_flops_per_token, training_flops
+from growlm.laws.evidence import PUBLISHED, Gain, Measured
+from growlm.laws.intervals import Interval
+from growlm.laws.isoflop import GuidelineFit
 from growlm.laws.published import (
     GROWTH_FACTOR,
     STEP_LAW_PARAMS,
@@ -20,6 +24,7 @@ from growlm.laws.published import (
     timing_caveats,
 )
 from growlm.laws.shapes import Shape, shape_for
+from growlm.laws.vocabulary import Vocabulary, optimal_vocabulary, vocabulary_caveats
 
 VOCAB = 32_000
 LENGTH = 2048
@@ -27,32 +32,11 @@ MFU = 0.4
 # In the range of the timing law the small model gets 2 to 8 % of the compute, and 6 % in this project's demo. Where the
 # law asks for more than MOST_SHARE, or for more tokens than there are, it gets FALLBACK_SHARE.
 MOST_SHARE, FALLBACK_SHARE = 0.2, 0.05
+LEAST_EXAMPLES = 50  # before growth
 # Bytes of training state per parameter: weights and two moments in float32, and the gradient.
 STATE_BYTES = 16
 STATE_MEMORY = 0.5  # share of a device's memory that the state may take; the rest is activations
 ROWS_PER_DEVICE = 8  # examples that are worked on at a time
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """A measured speed-up over training from scratch at one size, lowest and highest, and its source."""
-
-    params: float
-    tokens: float
-    low: float
-    high: float
-    source: str
-
-
-NEAR = 4  # a measurement is near if its size is within this factor
-_PAPER = "arXiv 2405.15319"
-EVIDENCE = (
-    Evidence(4.35e5, 2.4e6, 0.06, 0.29, "this project's demo, 3 seeds, over scratch with its own rate"),
-    Evidence(4.1e8, 7e11, 0.31, 0.53, f"{_PAPER}, falling with tokens"),
-    Evidence(1.1e9, 1e11, 0.49, 0.49, _PAPER),
-    Evidence(3e9, 2.4e11, 0.49, 0.55, _PAPER),
-    Evidence(7e9, 3e11, 0.41, 0.55, _PAPER),
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +82,25 @@ COST_CLASSES = {"workstation": 100, "lab": 5_000, "cluster": 250_000}
 
 
 @dataclass(frozen=True)
+class Own:
+    """Fits to one's own runs, each in place of a published constant.
+
+    Attributes:
+        source: where the runs are.
+        timing: when to grow; None where the runs do not determine it, and the paper's law stands.
+        factor: by how much, a constant with its interval; None likewise.
+        gains: what growing saved; none where nothing was measured, and the published measurements stand.
+        missing: why a published one stands, by "timing", "factor" and "gains".
+    """
+
+    source: str
+    timing: GuidelineFit | None
+    factor: Interval | None
+    gains: tuple[Measured, ...]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A plan for growing once, at the compute of training the same shape from scratch.
 
@@ -109,9 +112,12 @@ class Plan:
         factor, length: the growth factor and the tokens of an example.
         loss: expected of `scratch`, lowest and highest of two published laws, on their text and tokenizer; None below
             the range of the laws.
-        speedup: lowest and highest of what was measured within 4 times the size (EVIDENCE), or at the nearest.
-        saved: lowest and highest compute saved, of the same evidence.
-        evidence: all that was measured.
+        gains: what each of the measurements says of this size and budget, over its own baseline; without those that
+            were made too far from it.
+        measured: all measurements; the published ones where one's own are too far from the budget.
+        own: fits that took the place of published constants; None without any.
+        timing: the tokens before growth that the law asks for, with an interval where it is one's own.
+        vocabulary: the best for the blocks and the width of the planned shape, at this budget.
         null: the loss of the grown run less that of `scratch`, if growing did nothing (the average-size law); None
             where `loss` is.
         hardware: time and layout; None without a chip.
@@ -127,9 +133,11 @@ class Plan:
     factor: int
     length: int
     loss: tuple[float, float] | None
-    speedup: tuple[float, float]
-    saved: tuple[float, float]
-    evidence: tuple[Evidence, ...]
+    gains: tuple[Gain, ...]
+    measured: tuple[Measured, ...]
+    own: Own | None
+    timing: Interval
+    vocabulary: Vocabulary
     null: float | None
     hardware: Hardware | None
     caveats: tuple[str, ...]
@@ -141,17 +149,19 @@ def plan(
     chip: str | None = None,
     count: int = 1,
     mfu: float = MFU,
-    factor: int = GROWTH_FACTOR,
+    factor: int | None = None,
     vocab: int = VOCAB,
     length: int = LENGTH,
+    own: Own | None = None,
 ) -> Plan:
     """Plans one growth by stacking, at the compute of training the same shape from scratch.
 
-    The base is trained on the tokens of the paper's timing law (equation 2); the grown model on what is left of 6 N D.
-    Where the law asks for a fifth of the compute or more, 5 % of it go into the base. The learning rates are
-    Step Law's for all tokens at each of the two sizes, the batch its batch; below the range that it was fitted on the
-    law is taken at the edge of the range, since it runs off to rates that no small model stands. The loss is that of
-    Chinchilla's law. What growing saves is no law but what was measured near the size.
+    The base is trained on the tokens of the paper's timing law (equation 2); the grown model on what is left of 6 N
+    D. Where the law asks for a fifth of the compute or more, or for fewer than 50 examples, 5 % of it go into the
+    base. The learning rates are Step Law's for all tokens at each of the two sizes, the batch its batch; below the
+    range that it was fitted on the law is taken at the edge of the range, since it runs off to rates that no small
+    model stands. The loss is that of Chinchilla's law. What growing saves is no law but what was measured near the
+    size.
 
     Source and range: those of `growth_timing`, `step_law_rate`, `Chinchilla`; where this plan is outside of them, it
     says so in `caveats`.
@@ -162,29 +172,36 @@ def plan(
         chip: a name in CHIPS, for hours and memory.
         count: of chips, jax devices.
         mfu: the share of their peak FLOP/s that is reached.
-        factor: the growth factor, in layers.
+        factor: the growth factor, in layers; by default one's own, rounded, or the paper's 4.
         vocab: tokens of the vocabulary.
         length: tokens of an example.
+        own: fits to take in place of the published constants.
 
     Raises:
         InputError: a number out of range, an unknown chip, no shape of that size, too few tokens for one batch.
     """
+    if factor is None:
+        factor = max(2, round(own.factor.value)) if own and own.factor else GROWTH_FACTOR
     _check(params, tokens, chip, count, mfu, factor, vocab, length)
     shape = shape_for(params, factor, vocab)
     base = shape.shallower(factor)
     flops, cost = training_flops(params, tokens), training_flops(shape.params, tokens)
-    early, asked_too_much = _tokens_before(params, flops, cost, base)
+    fit = own.timing if own else None
+    timing = fit.forecast(params, flops) if fit else Interval(float(law_at(TIMING, params, flops)))
+    early, unusable = _tokens_before(timing.value, params, flops, cost, base, length)
     batch = _batch(tokens, early, length, count)
     before = _phase(base, early, tokens, batch, length)
     after = _phase(shape, (cost - before.flops) / (6 * shape.params), tokens, batch, length)
     scratch = _phase(shape, tokens, tokens, batch, length)
-    near = _near(params)
-    speedup = min(each.low for each in near), max(each.high for each in near)
+    measured = own.gains if own and any(one.at(params, flops) for one in own.gains) else PUBLISHED
+    gains = tuple(gain for one in measured if (gain := one.at(params, flops)))
     losses = [float(law.loss(shape.params, tokens)) for law in (REANALYSIS, HOFFMANN)]
     stages = [base.params, shape.params], [before.tokens, after.tokens]
     null = null_loss(REANALYSIS, *stages) - losses[0]
     hardware = _hardware(before, after, chip, count, mfu) if chip else None
-    caveats = _caveats(params, flops, shape, tokens, base, factor, asked_too_much)
+    caveats = timing_caveats(params, flops) if fit is None else _own_caveats(fit, params, flops)
+    caveats += _caveats(shape, tokens, base, factor, unusable)
+    caveats += [f"saving by {gain.source}: {gain.how}" for gain in gains if not gain.inside]
     caveats += _limits(hardware, after) if hardware else []
     known = shape.params >= CHINCHILLA_PARAMS[0] and tokens >= CHINCHILLA_TOKENS[0]
     return Plan(
@@ -197,9 +214,11 @@ def plan(
         factor=factor,
         length=length,
         loss=(min(losses), max(losses)) if known else None,
-        speedup=speedup,
-        saved=tuple(1 - 1 / (1 + gain) for gain in speedup),
-        evidence=EVIDENCE,
+        gains=gains,
+        measured=measured,
+        own=own,
+        timing=timing,
+        vocabulary=optimal_vocabulary(shape.block_params, shape.embed, flops),
         null=null if known else None,
         hardware=hardware,
         caveats=tuple(caveats),
@@ -217,19 +236,22 @@ def _check(params, tokens, chip, count, mfu, factor, vocab, length) -> None:
         check_name("--chip", chip, CHIPS)
 
 
-def _tokens_before(params: float, flops: float, cost: float, base: Shape) -> tuple[float, bool]:
-    """The tokens of the base; and whether the law asked for too many, so that the fallback was taken."""
-    early = float(law_at(TIMING, params, flops))
-    too_much = early >= flops / (6 * params) or training_flops(base.params, early) > MOST_SHARE * cost
-    return (FALLBACK_SHARE * cost / (6 * base.params) if too_much else early), too_much
+def _tokens_before(
+    asked: float, params: float, flops: float, cost: float, base: Shape, length: int
+) -> tuple[float, bool]:
+    """The tokens of the base; and whether what a law asks for cannot be planned, so that the fallback was taken."""
+    too_much = asked >= flops / (6 * params) or training_flops(base.params, asked) > MOST_SHARE * cost
+    unusable = too_much or asked < LEAST_EXAMPLES * length
+    return (FALLBACK_SHARE * cost / (6 * base.params) if unusable else asked), unusable
 
 
 def _batch(tokens: float, early: float, length: int, count: int) -> int:
     """Examples in a batch: Step Law's, capped so that the base trains for 50 steps, a multiple of the devices."""
-    examples = min(step_law_batch(tokens), early / 50) / length
-    if early < 50 * length:
+    examples = min(step_law_batch(tokens), early / LEAST_EXAMPLES) / length
+    if early < LEAST_EXAMPLES * length:
         raise InputError(
-            f"tokens before growth must be >= {50 * length:,} (50 examples), got {early:.3g}: take more --tokens"
+            f"tokens before growth must be >= {LEAST_EXAMPLES * length:,} ({LEAST_EXAMPLES} examples), got "
+            f"{early:.3g}: take more --tokens"
         )
     unit = count if examples >= count else 1
     return max(int(2 ** round(math.log2(examples / unit))), 1) * unit
@@ -275,31 +297,37 @@ def _divisors(number: int) -> list[int]:
     return [part for part in range(1, number + 1) if number % part == 0]
 
 
-def _caveats(params, flops, shape, tokens, base, factor, asked_too_much) -> list[str]:
-    caveats = [*timing_caveats(params, flops), *factor_caveats(factor, base.layers)]
-    if asked_too_much:
-        caveats.append(f"growth timing: the base gets {FALLBACK_SHARE:.0%} of the compute instead, which is a guess")
+def _own_caveats(fit: GuidelineFit, params: float, flops: float) -> list[str]:
+    """Where one's own law of timing is extrapolated, a line each."""
+    caveats, used = [], [one for one in fit.slices if one.best is not None]
+    sizes, budgets = [one.params for one in used], [one.flops for one in used]
+    for name, value, low, high in (
+        ("N", params, min(sizes), max(sizes)),
+        ("C", flops, min(budgets), max(budgets)),
+    ):
+        if not low <= value <= high:
+            times, side = (low / value, "below") if value < low else (value / high, "above")
+            caveats.append(
+                f"growth timing: your law is EXTRAPOLATED, {name} = {value:.3g} is {times:.3g} times {side} your "
+                f"runs' {low:.3g} to {high:.3g}"
+            )
+    return caveats
+
+
+def _caveats(shape: Shape, tokens: float, base: Shape, factor: int, unusable: bool) -> list[str]:
+    caveats = factor_caveats(factor, base.layers)
+    if unusable:
+        caveats.append(
+            f"growth timing: what the law asks for cannot be planned; the base gets {FALLBACK_SHARE:.0%} of the "
+            "compute instead, which is a guess"
+        )
     caveats += step_law_caveats(shape.block_params, tokens)
     if base.block_params < STEP_LAW_PARAMS[0] or tokens < STEP_LAW_TOKENS[0]:
         caveats.append("Step Law: below its range, the base's too, the rates are those at its edge")
     for name, value, (low, high) in (("N", shape.params, CHINCHILLA_PARAMS), ("D", tokens, CHINCHILLA_TOKENS)):
         if not low <= value <= high:
             caveats.append(f"loss: {name} = {value:.3g} is outside of {low:.2g} to {high:.2g}, the law's range")
-    near = _near(params)
-    if not 1 / NEAR <= near[0].params / params <= NEAR:
-        caveats.append(
-            f"saving: nothing was measured near {params:.2g} parameters, the nearest at {near[0].params:.2g}"
-        )
-    elif not any(1 / NEAR <= each.tokens / tokens <= NEAR for each in near):
-        at = " and ".join(f"{each.tokens:.2g}" for each in near)
-        caveats.append(f"saving: it was measured at {at} tokens, far from the {tokens:.2g} of this plan")
-    return caveats
-
-
-def _near(params: float) -> list[Evidence]:
-    """The evidence within NEAR times the size, the nearest first; if there is none, the nearest alone."""
-    ordered = sorted(EVIDENCE, key=lambda evidence: abs(math.log(evidence.params / params)))
-    return [evidence for evidence in ordered if 1 / NEAR <= evidence.params / params <= NEAR] or ordered[:1]
+    return caveats + vocabulary_caveats(shape.block_params)
 
 
 def _limits(hardware: Hardware, after: Phase) -> list[str]:

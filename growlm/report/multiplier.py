@@ -1,6 +1,7 @@
 """Families of final losses over compute, judged: what the gain of one over another does, as text and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from growlm.laws.multiplier import (
     judge,
 )
 from growlm.report import style
+from growlm.report.figures import Figure
 from growlm.report.law_figures import multiplier_figure
 from growlm.report.outcomes import check_alike, finished
+from growlm.report.records import Group, read_groups
 from growlm.report.tables import FAMILY, read_table
 
 BEYOND = (10, 1e3, 1e5)  # times the baseline's largest budget, where the models are asked by default
@@ -151,12 +154,52 @@ def _above_floor(families: Sequence[Family], baseline: Family) -> str:
     return f"{table}\nThe floor is taken to be everybody's, so that a lower one shows as a steeper exponent."
 
 
+def named_families(groups: Sequence[Group]) -> list[tuple[Family, list[Family], list[str]]]:
+    """Of sweeps that have the same baseline at four budgets or more: it, its grown runs by name, and the problems.
+
+    A family is the runs of one name, of all sweeps and seeds, at the end of their training.
+    """
+    ends: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for group in groups:
+        for run in group.runs:
+            if run.role in ("baseline", "grown") and run.status == "done" and run.metrics:
+                last = next((one for one in reversed(run.metrics) if one.get("val_loss") is not None), None)
+                if last and last.get("flops"):
+                    own = ends.setdefault(str(group.first.baseline), {}).setdefault(run.name, [])
+                    own.append((last["flops"], last["val_loss"]))
+    found = []
+    for name, runs in ends.items():
+        families, problems = {}, []
+        for one, points in runs.items():
+            try:
+                families[one] = Family(one, *np.array(points, float).T)
+            except InputError as error:
+                problems.append(str(error))
+        if (baseline := families.pop(name, None)) and families:
+            found.append((baseline, [*families.values()], problems))
+    return found
+
+
+def multiplier_figures(groups: Sequence[Group], prefix: str = "") -> list[tuple[Figure, str]]:
+    """A figure of the multiplier over compute for every grown family of sweeps of several scales, with what it says."""
+    found = []
+    for baseline, families, _ in named_families(groups):
+        for family in families:
+            one = judge(family, baseline)
+            if figure := multiplier_figure(one):
+                at = [float(times * baseline.flops[-1]) for times in BEYOND[:1]]
+                found.append((replace(figure, name=f"{prefix}{figure.name}"), judgement_text(one, at)))
+    return found
+
+
 def _families(
     source: Path, log: Callable[[str], None], columns: Mapping[str, str], names: Sequence[str]
 ) -> list[Family]:
     """The families of a table or of runs, the baseline first."""
     if source.is_dir():
-        rows = _runs(source, log)
+        named = [one for baseline, grown, _ in named_families(read_groups(source)) for one in (baseline, *grown)]
+        rows = [(one.name, *pair) for one in named for pair in zip(one.flops, one.loss, strict=True)]
+        rows = rows or _runs(source, log)
     else:
         table = read_table(source, (FAMILY, "flops", "loss"), columns)
         rows = [*zip(table[FAMILY], table["flops"], table["loss"], strict=True)]
