@@ -8,6 +8,7 @@ A sweep lies in runs/study and goes on where it was stopped. Its records go to e
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,13 +77,20 @@ def train(folder: Path, options: list[str]) -> bool:
 
 def run(command: list[str]) -> int:
     """The exit code of a command, run from the root of the checkout by one core, after everything else."""
-    return subprocess.run(command, cwd=ROOT, preexec_fn=yield_to_all, check=False).returncode
+    # In a session of its own, as Linux has a niceness of each; so an interrupt is passed on.
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=yield_to_all, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
 
 
 def yield_to_all() -> None:
     """The lowest priority, and where the system lets one choose, the last core."""
     os.nice(19)
-    group = Path("/proc/self/autogroup")  # Linux shares the time among sessions first: a session has its own niceness
+    group = Path("/proc/self/autogroup")  # Linux shares the time among sessions first
     if group.exists():
         group.write_text("19")
     if hasattr(os, "sched_setaffinity"):
