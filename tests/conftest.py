@@ -8,12 +8,13 @@ import jaxlib
 
 # Set before JAX is imported, which reads them then; processes that tests start inherit them. Compiling is most of what
 # there is to do: a cache for all, and XLA's CPU compiler at its quickest (a train step: 0.5 s instead of 3.5).
-QUICK = "xla_cpu_use_fusion_emitters"
+QUICK = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
 for _library in Path(jaxlib.__file__).parent.glob("libjax_common*"):
     with _library.open("rb") as _file, mmap.mmap(_file.fileno(), 0, access=mmap.ACCESS_READ) as _text:
-        _known, _flags = _text.find(QUICK.encode()) >= 0, os.environ.get("XLA_FLAGS", "")
-    if _known and QUICK not in _flags:  # XLA ends the process where it does not know a flag
-        os.environ["XLA_FLAGS"] = f"--{QUICK}=false {_flags}"
+        for _flag, _value in QUICK.items():
+            _flags = os.environ.get("XLA_FLAGS", "")
+            if _flag not in _flags and _text.find(_flag.encode()) >= 0:  # XLA ends the process where it knows no flag
+                os.environ["XLA_FLAGS"] = f"--{_flag}={_value} {_flags}"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

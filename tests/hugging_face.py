@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from representatives import few
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -134,9 +135,9 @@ FAMILIES |= {
     ),
 }  # fmt: skip
 
-_ONE_EACH = {kind: name for name, (kind, _) in reversed(FAMILIES.items())}.values()
-# All of them for tests, one of each type in `make test`: the others have other settings of it.
-CASES = [name if name in _ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+_FIRST = {kind: name for name, (kind, _) in reversed(FAMILIES.items())}
+# All of them for tests; in `make test` plain layers, biases, LayerNorm beside each other, experts, windows.
+CASES = few(FAMILIES, [_FIRST[kind] for kind in ("llama", "qwen2", "gpt_neox", "mixtral", "gemma3_text")])
 
 
 def needed():

@@ -37,7 +37,7 @@ def gathers(draw, old=None):
     return Gather.copies(index, np.linspace(0.5, 2, len(index)) if scale is None else scale), old
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples // 20)
 @given(gathers(), st.integers(0, 2))
 def test_take_is_the_product_with_the_matrix(case, axis):
     gather, old = case
@@ -50,7 +50,7 @@ def test_take_is_the_product_with_the_matrix(case, axis):
     np.testing.assert_allclose(dense.take(jnp.asarray(x), axis), wanted, rtol=1e-5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples // 20)
 @given(st.data())
 def test_one_map_after_another_is_the_product_and_products_associate(data):
     first, old = data.draw(gathers())
@@ -63,7 +63,7 @@ def test_one_map_after_another_is_the_product_and_products_associate(data):
     np.testing.assert_allclose(left.scale, right.scale)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples // 20)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 4))
 def test_the_remainder_is_what_the_written_copies_do_not_see(old, copies, more):
     index = np.arange(old * copies + more) % old

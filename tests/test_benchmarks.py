@@ -100,6 +100,7 @@ def test_mfu_is_the_share_of_the_chips_peak_where_that_is_known(benchmark, alone
         assert f"{result['mfu']:.1%}" in "".join(text)
 
 
+@pytest.mark.slow
 def test_several_shapes_are_measured_one_after_the_other(benchmark, capsys):
     shared = ["--layers=1", "--embed=16", "--mlp=24", "--vocab=32", "--length=8"]
     with exact_products():
@@ -321,6 +322,7 @@ def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scri
     assert text[0].startswith("direct in width ") and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_experts_prints_one_result_by_all_ways_and_their_share_of_a_dense_models_speed(scripts):
     text, record = output(scripts("experts"), "--rows=32", "--embed=8", "--mlp=12", "--rounds=1")
     assert len(text) == 5 and [row["experts"] for row in record["cases"]] == [4, 8, 16, 32]

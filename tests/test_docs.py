@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pyarrow.parquet
 import pytest
+from representatives import few
 
 import growlm
 from growlm.__main__ import COMMANDS, main
@@ -179,7 +180,7 @@ def test_commands_are_well_formed(page, at_reader):
         checked(shlex.split(span))
 
 
-@of_pages
+@pytest.mark.parametrize("page", few(PAGES, [ROOT / "README.md", ROOT / "docs/growth.md"]), ids=lambda page: page.stem)
 def test_python_runs(page, at_reader):
     names = {"__name__": "page"}
     for block in blocks(page, "python"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from representatives import few
 
 pytest.importorskip("lm_eval", reason="needs the extra eval: pip install growlm[eval]")
 import hugging_face
@@ -42,7 +43,7 @@ MODEL = ModelConfig(layers=2, embed=32, heads=2, kv_heads=1, head_dim=16, mlp=48
 # --- the same numbers as the harness's own backend for Hugging Face models
 
 
-@pytest.fixture(scope="module", params=["gpt-neox", "gpt-neox with BOS"])
+@pytest.fixture(scope="module", params=few(["gpt-neox", "gpt-neox with BOS"], ["gpt-neox"]))
 def folder(request, tmp_path_factory):
     """A checkpoint of random weights, so large that predictions differ, with a real tokenizer."""
     _, transformers = hugging_face.needed()
@@ -357,6 +358,7 @@ def choice_scores(model, context, texts):
     return np.asarray([plain_log_likelihood(model, row, len(t) + 1) for row, t in zip(whole, texts, strict=True)])
 
 
+@pytest.mark.slow
 def test_generation_and_examples_before_a_question(model, tmp_path):
     write_records(tmp_path, "gsm8k", "hellaswag")
     with pytest.raises(InputError, match=r"lacks gsm8k\.train\.jsonl \(of which 5"):

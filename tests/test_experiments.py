@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from representatives import few
 
 from growlm.errors import InputError
 from growlm.growth import PRESETS
@@ -29,7 +30,7 @@ def planned(name, variant, *overrides):
     return plan_sweep(build_sweep(load_config(f"{EXPERIMENTS / name}.py:{variant}", [*ELSEWHERE, *overrides])))
 
 
-@pytest.mark.parametrize("variant", SCALES)
+@pytest.mark.parametrize("variant", few(SCALES, ["tiny"]))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_costs_what_its_baseline_costs(name, variant):
     sweep = planned(name, variant)
@@ -42,7 +43,9 @@ def test_every_run_costs_what_its_baseline_costs(name, variant):
 
 
 # The others have an architecture of their own, or other sizes after the variant's name.
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"growth_timing", "novels", "samba", "systems"}))
+@pytest.mark.parametrize(
+    "name", few(sorted(set(NAMES) - {"growth_timing", "novels", "samba", "systems"}), ["operators"])
+)
 def test_an_experiment_stands_on_modern_settings_too(name):
     sweep = planned(name, "tiny_modern")
     stages = [stage for run in sweep.runs.values() for stage in run.stages]

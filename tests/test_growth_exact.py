@@ -238,7 +238,7 @@ def test_the_function_is_kept_where_that_is_claimed_and_only_there(cheap_values,
         check(logits, claims)
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=settings.default.max_examples // 50, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_what_is_compiled_is_what_numpy_computes(cheap_values, case):
     """The same through `growlm.grow`, and leaf by leaf what the same code makes of NumPy's arrays."""

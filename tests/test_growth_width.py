@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from oracle import KEY, SMALL, TOKENS, difference, forward, noisy
+from representatives import few
 from trees import exact_products
 
 import growlm
@@ -81,6 +82,8 @@ def test_what_growth_cannot_change(name):
         plan_growth("direct", SMALL, dataclasses.replace(SMALL, **{name: value}), KEY)
 
 
+gradient_of = jax.jit(jax.grad(next_token_loss, argnums=1), static_argnums=0, static_argnames="dtype")
+
 # Whole factors, and ragged ones, in every axis; for heads the groups stay as they are.
 DUAL_TARGETS = [{"embed": 24}, {"embed": 19}, {"mlp": 20}, {"mlp": 17}, {"kv_heads": 4, "heads": 8}, {"heads": 8}]
 
@@ -94,7 +97,7 @@ def test_gradients_of_the_grown_model_are_the_mapped_gradients(change, tied):
     with jax.enable_x64(True):
         tokens = jnp.asarray(TOKENS, jnp.int32)
         params = noisy(config)
-        gradient = partial(jax.grad(next_token_loss, argnums=1), tokens=tokens, dtype=jnp.float64)
+        gradient = partial(gradient_of, tokens=tokens, dtype=jnp.float64)
         optimizer = optax.scale_by_adam()
         opt_state = optimizer.init(params)._replace(mu=gradient(config, params))
         zero = np.int64(0)
@@ -120,8 +123,8 @@ def test_the_report_says_which_coordinates_are_copies_of_what_and_which_are_new(
     assert report["leaves"]["embedding"] == []
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("diagonal", [False, True], ids=["even", "diagonal"])
+@pytest.mark.parametrize("tied", few([False, True], [False]), ids=["untied", "tied"])
+@pytest.mark.parametrize("diagonal", few([False, True], [True]), ids=["even", "diagonal"])
 def test_gradients_in_float32(diagonal, tied):
     config = dataclasses.replace(SMALL, tie_embeddings=tied)
     target = dataclasses.replace(config, embed=24, mlp=20, heads=8, kv_heads=4)
@@ -129,7 +132,7 @@ def test_gradients_in_float32(diagonal, tied):
     growth = plan_growth("direct", config, target, block_diagonal=diagonal)
     assert gradient_claim(growth, config, target)[0]
     grown = growlm.grow(params, config, target, block_diagonal=diagonal)
-    small, own = (jax.grad(next_token_loss, argnums=1)(c, p, tokens) for c, p in ((config, params), (target, grown)))
+    small, own = (gradient_of(c, p, tokens) for c, p in ((config, params), (target, grown)))
     mapped = expand_params(growth, config, small, rule=dual)
     for have, want in zip(jax.tree.leaves(mapped), jax.tree.leaves(own), strict=True):
         np.testing.assert_allclose(have, want, atol=1e-5 * np.abs(want).max())
@@ -152,7 +155,7 @@ def test_where_gradients_are_not_claimed_they_differ(operator, options, change):
     assert not gradient_claim(growth, SMALL, target)[0]
     params, tokens = noisy(SMALL, np.float32), jnp.asarray(TOKENS, jnp.int32)
     grown = growlm.grow(params, SMALL, target, operator, key=KEY, **options)
-    small, own = (jax.grad(next_token_loss, argnums=1)(c, p, tokens) for c, p in ((SMALL, params), (target, grown)))
+    small, own = (gradient_of(c, p, tokens) for c, p in ((SMALL, params), (target, grown)))
     mapped = expand_params(growth, SMALL, small, rule=dual)
     worst = jax.tree.map(lambda have, want: float(np.abs(have - want).max() / np.abs(want).max()), mapped, own)
     assert np.max(jax.tree.leaves(worst)) > 1e-3

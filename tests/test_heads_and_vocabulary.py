@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import KEY, TOKENS, apart, forward, noisy
+from representatives import few
 from test_growth_exact import MODELS
 from trees import noisy as noisy_float32
 
@@ -47,7 +48,7 @@ def grown(growth, source, target, params):
         return jax.tree.map(np.asarray, grow_params(growth, source, target, params, KEY))
 
 
-@pytest.mark.parametrize("head_dim", [6, 16])
+@pytest.mark.parametrize("head_dim", few([6, 16], [6]))
 @pytest.mark.parametrize(
     ("operator", "options"),
     [("direct", {"noise": 0.3, "cancel": True}), ("zero", {}), ("zero", {"fill": "zeros"}), ("random", {})],

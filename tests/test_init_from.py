@@ -486,6 +486,7 @@ def test_a_config_says_whatever_a_model_has(home, tmp_path):
         assert build_run(held) == plan.config
 
 
+@pytest.mark.slow
 def test_weights_come_to_rest_where_a_mesh_has_them_and_train_as_on_one_device(home, tmp_path):
     settings = tiny.run(text(home), first(home / "theirs", 0), grown(2))
     script = Path(__file__).parent / "sharded_init.py"
@@ -495,6 +496,7 @@ def test_weights_come_to_rest_where_a_mesh_has_them_and_train_as_on_one_device(h
     assert said == {"equal": True, "resting": True, "parts": [4, 4], "losses": pytest.approx(losses, rel=1e-5)}
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_on_both_kinds_of_checkpoint(home, tmp_path, capsys):
     config = f"{EXPERIMENTS / 'continue_from_checkpoint.py'}:tiny"
     for folder in (home / "theirs", home / "ours"):

@@ -43,7 +43,7 @@ def with_gradients(function, x_ND, head_DV, target_BT, **cap):
     return jax.value_and_grad(lambda x, head: 4 * function(x, head, target_BT, **cap), argnums=(0, 1))(x_ND, head_DV)
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples // 30)
 @given(
     batch=st.integers(1, 3),
     length=st.integers(1, 7),

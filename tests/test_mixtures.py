@@ -110,6 +110,7 @@ def test_a_router_that_knows_nothing_and_one_that_knows_one_answer_say_so():
     assert measured(none, params | {"blocks": empty}, tokens, Pass())[1:] == ({}, {})
 
 
+@pytest.mark.slow
 def test_it_trains_on_eight_devices_as_on_one():
     """Each device sorts its own rows, and has a part of every expert's units."""
     found = on_eight_devices(Path(__file__).parent / "mixture_on_eight.py")

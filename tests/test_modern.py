@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import KEY
+from representatives import few
 from trees import leaf_at, random_tokens
 
 from growlm import InputError
@@ -48,7 +49,7 @@ def test_without_zeros_it_starts_as_other_decoders():
     assert next_token_loss(config, params, random_tokens(config, 4, 13)) == pytest.approx(np.log(32), rel=0.1)
 
 
-@pytest.mark.parametrize("field", ["mlp", "heads", "embed"])
+@pytest.mark.parametrize("field", few(["mlp", "heads", "embed"], ["mlp"]))
 def test_what_padding_adds_learns(field):
     """A squared ReLU is flat at zero, and a zero writer with a zero reader never learns."""
     target = dataclasses.replace(SMALL, **{field: 2 * getattr(SMALL, field)})

@@ -45,6 +45,7 @@ def refused(script, capsys, *arguments):
 # --- Compile time ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compile_time_prints_a_row_and_a_ratio_for_each_depth(scripts):
     cases = ["--case=growth, direct", "--case=step of learn"]
     text, record = output(scripts("compile_time"), *TINY, "--layers=6", "--layers=2", "--rounds=3", *cases)
@@ -84,6 +85,7 @@ def test_bad_arguments_of_compile_time_are_one_line_that_names_them(scripts, cap
 # --- The pause -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_pause_is_that_of_a_run_less_its_growth_in_steps(scripts):
     text, record = output(scripts("growth_pause"), "--steps=2", "--batch=2", "--length=8", "--runs=1")
     (run,) = record["by_run"]

@@ -276,6 +276,7 @@ def test_the_command_writes_an_experiment_that_is_the_plan(tmp_path, capsys):
     assert "2 runs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_experiment_of_a_large_plan_trains_when_scaled_down(tmp_path, capsys):
     path = tmp_path / "mine.py"
     options = ["--params=7e9", "--tokens=300e9", "--chip=v5e", "--count=256", "--corpus=some/text"]

@@ -83,6 +83,7 @@ def assert_as_on_one(records, settings, folder):
         np.testing.assert_allclose(have, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_grow_as_one(settings, tmp_path):
     stages = [stage | {"tokens": 8 * 8 * tiny.LENGTH} for stage in settings["stages"]]
     settings = settings | {"stages": stages}

@@ -201,6 +201,7 @@ def test_a_run_killed_from_outside_at_any_time_ends_with_the_same_bits(bench):
     assert_as_reference(bench, "any")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_where_it_is_and_exits_75(bench):
     stops = (
         ({"kind": "batch", "n": 6}, 6, "stopped and saved at step 6; the same command goes on"),

@@ -112,6 +112,7 @@ def test_what_waits_stays_to_the_bit_and_the_rest_moves(corpus, tmp_path):
     assert not any("learning_rate_new" in record for record in tiny.records(tmp_path / "all"))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_every_step_of_its_re_warm_ends_with_the_same_bits(corpus, tmp_path):
     parts = {"momentum_steps": 9, "normalise_rows": True, "coefficients": "polar_express", "variance": "longer"}
     muon = {"optimizer": {"kind": "muon", "muon": parts, "decay": ("matrices",), "cautious_decay": True}}

@@ -345,6 +345,7 @@ def on_meshes():
     return on_eight_devices(__file__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_mesh_gives_what_one_device_gives(on_meshes, name):
     for have, want in zip(on_meshes[name], on_meshes["none"], strict=True):

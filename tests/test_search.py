@@ -157,6 +157,7 @@ def test_the_best_is_the_lowest_loss_and_of_equal_ones_the_smaller_value():
 # A search from its first try to the report.
 
 
+@pytest.mark.slow
 def test_two_seeds_of_a_search_end_to_end(corpus, tmp_path, capsys):
     """The good rate is known: with the other nothing is learned, and with the third the loss is not finite."""
     values = {"peak_lr": [NOTHING, GOOD, RUIN]}

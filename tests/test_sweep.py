@@ -75,6 +75,7 @@ def assert_as_alone(folder, alone):
     tiny.assert_same_arrays(tiny.read_checkpoint(have), tiny.read_checkpoint(want))
 
 
+@pytest.mark.slow
 def test_ten_timings_cost_one_base_and_say_so(corpus, alone, tmp_path, capsys, trained_steps):
     config = tiny.write_config(tmp_path / "timings.py", timings(corpus, sorted(TIMINGS, reverse=True)))
     arguments = ["sweep", f"--config={config}", f"--workdir={tmp_path / 'sweep'}"]
