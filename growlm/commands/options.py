@@ -87,7 +87,7 @@ STEP = one("N", "checkpoint of this step of a run (default: the last)", int)
 PROFILING = {
     "--peak_flops": one("N", "peak FLOP/s of a device, for the model FLOPs utilization", positive),
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
-    "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: WORKDIR/compiled)", Path),
+    "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: ~/.cache/growlm/compiled)", Path),
 }
 CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak_lr=3e-4"}
 

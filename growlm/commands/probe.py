@@ -29,7 +29,6 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.training.metrics import reproduction
     from growlm.training.processes import is_first, join_processes
     from growlm.training.programs import cached_on_disk
-    from growlm.training.run import CACHE
 
     join_processes()
     checkpoint, workdir = args.checkpoint or args.workdir, args.workdir or args.checkpoint
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         raise InputError(f"{workdir / PROBE_FILE} must not be there yet: name another folder by --workdir=DIR")
     config = build_run(load_config(args.config, keys["--config"]))
     plan = plan_probe(config, checkpoint, args.step)
-    with cached_on_disk(workdir / CACHE):
+    with cached_on_disk():
         found = run_probe(*plan)
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)

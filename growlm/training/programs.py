@@ -1,8 +1,9 @@
 """Compiled programs: made once, ahead of need where there is time, and cached on disk for the next process."""
 
 import contextlib
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from growlm.training.stages import Stage
 from growlm.training.step import StepSpec, abstract_state, averaged, train_loss, train_step
 
 MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
+CACHE_BYTES = 2 * 10**9
+CACHED_SECONDS = 0.1  # of compiling, from which on a program is cached: by JAX's one second few of a start's would be
 
 _programs: OrderedDict[Hashable, Future] = OrderedDict()
 _background = ThreadPoolExecutor(1, thread_name_prefix="compile")
@@ -223,16 +226,52 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
+def user_cache() -> Path:
+    """The folder of compiled programs of all runs of a user on a machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "growlm" / "compiled"
+
+
 @contextlib.contextmanager
-def cached_on_disk(folder: Path) -> Iterator[None]:
-    """Within it, compiled programs are cached in a folder; JAX_COMPILATION_CACHE_DIR names another one."""
-    if jax.config.jax_compilation_cache_dir:
+def cached_on_disk(folder: Path | None = None) -> Iterator[None]:
+    """Within it, compiled programs are cached in a folder; JAX_COMPILATION_CACHE_DIR names another one.
+
+    JAX finds a program by its code, the compiler's version and flags, and the devices, a CPU's instructions among them.
+    It locks the folder, and drops what was least recently used beyond CACHE_BYTES.
+
+    folder: by default `user_cache`; nothing is cached where that cannot be written.
+    """
+    default = folder is None
+    folder = (user_cache() if folder is None else folder).absolute()
+    if jax.config.jax_compilation_cache_dir or (default and not _writable(folder)):
         yield
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
-    compilation_cache.reset_cache()  # JAX looks at the setting once
+    given = jax.config.jax_compilation_cache_max_size, jax.config.jax_persistent_cache_min_compile_time_secs
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": CACHE_BYTES if given[0] < 0 else given[0],
+        "jax_persistent_cache_min_compile_time_secs": min(CACHED_SECONDS, given[1]),
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for entry in folder.glob("*-cache"):
+        used = entry.with_name(f"{entry.name.removesuffix('-cache')}-atime")
+        if not used.exists():  # its writer was killed, and JAX would write no other: it is the first to be dropped
+            used.write_bytes(bytes(8))
+    _set_cache(settings)
     try:
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        compilation_cache.reset_cache()
+        _set_cache(before)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _set_cache(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX looks at the settings once

@@ -40,7 +40,6 @@ from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
 from growlm.training.teachers import Teachers, check_teacher, find_teachers, read_teacher
 
-CACHE = "compiled"
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
 RUN_METADATA_FILE = "run.json"
 GROWTH_FILE = "growth.json"
@@ -54,14 +53,14 @@ def train(
     cache: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Train one run in its folder: config.json, metrics.jsonl, growth-N.json, checkpoints/ and compiled/.
+    """Train one run in its folder: config.json, metrics.jsonl, growth-N.json and checkpoints/.
 
     Args:
       config: what is trained. `train_run` says how a run resumes, and `claim_folder` what of a config may change then.
       workdir: a new or empty folder, or that of this run.
       stop: where it is set, the run saves and ends; None: it is not asked to.
       profiling: how training is measured.
-      cache: the folder of compiled programs; None: workdir/compiled.
+      cache: the folder of compiled programs; None: the user's.
       metadata: written as run.json when the run begins: the command, the hardware and the commit.
 
     Raises:
@@ -76,7 +75,7 @@ def train(
         if metadata and not (records / RUN_METADATA_FILE).exists():
             write_json(records / RUN_METADATA_FILE, metadata)
         barrier()
-        with cached_on_disk(cache or workdir / CACHE), Display({records: (records / STORE, plan.stages)}) as display:
+        with cached_on_disk(cache), Display({records: (records / STORE, plan.stages)}) as display:
             train_run(
                 plan,
                 folder=records,

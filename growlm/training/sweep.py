@@ -21,7 +21,7 @@ from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.run import CACHE, RunPlan, plan_run, train_run
+from growlm.training.run import RunPlan, plan_run, train_run
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
 from growlm.training.settings import SweepConfig, run_folder
 from growlm.training.stages import Stage
@@ -251,7 +251,7 @@ def run_sweep(
         folders = {records / path: ((records / path).parent / STORE, run.stages) for path, run in plan.runs.items()}
         pending, refused = list(chosen), 0  # how many in a row another process had locked
         with (
-            cached_on_disk(cache or workdir / CACHE),
+            cached_on_disk(cache),
             Display(folders, outcomes=lambda: _statuses(records, plan.seeds)) as display,
         ):
 
