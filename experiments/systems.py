@@ -46,6 +46,7 @@ ELSEWHERE = {
         "of mixtures of experts, whose target is another one",
     ),
     **dict.fromkeys(("tokenformer", "tokenformer_published"), "of an architecture of its own"),
+    "spdf": "grows no size, and is in sparse.py",
     "inheritune": "makes a model smaller: it begins with twice the target",
 }
 SIZES = {

@@ -56,6 +56,7 @@ KEEPS = {  # in depth, in width; None: does not grow there
     "tokenformer_published": (None, False),
     **dict.fromkeys(("untied_grow", "loop_grow", "deep_vanilla_grow"), (False, None)),
     "inheritune": (False, None),
+    "spdf": (None, None),
 }
 KEEPS = {name: row if len(row) == len(GROWS) else (*row, None) for name, row in KEEPS.items()}
 

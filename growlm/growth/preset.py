@@ -49,6 +49,7 @@ class StageShape:
     frozen_layers: int = 0
     submodel_layers: int = 0
     share: float = 1.0
+    sparsity: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Preset:
       based: the target must name a base, by which rates hold over widths.
       frozen_below: stages that add layers on top freeze the layers below them.
       submodels: the number of sub-models of which the stage after the first growth samples one for each step; 0: none.
+      sparsities: of the stages, from a static mask to none.
       layers: a target depth that the schedule divides, the published one where known.
       before: from a target to the shape before the growth, where sizes alone do not say it.
       example: a target, where a Llama of the schedule's sizes is none.
@@ -103,6 +105,7 @@ class Preset:
     based: bool = False
     frozen_below: bool = False
     submodels: int = 0
+    sparsities: tuple[float, ...] = ()
     layers: int = 24
     before: Callable[[Any], DecoderConfig] | None = None
     example: DecoderConfig | None = None
@@ -126,6 +129,7 @@ class Preset:
             len(self.depths(getattr(target, depth))),
             len(self.widths(target.size(target.architecture.stream))),
             *(len(self.experts(target.size(axis))) for axis in routed),
+            len(self.sparsities),
         )
         depths = self._sizes(target, depth, self.depths, number)
         widths = {name: self._sizes(target, name, self.widths, number) for name in scaled_widths(target, self.still)}
@@ -141,7 +145,8 @@ class Preset:
         ]
         frozen = [0, *(a if self.frozen_below and b > a else 0 for a, b in itertools.pairwise(depths))]
         blocks = [self._block(depths) if self.submodels and stage == 1 else 0 for stage in range(number)]
-        return tuple(map(StageShape, models, frozen, blocks, self._shares(number)))
+        sparsities = self.sparsities or (0.0,) * number
+        return tuple(map(StageShape, models, frozen, blocks, self._shares(number), sparsities))
 
     def _shares(self, number: int) -> list[float]:
         shares = self.shares or (1.0,) * number

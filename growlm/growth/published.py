@@ -445,6 +445,17 @@ _ROWS = (
         example=_looped(cores=4),
     ),
     Preset(
+        "spdf",
+        "arXiv 2303.10464 (UAI 2023), SPDF",
+        published="Three quarters, or half, of the matrices of blocks are zero under a static random mask in "
+        "pre-training, and free for fine-tuning.",
+        ours="Four fifths of the tokens under the mask, as many weights kept in every row; the rest on the same text, "
+        "with a new optimizer.",
+        rates="constant",
+        shares=(0.8, 0.2),
+        sparsities=(0.75, 0.0),
+    ),
+    Preset(
         "tokenformer",
         "arXiv 2410.23168 (ICLR 2025), TokenFormer as in the paper",
         published="Slots with zero keys and fresh values, where the target's scales are the old roots of the numbers "

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from growlm.growth.preset import Preset
+from growlm.growth.preset import Preset, StageShape
 from growlm.growth.presets import growth_in_words
 from growlm.growth.published import PRESETS
 from growlm.models import DecoderConfig, MixtralConfig, ModelConfig
@@ -29,7 +29,7 @@ def rows() -> list[tuple[str, ...]]:
         (
             f"`{preset.name}`",
             preset.paper,
-            _sizes([stage.model for stage in preset.stages(example(preset))]),
+            _sizes(preset.stages(example(preset))),
             "-".join(f"{100 * stage.share:.3g}" for stage in preset.stages(example(preset))),
             growth_in_words(preset),
             preset.optimizer_state,
@@ -44,9 +44,9 @@ def whose() -> list[tuple[str, ...]]:
     return [(f"`{each.name}`", each.published, each.ours, each.unknown) for each in PRESETS.values()]
 
 
-def _sizes(models: Sequence[DecoderConfig]) -> str:
-    """The fields in which models differ, each with its sizes."""
-    plain = [dataclasses.asdict(model) for model in models]
+def _sizes(stages: Sequence[StageShape]) -> str:
+    """What differs between stages, each with its values: sizes of their models, and how sparse they are."""
+    plain = [dataclasses.asdict(stage.model) | {"sparsity": f"{stage.sparsity:g}"} for stage in stages]
     found = {name: [sizes[name] for sizes in plain] for name in plain[0]}
     grown = {name: sizes for name, sizes in found.items() if sizes.count(sizes[0]) < len(sizes)}
     return ", ".join(f"{name} {'-'.join(map(str, sizes))}" for name, sizes in grown.items())

@@ -16,8 +16,10 @@ from growlm.errors import InputError, check_name, check_range
 from growlm.laws.published import average_params
 from growlm.models import ARCHITECTURES, parameter_count
 from growlm.training.config import build_model
+from growlm.training.objectives import PARENT
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import SweepConfig
+from growlm.training.sparsity import density
 
 Stage = dict[str, Any]
 Run = dict[str, Any]
@@ -95,10 +97,11 @@ class Scale:
           operator: of the last growth; its `options` stand in `rest`.
           peak_lr: of the large model; by default the scale's.
           spent: tokens of the large model that the growth itself takes.
-          rest: as in `stage`.
+          rest: as in `stage`. The forward passes of the stage before, where it is the teacher, are of the budget.
         """
         growth = {"operator": operator, "options": rest.pop("options", {}), "optimizer_state": "reset"}
-        tokens = self.tokens - spent - sum(map(self._cost, before))
+        left = self.tokens - spent - sum(map(self._cost, before))
+        tokens = left - self._taught(before[-1], left, rest.get("objective", {}))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
     def system(
@@ -197,7 +200,15 @@ class Scale:
 
     def _cost(self, stage: Stage) -> int:
         """What a stage costs, in tokens of the large model."""
-        return round(stage["tokens"] * _parameters(stage["model"]) / _parameters(self.model()))
+        parameters = _parameters(stage["model"], stage.get("sparsity", 0.0))
+        return round(stage["tokens"] * parameters / _parameters(self.model()))
+
+    def _taught(self, before: Stage, left: int, objective: Mapping[str, Any]) -> int:
+        """What the stage before costs as a teacher of the last one, in tokens of the large model."""
+        if objective.get("teacher") != PARENT:
+            return 0
+        share = _parameters(before["model"], before.get("sparsity", 0.0)) / _parameters(self.model()) / 3
+        return round(share * min(objective.get("weight_tokens") or left, left / (1 + share)))
 
     def _average(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """The model nearest to the average size of the stages, of those between the first one's and the last one's."""
@@ -216,9 +227,10 @@ class Scale:
         return min(apart)[-1]
 
 
-def _parameters(model: dict[str, Any]) -> int:
-    """Those that cost FLOPs: of a mixture the active ones."""
-    return parameter_count(build_model(model), active=True)
+def _parameters(model: dict[str, Any], sparsity: float = 0.0) -> int:
+    """Those that cost FLOPs: of a mixture the active ones, of a sparse model the ones that are kept."""
+    built = build_model(model)
+    return parameter_count(built, active=True, density=density(built, sparsity))
 
 
 def alone(sweep: ConfigDict, name: str) -> ConfigDict:

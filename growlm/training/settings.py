@@ -303,7 +303,7 @@ class RunConfig:
         if len(self.stages) != 1:
             raise must_be("stages", f"one, the target of system {self.system!r}", len(self.stages))
         stage = self.stages[0]
-        for name in ("init_from", "frozen_layers", "submodel_layers"):
+        for name in ("init_from", "frozen_layers", "submodel_layers", "sparsity"):
             if getattr(stage, name):
                 raise must_be(f"stages[0].{name}", f"unset with system {self.system!r}", getattr(stage, name))
         if self.budget_flops:

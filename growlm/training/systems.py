@@ -9,6 +9,7 @@ from growlm.growth.preset import Preset, StageShape
 from growlm.models import parameter_count, with_depth
 from growlm.training.schedules import WITH_HORIZON, ScheduleConfig
 from growlm.training.settings import GrowthConfig, RunConfig, StageConfig
+from growlm.training.sparsity import density
 from growlm.training.stages import resolve
 
 
@@ -53,7 +54,8 @@ def _mean_parameters(shape: StageShape) -> float:
     block, depth = shape.submodel_layers, shape.model.depth
     depths = range(block, depth + 1, block) if block else [depth]
     models = [with_depth(shape.model, layers) if block else shape.model for layers in depths]
-    return sum(parameter_count(model, active=True) for model in models) / len(models)
+    counts = [parameter_count(one, active=True, density=density(one, shape.sparsity)) for one in models]
+    return sum(counts) / len(counts)
 
 
 def _check_budget(preset: Preset, target: StageConfig, tokens: list[int]) -> None:
@@ -80,6 +82,7 @@ def _stages(
             growth=growth if number else None,
             frozen_layers=shape.frozen_layers,
             submodel_layers=shape.submodel_layers,
+            sparsity=shape.sparsity,
         )
         for number, (shape, given) in enumerate(zip(shapes, tokens, strict=True))
     )
