@@ -11,7 +11,9 @@ from test_fit import timing_sweep
 from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.laws.published import TIMING, law_at
-from growlm.laws.timing import fit_shares, guideline_share, published_answers, share_of_law
+from growlm.laws.timing import Answer, fit_shares, guideline_share, published_answers, share_of_law
+from growlm.report.drawing import draw
+from growlm.report.law_figures import answers_figure
 
 TABLE = Path(__file__).parents[1] / "experiments" / "published" / "timing_cells.csv"
 
@@ -143,11 +145,22 @@ def test_runs_stand_beside_the_published_answers(tmp_path, capsys):
     assert main(["fit", "--law=timing", f"--runs={tmp_path / 'runs'}", f"--figures={tmp_path / 'out'}"]) == 0
     text = capsys.readouterr().out
     assert "zero or one layer" in text and text.count("these runs") == 2
+    rows = [*csv.DictReader((tmp_path / "out" / "timing_answers.csv").open())]
+    assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("low", "share", "high") if row[key])
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "timing_valley.png",
         "timing_law.png",
         "timing_answers.png",
     }
+
+
+def test_tiny_runs_and_published_budgets_are_on_one_axis_with_ticks():
+    mine = Answer("mine", "these runs", *(np.array([one]) for one in (1e12, 0.3, 4.0, 0.2, 0.4)))
+    figure = answers_figure([*published_answers(), mine])
+    (axes,) = draw(figure, figure.x[0]).axes
+    low, high = axes.get_xlim()
+    ticks = [one for one in axes.get_xticks() if low <= one <= high]
+    assert low < 1e12 and high > 1.2e21 and 3 <= len(ticks) <= 10
 
 
 @pytest.mark.parametrize(

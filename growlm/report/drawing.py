@@ -16,6 +16,7 @@ from growlm.report.style import LIGHT, Theme, count, percent
 
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "s", "v")  # of points, in place of dashes
+MANY_DECADES = 1e5  # with so many on a logarithmic axis only powers of ten have ticks
 TICKS = {
     "flops": lambda value: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"),
     "count": count,
@@ -54,8 +55,8 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         return canvas
     left, right, low, high = figure.views[axis.key]
     size, label = unit(figure, axis)
-    _style_axes(axes, axis, figure.y, theme)
     axes.set(xlabel=label, xlim=(left / size, right / size), ylim=(low, high))
+    _style_axes(axes, axis, figure.y, theme)
     for one in figure.series:
         _plot(axes, one, axis, figure.y, size, theme)
     _plot_marks(axes, figure, axis, size, theme)
@@ -84,7 +85,8 @@ def _style_axes(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
     for place, one in ((axes.xaxis, axis), (axes.yaxis, y)):
         if one.log:
             (axes.set_xscale if one is axis else axes.set_yscale)("log")
-            place.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            first, last = place.get_view_interval()
+            place.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if last < MANY_DECADES * first else (1.0,)))
             place.set_minor_formatter(NullFormatter())
         elif one is axis:
             place.set_major_locator(MaxNLocator(6))

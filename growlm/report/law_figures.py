@@ -84,12 +84,20 @@ def parabola_figure(found: GrowthFit) -> Figure | None:
         return None
     every = np.concatenate([one.x for one in slices])
     losses = np.concatenate([one.loss for one in slices])
-    seen = (every.min() / 1.25, every.max() * 1.25, *_padded(losses))
+    along = (every.min() / 1.25, every.max() * 1.25) if x.log else _padded(every)
     note = (
         f"{_seeds(slices)} A point is the loss of a run at that budget; a diamond is the minimum of a parabola with "
         "its 95 % interval. A parabola without a diamond has no minimum that can be used."
     )
-    return Figure(f"{found.law}_valley", f"{_TITLES[found.law]}: loss", (x,), LOSS, series, {x.key: seen}, note)
+    return Figure(
+        f"{found.law}_valley",
+        f"{_TITLES[found.law]}: loss",
+        (x,),
+        LOSS,
+        series,
+        {x.key: (*along, *_padded(losses))},
+        note,
+    )
 
 
 def law_figure(found: GrowthFit) -> Figure | None:

@@ -180,7 +180,7 @@ def _of_runs(found: GrowthFit, runs: Sequence[Outcome]) -> list[Answer]:
         flops = np.array([one.flops for one in used])
         best = np.array([[getattr(one.best, end) for end in ("value", "low", "high")] for one in used]).T
         before = np.mean([run.grown_flops / run.grown_at for run in runs if run.params == params])
-        shares = best / (best + (flops - before * best) / (6 * params))
+        shares = np.clip(best / (best + (flops - before * best) / (6 * params)), 0, 1)
         cost = np.full(len(flops), 6 * params / before)
         answers.append(Answer(f"{style.count(params)} parameters", "these runs", flops, shares[0], cost, *shares[1:]))
     return answers
