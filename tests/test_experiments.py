@@ -1,5 +1,6 @@
 """The experiment files: all say what they cost and found; on a scale, every variant is a sweep of equal cost."""
 
+import functools
 import math
 import re
 import runpy
@@ -12,6 +13,7 @@ from representatives import few
 from growlm.errors import InputError
 from growlm.growth import PRESETS
 from growlm.models import parameter_count
+from growlm.training import sweep as sweep_module
 from growlm.training.config import build_sweep, load_config
 from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
@@ -24,6 +26,14 @@ NAMES = [name for name in DOCSTRINGS if re.search(r"\bscale\(\w+", (EXPERIMENTS 
 ELSEWHERE = ("corpus=stdlib", "evaluation.tasks=()")
 # Quickstart at 591a7b4: 2.6e13 FLOPs in 4 min 23 s.
 CPU_RATE = 2.6e13 / 263
+
+
+@pytest.fixture(autouse=True, scope="module")
+def corpus_once():
+    """The text of Python's library is read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "load_corpus", functools.cache(sweep_module.load_corpus))
+        yield
 
 
 def planned(name, variant, *overrides):

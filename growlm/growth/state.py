@@ -248,6 +248,8 @@ def check_optimizer_state(
     Raises:
       InputError: 'optimizer_state must be ...'.
     """
+    if how == "reset":  # nothing becomes of it: tracing the optimizer is most of the time that planning takes
+        return
     params, grown = (
         nest({w.path: jax.ShapeDtypeStruct(w.shape(config), jnp.float32) for w in config.weights})
         for config in (source, target)
