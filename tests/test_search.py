@@ -209,6 +209,7 @@ def whole(corpus, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_search_that_is_stopped_at_every_step_chooses_the_same(corpus, whole, tmp_path):
     stop, folder, stops = StopRequest(), tmp_path / "s", 0
     stop.set()
