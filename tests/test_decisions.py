@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny
 
-from growlm.data import load_corpus
 from growlm.errors import InputError
 from growlm.models import ModelConfig, parameter_count
 from growlm.training import run as run_module
@@ -364,4 +363,4 @@ def test_a_searched_run_is_known_to_be_done_where_its_stages_were_decided(settin
 def test_a_budget_that_leaves_nothing_is_one_line(corpus):
     config = tiny.run_config(corpus, tiny.stage(4), tiny.grown(0), budget_flops=6.0 * SMALL * STEP * 4)
     with pytest.raises(InputError, match=r"budget_flops must leave the last stage a batch beside the .* got"):
-        plan_run(config, load_corpus(corpus))
+        plan_run(config)

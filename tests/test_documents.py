@@ -46,7 +46,7 @@ def test_a_run_trains_and_validates_within_documents(corpus, tmp_path):
 
 def test_the_mask_makes_another_stage_and_its_absence_none(corpus):
     text = load_corpus(corpus)
-    masked, plain = (plan_run(run(corpus, mask), text).stages for mask in (True, False))
+    masked, plain = (plan_run(run(corpus, mask)).stages for mask in (True, False))
     assert [a.stage_hash != b.stage_hash for a, b in zip(masked, plain, strict=True)] == [True, True]
     assert "document_mask" not in plain[0].settings
     ends = [{p.document_end for p in step_specs(s, s.first_step).values()} for s in (*masked, *plain)]

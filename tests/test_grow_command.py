@@ -183,7 +183,7 @@ def test_a_seed_gives_other_fresh_values(here, home):
 
 
 def test_where_the_corpus_is_gone_random_tokens_do(here, home, monkeypatch, capsys):
-    def gone(name):
+    def gone(name, *_):
         raise InputError(f"no file {name}")
 
     monkeypatch.setattr(grow_command, "load_corpus", gone)

@@ -452,18 +452,18 @@ def test_a_corpus_of_other_tokens_is_refused_where_that_can_be_told(home, tmp_pa
     ):
         train(config, tmp_path / "run", GO_ON)
     assert not (tmp_path / "run").exists()
-    run_module.plan_run(config, load_corpus(str(own)))  # its own, in another folder
+    run_module.plan_run(dataclasses.replace(config, corpus=str(own)))  # its own, in another folder
 
     # A folder that says bytes, and a run on prepared tokens, which knows its corpus's.
     shutil.copytree(home / "theirs", tmp_path / "told")
     (tmp_path / "told" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "bytes"}))
     config = config_of(home, first(tmp_path / "told", 1))
-    run_module.plan_run(config, load_corpus(text(home)))
+    run_module.plan_run(config)
     train(tiny.run_config(str(own), tiny.stage(1, model=dataclasses.asdict(model))), tmp_path / "trained", GO_ON)
     with pytest.raises(InputError, match=r"must be those of init_from .*trained, .*own.* got those of 'bytes'"):
-        run_module.plan_run(config_of(home, first(tmp_path / "trained", 1)), load_corpus(text(home)))
+        run_module.plan_run(config_of(home, first(tmp_path / "trained", 1)))
     with pytest.raises(InputError, match=r"model.vocab must be >= the 300 tokens of .*, got 256"):
-        run_module.plan_run(config, load_corpus(str(own)))
+        run_module.plan_run(dataclasses.replace(config, corpus=str(own)))
 
 
 # --- Configs, meshes and the experiment ------------------------------------------------------------------------------
@@ -481,7 +481,7 @@ def test_a_config_says_whatever_a_model_has(home, tmp_path):
         file = tiny.write_config(tmp_path / f"{name}.py", settings)
         run = build_run(load_config(file, []))
         assert run.stages[0].model == read_config(tmp_path / name)
-        plan = run_module.plan_run(run, load_corpus(text(home)))
+        plan = run_module.plan_run(run)
         held = json.loads(json.dumps(dataclasses.asdict(plan.config)))
         assert build_run(held) == plan.config
 

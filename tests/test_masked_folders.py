@@ -11,7 +11,6 @@ from trees import exact_products
 import growlm
 from growlm import read_model
 from growlm.__main__ import main
-from growlm.data import load_corpus
 from growlm.training.run import plan_run
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
@@ -73,4 +72,4 @@ def test_another_stage_comes_only_after_the_ramp(tmp_path, ramp, refused):
     for number, run in ((2, tiny.run_config(corpus, *stages[:2])), (3, tiny.run_config(corpus, *stages))):
         says = r"stages\[1\].tokens must be >= 129, .* masks .* where another stage comes after it, got 128"
         with pytest.raises(growlm.InputError, match=says) if refused and number == 3 else contextlib.nullcontext():
-            assert len(plan_run(run, load_corpus(corpus)).stages) == number
+            assert len(plan_run(run).stages) == number

@@ -139,7 +139,7 @@ def test_the_runs_of_the_figure_differ_in_their_mesh_alone():
         one, eight = (load_config(f"{path}:{mesh}:8", []) for mesh in ("1x1x1", "2x2x2"))
     meshes = [config.pop("mesh") for config in (one, eight)]
     assert one == eight and [list(mesh.values()) for mesh in meshes] == [[1, 1, 1], [2, 2, 2]]
-    assert [stage.steps for stage in resolve(build_run(one), fingerprint="")] == [4, 4]
+    assert [stage.steps for stage in resolve(build_run(one), "")] == [4, 4]
 
 
 def test_bad_arguments_of_the_figure_are_one_line_that_names_them(scripts, capsys, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
-from growlm.data import load_corpus
 from growlm.errors import DivergedError, InputError
 from growlm.growth import OPERATORS
 from growlm.growth.effects import Effect
@@ -241,7 +240,7 @@ def test_candidates_must_fit_and_a_probe_its_stage(corpus):
             if budget:
                 run["stages"][-1]["tokens"] = 0
             with pytest.raises(InputError, match=says):
-                plan_run(build_run(run | budget), load_corpus(corpus))
+                plan_run(build_run(run | budget))
 
 
 # --- The command -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import tiny
 
 from growlm.__main__ import main
 from growlm.commands.evaluate import run_evaluation
-from growlm.data import load_corpus, load_tokenizer
+from growlm.data import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel
 from growlm.evaluation.score import Window, score
@@ -80,9 +80,9 @@ def test_a_score_is_named_by_task_metric_and_filter():
 
 def test_what_is_measured_does_not_make_another_stage(tmp_path, data_dir):
     corpus = tiny.write_corpus(tmp_path)
-    plain = plan_run(tiny.run_config(corpus, tiny.stage(2)), load_corpus(corpus))
+    plain = plan_run(tiny.run_config(corpus, tiny.stage(2)))
     tasks = {"tasks": ("lambada_openai",), "data_dir": data_dir}
-    other = plan_run(tiny.run_config(corpus, tiny.stage(2, evaluation=tasks)), load_corpus(corpus))
+    other = plan_run(tiny.run_config(corpus, tiny.stage(2, evaluation=tasks)))
     assert plain.stages[0].stage_hash == other.stages[0].stage_hash
     assert other.stages[0].evaluation == EvaluationConfig(**tasks) != plain.stages[0].evaluation
 

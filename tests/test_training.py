@@ -477,7 +477,7 @@ def test_losses_are_of_the_same_text_where_batch_and_length_of_validation_are_gi
 def test_a_validation_batch_must_fit_the_text(corpus, key, says):
     config = tiny.run_config(corpus, tiny.stage(3), evaluation={key: 100_000})
     with pytest.raises(InputError, match=rf"{says}.*validation tokens"):
-        run_module.plan_run(config, load_corpus(corpus))
+        run_module.plan_run(config)
 
 
 def test_a_folder_of_growlm_0_1_0_is_refused_and_not_trained_anew(corpus, tmp_path):

@@ -74,7 +74,7 @@ class Setup:
         shape["microbatches"] = self.microbatches
         base = StageConfig(dataclasses.replace(self.model, layers=self.base_layers), **shape)
         grown = StageConfig(self.model, growth=GrowthConfig(optimizer_state="map"), **shape)
-        return resolve(RunConfig((base, grown), dtype="bfloat16", remat=self.remat, mesh=self.mesh), fingerprint="none")
+        return resolve(RunConfig((base, grown), dtype="bfloat16", remat=self.remat, mesh=self.mesh), "none")
 
     @property
     def program(self) -> StepSpec:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from growlm.commands.options import STEP, Keys, flag, one
+from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
 from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
@@ -150,7 +152,7 @@ def _export(saved: Saved, output: Path, dtype: str | None) -> None:
     carried = [inside(imported, name) for name in CARRIED if (imported / name).exists()]
     tokenizer = TokenizerFiles()
     if saved.data and not any(path.name in TOKENIZERS for path in carried):
-        tokenizer = tokenizer_files(saved.data.corpus, saved.data.fingerprint)
+        tokenizer = tokenizer_files(first_corpus(saved.data.corpus), parts_of(saved.data.fingerprint))
     write_model(
         output,
         saved.model,
@@ -186,23 +188,26 @@ class TokenizerFiles:
             write_json(folder / name, value)
 
 
-def tokenizer_files(corpus: str, fingerprint: str) -> TokenizerFiles:
-    """Those of a corpus; of bytes, which no file is for, the ids alone. Where they are gone, stderr has a line more."""
+def tokenizer_files(corpus: str, fingerprints: Collection[str]) -> TokenizerFiles:
+    """Those of a corpus that has one of these fingerprints; of bytes, which no file is for, the ids alone.
+
+    Where they are gone, stderr has a line more.
+    """
     try:
-        return _tokenizer_files(corpus, fingerprint)
+        return _tokenizer_files(corpus, fingerprints)
     except InputError as error:
         print(f"growlm: no tokenizer comes along: {error}", file=sys.stderr, flush=True)
         return TokenizerFiles()
 
 
-def _tokenizer_files(corpus: str, fingerprint: str) -> TokenizerFiles:
+def _tokenizer_files(corpus: str, fingerprints: Collection[str]) -> TokenizerFiles:
     folder = Path(corpus)
     if corpus != "stdlib" and not folder.exists():
         raise InputError(f"corpus {corpus!r} is not here any more")
     manifest = read_manifest(folder)
     if manifest is None:
         return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTE_TOKENIZER).eos})
-    if fingerprint_of(manifest) != fingerprint:
+    if fingerprint_of(manifest) not in fingerprints:
         raise InputError(f"corpus {corpus!r} has changed since the run was trained")
     check_tokenizer(folder, manifest)
     tokenizer = manifest["tokenizer"]

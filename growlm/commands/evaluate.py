@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.commands.options import STEP, Keys, one, pairs
-from growlm.data import tokenizer_of
+from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
@@ -180,7 +180,7 @@ def _as_trained(saved: Saved, tokenizer: str | None, length: int | None) -> dict
     if tokenizer is None and saved.data is None:
         raise InputError(f"{saved.folder} names no corpus, and so no tokenizer: --tokenizer=SOURCE is needed")
     if tokenizer is None:
-        corpus = saved.data.corpus
+        corpus = first_corpus(saved.data.corpus)
         if corpus != "stdlib" and not Path(corpus).exists():
             raise InputError(f"{saved.folder} was trained on {corpus}, which is not here: --tokenizer=SOURCE is needed")
         tokenizer = tokenizer_of(corpus)

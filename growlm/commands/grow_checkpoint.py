@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from growlm.data import Corpus, batches, load_corpus, validation_batches
+from growlm.data import Mixture, batches, load_corpus, load_mixture, read_sources, validation_batches
 from growlm.errors import BrokenClaimError, InputError, check_name, check_range, must_be, unknown
 from growlm.files import check_output, check_space, read_json, table, write_json, write_whole
 from growlm.formats.check import compare, describe_comparison, lost_in_folder
@@ -393,12 +393,13 @@ def _grow_run(plan: GrowPlan, verified: bool, log: Log) -> str:
     return outcome
 
 
-def _grown(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[TrainState, dict[str, Any]]:
+def _grown(plan: GrowPlan, state: TrainState, corpus: Mixture | None) -> tuple[TrainState, dict[str, Any]]:
     """The grown state, and its report."""
     saved, fed = plan.source, ()
     if plan.growth.learner:
         data = saved.data
-        fed = batches(corpus.train, seed=data.seed, batch=data.batch, length=data.length, start=int(state.examples))
+        portions, start = corpus.portions({}), int(state.examples)
+        fed = batches(portions, seed=data.seed, batch=data.batch, length=data.length, start=start)
     models, optimizer = (saved.model, plan.target), make_optimizer(saved.optimizer, plan.target)
     request = {name: getattr(plan.resolved, name) for name in ("operator", "options", "optimizer_state")}
     prepared = prepare(plan.growth, *models, optimizer, request)
@@ -408,28 +409,29 @@ def _grown(plan: GrowPlan, state: TrainState, corpus: Corpus | None) -> tuple[Tr
     return grown, {"grown_from": origin, "asked": plan.asked, "train": plan.resolved.train} | report
 
 
-def _corpus(saved: Saved, target: DecoderConfig, needed: bool, log: Log) -> Corpus | None:
-    """The corpus of the source. Maps that are learned need it; to verify, random tokens will do."""
+def _corpus(saved: Saved, target: DecoderConfig, needed: bool, log: Log) -> Mixture | None:
+    """The text of the source. Maps that are learned need it; to verify, random tokens will do."""
     try:
-        corpus = load_corpus(saved.data.corpus) if saved.data else None
+        corpus = load_mixture(read_sources(saved.data.corpus), load_corpus) if saved.data else None
     except InputError as error:
         if needed:
             raise
         log(f"the source's corpus is gone ({error}): random tokens will do")
         return None
     if needed and corpus.fingerprint != saved.data.fingerprint:
-        raise InputError(f"corpus {corpus.name!r} must be the text that {saved.folder} was trained on, and has changed")
-    return corpus if corpus and corpus.vocab <= min(saved.model.vocab, target.vocab) else None
+        raise InputError(f"{saved.data.corpus!r} must be the text that {saved.folder} was trained on, and has changed")
+    return corpus if corpus and corpus.first.vocab <= min(saved.model.vocab, target.vocab) else None
 
 
-def _tokens(saved: Saved, corpus: Corpus | None, vocab: int) -> np.ndarray:
+def _tokens(saved: Saved, corpus: Mixture | None, vocab: int) -> np.ndarray:
     """int32[batch, length + 1]: validation text in the source's own windows, or random tokens."""
     if corpus is None:
         shape = (RANDOM_BATCH, min(RANDOM_LENGTH, saved.model.longest or RANDOM_LENGTH) + 1)
         return np.random.default_rng(0).integers(vocab, size=shape, dtype=np.int32)
-    length = min(saved.data.length, VERIFY_TOKENS, len(corpus.validation) - 1)
-    fits = min(VERIFY_TOKENS // length, len(corpus.validation) // (length + 1))
-    return validation_batches(corpus.validation, batch=min(saved.data.batch, fits), length=length, count=1)[0]
+    held_out = corpus.first.validation
+    length = min(saved.data.length, VERIFY_TOKENS, len(held_out) - 1)
+    fits = min(VERIFY_TOKENS // length, len(held_out) // (length + 1))
+    return validation_batches(held_out, batch=min(saved.data.batch, fits), length=length, count=1)[0]
 
 
 def _broken(verdict: dict[str, Any]) -> str:

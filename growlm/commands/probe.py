@@ -56,15 +56,15 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
       step: of the checkpoint; by default the last one of the stage before the config's last, or of the run.
 
     Returns:
-      (the stage, the checkpoint, the corpus).
+      (the stage, the checkpoint, the stage's text).
 
     Raises:
       InputError: no probe, no run, masks that are not open, whatever does not fit.
     """
-    from growlm.data import load_corpus
     from growlm.training.run import check_stage
     from growlm.training.saved import check_open, find_saved
     from growlm.training.stages import begin_stage
+    from growlm.training.texts import corpus_cache, load_texts
 
     last = config.stages[-1]
     if last.growth is None or last.growth.probe is None:
@@ -80,13 +80,13 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
         saved = find_saved(checkpoint, stage.last_step)
     check_open(saved)
     parent = dataclasses.replace(saved.stage, decided=saved.stage.decided | {"end": {"step": saved.step}})
-    corpus, own = load_corpus(config.corpus), dataclasses.replace(config, seed=parent.run.seed)
-    stage = begin_stage(last, own, corpus.fingerprint, parent, corpus.eos)
-    check_stage(stage, corpus)
-    return stage, saved, corpus
+    text, own = load_texts(config, corpus_cache())[-1], dataclasses.replace(config, seed=parent.run.seed)
+    stage = begin_stage(last, own, text.known, parent)
+    check_stage(stage, text)
+    return stage, saved, text
 
 
-def run_probe(stage: Any, saved: Any, corpus: Any) -> dict[str, Any]:
+def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
     """Try the candidates on a saved state, which is only read: the decision, and what was forked."""
     from growlm.training.mesh import mesh_of
     from growlm.training.probe import probe
@@ -102,8 +102,8 @@ def run_probe(stage: Any, saved: Any, corpus: Any) -> dict[str, Any]:
     found = probe(
         stage,
         read_state(saved, mesh),
-        lambda candidate, state: grow_into(candidate, state, corpus, mesh)[0],
-        corpus=corpus,
+        lambda candidate, state: grow_into(candidate, state, text, mesh)[0],
+        text=text,
         mesh=mesh,
         say=say,
     )

@@ -1,13 +1,16 @@
 """Batches of windows of tokens, addressed by example number.
 
-The example at position i is a pure function of (tokens, seed, length, i). To restart, a run therefore needs
-no iterator state, only the integer `examples_seen`. It counts examples, not batches, so that the batch size
-may change in mid-run: grain's own iterator state counts batches, and would then skip or repeat examples.
+The example at position i is a pure function of (tokens, seed, length, i), and with several portions of their weights
+too. To restart, a run therefore needs no iterator state, only the integer `examples_seen`. It counts examples, not
+batches, so that the batch size may change in mid-run: grain's own iterator state counts batches, and would then skip or
+repeat examples.
 
 Legend: B batch, C count of batches.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +18,16 @@ from growlm.data.shards import ShardedTokens
 from growlm.errors import check_range, must_be
 
 
+class Portion(NamedTuple):
+    """Tokens of one source of a mixture: its part of the examples, and how many of its own were given before."""
+
+    tokens: np.ndarray | ShardedTokens
+    part: int
+    given: int = 0
+
+
 def batches(
-    tokens: np.ndarray | ShardedTokens,
+    tokens: np.ndarray | ShardedTokens | Sequence[Portion],
     *,
     seed: int,
     batch: int,
@@ -32,7 +43,8 @@ def batches(
     epoch.
 
     Args:
-      tokens: uint8[tokens], or any one-dimensional array of integers, or token shards.
+      tokens: uint8[tokens], or any one-dimensional array of integers, or token shards; or the portions of a mixture,
+        whose examples come in the order that each has alone.
       seed: at least 0; picks the order.
       batch: examples per batch, over all processes.
       length: tokens per example that are predicted; a window is one longer.
@@ -50,8 +62,16 @@ def batches(
     check_range("seed", seed, low=0)
     check_range("start", start, low=0)
     process, processes = _check_shard(batch, shard)
-    windows = _Windows(tokens, length, at_least=1)
-    examples = grain.MapDataset.source(windows).shuffle(seed=_spread(seed)).repeat()[start:]
+    portions = [Portion(tokens, 1)] if isinstance(tokens, np.ndarray | ShardedTokens) else tokens
+    streams = [
+        grain.MapDataset.source(_Windows(one.tokens, length, at_least=1))
+        .shuffle(seed=_spread(seed))
+        .repeat()[one.given :]
+        for one in portions
+    ]
+    # Not grain's own mixture: that rounds the weights, and does not say how many examples a source has given.
+    mixed = _Interleaved(streams, [one.part for one in portions])
+    examples = (streams[0] if len(streams) == 1 else grain.MapDataset.source(mixed))[start:]
     # In parts of B / processes rows, part j is the share of process j mod processes in batch j div processes.
     # drop_remainder: nothing is dropped, but grain counts the parts in integers, where its floats overflow.
     parts = examples.batch(batch // processes, drop_remainder=True, batch_fn=_stack)
@@ -86,6 +106,34 @@ def validation_batches(
     chosen = np.arange(count * batch) * len(windows) // (count * batch)
     chosen_CB = chosen.reshape(count, processes, batch // processes)[:, process]
     return np.stack([_stack([windows[i] for i in chosen_B]) for chosen_B in chosen_CB])
+
+
+def counts(parts: Sequence[int], examples: int) -> list[int]:
+    """How many of the first examples of a mixture are of each source, int[sources].
+
+    It is a multiple of `parts` after every sum of them, and nowhere S / 2 examples off, of S sources: each takes its
+    rounded share of what the sources before it leave. As these leave 0 or 1 more for every example, one count rises.
+    """
+    left, total, found = examples, sum(parts), []
+    for part in parts:
+        found.append((2 * left * part + total) // (2 * total))
+        left, total = left - found[-1], total - part
+    return found
+
+
+class _Interleaved:
+    """The examples of several endless streams, each at the positions that are its part of all."""
+
+    def __init__(self, streams: Sequence[Sequence[np.ndarray]], parts: Sequence[int]):
+        self._streams, self._parts = streams, parts
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        before, after = counts(self._parts, int(i)), counts(self._parts, int(i) + 1)
+        source = next(number for number, count in enumerate(before) if after[number] > count)
+        return self._streams[source][before[source]]
 
 
 class _Windows:

@@ -19,7 +19,7 @@ import numpy as np
 
 from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
 from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
-from growlm.data.tokenizers import BYTE_TOKENIZER
+from growlm.data.tokenizers import BYTE_TOKENIZER, load_tokenizer
 from growlm.errors import InputError, must_be
 
 VOCAB = 256
@@ -50,6 +50,7 @@ class Corpus:
       vocab: the vocabulary size that a model needs.
       eos: the token after each document.
       fingerprint: SHA-256 (hex) of the split tokens: equal for two corpora if both their splits are.
+      tokenizer: the fingerprint of the tokenizer.
       documents: number of files; of token shards, of documents.
     """
 
@@ -59,10 +60,11 @@ class Corpus:
     vocab: int
     eos: int
     fingerprint: str
+    tokenizer: str
     documents: int
 
 
-def load_corpus(source: str) -> Corpus:
+def load_corpus(source: str, metadata: bool = False) -> Corpus:
     """Reads a corpus into memory and splits it into training and validation tokens, or opens one that is prepared.
 
     Args:
@@ -73,6 +75,7 @@ def load_corpus(source: str) -> Corpus:
         - the path of a text file, with any suffix.
         - the path of a folder, of which every file with a text suffix is read, in the order of their paths;
           hidden ones and installed packages aside. (A folder that is really called stdlib is ./stdlib.)
+      metadata: of text, before every file its path within the source, and an empty line. What is held out is the same.
 
     Returns:
       The corpus. Of 50 files or more, about 2 % are held out whole, by the hash of their relative path. Of
@@ -81,12 +84,16 @@ def load_corpus(source: str) -> Corpus:
     Raises:
       InputError: nothing is there, it is the folder of a run, it holds no text, a file is not UTF-8 or has NUL
         bytes, or there is too little for a part to be held out; token shards are not finished, or have not the
-        sizes or the tokenizer that their manifest names.
+        sizes or the tokenizer that their manifest names, or were asked for metadata.
     """
     if source and (manifest := read_manifest(Path(source))):
+        if metadata:
+            raise InputError(
+                f"metadata must be unset for {source}, which is prepared: its texts have theirs or have none"
+            )
         return _prepared(source, manifest)
     documents = _stdlib() if source == "stdlib" else _read(source)
-    train, validation = _split(source, documents)
+    train, validation = _split(source, documents, metadata)
     return Corpus(
         name=source,
         train=np.frombuffer(train, np.uint8),
@@ -94,6 +101,7 @@ def load_corpus(source: str) -> Corpus:
         vocab=VOCAB,
         eos=EOS[0],
         fingerprint=_fingerprint(train, validation),
+        tokenizer=load_tokenizer(BYTE_TOKENIZER).fingerprint,
         documents=len(documents),
     )
 
@@ -114,6 +122,7 @@ def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
         vocab=manifest["tokenizer"]["vocab"],
         eos=manifest["tokenizer"]["eos"],
         fingerprint=fingerprint(manifest),
+        tokenizer=manifest["tokenizer"]["fingerprint"],
         documents=sum(split["documents"] for split in manifest["splits"].values()),
     )
 
@@ -189,8 +198,11 @@ def _text_length(data: bytes) -> int:
     return len(head)
 
 
-def _split(source: str, documents: dict[str, bytes]) -> tuple[bytes, bytes]:
-    """Training and validation tokens. Neighbouring chunks of a split stay joined; EOS ends every run of them."""
+def _split(source: str, documents: dict[str, bytes], metadata: bool) -> tuple[bytes, bytes]:
+    """Training and validation tokens. Neighbouring chunks of a split stay joined; EOS ends every run of them.
+
+    With metadata the name of the document, and an empty line, begins every run.
+    """
     units = list(_units(documents))
     ranks = [rank(name) for _, name, _ in units]
     if len(units) == 1:
@@ -199,8 +211,9 @@ def _split(source: str, documents: dict[str, bytes]) -> tuple[bytes, bytes]:
     below = bound(share, min(ranks), max(ranks))
     splits = {False: [], True: []}
     rows = zip(units, ranks, strict=True)
-    for (_, held_out), run in itertools.groupby(rows, lambda row: (row[0][0], row[1] < below)):
-        splits[held_out] += [*(text for (_, _, text), _ in run), EOS]
+    for (name, held_out), run in itertools.groupby(rows, lambda row: (row[0][0], row[1] < below)):
+        head = [f"{name}\n\n".encode(errors="replace")] if metadata else []
+        splits[held_out] += [*head, *(text for (_, _, text), _ in run), EOS]
     return b"".join(splits[False]), b"".join(splits[True])
 
 

@@ -49,7 +49,7 @@ def benchmark_figures(group: Group, prefix: str = "") -> list[Figure]:
     for key in keys:
         title = key.removeprefix(BENCHMARK)
         name = prefix + "benchmark_" + "".join(c if c.isalnum() else "_" for c in title)
-        figures += _whole_figure(group, name, title, Axis(key, title, "number"), ("flops", "tokens"))
+        figures += whole_figure(group, name, title, Axis(key, title, "number"), ("flops", "tokens"))
     return figures
 
 
@@ -58,11 +58,11 @@ def training_figures(group: Group, prefix: str = "") -> list[Figure]:
     figures = []
     for name, y in TRAINING.items():
         title = name.replace("_", " ").capitalize()
-        figures += _whole_figure(group, prefix + name, title, y, ("tokens",))
+        figures += whole_figure(group, prefix + name, title, y, ("tokens",))
     return figures
 
 
-def _whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[str]) -> list[Figure]:
+def whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[str]) -> list[Figure]:
     """A figure of all that was recorded of a quantity; none where nothing was."""
     series = curves(group, y)
     if not series:

@@ -50,7 +50,9 @@ class Run:
         for stage in self.config.get("stages", ()):
             evaluation = stage.get("evaluation") or self.config.get("evaluation") or {}
             shape = (evaluation.get(key) or stage.get(key) for key in ("batch", "length"))
-            found.add((self.config.get("corpus"), evaluation.get("batches"), *shape))
+            given = evaluation.get("corpus"), self.config.get("corpus"), stage.get("corpus")
+            corpus = next((one for one in given if one is not None), None)
+            found.add((json.dumps(corpus, sort_keys=True), evaluation.get("batches"), *shape))
         return found
 
     @property

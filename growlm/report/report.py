@@ -10,6 +10,7 @@ from growlm.errors import InputError
 from growlm.evaluation.table import scores
 from growlm.files import write_whole
 from growlm.report import page, style
+from growlm.report.by_source import names, source_figures, source_table, source_text
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
 from growlm.report.figures import Figure
@@ -34,6 +35,7 @@ class Section:
     loss: Figure
     speedups: Figure | None
     search: Figure | None
+    sources: list[Figure]
     benchmarks: list[Figure]
     training: list[Figure]
     spikes: list[SpikeRow]
@@ -43,7 +45,7 @@ class Section:
     def figures(self) -> list[Figure]:
         """All figures."""
         some = [figure for figure in (self.speedups, self.search) if figure]
-        return [self.loss, *some, *self.benchmarks, *self.training, *self.spike_figures]
+        return [self.loss, *some, *self.sources, *self.benchmarks, *self.training, *self.spike_figures]
 
     @property
     def title(self) -> str:
@@ -78,7 +80,14 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        texts = f"{group.first.title}{seeds}", table(found), verdict(found), search_text(group), spike_table(group)
+        texts = (
+            f"{group.first.title}{seeds}",
+            table(found),
+            verdict(found),
+            source_text(group),
+            search_text(group),
+            spike_table(group),
+        )
         parts.append("\n\n".join(filter(None, texts)))
     return "\n\n\n".join(parts)
 
@@ -134,6 +143,7 @@ def _section(group: Group, number: int, loss: float | None) -> Section:
         loss=loss_figure(group, f"{prefix}loss"),
         speedups=speedup_figure(found, f"{prefix}speedup"),
         search=search_figure(group, f"{prefix}search"),
+        sources=source_figures(group, prefix),
         benchmarks=benchmark_figures(group, prefix),
         training=training_figures(group, prefix),
         spikes=spikes,
@@ -163,6 +173,7 @@ def _parts(one: Section) -> Iterator[Part]:
     """The parts of a section."""
     yield Part("Loss", page.chart(one.loss))
     yield Part("Results", _results(one))
+    yield Part("Loss by source", page.charts(one.sources) + _sources(one.group))
     yield Part("Search", _search(one))
     yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
     yield Part("Text", _samples(one.group))
@@ -195,6 +206,11 @@ def _results(one: Section) -> str:
         _how_compared(one.group),
     ]
     return "\n".join(parts)
+
+
+def _sources(group: Group) -> str:
+    """The last validation losses by source."""
+    return page.table(*source_table(group), ("run",)) if names(group) else ""
 
 
 def _controls(rows: list[Row]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from growlm.data import load_tokenizer, tokenizer_of
+from growlm.data import first_corpus, load_tokenizer, tokenizer_of
 from growlm.evaluation import LanguageModel, Sampling, check_tasks, evaluate, generate
 from growlm.evaluation.table import metrics
 from growlm.state import TrainState
@@ -65,13 +65,13 @@ class Benchmarks:
             prefix=tokenizer.eos,
             dtype=stage.run.dtype,
             block_scale=scale,
-            document_end=stage.eos if stage.run.document_mask else None,
+            document_end=stage.text.eos if stage.run.document_mask else None,
             mesh=self._mesh,
         )
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return load_tokenizer(tokenizer_of(self._stage.run.corpus))
+        return load_tokenizer(tokenizer_of(first_corpus(self._stage.corpus)))
 
 
 def named_scores(results: dict[str, Any]) -> dict[str, float]:

@@ -213,7 +213,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """The value in its declared type; 1e6 is an integer where one is asked for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is UnionType:
-        return None if value is None else _convert(next(a for a in arguments if a is not NoneType), value, where)
+        kinds = [kind for kind in arguments if kind is not NoneType]
+        fits = [kind for kind in kinds if isinstance(value, typing.get_origin(kind) or kind)]
+        return None if value is None else _convert((fits or kinds)[0], value, where)
     if dataclasses.is_dataclass(hint) or hint is DecoderConfig:
         return _build(hint, value, where)
     if origin is tuple and isinstance(value, list | tuple):

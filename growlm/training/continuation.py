@@ -112,7 +112,7 @@ def result_settings(config: Any) -> dict[str, Any]:
 def _of_run(run: RunConfig) -> dict[str, Any]:
     run = written_out(run)
     settings = json.loads(json.dumps(plain(run)))
-    for stage, own in zip(resolve(run, fingerprint=""), settings["stages"], strict=True):
+    for stage, own in zip(resolve(run, ""), settings["stages"], strict=True):
         with_horizon = stage.config.schedule.kind in WITH_HORIZON
         own["schedule"]["horizon_tokens"] = stage.horizon if with_horizon else 0
         own["evaluation"] = stage.judged_on

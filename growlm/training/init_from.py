@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from growlm.data import Corpus, load_tokenizer, tokenizer_of
+from growlm.data import Corpus, first_corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import StoredTensor
@@ -143,7 +143,7 @@ def _of_saved(saved: Saved) -> Source:
         fingerprint=digest.hexdigest()[:16],
         read=lambda mesh: read_state(saved, mesh).params,
         keep=partial(copy_imported, saved.folder),
-        tokenizer=str(imported) if imported.is_dir() else saved.data and tokenizer_of(saved.data.corpus),
+        tokenizer=str(imported) if imported.is_dir() else saved.data and tokenizer_of(first_corpus(saved.data.corpus)),
         step=saved.step,
         tokens=saved.tokens,
         flops=saved.flops,

@@ -1,6 +1,7 @@
 """Training one stage: batches in, updates, metrics one step late, evaluations and checkpoints where they are due."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from growlm.data import Corpus, batches, validation_batches
+from growlm.data import batches, validation_batches
 from growlm.errors import DivergedError, StoppedError
 from growlm.laws.compute import peak_flops
 from growlm.models import Params
@@ -31,13 +32,14 @@ from growlm.training.programs import (
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
 from growlm.training.step import StepSpec
+from growlm.training.texts import Text
 
 
 def train_stage(
     stage: Stage,
     state: TrainState,
     *,
-    corpus: Corpus,
+    text: Text,
     mesh: Mesh,
     checkpoints: Checkpoints,
     metrics_path: Path,
@@ -56,7 +58,7 @@ def train_stage(
 
     Args:
       stage, state: what is trained, and the state to begin with.
-      corpus, mesh: the data, and the devices that share the work.
+      text, mesh: the data, and the devices that share the work.
       checkpoints: those of the stage.
       metrics_path: where its records go.
       branch_steps: steps at which some run of the sweep leaves the stage: there is a checkpoint, and it is kept.
@@ -76,8 +78,8 @@ def train_stage(
     if any(must_compile(spec, batch, length, mesh) for spec in specs.values()):
         display.say(f"compiling the train step ({stage.size}, {batch} x {length} tokens, {mesh.devices.size} devices)")
     steps, benchmarks = Steps(stage, state, specs, mesh, teacher), Benchmarks(stage, mesh)
-    source = training_batches(stage, corpus, mesh, int(state.examples))
-    all_held_out = held_out_batches(stage, corpus, mesh)
+    source = training_batches(stage, text, mesh, int(state.examples))
+    all_held_out = held_out_batches(stage, text, mesh)
     known = max(checkpoints.steps(), default=-1)
     if stage.steps:
         display.say(describe_memory(specs.values(), batch, length, mesh))
@@ -123,7 +125,7 @@ def train_stage(
             jax.block_until_ready(state.params)
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
-            validation = steps.validate(state, all_held_out if evaluating else all_held_out[:1])
+            validation = steps.validate(state, all_held_out if evaluating else [all_held_out[0].one])
             if evaluating and criterion(step, validation["val_loss"]):
                 leaving = ending = benchmarking = saving = True
             scores = benchmarks.scores(state) if benchmarking else {}
@@ -186,7 +188,7 @@ def step_specs(stage: Stage, step: int) -> dict[Which, StepSpec]:
             depth=depth,
             microbatches=config.microbatches,
             held_out=stage.held_out,
-            document_end=stage.eos if run.document_mask else None,
+            document_end=stage.text.eos if run.document_mask else None,
             two_rates=stage.two_rates,
             objective=config.objective,
             teacher=stage.teacher_model if taught else None,
@@ -228,15 +230,24 @@ class Steps:
         arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress, **more)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
 
-    def validate(self, state: TrainState, held_out: Sequence[jax.Array]) -> dict[str, float]:
-        """Mean loss over the fixed validation batches, in nats a token; of the averaged copy too, if any."""
+    def validate(self, state: TrainState, held_out: Sequence["HeldOut"]) -> dict[str, float]:
+        """Mean loss over the fixed validation batches, in nats a token; of the averaged copy too, if any.
+
+        Of several sources the mean by their shares, and beside it that of each as NAME/SOURCE.
+        """
         progress = self._stage.progress_at(int(state.step))
         evaluate = self._evaluations[progress is not None]
         trees = {"val_loss": state.params} | ({} if state.ema is None else {"val_loss_ema": state.ema})
-        return {
-            name: float(np.mean([float(evaluate(params, batch, self._provenance, progress)) for batch in held_out]))
-            for name, params in trees.items()
-        }
+        losses: dict[str, float] = {}
+        for name, params in trees.items():
+            of_each = [
+                float(np.mean([float(evaluate(params, batch, self._provenance, progress)) for batch in source.batches]))
+                for source in held_out
+            ]
+            losses[name] = sum(source.share * loss for source, loss in zip(held_out, of_each, strict=True))
+            if len(held_out) > 1:
+                losses |= {f"{name}/{source.name}": loss for source, loss in zip(held_out, of_each, strict=True)}
+        return losses
 
 
 class Recorder:
@@ -318,6 +329,7 @@ class Recorder:
                 "learning_rate": stage.learning_rate_at(step),
             }
             | of_new
+            | _exposure(stage, step)
             | values
         )
 
@@ -337,12 +349,20 @@ class Recorder:
         return rates | ({"mfu": flops / seconds / self._peak} if self._peak else {})
 
 
-def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> Iterator[jax.Array]:
-    """The batches of a stage from an example on, on their devices."""
+def _exposure(stage: Stage, step: int) -> dict[str, float]:
+    """How often the source that was seen most was seen, and of how many tokens nothing was seen before."""
+    seen = stage.seen_at(step).values()
+    of_each = {f"epochs/{one.name}": one.epochs for one in seen} if len(seen) > 1 else {}
+    unique = sum(one.tokens / max(one.epochs, 1.0) for one in seen)
+    return {"epochs": max(one.epochs for one in seen), **of_each, "unique_tokens": round(unique)} if seen else {}
+
+
+def training_batches(stage: Stage, text: Text, mesh: Mesh, start: int) -> Iterator[jax.Array]:
+    """The batches of a stage from an example of the run on, on their devices."""
     source = batches(
-        corpus.train,
+        text.trained.portions(stage.given),
         seed=stage.run.seed,
-        start=start,
+        start=start - stage.text_start,
         batch=stage.config.batch,
         length=stage.config.length,
         shard=share_of_batch(mesh),
@@ -350,9 +370,25 @@ def training_batches(stage: Stage, corpus: Corpus, mesh: Mesh, start: int) -> It
     return (place_batch(mesh, rows_BS) for rows_BS in source)
 
 
-def held_out_batches(stage: Stage, corpus: Corpus, mesh: Mesh) -> list[jax.Array]:
-    """The fixed batches of validation, on their devices."""
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The fixed batches of validation of one source, on their devices, and its share of the loss."""
+
+    name: str
+    share: float
+    batches: list[jax.Array]
+
+    @property
+    def one(self) -> "HeldOut":
+        """A batch of it, to see whether a state has a loss."""
+        return HeldOut(self.name, 1.0, self.batches[:1])
+
+
+def held_out_batches(stage: Stage, text: Text, mesh: Mesh) -> list[HeldOut]:
+    """The fixed batches of validation, by source."""
     (batch, length), count = stage.held_out, stage.evaluation.batches
-    shard = share_of_batch(mesh)
-    rows = validation_batches(corpus.validation, count=count, batch=batch, length=length, shard=shard)
-    return [place_batch(mesh, rows_BS) for rows_BS in rows]
+    shard, found = share_of_batch(mesh), []
+    for name, corpus in text.validated.corpora.items():
+        rows = validation_batches(corpus.validation, count=count, batch=batch, length=length, shard=shard)
+        found.append(HeldOut(name, text.validated.share(name), [place_batch(mesh, rows_BS) for rows_BS in rows]))
+    return found

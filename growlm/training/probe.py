@@ -7,12 +7,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from growlm.data import Corpus
 from growlm.errors import DivergedError
 from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.loop import Steps, held_out_batches, step_specs, training_batches
 from growlm.training.stages import Cost, Stage
+from growlm.training.texts import Text
 
 Grow = Callable[[Stage, TrainState], TrainState]
 
@@ -22,7 +22,7 @@ def probe(
     before: TrainState,
     grow: Grow,
     *,
-    corpus: Corpus,
+    text: Text,
     mesh: Mesh,
     say: Callable[[str], None],
     teacher: Params | None = None,
@@ -36,7 +36,7 @@ def probe(
       stage: with a probe.
       before: the state at the end of the stage before, which is kept.
       grow: (candidate, state) -> the state grown by it.
-      corpus, mesh: the data, and the devices that share the work.
+      text, mesh: the data, and the devices that share the work.
       say: takes a line for people.
       teacher: as in `train_stage`.
 
@@ -52,7 +52,7 @@ def probe(
     for name, candidate in stage.candidates.items():
         growth = candidate.config.growth.resolved
         candidates[name] = {"operator": growth.operator, "options": growth.options} | _try(
-            candidate, grow(candidate, before), steps, corpus=corpus, mesh=mesh, teacher=teacher
+            candidate, grow(candidate, before), steps, text=text, mesh=mesh, teacher=teacher
         )
         at_growth, after = (f"{loss:.4f}" if loss is not None else "-" for loss in candidates[name]["val_loss"])
         say(f"probe: {name}: validation loss {at_growth} at growth, {after} after {steps} steps")
@@ -70,12 +70,12 @@ def probe(
 
 
 def _try(
-    candidate: Stage, state: TrainState, steps: int, *, corpus: Corpus, mesh: Mesh, teacher: Params | None
+    candidate: Stage, state: TrainState, steps: int, *, text: Text, mesh: Mesh, teacher: Params | None
 ) -> dict[str, Any]:
     """The losses of a grown state over its first steps, and what they cost with the learning of maps."""
     compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh, teacher)
-    held_out = held_out_batches(candidate, corpus, mesh)
-    source = training_batches(candidate, corpus, mesh, int(state.examples))
+    held_out = held_out_batches(candidate, text, mesh)
+    source = training_batches(candidate, text, mesh, int(state.examples))
     validation, losses = [compiled.validate(state, held_out)["val_loss"]], []
     for _ in range(steps):
         state, metrics = compiled.train(state, next(source))

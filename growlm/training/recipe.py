@@ -26,6 +26,10 @@ Run = dict[str, Any]
 Control = tuple[Run, str]
 
 
+# The growth of a stage that goes on with the model and the optimizer of the one before.
+SAME_MODEL = {"operator": "direct", "optimizer_state": "map"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scale:
     """How large an experiment is.
@@ -126,6 +130,19 @@ class Scale:
         tokens = int(share * self.tokens * _parameters(self.model()) / _parameters(model))
         return {"stages": (self.stage(model, tokens, peak_lr or self.peak_lr, **rest),)}
 
+    def ending(self, run: Run, share: float, **rest: Any) -> Run:
+        """The run whose last tokens, a share of the budget, are a stage of their own with other settings, as a corpus.
+
+        All else goes on: the model, which a growth to its own shape keeps, the optimizer's state and the schedule.
+        """
+        *before, last = run["stages"]
+        batch, schedule = last["batch"] * last["length"], dict(last["schedule"])
+        whole, tokens = (given // batch * batch for given in (last["tokens"], self.part(share)))
+        if schedule["kind"] in WITH_HORIZON:
+            schedule["horizon_tokens"] = whole
+        end = {"tokens": tokens, "schedule": schedule | {"at_growth": "continue"}, "growth": dict(SAME_MODEL)}
+        return {"stages": (*before, last | {"tokens": whole - tokens, "schedule": schedule}, last | end | rest)}
+
     def controls(self, grown: Run, claim: float = 0.5) -> dict[str, Control]:
         """The controls that any grown run can have, by name: each a run and its purpose.
 
@@ -167,6 +184,7 @@ class Scale:
         grown: Mapping[str, Run],
         controls: Mapping[str, Control] | None = None,
         *,
+        corpus: str | Mapping[str, Any] = "stdlib",
         search: Mapping[str, Sequence[Any]] | None = None,
         seeds: Sequence[int] = (),
     ) -> ConfigDict:
@@ -175,6 +193,7 @@ class Scale:
         Args:
           title: of the report.
           grown, controls: runs by name.
+          corpus: of the stages that name none, and what all are validated on.
           search: the values to be tried for every run, `{"peak_lr": (...)}`; then there is no run with the scale's
             `tuned_lr`.
           seeds: a folder for each; by default one sweep, at `--config.seed`.
@@ -184,7 +203,7 @@ class Scale:
             controls["scratch_tuned"] = (self.scratch(self.tuned_lr), "equal FLOPs and a learning rate of its own")
         config = ConfigDict()
         config.title = title
-        config.corpus = "stdlib"
+        config.corpus = corpus
         config.dtype, config.remat = self.dtype, self.remat
         config.evaluation = {"every_tokens": self.part(0.04), "batches": 16}
         config.checkpoint = {"every_tokens": self.part(0.2), "max_to_keep": 1}

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from growlm.data import Corpus, load_corpus
 from growlm.errors import InputError, must_be
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.growth.state import apply_growth, check_optimizer_state
@@ -39,6 +38,7 @@ from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
 from growlm.training.teachers import Teachers, check_teacher, find_teachers, read_teacher
+from growlm.training.texts import Load, Text, check_text, corpus_cache, load_texts, repeats
 
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
 RUN_METADATA_FILE = "run.json"
@@ -66,8 +66,7 @@ def train(
     Raises:
       InputError, DivergedError, StoppedError.
     """
-    corpus, decisions = load_corpus(config.corpus), read_decisions(workdir / STORE)
-    plan = plan_run(config, corpus, previous_config(workdir), decisions)
+    plan = plan_run(config, previous_config(workdir), read_decisions(workdir / STORE))
     mesh_of(config.mesh, config.batch_sizes)
     with records_folder(workdir) as records:
         check_store(records / STORE)
@@ -91,62 +90,59 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run checked against its corpus before anything is written: its stages, and the saved models that it reads.
+    """A run checked before anything is written: the texts of its stages, these, and the saved models that it reads.
 
     source: what it begins from. teachers: by where they lie.
     """
 
     config: RunConfig
-    corpus: Corpus
+    texts: list[Text]
     stages: list[Stage]
     source: Source | None = None
     teachers: Teachers = dataclasses.field(default_factory=dict)
 
     def decided(self, decisions: Decisions) -> "RunPlan":
         """The plan as it follows from what was decided while its stages were trained."""
-        run, corpus = written_out(self.config), self.corpus
-        return dataclasses.replace(self, stages=resolve(run, corpus.fingerprint, corpus.eos, decisions))
+        known = [text.known for text in self.texts]
+        return dataclasses.replace(self, stages=resolve(written_out(self.config), known, decisions))
 
 
-def plan_run(config: RunConfig, corpus: Corpus, previous: Any = None, decisions: Decisions | None = None) -> RunPlan:
+def plan_run(
+    config: RunConfig, previous: Any = None, decisions: Decisions | None = None, load: Load | None = None
+) -> RunPlan:
     """Check all of a run that can be checked before it begins, where stages take all of their tokens.
 
     Args:
-      config, corpus: of the run.
+      config: of the run.
       previous: as in `begin`.
       decisions: what was decided in the run's folder already.
+      load: `corpus_cache`, where runs share it.
 
     Raises:
       InputError.
     """
     config, source = begin(config, previous)
     config, teachers = find_teachers(config, previous)
-    plan = RunPlan(config, corpus, [], source, teachers).decided(decisions or {})
-    for stage in plan.stages:
+    texts = load_texts(written_out(config), load or corpus_cache())
+    plan = RunPlan(config, texts, [], source, teachers).decided(decisions or {})
+    for stage, text in zip(plan.stages, texts, strict=True):
         if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
-        check_stage(stage, corpus)
-        check_teacher(stage, teachers, corpus)
-    for evaluation in {stage.evaluation for stage in plan.stages}:
-        check_benchmarks(evaluation)
+        check_stage(stage, text)
+        check_teacher(stage, teachers, text.trained.first)
+    evaluations = [stage.evaluation for stage in plan.stages]
+    for number, evaluation in enumerate(evaluations):
+        if evaluation not in evaluations[:number]:
+            check_benchmarks(evaluation)
     if source:
-        check_source(config.stages[0], source, corpus)
+        check_source(config.stages[0], source, texts[0].trained.first)
     return plan
 
 
-def check_stage(stage: Stage, corpus: Corpus) -> None:
-    """Raises InputError where a stage does not fit its corpus, or a growth with which it may begin not the stage."""
-    if stage.config.model.vocab < corpus.vocab:
-        raise InputError(
-            f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {stage.config.model.vocab}"
-        )
-    stage.config.model.check_length("evaluation.length", stage.held_out[1])
-    splits = ("train", corpus.train, (1, stage.config.length)), ("validation", corpus.validation, stage.held_out)
-    for split, tokens, (rows, length) in splits:
-        if len(tokens) < rows * (length + 1):
-            needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
-            raise InputError(f"stages[{stage.number}] needs {needed}: {corpus.name!r} has {len(tokens)}")
+def check_stage(stage: Stage, text: Text) -> None:
+    """Raises InputError where a stage does not fit its text, or a growth with which it may begin not the stage."""
+    check_text(stage, text)
     for one in [*stage.candidates.values()] or [stage]:
         _ = one.growth  # planned: it may not fit, and random copies may fit or not
         _check_optimizer_state(one)
@@ -237,19 +233,23 @@ def train_run(
     here, plan = commit(), plan.decided(_decisions(records))
     _say_other_commits(name, plan.stages, records, here)
     try:
-        for number in range(broadcast(_resume_point(plan, store)), len(plan.stages)):
+        first = broadcast(_resume_point(plan, store))
+        for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
             stage_folder.mkdir(parents=True, exist_ok=True)
             with _locked(stage_folder):
                 decisions = _decisions(records)
                 plan = plan.decided(decisions)
-                stage, steps = plan.stages[number], branch_steps([run.decided(decisions) for run in runs])[stage_hash]
+                stage, text = plan.stages[number], plan.texts[number]
+                steps = branch_steps([run.decided(decisions) for run in runs])[stage_hash]
                 kept = stage.run.checkpoint.max_to_keep
                 began = {"address": stage_hash, "commit": _commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
                 display.settle(folder, plan.stages)
                 display.begin(folder, stage)
+                for line in repeats(plan.stages[-1]) if number == first else ():
+                    display.say(line)
                 with contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = broadcast(max(own, default=-1)), None
@@ -263,18 +263,18 @@ def train_run(
                     else:
                         grown_at = time.perf_counter()
                         if stage.probe and GROWTH not in stage.decided:
-                            _probe(stage, state, plan.corpus, mesh, stage_folder, display, teacher)
+                            _probe(stage, state, text, mesh, stage_folder, display, teacher)
                             plan = plan.decided(_decisions(records))
                             stage = plan.stages[number]
                             display.begin(folder, stage)
-                        state = _grow(stage, state, plan.corpus, mesh, stage_folder, display)
+                        state = _grow(stage, state, text, mesh, stage_folder, display)
                     if newest < 0 and (kept := stage.kept(mesh)) is not None:
                         state = emptied(state, kept)
                     if state.step < stage.last_step or not stage.steps:  # without steps it is validated alone
                         state = train_stage(
                             stage,
                             state,
-                            corpus=plan.corpus,
+                            text=text,
                             mesh=mesh,
                             checkpoints=checkpoints,
                             metrics_path=stage_folder / "metrics.jsonl",
@@ -370,12 +370,12 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
 
 
-def grow_into(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
+def grow_into(stage: Stage, before: TrainState, text: Text, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
     """Grow the parent's last state, which is kept, into a stage's first; with the report, and the seconds it took."""
     prepared = prepared_growth(stage, mesh)
     began = time.perf_counter()  # not before: compiling counts as little as that of steps does
     # What learn learns on: the batches that the stage will begin with.
-    ahead = training_batches(stage, corpus, mesh, int(before.examples))
+    ahead = training_batches(stage, text, mesh, int(before.examples))
     models = stage.parent.config.model, stage.config.model
     state, report = apply_growth(prepared, before, *models, key=before.key, batches=ahead)
     jax.block_until_ready(state.arrays)
@@ -385,7 +385,7 @@ def grow_into(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh) -> t
 def _probe(
     stage: Stage,
     before: TrainState,
-    corpus: Corpus,
+    text: Text,
     mesh: Mesh,
     folder: Path,
     display: Display,
@@ -394,17 +394,15 @@ def _probe(
     """Choose the growth with which a stage begins, and keep the decision."""
 
     def grow(candidate: Stage, state: TrainState) -> TrainState:
-        return grow_into(candidate, state, corpus, mesh)[0]
+        return grow_into(candidate, state, text, mesh)[0]
 
-    write_decision(
-        folder, GROWTH, probe(stage, before, grow, corpus=corpus, mesh=mesh, say=display.say, teacher=teacher)
-    )
+    write_decision(folder, GROWTH, probe(stage, before, grow, text=text, mesh=mesh, say=display.say, teacher=teacher))
 
 
-def _grow(stage: Stage, before: TrainState, corpus: Corpus, mesh: Mesh, folder: Path, display: Display) -> TrainState:
+def _grow(stage: Stage, before: TrainState, text: Text, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """Grow the parent's last state into this stage's first, free that, and write the report."""
     display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")
-    state, report = grow_into(stage, before, corpus, mesh)
+    state, report = grow_into(stage, before, text, mesh)
     shared = {id(leaf) for leaf in jax.tree.leaves(state.arrays)}  # what growth did not change
     for leaf in jax.tree.leaves(before.arrays):
         if id(leaf) not in shared:

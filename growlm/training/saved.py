@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
 from growlm.files import check_output, read_json, whole_folder, write_json
 from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
@@ -23,7 +24,7 @@ from growlm.training.config import build_model, build_optimizer, build_run
 from growlm.training.decisions import read_decisions
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
-from growlm.training.stages import Stage, resolve
+from growlm.training.stages import Stage, StageText, begin_stage
 from growlm.training.step import abstract_state, run_keys
 from growlm.training.systems import written_out
 
@@ -38,13 +39,13 @@ FOLDERS = "a folder of growlm train, of a sweep's run or of growlm grow"
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What a model was trained on: a corpus as `load_corpus` takes it, its fingerprint, and the run's batches.
+    """What a model was trained on: a corpus as `read_sources` takes it, its fingerprint, and the run's batches.
 
     document_mask: as in `RunConfig`.
     """
 
-    corpus: str
-    fingerprint: str
+    corpus: str | dict[str, Any]
+    fingerprint: Fingerprint
     seed: int
     batch: int
     length: int
@@ -182,8 +183,8 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
         optimizer=stage.config.optimizer,
         key=run_keys(run.seed)[1],
         data=Data(
-            corpus=run.corpus,
-            fingerprint=stage.fingerprint,
+            corpus=stage.corpus,
+            fingerprint=stage.text.trained,
             seed=run.seed,
             batch=stage.config.batch,
             length=stage.config.length,
@@ -206,11 +207,16 @@ def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
 
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:
-    """The run's stages, if this store has any: the corpus that their hashes need is named in the store."""
-    fingerprints = {read_json(path, "stage.json")["corpus"] for path in sorted(store.glob("*/stage.json"))}
-    decisions = read_decisions(store)
-    found = (resolve(run, fingerprint, decisions=decisions) for fingerprint in sorted(fingerprints))
-    return next((stages for stages in found if (store / stages[0].stage_hash).is_dir()), [])
+    """The run's first stages, as many as are in this store: the text that their hashes need is named there."""
+    stored = [read_json(path, "stage.json") for path in sorted(store.glob("*/stage.json"))]
+    texts = [StageText(one["corpus"], (one.get("judged_on") or {}).get("corpus")) for one in stored]
+    stages, decisions = [], read_decisions(store)
+    for config in run.stages:
+        of_any = (begin_stage(config, run, text, stages[-1] if stages else None, decisions) for text in texts)
+        if (found := next((one for one in of_any if (store / one.stage_hash).is_dir()), None)) is None:
+            break
+        stages.append(found)
+    return stages
 
 
 def _chosen(folder: Path, steps: list[int], step: int | None) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from growlm.data import read_sources
 from growlm.errors import InputError, check_name, check_range, must_be, unknown
 from growlm.growth import OPTIMIZER_STATES, PRESETS, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
@@ -117,6 +118,8 @@ class EvaluationConfig:
       batch: examples in each; 0: the stage's batch, which may not fit a device without microbatches.
       length: tokens of an example; 0: the stage's. With batch and length given, all stages and runs are measured on
         the same text, whatever they train on.
+      corpus: what is validated on, as a run names its own; None: the run's, and where that has none the stage's. Of
+        several sources there are `batches` of each, and their losses; val_loss is the mean by their weights.
       tasks: benchmarks, as `growlm evaluate` takes them.
       tasks_every_tokens: tokens of training between benchmarks inside of a stage; 0: none there.
       data_dir: folder with the benchmarks' data; None: it is downloaded.
@@ -130,6 +133,7 @@ class EvaluationConfig:
     batches: int = 8
     batch: int = 0
     length: int = 0
+    corpus: str | dict[str, Any] | None = None
     tasks: tuple[str, ...] = dataclasses.field(default=(), metadata={"separator": ","})
     tasks_every_tokens: int = 0
     data_dir: str | None = None
@@ -142,6 +146,8 @@ class EvaluationConfig:
             check_range(f"evaluation.{name}", getattr(self, name), low=0)
         check_range("evaluation.batches", self.batches, low=1)
         check_range("evaluation.prompt_tokens", self.prompt_tokens, low=1)
+        if self.corpus is not None:
+            read_sources(self.corpus, "evaluation.corpus")
         for name in ("tasks_every_tokens", "data_dir", "limit"):
             if getattr(self, name) and not self.tasks:
                 raise must_be(f"evaluation.{name}", "unset without evaluation.tasks", getattr(self, name))
@@ -170,6 +176,7 @@ class StageConfig:
         growth at most that of the stage before.
       microbatches: parts in which a batch is worked on, one after the other, for less memory.
       evaluation: in this stage, instead of the run's.
+      corpus: of this stage, instead of the run's. Every source goes on after the examples that it has given before.
       init_from: in the first stage, the checkpoint whose weights it begins with: a Hugging Face folder, or one of
         growlm train, of a sweep's run or of growlm grow. Optimizer state, counters, schedule and position in the data
         are new.
@@ -190,6 +197,7 @@ class StageConfig:
     sparsity: float = 0.0
     microbatches: int = 1
     evaluation: EvaluationConfig | None = None
+    corpus: str | dict[str, Any] | None = None
     init_from: str | None = None
     init_fingerprint: str | None = None
 
@@ -200,6 +208,8 @@ class StageConfig:
             raise must_be("stage.microbatches", f"a divisor of stage.batch, {self.batch}", self.microbatches)
         check_range("stage.length", self.length, low=1)
         self.model.check_length("stage.length", self.length)
+        if self.corpus is not None:
+            read_sources(self.corpus, "stage.corpus")
         if self.tokens < self.batch * self.length and self.tokens != 0:
             least = f"{self.batch} x {self.length} = {self.batch * self.length}"
             raise must_be("stage.tokens", f"at least one batch, {least}, or 0", self.tokens)
@@ -228,7 +238,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A run: stages one after the other, on one corpus and seed.
+    """A run: stages one after the other, at one seed.
 
     Attributes:
       stages: the first without a growth, all others with one; with `system` the target's alone.
@@ -236,7 +246,9 @@ class RunConfig:
         from scratch: its tokens are the budget, its other settings those of all stages of the system.
       system_options: options of the system's growths that override its own.
       seed: of initial values, batches and whatever growth draws.
-      corpus: "stdlib" (Python's own library, as bytes), or a path: text, or what `growlm prepare` wrote.
+      corpus: of all stages that name none, and what all are validated on: "stdlib" (Python's own library, as bytes), a
+        path of text or of what `growlm prepare` wrote, or several of these with weights, as `read_sources` takes them.
+        None where every stage names its own; else None stands for "stdlib".
       dtype: of computing, "float32" or "bfloat16"; parameters are float32.
       remat: what is computed again in the backward pass, a name in growlm.models' `REMAT_POLICIES`.
       document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
@@ -251,7 +263,7 @@ class RunConfig:
     system: str | None = None
     system_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     seed: int = 0
-    corpus: str = "stdlib"
+    corpus: str | dict[str, Any] | None = None
     dtype: str = "float32"
     remat: str = "none"
     document_mask: bool = False
@@ -269,6 +281,10 @@ class RunConfig:
         check_range("budget_flops", self.budget_flops, low=0)
         if not self.stages:
             raise must_be("stages", "at least one", self.stages)
+        if self.corpus is None and any(stage.corpus is None for stage in self.stages):
+            object.__setattr__(self, "corpus", "stdlib")
+        if self.corpus is not None:
+            read_sources(self.corpus)
         last = len(self.stages) - 1
         for number, stage in enumerate(self.stages):
             if (number > 0) != (stage.growth is not None):

@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
+from growlm.data.mixture import Fingerprint, given_by
 from growlm.errors import InputError
 from growlm.growth import Growth, function_of, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
@@ -52,14 +53,39 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class StageText:
+    """What a stage needs to know of its text.
+
+    Attributes:
+      trained: the fingerprint of what it is trained on.
+      validated: of what it is validated on; None: the same.
+      eos: the token that ends a document, if any.
+      sources: of what it is trained on, by fingerprint: the name and the number of training tokens. Empty: not known.
+    """
+
+    trained: Fingerprint
+    validated: Fingerprint | None = None
+    eos: int | None = None
+    sources: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """How often a source was seen, in epochs, as which tokens of training, and its name."""
+
+    name: str
+    epochs: float = 0.0
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage of one run on a corpus, and the stages before it. Counters run on through the stages of a run.
+    """One stage of one run on its text, and the stages before it. Counters run on through the stages of a run.
 
     Attributes:
       config, run: the settings of the stage and of its run.
-      fingerprint: hash of the corpus.
+      text: what it is trained and validated on.
       parent: the stage before.
-      eos: the token that ends a document of the corpus, if any.
       decided: what was decided of it while it was trained, by kind, see decisions.py; empty: nothing yet.
       probe: the growth that the config asks for, where it is a probe: `config` has the candidate that was chosen, or
         the first one until that is decided.
@@ -67,9 +93,8 @@ class Stage:
 
     config: StageConfig
     run: RunConfig
-    fingerprint: str
+    text: StageText
     parent: "Stage | None"
-    eos: int | None = None
     decided: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     probe: GrowthConfig | None = None
 
@@ -108,6 +133,17 @@ class Stage:
         return self.config.evaluation or self.run.evaluation
 
     @property
+    def corpus(self) -> Any:
+        """What it is trained on, as `read_sources` takes it."""
+        return self.run.corpus if self.config.corpus is None else self.config.corpus
+
+    @property
+    def validated_on(self) -> Any:
+        """What it is validated on, as `read_sources` takes it."""
+        given = (self.evaluation.corpus, self.run.corpus, self.config.corpus)
+        return next(corpus for corpus in given if corpus is not None)
+
+    @property
     def held_out(self) -> tuple[int, int]:
         """Examples in a validation batch, and tokens in each."""
         return self.evaluation.batch or self.config.batch, self.evaluation.length or self.config.length
@@ -141,6 +177,44 @@ class Stage:
     def steps(self) -> int:
         """Whole batches that this run trains in the stage."""
         return self.last_step - self.first_step
+
+    def examples_at(self, step: int) -> int:
+        """Examples seen at a step of this stage: the position in the data."""
+        first = self.parent.examples_at(self.parent.last_step) if self.parent else 0
+        return first + (step - self.first_step) * self.config.batch
+
+    @property
+    def _same_text(self) -> bool:
+        """Whether it goes on with the mixture of the stage before."""
+        return self.parent is not None and self.parent.text.trained == self.text.trained
+
+    @cached_property
+    def text_start(self) -> int:
+        """The example at which its mixture began: with this stage, or with one before it that has the same."""
+        return self.parent.text_start if self._same_text else self.examples_at(self.first_step)
+
+    @cached_property
+    def given(self) -> dict[str, int]:
+        """Examples of each corpus, by fingerprint, before `text_start`: where it goes on, whatever the mixture."""
+        if self._same_text:
+            return self.parent.given
+        return self.parent.given_at(self.parent.last_step) if self.parent else {}
+
+    def given_at(self, step: int) -> dict[str, int]:
+        """Examples of each corpus, by fingerprint, in all stages until a step of this one."""
+        own = given_by(self.text.trained, self.examples_at(step) - self.text_start)
+        return self.given | {corpus: self.given.get(corpus, 0) + count for corpus, count in own.items()}
+
+    def seen_at(self, step: int) -> dict[str, Seen]:
+        """How often each source whose size is known was seen in all stages until a step, by fingerprint."""
+        before = dict(self.parent.seen_at(self.parent.last_step)) if self.parent else {}
+        first, now = self.given_at(self.first_step), self.given_at(step)
+        for corpus, (name, size) in self.text.sources.items():
+            examples, length = now[corpus] - first[corpus], self.config.length
+            seen = before.get(corpus, Seen(name))
+            epochs = seen.epochs + examples / (size // (length + 1))
+            before[corpus] = Seen(name, epochs, seen.tokens + examples * length)
+        return before
 
     @cached_property
     def first_tokens(self) -> int:
@@ -280,28 +354,30 @@ class Stage:
         return rewarm_factor(self.config.schedule, self.tokens_at(step - 1) - self.first_tokens)
 
     @property
-    def judged_on(self) -> dict[str, int] | None:
+    def judged_on(self) -> dict[str, Any] | None:
         """The validation by which something is decided of the stage; None where nothing is."""
         if not self.config.grow_when and not self.probe:
             return None
         (batch, length), every = self.held_out, self.evaluation.every_tokens if self.config.grow_when else 0
-        return {"every_tokens": every, "batches": self.evaluation.batches, "batch": batch, "length": length}
+        other = {} if self.text.validated is None else {"corpus": self.text.validated}
+        return {"every_tokens": every, "batches": self.evaluation.batches, "batch": batch, "length": length} | other
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All that determines the stage's result, but for the point at which it stops, as plain JSON.
 
         - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
-          changes no hash; not tokens, evaluation, and of init_from and a teacher the fingerprint and not the place;
+          changes no hash; not tokens and evaluation, and of a corpus, init_from and a teacher the fingerprint and not
+          the place;
         - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, and
           the validation by which something is decided;
-        - the run's seed, dtype, remat and document_mask, and the corpus's fingerprint;
+        - the run's seed, dtype, remat and document_mask, and the fingerprint of the text;
         - the hash of the stage before, and the step at which this run left it.
         """
         config = self.config
         growth = self.asked.resolved if self.asked else None
         own = without_defaults(dataclasses.replace(config, growth=growth))
-        for name in ("tokens", "evaluation", "init_from"):
+        for name in ("tokens", "evaluation", "corpus", "init_from"):
             own.pop(name, None)
         if config.objective.place:
             own["objective"] = {k: v for k, v in own["objective"].items() if k not in ("teacher", "teacher_model")}
@@ -319,7 +395,7 @@ class Stage:
         run = without_defaults(self.run)
         shared = {name: run[name] for name in ("seed", "dtype", "remat", "document_mask") if name in run}
         parent = {"address": self.parent.stage_hash, "last_step": self.parent.last_step} if self.parent else None
-        return own | shared | {"corpus": self.fingerprint, "parent": parent}
+        return own | shared | {"corpus": self.text.trained, "parent": parent}
 
     @property
     def size(self) -> str:
@@ -355,32 +431,35 @@ def code_of(function: Callable) -> str | None:
 
 
 def resolve(
-    run: RunConfig, fingerprint: str, eos: int | None = None, decisions: Mapping[str, Mapping[str, Any]] | None = None
+    run: RunConfig,
+    texts: Sequence[StageText] | str,
+    decisions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Stage]:
-    """The stages of a run on a corpus.
+    """The stages of a run.
 
     Args:
-      run, fingerprint: as `Stage` has them.
-      eos: needed where attention stays within documents.
+      run: its settings.
+      texts: of every stage; or the fingerprint of one corpus for all, of which no more need be known.
       decisions: what was decided while stages were trained, by their hashes (`growlm.training.decisions`).
     """
+    if isinstance(texts, str):
+        texts = [StageText(texts)] * len(run.stages)
     stages: list[Stage] = []
-    for config in run.stages:
-        stages.append(begin_stage(config, run, fingerprint, stages[-1] if stages else None, eos, decisions))
+    for config, text in zip(run.stages, texts, strict=True):
+        stages.append(begin_stage(config, run, text, stages[-1] if stages else None, decisions))
     return stages
 
 
 def begin_stage(
     config: StageConfig,
     run: RunConfig,
-    fingerprint: str,
+    text: StageText,
     parent: Stage | None,
-    eos: int | None = None,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Stage:
     """The stage that comes after `parent`; else as `resolve`."""
     probe = config.growth if config.growth and config.growth.probe else None
-    stage = Stage(config, run, fingerprint, parent, eos, probe=probe)
+    stage = Stage(config, run, text, parent, probe=probe)
     stage = dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {}))
     if not probe:
         return stage

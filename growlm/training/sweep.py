@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 
-from growlm.data import load_corpus
 from growlm.errors import DivergedError, InputError, StoppedError, unknown
 from growlm.files import InUseError, locked, read_json, write_json
 from growlm.training.config import plain
@@ -25,6 +24,7 @@ from growlm.training.run import RunPlan, plan_run, train_run
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
 from growlm.training.settings import SweepConfig, run_folder
 from growlm.training.stages import Stage
+from growlm.training.texts import corpus_cache, repeats
 
 STORE = "stages"
 SUMMARY = "sweep.json"
@@ -130,13 +130,13 @@ def _flops(stage: Stage) -> float:
 
 def plan_sweep(config: SweepConfig, workdir: Path | None = None) -> SweepPlan:
     """Check every run. `workdir`: where the sweep may have been begun. Raises InputError."""
-    corpora = {name: load_corpus(name) for name in {run.corpus for run in config.runs.values()}}
+    load = corpus_cache()
     planned: dict[str, RunPlan] = {}
     for folder, sweep in config.by_seed.items():
         previous = previous_config(workdir / folder).get("runs", {}) if workdir else {}
         decisions = read_decisions(workdir / folder / STORE) if workdir else {}
         for name, run in sweep.runs.items():
-            planned[run_folder(folder, name)] = plan_run(run, corpora[run.corpus], previous.get(name), decisions)
+            planned[run_folder(folder, name)] = plan_run(run, previous.get(name), decisions, load)
     tries = {
         run_folder(folder, name): {trial: planned[run_folder(folder, trial)] for trial in of_run}
         for folder in config.by_seed
@@ -176,6 +176,7 @@ def _settled(plan: SweepPlan, workdir: Path) -> SweepPlan:
 def _check_records(plan: SweepPlan) -> None:
     """Runs that share a stage share its records too: they must agree on what is measured."""
     measured: dict[str, tuple[str, Any]] = {}
+    validated: dict[str, tuple[str, Any]] = {}
     for name, run in plan.runs.items():
         for stage in run.stages:
             first, settings = measured.setdefault(stage.stage_hash, (name, stage.evaluation))
@@ -183,6 +184,12 @@ def _check_records(plan: SweepPlan) -> None:
                 raise InputError(
                     f"evaluation of runs {first} and {name} must be one, for they share stage {stage.stage_hash}, got "
                     f"{settings} and {stage.evaluation}"
+                )
+            first, text = validated.setdefault(stage.stage_hash, (name, stage.text.validated))
+            if text != stage.text.validated:
+                raise InputError(
+                    f"runs {first} and {name} must be validated on one text, for they share stage {stage.stage_hash}: "
+                    "set evaluation.corpus"
                 )
 
 
@@ -194,6 +201,8 @@ def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
             note = f"  {shared:,} steps shared" if shared else ""
             if (when := stage.config.grow_when) and END not in stage.decided:
                 note += f"  or sooner, by {when.rule}"
+            if stage is shares[-1][0]:
+                note += "".join(f"  {line}" for line in repeats(stage))
             if search and name in plan.tries and stage is shares[-1][0]:
                 note += f"  the best of {len(plan.tries[name])} tries of {search.key}"
             lines.append(

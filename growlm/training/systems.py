@@ -34,8 +34,8 @@ def written_out(run: RunConfig) -> RunConfig:
     def run_of(stages: tuple[StageConfig, ...]) -> RunConfig:
         return dataclasses.replace(run, system=None, system_options={}, stages=stages)
 
-    *_, last = resolve(run_of(_stages(preset, shapes, run, tokens)), fingerprint="")
-    (scratch,) = resolve(run_of(run.stages), fingerprint="")
+    *_, last = resolve(run_of(_stages(preset, shapes, run, tokens)), "")
+    (scratch,) = resolve(run_of(run.stages), "")
     left = scratch.cost_at(scratch.last_step).flops - last.first_cost.flops
     tokens[-1] = int(left / scratch.cost_at(1).flops + 1e-6) * batch
     _check_budget(preset, target, tokens)
