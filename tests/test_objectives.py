@@ -20,7 +20,6 @@ from eight import on_eight_devices
 from trees import exact_products
 
 import growlm
-from growlm.data import load_corpus
 from growlm.errors import InputError
 from growlm.models import ModelConfig, flops_per_token, loss, parameter_count
 from growlm.models.loss import Teacher, cross_entropy
@@ -154,9 +153,8 @@ def distilled(corpus, tmp_path_factory):
 
 def test_the_first_loss_of_a_run_is_of_the_model_before_growth(distilled, corpus):
     model, _, before = tiny.load_saved(distilled, 3)
-    two, data = dataclasses.replace(model, layers=2), load_corpus(corpus)
-    stage = resolve(run_of(corpus), data.fingerprint)[1]
-    tokens_BS = next(training_batches(stage, data, make_mesh(MeshConfig()), int(before.examples)))
+    two, plan = dataclasses.replace(model, layers=2), plan_run(run_of(corpus))
+    tokens_BS = next(training_batches(plan.stages[1], plan.texts[1], make_mesh(MeshConfig()), int(before.examples)))
     logits = growlm.apply(two, growlm.grow(before.params, model, two), tokens_BS[:, :-1])
     soft = jax.nn.softmax(growlm.apply(model, before.params, tokens_BS[:, :-1]) / 2)
     hard = optax.softmax_cross_entropy_with_integer_labels(logits, tokens_BS[:, 1:]).mean()
@@ -167,9 +165,9 @@ def test_the_first_loss_of_a_run_is_of_the_model_before_growth(distilled, corpus
 
 def test_what_is_validated_is_the_next_token(distilled):
     model, _, after = tiny.load_saved(distilled)
-    data, stage = load_corpus(find_saved(distilled).data.corpus), find_saved(distilled).stage
-    held_out = held_out_batches(dataclasses.replace(stage, fingerprint="f"), data, make_mesh(MeshConfig()))
-    losses = [growlm.models.next_token_loss(model, after.params, tokens_BS) for tokens_BS in held_out]
+    plan = plan_run(find_saved(distilled).stage.run)
+    (source,) = held_out_batches(plan.stages[1], plan.texts[1], make_mesh(MeshConfig()))
+    losses = [growlm.models.next_token_loss(model, after.params, tokens_BS) for tokens_BS in source.batches]
     np.testing.assert_allclose(tiny.records(distilled)[-1]["val_loss"], np.mean(losses), rtol=1e-6)
 
 
@@ -261,7 +259,7 @@ def test_a_teacher_of_another_vocabulary_is_one_line(corpus):
     model = tiny.MODEL | {"layers": 2, "vocab": 260}
     second = tiny.grown(3, objective=DISTILL) | {"model": model}
     with pytest.raises(InputError, match=r"vocabulary of stages\[1\].objective.teacher must be the .*, 260, got 256"):
-        plan_run(tiny.run_config(corpus, tiny.stage(3), second), load_corpus(corpus))
+        plan_run(tiny.run_config(corpus, tiny.stage(3), second))
 
 
 def test_the_table_names_what_a_row_reads():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from growlm.commands.evaluate import mesh_of, open_checkpoint, read_text
 from growlm.commands.options import STEP, Keys, flag, one, pairs
+from growlm.data import read_sources
 from growlm.data.chat import ASSISTANT, END, MARKERS, render, with_markers
 from growlm.data.shards import read_manifest
 from growlm.errors import InputError, check_range
@@ -88,12 +89,12 @@ def talking(model: LanguageModel) -> LanguageModel:
 
 
 def has_conversations(folder: Path, step: int | None) -> bool:
-    """Whether what a checkpoint was trained on last is a corpus of conversations."""
+    """Whether there are conversations in what a checkpoint was trained on last."""
     if is_hugging_face(folder):
         return False
     data = find_saved(folder, step).data
-    manifest = None if data is None else read_manifest(Path(data.corpus))
-    return manifest is not None and "chat" in manifest
+    manifests = [read_manifest(Path(one.corpus)) for one in read_sources(data.corpus)] if data else []
+    return any("chat" in manifest for manifest in manifests if manifest)
 
 
 def _talk(model: LanguageModel, sampling: Sampling, begin: str, chat: bool) -> int:

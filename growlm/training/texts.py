@@ -57,10 +57,9 @@ def load_texts(run: RunConfig, load: Load) -> list[Text]:
 def check_text(stage: Stage, text: Text) -> None:
     """Raises InputError where the model has not all tokens of the text, or a source is too small for the stage."""
     vocab, number = stage.config.model.vocab, stage.number
-    if vocab < text.trained.first.vocab:
-        raise InputError(
-            f"model.vocab must be >= the {text.trained.first.vocab} tokens of {text.trained.first.name!r}, got {vocab}"
-        )
+    for corpus in (corpus for mixture in text for corpus in mixture.corpora.values()):
+        if vocab < corpus.vocab:
+            raise InputError(f"model.vocab must be >= the {corpus.vocab} tokens of {corpus.name!r}, got {vocab}")
     stage.config.model.check_length("evaluation.length", stage.held_out[1])
     splits = ("train", text.trained, (1, stage.config.length)), ("validation", text.validated, stage.held_out)
     for split, mixture, (rows, length) in splits:
