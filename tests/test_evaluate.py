@@ -21,6 +21,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from records import PAGES, RECORDS, write_records
 
 from growlm.__main__ import main
 from growlm.commands.evaluate import open_checkpoint
@@ -166,55 +167,6 @@ def model():
     return LanguageModel(MODEL, init(MODEL, jax.random.key(0)), load_tokenizer("bytes"), 64, 0)
 
 
-RECORDS = {
-    "sciq": [
-        {
-            "question": f"What is {n} plus {n}?",
-            "support": "Sums are numbers.",
-            "correct_answer": f"{2 * n}",
-            "distractor1": f"{2 * n + 1} or so",
-            "distractor2": "none",
-            "distractor3": "much",
-        }
-        for n in range(7)
-    ],
-    "lambada_openai": [{"text": f"the {n} little pigs went to the little house of the {n}"} for n in range(5)],
-    "piqa": [{"goal": "Boil water.", "sol1": "Heat it.", "sol2": "Read to it.", "label": n % 2} for n in range(4)],
-    "winogrande": [
-        {"sentence": "The cup did not fit the bag as the _ was big.", "option1": "cup", "option2": "bag", "answer": "1"}
-    ],
-    "logiqa": [{"context": "All men are.", "question": "Is he?", "options": list("wxyz"), "label": "b"}],
-    "arc_easy": [
-        {"question": "Why?", "choices": {"text": ["a thing", "b"], "label": ["A", "B"]}, "answerKey": "B"},
-        {"question": "How?", "choices": {"text": ["1", "2", "3"], "label": ["1", "2", "3"]}, "answerKey": "3"},
-    ],
-    "hellaswag": [
-        {"activity_label": "Run", "ctx_a": "A man.", "ctx_b": "he", "endings": ["runs.", "is"], "label": "0"}
-    ],
-    "boolq": [{"passage": "Sums are numbers.", "question": f"is {n} one", "label": n % 2} for n in range(3)],
-    "openbookqa": [
-        {
-            "question_stem": f"{n} and",
-            "choices": {"text": list("wxyz"), "label": list("ABCD")},
-            "answerKey": "ABCD"[n % 4],
-        }
-        for n in range(3)
-    ],
-    "truthfulqa_mc1": [{"question": "Is it so?", "mc1_targets": {"choices": ["It is.", "No."], "labels": [1, 0]}}],
-    "truthfulqa_mc2": [
-        {"question": "Is it?", "mc2_targets": {"choices": ["Yes.", "It is.", "No."], "labels": [1, 1, 0]}}
-    ],
-    "gsm8k": [{"question": "What is 1 plus 1?", "answer": "It is so. #### 2"}],
-}
-PAGES = " \n = One = \n \n A first page . \n = = Part = = \n \n More of it . \n = Two = \n \n The second . \n"
-
-
-def write_records(folder, *names):
-    for name in names:
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[name]))
-    return folder
-
-
 def test_the_papers_tasks_run_on_local_files(model, tmp_path):
     write_records(tmp_path, "sciq", "lambada_openai", "piqa", "winogrande", "logiqa", "arc_easy")
     (tmp_path / "arc_challenge.jsonl").write_text((tmp_path / "arc_easy.jsonl").read_text())
@@ -303,7 +255,7 @@ def sciq_scores(model, record):
     return choice_scores(model, context, texts), np.asarray([len(text) for text in texts])
 
 
-def test_the_papers_average_is_of_seven_accuracies():
+def test_the_papers_average_is_of_seven_accuracies_or_of_the_ten_of_its_table_6():
     """Of LAMBADA and WinoGrande, which have no other, acc stands for acc_norm."""
     results = {name: {"acc,none": number / 10} for number, name in enumerate(PAPER[:7])}
     for name in ("arc_challenge", "arc_easy", "logiqa", "piqa", "sciq"):
@@ -311,6 +263,8 @@ def test_the_papers_average_is_of_seven_accuracies():
     average = paper_average(results)
     assert average == pytest.approx({"acc": 2.1 / 7, "acc_norm": (0.0 + 0.6 + 5 * 0.9) / 7})
     assert paper_average({name: row for name, row in results.items() if name != "piqa"}) is None
+    more = results | {name: {"acc,none": 0.5, "acc_norm,none": 0.6} for name in ("boolq", "hellaswag", "openbookqa")}
+    assert paper_average(more) == pytest.approx({"acc": (2.1 + 1.5) / 10, "acc_norm": (0.6 + 5 * 0.9 + 1.8) / 10})
 
 
 def test_groups_and_tags_run_on_local_files(model, tmp_path):
@@ -427,6 +381,7 @@ def test_names_are_found_where_the_harness_has_them():
 
 def test_the_paper_is_the_eight_tasks():
     assert named(["sciq", "paper"]) == ["sciq", *(name for name in PAPER if name != "sciq")]
+    assert len(named(["paper_7b"])) == 11 and len(named(["paper", "paper_7b"])) == 11
 
 
 def test_the_harness_is_an_extra(model, monkeypatch):

@@ -245,14 +245,15 @@ def test_the_table_of_scores():
         "novel.txt": {"word_perplexity,none": 123456.0, "words": 7},
         "gsm8k": {"sample_len": 3, "exact_match,strict-match": 0.0, "exact_match_stderr,strict-match": "N/A"},
     }
-    assert table({"results": results, "average": {"acc": 0.5, "acc_norm": 0.75}}).splitlines() == [
+    average = {"average": {"acc": 0.5, "acc_norm": 0.75}, "averaged": ["x"] * 7}
+    assert table({"results": results, **average}).splitlines() == [
         "task       documents  metric                          value  standard error",
         "---------  ---------  --------------------------  ---------  --------------",
         "arc_easy       2,000  acc                            0.2500        ± 0.0120",
         "novel.txt             word_perplexity             1.235e+05",
         "gsm8k              3  exact_match (strict-match)     0.0000",
         "",
-        "average of the paper's seven accuracies: acc 0.5000, acc_norm 0.7500",
+        "average of the paper's 7 accuracies: acc 0.5000, acc_norm 0.7500",
     ]
 
 

@@ -15,6 +15,8 @@ whole seconds are dropped: compute = without + layers x (with one - without). Th
 step takes `compute`, if nothing, the sum; the two columns of MFU are these two cases.
 
 --mesh, --batch, --microbatches and --remat ask for something else than a set-up has: they were chosen by trying.
+--config=FILE.py:VARIANT --topology=CHIP:SHAPE asks about the last stage of an experiment's run instead, in a sweep the
+first of the grown ones. --step_only leaves out growth and estimate.
 Cost: four compilations a set-up, five to ten minutes for each on two idle cores.
 """
 
@@ -41,6 +43,7 @@ from growlm.laws import exact_flops_per_token
 from growlm.laws.compute import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
+from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.mesh import MeshConfig, make_mesh, replicated
 from growlm.training.metrics import commit, hardware
 from growlm.training.programs import bytes_needed, lower_growth, lower_step
@@ -97,27 +100,44 @@ SETUPS = {
 }
 
 
-def read_setups(arguments: Sequence[str]) -> dict[str, Setup]:
-    """The set-ups that are asked for, by name. Raises InputError."""
+def setup_of(spec: str, topology: str | None) -> Setup:
+    """The set-up of an experiment. Raises InputError."""
+    if topology is None:
+        raise InputError("--config needs --topology: the chips on which it is to be trained, such as v5p:4x4x4")
+    settings = load_config(spec, [])
+    sweep = build_sweep(settings) if "runs" in settings else None
+    run = sweep.runs[sweep.grown[0]] if sweep else build_run(settings)
+    first, last = run.stages[0], run.stages[-1]
+    return Setup(
+        last.model, first.model.depth, topology, run.mesh, last.batch, last.microbatches, run.remat, last.length
+    )
+
+
+def read_setups(arguments: Sequence[str]) -> tuple[dict[str, Setup], bool]:
+    """The set-ups that are asked for, by name, and whether only their steps are. Raises InputError."""
     parser = Parser(__doc__.partition("\n")[0])
     parser.add_argument("--setup", default="1.1B", metavar="NAME[,NAME]", help=f"of {', '.join(SETUPS)}")
+    parser.add_argument("--config", metavar="FILE.py[:variant]", help="an experiment, instead of a set-up")
+    parser.add_argument("--step_only", action="store_true", help="neither the growth nor the estimate")
     parser.add_argument("--mesh", metavar="DATA,FSDP,TENSOR", help="instead of the set-up's")
     parser.add_argument("--topology", metavar="CHIP:SHAPE", help="instead of the set-up's, such as v5e:4x8")
     parser.add_argument("--remat", choices=REMAT_POLICIES, help="instead of the set-up's")
     for name in ("batch", "microbatches", "length"):
         parser.add_argument(f"--{name}", type=positive, metavar="N", help="instead of the set-up's")
     given = vars(parser.parse_args(arguments))
-    names = given.pop("setup").split(",")
-    for name in names:
+    names, config, step_only = given.pop("setup").split(","), given.pop("config"), given.pop("step_only")
+    setups = {config: setup_of(config, given["topology"])} if config else {}
+    for name in () if config else names:
         if name not in SETUPS:
             raise unknown("set-up", name, SETUPS)
+        setups[name] = SETUPS[name]
     changes = {name: value for name, value in given.items() if value is not None}
     if "mesh" in changes:
         sizes = changes["mesh"].split(",")
         if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
             raise InputError(f"--mesh is {changes['mesh']!r}: allowed are three sizes such as 1,16,1")
         changes["mesh"] = MeshConfig(*map(int, sizes))
-    return {name: dataclasses.replace(SETUPS[name], **changes) for name in names}
+    return {name: dataclasses.replace(setup, **changes) for name, setup in setups.items()}, step_only
 
 
 def chips_of(topology: str) -> list[Any]:
@@ -196,7 +216,7 @@ def estimate(setup: Setup, chips: list[Any], chip: Chip, received: dict[str, Sen
     }
 
 
-def ask(setup: Setup) -> dict[str, Any]:
+def ask(setup: Setup, step_only: bool) -> dict[str, Any]:
     """All that is asked of the compiler about a set-up. Raises InputError."""
     chips = chips_of(setup.topology)
     chip, mesh = chip_of(chips[0].device_kind), make_mesh(setup.mesh, chips)
@@ -206,7 +226,7 @@ def ask(setup: Setup) -> dict[str, Any]:
         )
     step = compiled(lower_step(setup.program, setup.batch, setup.length, mesh), chip)
     found = {"chip": chip.name, "chips": len(chips), "step": step}
-    if "error" in step:
+    if step_only or "error" in step:
         return found
     found["growth"] = compiled(lower_growth(setup.stages[1], mesh), chip)
     return found | {"estimate": estimate(setup, chips, chip, step["sent"])}
@@ -243,8 +263,9 @@ def _program_line(part: str, of: dict[str, Any]) -> str:
 def benchmark(arguments: Sequence[str]) -> None:
     """Asks and prints, one set-up after the other."""
     jax.config.update("jax_platforms", "cpu")
-    for name, setup in read_setups(arguments).items():
-        found = ask(setup)
+    setups, step_only = read_setups(arguments)
+    for name, setup in setups.items():
+        found = ask(setup, step_only)
         print(describe(name, setup, found), flush=True)
         given = {"benchmark": "tpu_compile", "setup": name, **dataclasses.asdict(setup)}
         print(json.dumps({**given, **found, "hardware": hardware(), "commit": commit()}), flush=True)

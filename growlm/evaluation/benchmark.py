@@ -33,7 +33,8 @@ def evaluate(
 
     Args:
       model: the model.
-      tasks: names of tasks, groups and tags that the harness knows; "paper" stands for the eight of the paper.
+      tasks: names of tasks, groups and tags that the harness knows; "paper" stands for the eight of the paper,
+        "paper_7b" for the eleven of its table 6.
       data_dir: a folder with the tasks' data, as in `growlm.evaluation.tasks.manager`. By default the harness fetches
         the tasks' datasets from the Hugging Face hub.
       limit: evaluate only the first `limit` documents of every task.
@@ -44,7 +45,7 @@ def evaluate(
       The harness's results: `results` by task and metric, with those of `growlm.evaluation.resolution` beside the
       accuracies of tasks (not of groups); `groups`, `configs`, `versions`, `n-shot`, `n-samples`, `higher_is_better`,
       which is of the harness's own metrics; and, where there are all tasks of it, `average`: the paper's plain mean of
-      seven accuracies, as "acc" and as "acc_norm" (acc where a task has no other).
+      the accuracies of the tasks in `averaged`, as "acc" and as "acc_norm" (acc where a task has no other).
 
     Raises:
       InputError: an unknown task, data that is missing or does not fit, a number out of range, or the extra `eval` is
@@ -64,8 +65,9 @@ def evaluate(
         results = evaluator.evaluate(Adapter(model, batch), loaded, **options)
         for name, task in loaded["tasks"].items():
             results["results"][name] = with_resolution(results["results"][name], answers(task))
-    average = paper_average(results["results"])
-    return _plain(results) | ({"average": average} if average else {})
+    found = results["results"]
+    average = {"average": paper_average(found), "averaged": averaged(found)} if averaged(found) else {}
+    return _plain(results | average)
 
 
 def check_tasks(tasks: Sequence[str], data_dir: Path | None = None, shots: int | None = None) -> None:
@@ -77,16 +79,21 @@ def check_tasks(tasks: Sequence[str], data_dir: Path | None = None, shots: int |
         pass
 
 
-def paper_average(results: dict[str, dict[str, Any]]) -> dict[str, float] | None:
-    """The plain mean of the paper's seven accuracies, acc and acc_norm; None where one of them is missing."""
-    from growlm.evaluation.tasks import AVERAGED
+def averaged(results: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The tasks of the paper's average: the ten of its table 6 where all are there, or else the seven; or none."""
+    from growlm.evaluation.tasks import GROUPS
 
-    if not all(name in results for name in AVERAGED):
+    there = [names[:-1] for names in GROUPS.values() if all(name in results for name in names[:-1])]
+    return max(there, key=len, default=())
+
+
+def paper_average(results: dict[str, dict[str, Any]]) -> dict[str, float] | None:
+    """The plain mean of the paper's accuracies, acc and acc_norm; None where not all of them are there."""
+    if not (names := averaged(results)):
         return None
-    rows = [results[name] for name in AVERAGED]
-    plain = [row["acc,none"] for row in rows]
+    rows = [results[name] for name in names]
     return {
-        "acc": float(np.mean(plain)),
+        "acc": float(np.mean([row["acc,none"] for row in rows])),
         "acc_norm": float(np.mean([row.get("acc_norm,none", row["acc,none"]) for row in rows])),
     }
 

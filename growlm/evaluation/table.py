@@ -18,7 +18,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [files.table(rows, align="<><>>", rule=True)]
     if average := results.get("average"):
         shown = ", ".join(f"{name} {value:.4f}" for name, value in average.items())
-        lines += ["", f"average of the paper's seven accuracies: {shown}"]
+        lines += ["", f"average of the paper's {len(results['averaged'])} accuracies: {shown}"]
     return "\n".join(lines)
 
 
