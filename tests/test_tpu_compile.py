@@ -163,6 +163,8 @@ def test_the_estimate_is_one_of_a_chip_that_works(tiny):
     [
         (["--setup=2B"], ("'2B'", "1.1B, 3B, 70B, 7B, tiny")),
         (["--mesh=1,2"], ("1,2", "1,16,1")),
+        ([f"--config={ROOT}/experiments/paper/gstack.py:7B_v5p"], ("--config needs --topology", "v5p:4x4x4")),
+        ([f"--config={ROOT}/experiments/paper/gstack.py:8B", "--topology=v5e:2x2"], ("variant must be one of", "'8B'")),
         (["--batch=many"], ("many", "positive integer")),
         (["--setup=tiny", "--mesh=1,3,1"], ("1 x fsdp 3", "over all 4 devices")),
         (["--setup=tiny", "--batch=9"], ("9 in 2 microbatches", "multiples of 2")),
