@@ -495,12 +495,3 @@ def test_an_imported_checkpoint_is_read_as_where_it_came_from(both, folder, tmp_
     model, _ = open_checkpoint(tmp_path / "imported")
     assert (model.length, model.prefix, model.add_bos) == (ours.length, ours.prefix, ours.add_bos)
     assert perplexity(model, ["The same text."]) == perplexity(ours, ["The same text."])
-
-
-def test_a_checkpoint_without_a_tokenizer_says_so(tmp_path, capsys):
-    model = hugging_face.make_model("llama2")
-    hugging_face.save(model, tmp_path)
-    capsys.readouterr()
-    assert main(["evaluate", f"--checkpoint={tmp_path}", "--tasks=sciq"]) == 2
-    (said,) = capsys.readouterr().err.splitlines()
-    assert "tokenizer" in said

@@ -221,9 +221,18 @@ def test_a_released_checkpoint_is_scored_on_the_papers_tasks(released, tmp_path,
 def test_weights_as_they_were_released_are_refused_in_a_line(released, capsys):
     folder, _, _ = released
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert main(["evaluate", f"--checkpoint={folder}", "--perplexity=LICENSE"]) == 2
+    assert main(["evaluate", f"--checkpoint={folder}", f"--perplexity={ROOT / 'LICENSE'}"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("growlm: ")]
     assert "pytorch_model.bin" in line and "safetensors" in line
+
+
+def test_a_checkpoint_without_a_tokenizer_says_so(released, capsys):
+    folder, _, _ = released
+    for name in ("tokenizer.json", "vocab.json"):
+        (folder / name).unlink()
+    assert main(["evaluate", f"--checkpoint={folder}", f"--perplexity={ROOT / 'LICENSE'}"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("growlm: ")]
+    assert "tokenizer" in line
 
 
 # --- the page
