@@ -13,7 +13,7 @@ from representatives import few
 from growlm.errors import InputError
 from growlm.growth import PRESETS
 from growlm.models import parameter_count
-from growlm.training import sweep as sweep_module
+from growlm.training import texts
 from growlm.training.config import build_sweep, load_config
 from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
@@ -32,7 +32,7 @@ CPU_RATE = 2.6e13 / 263
 def corpus_once():
     """The text of Python's library is read once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep_module, "load_corpus", functools.cache(sweep_module.load_corpus))
+        patch.setattr(texts, "load_corpus", functools.cache(texts.load_corpus))
         yield
 
 

@@ -1,5 +1,6 @@
 """The experiments on what a run reads: their stages, their shares, and that they run on a Python alone."""
 
+import functools
 import sysconfig
 import threading
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import tiny
 
 from growlm.__main__ import main
+from growlm.training import texts
 from growlm.training.config import build_run, build_sweep, load_config
 from growlm.training.recipe import SAME_MODEL, SCALES
 from growlm.training.run import plan_run, train
@@ -15,6 +17,14 @@ from growlm.training.sweep import plan_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GO_ON = threading.Event()  # never set
+
+
+@pytest.fixture(autouse=True, scope="module")
+def corpus_once():
+    """The text of Python's library is read once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "load_corpus", functools.cache(texts.load_corpus))
+        yield
 
 
 def planned(spec):
