@@ -74,6 +74,7 @@ MACHINES = {
     "3B_v5p": Machine("v5p:2x4x4", {"data": 2, "fsdp": 16}, 8, "none"),
     "7B_v5p": Machine("v5p:4x4x4", {"data": 4, "fsdp": 16}, 4, "none"),
     "1.1B_v6e": Machine("v6e:4x4", {"data": 1, "fsdp": 16}, 8, "attention"),
+    "3B_v6e": Machine("v6e:4x8", {"data": 1, "fsdp": 32}, 8, "attention"),
     "7B_v6e": Machine("v6e:8x8", {"data": 1, "fsdp": 64}, 4, "attention"),
     "410M_h100": Machine("1 node of 8", {"data": 0, "fsdp": 8}, 8, "dots"),
     "1.1B_h100": Machine("1 node of 8", {"data": 0, "fsdp": 8}, 16, "dots"),
