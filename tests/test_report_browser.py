@@ -102,7 +102,17 @@ def test_every_figure_has_its_curves(laptop):
     assert sorted(curves(laptop)) == sorted(3 * labels)  # two seeds and their mean
     assert len(curves(laptop, "benchmark_piqa_acc")) == 9
     charts = laptop.value("[...document.querySelectorAll('figure.chart')].map(chart => chart.id)")
-    names = ("loss", "speedup", "benchmark_piqa_acc", "spike", "spike_training", "learning_rate", "throughput")
+    names = (
+        "loss",
+        "speedup",
+        "gain_speedup",
+        "gain",
+        "benchmark_piqa_acc",
+        "spike",
+        "spike_training",
+        "learning_rate",
+        "throughput",
+    )
     assert charts == [f"chart-{name}" for name in names]
     assert laptop.value(
         "[...document.querySelectorAll('.plot')].every(p => p.querySelector('path.js-line, path.point'))"

@@ -22,6 +22,9 @@ TRAINING = {
     "gradient_norm": Axis("grad_norm", "gradient norm, before clipping", "number", log=True),
     "throughput": Axis("tokens_per_second", "tokens per second", "count"),
 }
+# Of a record, beside losses and TRAINING: where it stands, and what is drawn or told elsewhere.
+BOOKKEEPING = {"stage", "step", "tokens", "flops", "flops_exact", "seconds", "loss", "val_loss", "pause_seconds"}
+BOOKKEEPING |= {"data_wait", "mfu", "epochs", "unique_tokens", "samples"}
 # The share of the longest run that is left out, and the height of the figure over the spread of the final losses.
 VIEW = {"flops": (0.03, 12), "tokens": (0.1, 8), "seconds": (0.1, 8)}
 COLOURS = len(LIGHT.runs)
@@ -42,24 +45,50 @@ def loss_figure(group: Group, name: str = "loss") -> Figure:
     return Figure(name, y.label.split(" (")[0].capitalize(), axes, y, series, views_of(series, axes, y, end=True))
 
 
-def benchmark_figures(group: Group, prefix: str = "") -> list[Figure]:
-    """A figure for every benchmark that was measured while training."""
-    keys = {key: None for run in group.runs for record in run.metrics for key in record if key.startswith(BENCHMARK)}
-    figures = []
-    for key in keys:
-        title = key.removeprefix(BENCHMARK)
-        name = prefix + "benchmark_" + "".join(c if c.isalnum() else "_" for c in title)
-        figures += whole_figure(group, name, title, Axis(key, title, "number"), ("flops", "tokens"))
-    return figures
+def benchmark_figures(group: Group, prefix: str = "") -> tuple[list[Figure], list[Figure]]:
+    """Of the benchmarks that were measured while training: one figure a task, the average first; all other metrics.
+
+    A task's own figure is of its accuracy, or of what was measured first.
+    """
+    tasks: dict[str, list[str]] = {}
+    for key in _recorded_keys(group):
+        if key.startswith(BENCHMARK):
+            tasks.setdefault(key.removeprefix(BENCHMARK).partition("/")[0], []).append(key)
+    own: list[Figure] = []
+    others: list[Figure] = []
+    for task in sorted(tasks, key=lambda task: task != "average"):
+        keys = tasks[task]
+        first = next((key for key in keys if key.endswith("/acc")), keys[0])
+        own += _recorded_figure(group, first, prefix, ("tokens", "flops"))
+        others += [
+            figure for key in keys if key != first for figure in _recorded_figure(group, key, prefix, ("tokens",))
+        ]
+    return own, others
 
 
 def training_figures(group: Group, prefix: str = "") -> list[Figure]:
-    """Learning rate, gradient norm and throughput, as far as they were recorded."""
+    """Learning rate, gradient norm and throughput, and what else models and objectives say of themselves."""
     figures = []
     for name, y in TRAINING.items():
         title = name.replace("_", " ").capitalize()
         figures += whole_figure(group, prefix + name, title, y, ("tokens",))
+    known = {y.key for y in TRAINING.values()} | BOOKKEEPING
+    for key in _recorded_keys(group):
+        if key not in known and "/" not in key:  # a task's or a source's: drawn with these
+            figures += _recorded_figure(group, key, prefix, ("tokens",))
     return figures
+
+
+def _recorded_keys(group: Group) -> list[str]:
+    """All names in the metrics, in their order."""
+    return list({key: None for run in group.runs for record in run.metrics for key in record})
+
+
+def _recorded_figure(group: Group, key: str, prefix: str, costs: Sequence[str]) -> list[Figure]:
+    """A figure of a metric under its own name."""
+    title = key.removeprefix(BENCHMARK)
+    name = prefix + "".join(c if c.isalnum() else "_" for c in key)
+    return whole_figure(group, name, title.replace("_", " "), Axis(key, title, "number"), costs)
 
 
 def whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[str]) -> list[Figure]:

@@ -198,13 +198,13 @@ def _gain(group: Group, name: str, other: str, loss: float | None) -> SeedSpeedu
     """The speed-up of one run over another, seed by seed; None where no seed has both."""
     if reason := _failed(group, name, other):
         return SeedSpeedup(None, None, (), reason)
-    mine, others = _paired(group, name, other)
+    mine, others = paired(group, name, other)
     return speedup_over_seeds(mine, others, loss) if mine else None
 
 
 def _gap(group: Group, name: str, other: str) -> Interval | None:
     """The validation loss of one run less that of another at equal FLOPs; None where no seed has both."""
-    return None if _failed(group, name, other) else loss_gap(*_paired(group, name, other))
+    return None if _failed(group, name, other) else loss_gap(*paired(group, name, other))
 
 
 def _failed(group: Group, name: str, other: str) -> str:
@@ -218,7 +218,7 @@ def _failed(group: Group, name: str, other: str) -> str:
     return f"{NOT_REACHED}{where} {which} failed"
 
 
-def _paired(group: Group, name: str, other: str) -> tuple[list[Curve], list[Curve]]:
+def paired(group: Group, name: str, other: str) -> tuple[list[Curve], list[Curve]]:
     """The curves of two runs, seed by seed. A seed that is not done is left out, unless it is the only one."""
     pairs = [(study.runs[name], study.runs[other]) for study in group.studies.values()]
     if len(pairs) > 1:

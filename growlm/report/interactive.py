@@ -28,7 +28,7 @@ def plotly(figure: Figure) -> dict[str, Any]:
     """The arguments of Plotly.newPlot, and the template of each theme."""
     axis = figure.x[0]
     traces = [{**trace, "x": x} for trace, x in zip(_traces(figure), _places(figure, axis), strict=True)]
-    colours = [one.colour for one in figure.series for _ in range(1 + bool(one.marks))]
+    colours = [one.colour for one in figure.series for _ in range(1 + _banded(one) + bool(one.marks))]
     x_range, y_range, lines = _view(figure, axis)
     above = 4 + 15 * max((1 + row for one in figure.x for _, _, row in growth_labels(figure, one)), default=0)
     menus = _menus(figure, above)
@@ -47,7 +47,7 @@ def plotly(figure: Figure) -> dict[str, Any]:
 
 
 def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
-    """A trace for every curve, and after it one for its marks; all but their x."""
+    """A trace for every curve, and after it one for its band and one for its marks; all but their x."""
     y, in_legend = figure.y, set()
     for one in figure.series:
         points = thinned(one)
@@ -60,6 +60,10 @@ def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
             rows = zip(*(column.tolist() for column in points.values()), strict=True)
             texts = [_point_text(figure, dict(zip(points, row, strict=True))) for row in rows]
             yield curve | {"text": texts, "hovertemplate": f"<b>{_plain(one.name)}</b><br>%{{text}}<extra></extra>"}
+        if _banded(one):
+            edge = _numbers(np.concatenate([points["high"], points["low"][::-1]]))
+            band = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "opacity": 0.25, "hoverinfo": "skip"}
+            yield trace | band | {"y": edge, "showlegend": False}
         if one.marks:
             texts = [_mark_text(one.name, figure, mark) for mark in one.marks]
             marks = {"mode": "markers", "marker": {"symbol": "diamond", "size": 11}, **_spans(one.marks, figure.x[0])}
@@ -87,6 +91,11 @@ def _style(one: Series, points: dict[str, np.ndarray], y: Axis) -> dict[str, Any
     }
 
 
+def _banded(one: Series) -> bool:
+    """Whether a curve has a band: a fit with the ends of its interval."""
+    return one.style == "fit" and "low" in one.columns
+
+
 def _spans(marks: Sequence[Mark], axis: Axis) -> dict[str, Any]:
     """The intervals of marks as error bars."""
     spans = [(mark.x[axis.key], mark.span or (mark.x[axis.key],) * 2) for mark in marks]
@@ -103,6 +112,8 @@ def _places(figure: Figure, axis: Axis) -> list[list[float | None]]:
     for one in figure.series:
         x = thinned(one)[axis.key] / size
         found.append(_numbers(np.where(x > 0, x, np.nan) if axis.log else x))
+        if _banded(one):
+            found.append(found[-1] + found[-1][::-1])
         if one.marks:
             found.append(_numbers(mark.x.get(axis.key, math.nan) / size for mark in one.marks))
     return found

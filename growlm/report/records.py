@@ -23,6 +23,7 @@ class Run:
         config: its config.json.
         metrics: its records in order, one for each stage and step.
         growths: its growth reports, growth-1.json, growth-2.json ...
+        decisions: what was decided while it trained, by number of the stage, as in decision-1.json ...
         role: "grown", "baseline", "control" or "run".
         purpose: what a control is for.
         status: "done", "failed" or "pending"; `error` says why it failed.
@@ -42,6 +43,7 @@ class Run:
     stages: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     init_from: dict[str, Any] = field(default_factory=dict)
+    decisions: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def held_out(self) -> set[tuple]:
@@ -269,6 +271,7 @@ def _entry(name: str, sweep: dict) -> dict[str, Any]:
 def _run(folder: Path, name: str, **entry: Any) -> Run:
     """The run in a folder; one that has not started has no folder, and is empty."""
     reports = sorted(folder.glob("growth-*.json"), key=lambda path: (len(path.name), path.name))
+    decided = {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-*.json")}
     results = sorted((folder / "evaluations").glob("results_*.json"))
     return Run(
         name,
@@ -277,6 +280,7 @@ def _run(folder: Path, name: str, **entry: Any) -> Run:
         [read_json(path) for path in reports],
         evaluations=[read_json(path) for path in results],
         init_from=_optional_json(folder / "init_from.json"),
+        decisions={number: read_json(decided[number]) for number in sorted(decided)},
         **entry,
     )
 

@@ -13,9 +13,14 @@ from growlm.report import page, style
 from growlm.report.by_source import names, source_figures, source_table, source_text
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
+from growlm.report.contours import fit_contours
+from growlm.report.decisions import decision_lines
 from growlm.report.figures import Figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
+from growlm.report.gains import HEADER as GAINS
+from growlm.report.gains import Gains, gain_figures, gain_lines, gain_note, gain_text, gains
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
+from growlm.report.multiplier import multiplier_figures
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
 from growlm.report.search import search_figure, search_notes, search_table, search_text, searches
@@ -36,7 +41,9 @@ class Section:
     speedups: Figure | None
     search: Figure | None
     sources: list[Figure]
-    benchmarks: list[Figure]
+    gains: list[Gains]
+    gain_figures: list[Figure]
+    benchmarks: tuple[list[Figure], list[Figure]]
     training: list[Figure]
     spikes: list[SpikeRow]
     spike_figures: list[Figure]
@@ -45,7 +52,8 @@ class Section:
     def figures(self) -> list[Figure]:
         """All figures."""
         some = [figure for figure in (self.speedups, self.search) if figure]
-        return [self.loss, *some, *self.sources, *self.benchmarks, *self.training, *self.spike_figures]
+        scores = [one for part in self.benchmarks for one in part]
+        return [self.loss, *some, *self.sources, *self.gain_figures, *scores, *self.training, *self.spike_figures]
 
     @property
     def title(self) -> str:
@@ -80,14 +88,8 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     for group in read_groups(folder):
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        texts = (
-            f"{group.first.title}{seeds}",
-            table(found),
-            verdict(found),
-            source_text(group),
-            search_text(group),
-            spike_table(group),
-        )
+        texts = [f"{group.first.title}{seeds}", table(found), verdict(found), source_text(group), search_text(group)]
+        texts += [gain_text(group), spike_table(group)]
         parts.append("\n\n".join(filter(None, texts)))
     return "\n\n\n".join(parts)
 
@@ -124,19 +126,25 @@ def report_page(folder: str | Path, loss: float | None = None) -> tuple[str, lis
     sections = [_section(group, number, loss) for number, group in enumerate(groups)]
     laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
     figures = [figure for one in sections for figure in one.figures]
-    figures += [figure for _, of_law in laws for figure in of_law]
+    multipliers = multiplier_figures(groups)
+    figures += [figure for _, of_law in laws for figure in of_law] + [figure for figure, _ in multipliers]
     title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
     parts = [part for one in sections for part in _parts(one)]
     if len(sections) > 1:
         parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
-    parts += [Part("When and how to grow", _laws(laws)), Part("To reproduce", _reproduce(groups))]
+    scales = "".join(page.chart(figure) + page.verbatim(text) for figure, text in multipliers)
+    parts += [
+        Part("When and how to grow", _laws(laws)),
+        Part("Gain over scales", scales),
+        Part("To reproduce", _reproduce(groups)),
+    ]
     return page.page(title, _head(sections), parts), figures
 
 
 def _section(group: Group, number: int, loss: float | None) -> Section:
     """The rows and figures of a group; the files of all groups but the first are numbered."""
     prefix = f"{number + 1}_" if number else ""
-    found, spikes = rows(group, loss), spike_rows(group)
+    found, spikes, gained = rows(group, loss), spike_rows(group), gains(group)
     return Section(
         group=group,
         rows=found,
@@ -144,6 +152,8 @@ def _section(group: Group, number: int, loss: float | None) -> Section:
         speedups=speedup_figure(found, f"{prefix}speedup"),
         search=search_figure(group, f"{prefix}search"),
         sources=source_figures(group, prefix),
+        gains=gained,
+        gain_figures=gain_figures(group, gained, prefix),
         benchmarks=benchmark_figures(group, prefix),
         training=training_figures(group, prefix),
         spikes=spikes,
@@ -175,9 +185,13 @@ def _parts(one: Section) -> Iterator[Part]:
     yield Part("Results", _results(one))
     yield Part("Loss by source", page.charts(one.sources) + _sources(one.group))
     yield Part("Search", _search(one))
-    yield Part("Benchmarks", page.charts(one.benchmarks) + _evaluations(one.group))
+    yield Part("Gain over tokens", _gains(one))
+    own, others = one.benchmarks
+    more = page.nested([Part("Other metrics of the benchmarks", page.charts(others))])
+    yield Part("Benchmarks", page.charts(own) + more + _evaluations(one.group))
     yield Part("Text", _samples(one.group))
     yield Part("Growth", _growths(one.group))
+    yield Part("Decisions", _decisions(one.group))
     yield Part("Loss at growth", _at_growth(one))
     yield Part("Training", page.charts(one.training))
     yield Part("Stages", _stages(one.group.first))
@@ -271,6 +285,27 @@ def _how_compared(group: Group) -> str:
         "schedule: a run that is only shorter looks fast by this measure, which is what a short control is there to "
         f"show. {text}{spread}"
     )
+
+
+def _gains(one: Section) -> str:
+    """The gain over tokens: the figures, and the fits as a table."""
+    if not one.gain_figures:
+        return ""
+    lines = gain_lines(one.gains)
+    found = page.table(GAINS, lines, GAINS[:2]) + page.quiet(gain_note(one.group)) if lines else ""
+    return f"{page.charts(one.gain_figures)}\n{found}"
+
+
+def _decisions(group: Group) -> str:
+    """What was decided while the runs trained, and the whole files, folded."""
+    lines = [[label, *line] for label, run in group.labelled for line in decision_lines(run)]
+    files = [
+        page.folded(f"{label}, decision-{number}.json", decided)
+        for label, run in group.labelled
+        for number, decided in run.decisions.items()
+    ]
+    header = ["run", "stage", "decided", "after tokens", "why"]
+    return page.table(header, lines, ("run", "decided", "why")) + "".join(files) if lines else ""
 
 
 def _evaluations(group: Group) -> str:
@@ -390,7 +425,8 @@ def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
     """The figures of a law; the files of all laws but the first are numbered."""
     if isinstance(fit, str):
         return []
-    found = [figure for figure in (parabola_figure(fit), law_figure(fit)) if figure]
+    contours = fit_contours(fit.fit) if fit.fit and fit.law == "timing" else None
+    found = [figure for figure in (parabola_figure(fit), law_figure(fit), contours) if figure]
     return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
 
 
