@@ -170,7 +170,7 @@ def test_benchmarks_measured_while_training_are_figures(seeds):
     page = write_report(seeds).read_text()
     assert 'id="chart-benchmark_lambada_openai_acc"' in page
     lines = (seeds / "benchmark_lambada_openai_acc.csv").read_text().splitlines()
-    assert len(lines) == 1 + 4 * 20 + 1 and lines[0].startswith("curve,kind,flops,tokens,benchmark/lambada_openai/acc")
+    assert len(lines) == 1 + 4 * 20 + 1 and lines[0].startswith("curve,kind,tokens,flops,benchmark/lambada_openai/acc")
     assert (seeds / "benchmark_lambada_openai_acc_tokens.png").exists()
 
 

@@ -72,8 +72,8 @@ def gain_note(group: Group) -> str:
     spread = "Intervals: Student's 95 % over seeds." if len(group.studies) > 1 else "One seed, so there is no interval."
     return (
         "Loss gain: validation loss of the other run less that of the grown one at equal FLOPs, fitted by a + b log10 "
-        f"of the tokens from {FITTED_FROM:.0%} of them on. {spread} Whether that form is right is not said, and schedules "
-        "that end at other FLOPs than each other's bend the gain."
+        f"of the tokens from {FITTED_FROM:.0%} of them on. {spread} Whether that form is right is not said, and "
+        "schedules that end at other FLOPs than each other's bend the gain."
     )
 
 
