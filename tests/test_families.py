@@ -417,6 +417,7 @@ def test_moments_go_with_the_weights_that_a_lift_moves(run, tmp_path):
         assert np.all(leaf == (0 if path.endswith(("router/0", "router/1")) else 2)), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["adamw"], indirect=True)
 def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with(run, tmp_path):
     home, settings = run

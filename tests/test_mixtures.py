@@ -76,7 +76,10 @@ def test_in_16_bits_gradients_of_experts_are_summed_in_more(way):
     assert abs(float(down[0, 0, 0]) / (rows * float(jax.nn.silu(1.0))) - 1) < 0.01
 
 
-@pytest.mark.parametrize("counts", [(300, 0, 200, 12), (512, 0, 0, 0), (128, 128, 128, 128)])
+OTHER_COUNTS = [pytest.param(counts, marks=pytest.mark.slow) for counts in ((512, 0, 0, 0), (128, 128, 128, 128))]
+
+
+@pytest.mark.parametrize("counts", [(300, 0, 200, 12), *OTHER_COUNTS])
 @pytest.mark.parametrize("sizes", [(128, 384), (256, 128)])
 def test_a_tpus_kernels_have_the_gradients_of_a_ragged_product(counts, sizes, monkeypatch):
     """In Pallas' interpreter, with more than one tile a side."""

@@ -55,7 +55,7 @@ def factors(config, spectral=False):
     }
 
 
-@every
+@some
 def test_at_its_base_a_model_is_as_ever(name):
     config = MODELS[name]
     plain = dataclasses.replace(config, base_layers=None, base_widths=None)
