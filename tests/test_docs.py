@@ -70,7 +70,7 @@ def value(words: list[str], option: str) -> str | None:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """What a reader has beside the checkout: novels, parquet, prompts, a model called TinyLlama, benchmarks."""
+    """What a reader has beside the checkout: novels, parquet, prompts, talks, a model called TinyLlama, benchmarks."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     shutil.copy(ROOT / "LICENSE", folder)
@@ -81,6 +81,9 @@ def reader(tmp_path_factory):
     rows = [{"text": f"Page {number}.", "meta": {"source": ("news", "code")[number % 2]}} for number in range(200)]
     (folder / "web").mkdir()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "web" / "a.parquet")
+    (folder / "talks.jsonl").write_text(
+        '{"prompt": "Why?", "response": "So."}\n{"prompt": "How?", "response": "Thus."}\n'
+    )
     (folder / "prompts.txt").write_text("The sea\nThe king\n")
     (folder / "records").mkdir()
     for task, record in RECORDS.items():

@@ -23,6 +23,7 @@ OPTIONS = {
     "--split": one("NAME", "split of a dataset (default: train)"),
     "--data_dir": one("DIR", "folder of TFDS datasets"),
     "--errors": one("HOW", "what to do with text that is not UTF-8: strict (default) or replace"),
+    "--chat": flag("records are conversations: messages with roles, or a prompt and a response"),
     "--workers": one("N", "processes (default: one a core)", int),
     "--verify": flag("check every byte of --output, and write nothing"),
 }
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         return 0
     given = {name: value for name, value in vars(args).items() if value is not None}
     filters = tuple(map(Filter.of, args.filter or ()))
-    reading = Reading(**{name: given[name] for name in ("field", "errors") if name in given}, filters=filters)
+    reading = Reading(**{name: given[name] for name in ("field", "errors", "chat") if name in given}, filters=filters)
     named = ("tokenizer", "train_tokenizer", "vocab", "eos", "validation", "split", "data_dir", "workers")
     options = {name: given[name] for name in named if name in given}
     manifest = prepare(Request(tuple(args.source or ()), args.output, reading=reading, **options))

@@ -10,7 +10,8 @@ from pathlib import Path
 from growlm.commands.evaluate import mesh_of, open_checkpoint, read_text
 from growlm.commands.options import STEP, Keys, flag, one, pairs
 from growlm.data import read_sources
-from growlm.data.chat import ASSISTANT, END, MARKERS, render, with_markers
+from growlm.data.chat import ASSISTANT, END, MARKERS, render
+from growlm.data.markers import with_markers
 from growlm.data.shards import read_manifest
 from growlm.errors import InputError, check_range
 from growlm.evaluation import LanguageModel, Sampling, generate

@@ -7,82 +7,25 @@ answers follows from the tokens of a window: those after an assistant's marker, 
 begins within an answer, the first marker in it is `end`.
 
 In a `str` a marker is a lone surrogate, which no UTF-8 holds, and which `surrogateescape` makes of a byte that is in no
-UTF-8 either. With the tokenizer bytes it is that byte; with another one a special token that it has, or else a token
-after its last.
+UTF-8 either. What token it is says `growlm.data.markers`.
 """
 
-import dataclasses
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from growlm.data.tokenizers import BYTE_TOKENIZER, Ids, Tokenizer
 from growlm.errors import InputError, must_be
 
 ROLES = ("system", "user", "assistant")
-_BYTES = (0xFC, 0xFD, 0xFE, 0xFF)
-MARKERS = SYSTEM, USER, ASSISTANT, END = tuple(chr(0xDC00 + byte) for byte in _BYTES)
+BYTES = (0xFC, 0xFD, 0xFE, 0xFF)
+MARKERS = SYSTEM, USER, ASSISTANT, END = tuple(chr(0xDC00 + byte) for byte in BYTES)
+AT_MARKERS = re.compile(f"([{''.join(MARKERS)}])")
 _MARKER = dict(zip(ROLES, MARKERS, strict=False))
-_SPLIT = re.compile(f"([{''.join(MARKERS)}])")
-
-# Special tokens for system, user, assistant and the end of an answer; the first of these that a tokenizer has.
-KNOWN = (
-    ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),  # Phi-3
-    (*(f"<|reserved_special_token_{number}|>" for number in range(3)), "<|eot_id|>"),  # Llama 3
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Markers:
-    """The tokens that mark who speaks, and where an answer ends."""
-
-    system: int
-    user: int
-    assistant: int
-    end: int
-
-    @property
-    def ids(self) -> tuple[int, int, int, int]:
-        """All four."""
-        return self.system, self.user, self.assistant, self.end
-
-
-def markers_of(tokenizer: Tokenizer) -> Markers:
-    """The markers of a tokenizer: a function of it alone."""
-    if tokenizer.settings.get("tokenizer_class") == BYTE_TOKENIZER:
-        return Markers(*_BYTES)
-    for names in KNOWN:
-        found = [tokenizer.number(name) for name in names]
-        if None not in found:
-            return Markers(*found)
-    return Markers(*range(tokenizer.vocab, tokenizer.vocab + 4))
-
-
-def with_markers(tokenizer: Tokenizer) -> Tokenizer:
-    """A tokenizer of texts with markers in them, which it makes of tokens too. Its vocabulary has them."""
-    ids = markers_of(tokenizer).ids
-    number = dict(zip(MARKERS, ids, strict=True))
-    marker = dict(zip(ids, MARKERS, strict=True))
-
-    def encode_all(texts: Sequence[str]) -> list[Ids]:
-        parts = [[part for part in _SPLIT.split(text) if part] for text in texts]
-        plain = iter(tokenizer.encode_all([part for each in parts for part in each if part not in number]))
-        return [[id for part in each for id in ([number[part]] if part in number else next(plain))] for each in parts]
-
-    def decode(tokens: Sequence[int]) -> str:
-        runs = itertools.groupby(tokens, lambda token: token in marker)
-        return "".join(
-            "".join(marker[id] for id in run) if marks else tokenizer.decode(list(run)) for marks, run in runs
-        )
-
-    vocab = max(tokenizer.vocab, max(ids) + 1)
-    return dataclasses.replace(tokenizer, vocab=vocab, encode_all=encode_all, decode=decode)
 
 
 def without_markers(text: str) -> str:
     """The text between markers."""
-    return _SPLIT.sub("", text)
+    return AT_MARKERS.sub("", text)
 
 
 def messages_of(record: Any, place: str) -> list[tuple[str, str]]:
@@ -114,7 +57,6 @@ def messages_of(record: Any, place: str) -> list[tuple[str, str]]:
     return found
 
 
-def render(messages: Sequence[tuple[str, str]], answer: bool = False) -> str:
-    """The text of a conversation, with markers. If `answer`, the model is to go on with one."""
-    said = "".join(_MARKER[role] + content + END * (role == "assistant") for role, content in messages)
-    return said + ASSISTANT * answer
+def render(messages: Sequence[tuple[str, str]]) -> str:
+    """The text of a conversation, with markers. After ASSISTANT a model is to answer."""
+    return "".join(_MARKER[role] + content + END * (role == "assistant") for role, content in messages)

@@ -52,6 +52,8 @@ class Corpus:
       fingerprint: SHA-256 (hex) of the split tokens: equal for two corpora if both their splits are.
       tokenizer: the fingerprint of the tokenizer.
       documents: number of files; of token shards, of documents.
+      markers: the tokens for system, user, assistant and the end of an answer, of conversations
+        (`growlm.data.markers`); None of other text.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Corpus:
     fingerprint: str
     tokenizer: str
     documents: int
+    markers: tuple[int, ...] | None = None
 
 
 def load_corpus(source: str, metadata: bool = False) -> Corpus:
@@ -124,6 +127,7 @@ def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
         fingerprint=fingerprint(manifest),
         tokenizer=manifest["tokenizer"]["fingerprint"],
         documents=sum(split["documents"] for split in manifest["splits"].values()),
+        markers=tuple(manifest["chat"].values()) if "chat" in manifest else None,
     )
 
 

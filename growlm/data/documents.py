@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from growlm.data.chat import messages_of, render
 from growlm.data.filters import Filter
 from growlm.errors import InputError
 
 PIECE_BYTES = 2**20
+ESCAPED = "surrogateescape"  # how markers of conversations become bytes, and again markers
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,23 @@ class Document:
 class Reading:
     """How text is read: the field of records, and "strict" or "replace" for bytes that are not UTF-8.
 
-    Records stay that all `filters` keep.
+    Records stay that all `filters` keep. With `chat` they are conversations, see `growlm.data.chat`.
     """
 
     field: str = "text"
     errors: str = "strict"
     filters: tuple[Filter, ...] = ()
+    chat: bool = False
 
 
 def cut(text: str, size: int) -> Iterator[str]:
     """The text in pieces of at most `size` bytes, cut as `Document.pieces` are."""
-    return pieces_of(io.BytesIO(text.encode()), "", "strict", size)
+    return pieces_of(io.BytesIO(encoded(text)), "", ESCAPED, size)
+
+
+def encoded(text: str) -> bytes:
+    """The text in UTF-8, and markers of conversations as single bytes."""
+    return text.encode("utf-8", ESCAPED)
 
 
 def of_record(record: Any, place: str, reading: Reading) -> Document | None:
@@ -43,6 +51,9 @@ def of_record(record: Any, place: str, reading: Reading) -> Document | None:
     """
     if not all(each.keeps(record, place) for each in reading.filters):
         return None
+    if reading.chat:
+        said = [(role, _clean(content, place, reading.errors)) for role, content in messages_of(record, place)]
+        return _whole(render(said), place)
     fields = record if isinstance(record, dict) else {}
     text = fields.get(reading.field)
     if isinstance(text, bytes):
@@ -50,11 +61,16 @@ def of_record(record: Any, place: str, reading: Reading) -> Document | None:
     if not isinstance(text, str):
         names = ", ".join(map(str, fields)) or "none"
         raise InputError(f"{place} has no text in field {reading.field!r}: its fields are {names} (--field=NAME)")
-    if not text.isascii():
-        text = _without_surrogates(text, place, reading.errors)
-    if reading.errors == "replace":
-        text = text.replace("\0", "\ufffd")
+    return _whole(_clean(text, place, reading.errors), place)
+
+
+def _whole(text: str, place: str) -> Document:
     return Document(place, iter([text]) if len(text) <= PIECE_BYTES // 4 else cut(text, PIECE_BYTES))
+
+
+def _clean(text: str, place: str, errors: str) -> str:
+    text = text if text.isascii() else _without_surrogates(text, place, errors)
+    return text.replace("\0", "\ufffd") if errors == "replace" else text
 
 
 def _without_surrogates(text: str, place: str, errors: str) -> str:

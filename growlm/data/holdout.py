@@ -47,13 +47,14 @@ def bound(share: float, lowest: int, highest: int) -> int:
     return min(max(int(share * 2**64), lowest + 1), highest)
 
 
-def find_rule(read: Callable[[], Iterable[Document]], validation: str | None) -> Rule:
+def find_rule(read: Callable[[], Iterable[Document]], validation: str | None, whole: bool = False) -> Rule:
     """The rule for a source.
 
     Args:
       read: opens the documents, from the first one at every call.
       validation: a share of the documents such as "0.005"; or a number of them such as "100", of different texts,
         for which all are read once. By default 0.5 % of the documents, or 5 % of the chunks of fewer than 50.
+      whole: whether documents are never split by chunks, however few they are.
 
     Raises:
       InputError: `validation` is neither; there is no document; nothing would be left to train on.
@@ -61,7 +62,7 @@ def find_rule(read: Callable[[], Iterable[Document]], validation: str | None) ->
     share, count = _parse(validation)
     limit = math.ceil(SURVEYED / (share or DOCUMENTS_HELD_OUT)) if count is None else None
     unit, found = "document", _survey(_firsts(read()), count or 1, limit)
-    if found.number < MANY:
+    if found.number < MANY and not whole:
         unit, found = "chunk", _survey(_chunks(read()), count or 1, None)
     if not found.number:
         raise InputError("the source holds no text")

@@ -23,24 +23,28 @@ def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Do
         file = library.ParquetFile(path, buffer_size=PIECE_BYTES, pre_buffer=False)  # pages are read as needed
     with contextlib.closing(file):
         _check_columns(path, file.schema_arrow, reading)
-        columns = [reading.field, *(each.field for each in reading.filters)]
+        text = None if reading.chat else reading.field
+        columns = text and [text, *(each.field for each in reading.filters)]
         row = 0
         for group in range(file.num_row_groups):
             with _named_errors(path):
                 metadata = file.metadata.row_group(group)
                 batches = file.iter_batches(ROWS, [group], columns, use_threads=False)
             if start <= _begin(metadata) < stop:
-                for number, record in enumerate(_records(path, batches, reading.field), row + 1):
+                for number, record in enumerate(_records(path, batches, text), row + 1):
                     if document := of_record(record, f"row {number} of {path}", reading):
                         yield document
             row += metadata.num_rows
 
 
-def _records(path: str, batches: Iterator[Any], field: str) -> Iterator[dict[str, Any]]:
-    """The rows of batches, with the bytes of their text, as what is not UTF-8 is told of elsewhere."""
+def _records(path: str, batches: Iterator[Any], field: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of batches, with the bytes of a field of text, as what is not UTF-8 is told of elsewhere."""
     arrow = import_library("pyarrow")
     with _named_errors(path):
         for batch in batches:
+            if field is None:
+                yield from batch.to_pylist()
+                continue
             texts = batch.column(field).cast(arrow.large_binary()).to_pylist()
             for record, text in zip(batch.drop_columns(field).to_pylist() or [{}] * len(texts), texts, strict=True):
                 yield {**record, field: text}
@@ -55,6 +59,10 @@ def _begin(metadata: Any) -> int:
 def _check_columns(path: str, schema: Any, reading: Reading) -> None:
     """Raises InputError unless there is a column of text, and what filters ask for."""
     types = import_library("pyarrow").types
+    for each in reading.filters:
+        each.find(_names(schema), path)
+    if reading.chat:
+        return
     if reading.field not in schema.names:
         names = ", ".join(schema.names) or "none"
         raise InputError(f"{path} has no text in field {reading.field!r}: its columns are {names} (--field=NAME)")
@@ -62,8 +70,6 @@ def _check_columns(path: str, schema: Any, reading: Reading) -> None:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not any(test(kind) for test in (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)):
         raise InputError(f"{path} column {reading.field!r} must be text, got {kind} (--field=NAME)")
-    for each in reading.filters:
-        each.find(_names(schema), path)
 
 
 def _names(fields: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from growlm.data.documents import Document, Reading
 from growlm.data.holdout import Rule, find_rule
+from growlm.data.markers import markers_of, with_markers
 from growlm.data.shards import (
     FORMAT,
     MANIFEST,
@@ -87,6 +88,8 @@ def prepare(request: Request) -> dict[str, Any]:
     parts = list_parts(request.sources, request.split, request.data_dir)
     if request.reading.filters and (plain := plain_files(parts)):
         raise InputError(f"--filter={request.reading.filters[0]} needs records with fields, {plain[0]} has none")
+    if request.reading.chat and (plain := plain_files(parts)):
+        raise InputError(f"--chat needs records, such as JSON lines, {plain[0]} has none")
     tokenizer = load_tokenizer(request.tokenizer, request.eos) if request.tokenizer else None
     settings = _settings(request, parts, tokenizer)
     if request.output.is_dir() and (manifest := _finished(request.output, settings)):
@@ -122,6 +125,8 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
     tokenizer = manifest["tokenizer"]
     lines = [f"{folder}: {len(manifest['shards'])} shards of {manifest['dtype']}"]
     lines.append(f"  tokenizer   {tokenizer['name']}, {tokenizer['vocab']:,} tokens, EOS is {tokenizer['eos']}")
+    if markers := manifest.get("chat"):
+        lines.append("  chat        " + ", ".join(f"{name} is {token}" for name, token in markers.items()))
     for split, counts in manifest["splits"].items():
         ratio = f"{counts['bytes'] / counts['tokens']:.2f} bytes a token"
         lines.append(f"  {split:<10}  {counts['tokens']:,} tokens in {counts['documents']:,} documents, {ratio}")
@@ -153,9 +158,11 @@ def _check(request: Request) -> None:
 def _settings(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Everything that determines the shards; the text itself by the sizes and times of its files."""
     trained = {"trained": request.train_tokenizer, "vocab": request.vocab}
-    reading = {key: value for key, value in vars(request.reading).items() if key != "filters"}
+    reading = {key: value for key, value in vars(request.reading).items() if key not in ("filters", "chat")}
     if request.reading.filters:  # otherwise the settings are those of folders from before there were filters
         reading["filters"] = [str(each) for each in request.reading.filters]
+    if request.reading.chat:
+        reading["chat"] = True
     return {
         "sources": [_place(source) for source in request.sources],
         "split": request.split,
@@ -180,7 +187,7 @@ def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
     if request.reading.filters and next(read(), None) is None:
         chosen = " ".join(f"--filter={each}" for each in request.reading.filters)
         raise InputError(f"{chosen} must keep a record of the source, it keeps none")
-    return find_rule(read, request.validation)
+    return find_rule(read, request.validation, whole=request.reading.chat)
 
 
 # --- the folder
@@ -263,12 +270,17 @@ def _write_shards(request: Request, parts: Sequence[Part], tokenizer: Tokenizer,
     folder = request.output / RECORDS
     records = {int(path.stem): path for path in folder.glob("[0-9]*.json")}
     done = {number: json.loads(path.read_text(encoding="utf-8"))["shards"] for number, path in records.items()}
-    job = Job(str(request.output), dtype_of(tokenizer.vocab).str, rule, request.reading)
+    job = Job(str(request.output), dtype_of(_vocabulary(tokenizer, request.reading)).str, rule, request.reading)
     with contextlib.closing(run_parts(job, parts, done, request.workers or _cores())) as results:
         for number, rows in results:
             write_json(folder / f"{number:05}.json", {"shards": rows})
             done[number] = rows
     return [row for number in range(len(parts)) for row in done[number]]
+
+
+def _vocabulary(tokenizer: Tokenizer, reading: Reading) -> int:
+    """The number of tokens, with the markers of conversations."""
+    return with_markers(tokenizer).vocab if reading.chat else tokenizer.vocab
 
 
 def _cores() -> int:
@@ -283,15 +295,17 @@ def _manifest(request: Request, tokenizer: Tokenizer, rows: list[dict[str, Any]]
     }
     if empty := [split for split, count in counts.items() if not count["tokens"]]:
         raise InputError(f"the split {empty[0]!r} has no document: take another --validation, such as 1")
+    vocab = _vocabulary(tokenizer, request.reading)
     settings = {
         "name": request.tokenizer or f"{request.train_tokenizer}, trained on the source",
-        "vocab": tokenizer.vocab,
+        "vocab": vocab,
         "eos": tokenizer.eos,
         "bos": tokenizer.bos,
         "fingerprint": tokenizer.fingerprint,
         "files": {name: hash_file(request.output / name) for name in (*tokenizer.files, SETTINGS)},
     }
-    return {"tokenizer": settings, "dtype": dtype_of(tokenizer.vocab).str, "splits": counts, "shards": rows}
+    manifest = {"tokenizer": settings, "dtype": dtype_of(vocab).str, "splits": counts, "shards": rows}
+    return manifest | ({"chat": dataclasses.asdict(markers_of(tokenizer))} if request.reading.chat else {})
 
 
 def _reason(error: OSError) -> str:

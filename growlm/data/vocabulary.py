@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from growlm.data.chat import without_markers
 from growlm.data.documents import Reading, cut
 from growlm.data.holdout import Rule, runs
 from growlm.data.sources import Part
@@ -55,7 +56,8 @@ def sample(parts: Sequence[Part], reading: Reading, rule: Rule) -> Iterator[str]
 
 def _training_text(part: Part, reading: Reading, rule: Rule) -> Iterator[str]:
     texts = (run for document in part.documents(reading) for run in runs(document, rule))
-    return itertools.chain.from_iterable(pieces for split, pieces in texts if split == "train")
+    pieces = itertools.chain.from_iterable(pieces for split, pieces in texts if split == "train")
+    return map(without_markers, pieces) if reading.chat else pieces
 
 
 def _byte_level_bpe(vocab: int, texts: Iterable[str]) -> bytes:

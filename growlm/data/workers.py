@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from growlm.data.documents import PIECE_BYTES, Document, Reading
+from growlm.data.documents import PIECE_BYTES, Document, Reading, encoded
 from growlm.data.holdout import Rule, runs
+from growlm.data.markers import with_markers
 from growlm.data.shards import INDEX_DTYPE, INDEX_SUFFIX, TOKENS_SUFFIX, Shard
 from growlm.data.sources import Part, text_bytes
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
@@ -125,7 +126,8 @@ def _start(job: Job, stop: Event, read: Synchronized) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sets `stop`
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker[:] = [_Worker(job, load_tokenizer(job.output), stop, read)]
+    tokenizer = load_tokenizer(job.output)
+    _worker[:] = [_Worker(job, with_markers(tokenizer) if job.reading.chat else tokenizer, stop, read)]
 
 
 def _end_with_parent() -> None:
@@ -147,9 +149,9 @@ def _prepare_part(number: int, part: Part) -> Rows:
                 if text.split not in writers:
                     writer = _Writer(Path(job.output), f"{text.split}-{number:05}", text.split, np.dtype(job.dtype))
                     writers[text.split] = stack.enter_context(writer)
-                writers[text.split].add(ids, worker.tokenizer.eos if text.ends else None, len(text.text.encode()))
+                writers[text.split].add(ids, worker.tokenizer.eos if text.ends else None, len(encoded(text.text)))
             with worker.read.get_lock():
-                worker.read.value += sum(len(text.text.encode()) for text in texts)
+                worker.read.value += sum(len(encoded(text.text)) for text in texts)
         return [asdict(writers[split].finish()) for split in sorted(writers)]
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from growlm.data import batches, validation_batches
-from growlm.errors import DivergedError, StoppedError
+from growlm.errors import DivergedError, InputError, StoppedError
 from growlm.laws.compute import peak_flops
 from growlm.models import Params
 from growlm.state import TrainState
@@ -241,13 +241,22 @@ class Steps:
         losses: dict[str, float] = {}
         for name, params in trees.items():
             of_each = [
-                float(np.mean([float(evaluate(params, batch, self._provenance, progress)) for batch in source.batches]))
+                mean_loss(evaluate(params, batch, self._provenance, progress) for batch in source.batches)
                 for source in held_out
             ]
             losses[name] = sum(source.share * loss for source, loss in zip(held_out, of_each, strict=True))
             if len(held_out) > 1:
                 losses |= {f"{name}/{source.name}": loss for source, loss in zip(held_out, of_each, strict=True)}
         return losses
+
+
+def mean_loss(batches: Iterable[tuple[jax.Array, jax.Array]]) -> float:
+    """The validation loss from what `validation_loss` gives of each batch. Raises InputError if no token counts."""
+    losses, weights = zip(*((float(loss), float(weight)) for loss, weight in batches), strict=True)
+    if not any(weights):
+        rule = "a token that the objective counts, such as one of an answer"
+        raise InputError(f"the validation batches must have {rule}, got none")
+    return float(np.mean(losses)) / float(np.mean(weights))
 
 
 class Recorder:

@@ -23,7 +23,7 @@ from growlm.training.mesh import by_rows, replicated
 from growlm.training.optimizer import make_optimizer
 from growlm.training.sparsity import abstract_kept
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec, abstract_state, averaged, train_loss, train_step
+from growlm.training.step import StepSpec, abstract_state, averaged, train_step, validation_loss
 
 MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
 CACHE_BYTES = 2 * 10**9
@@ -68,8 +68,8 @@ def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[
     """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
 
     step(arrays, tokens, learning rate, provenance, progress, **more) -> (arrays, metrics); the arrays are donated.
-    evaluate(params, tokens, provenance, progress) -> loss of the whole model. progress is None without masks; `more`
-    are the teacher and the static masks, where there are any.
+    evaluate(params, tokens, provenance, progress) -> `validation_loss` of the whole model. progress is None without
+    masks; `more` are the teacher and the static masks, where there are any.
     """
     (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
     return compiled(step_key, step), compiled(evaluation_key, evaluation)
@@ -110,7 +110,7 @@ def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
 
 def _build_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
     state = abstract_state(spec.model, spec.optimizer, mesh)
-    evaluate = jax.jit(partial(train_loss, spec), out_shardings=replicated(mesh))
+    evaluate = jax.jit(partial(validation_loss, spec), out_shardings=replicated(mesh))
     tokens, _, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
         return evaluate.lower(state.params, tokens, provenance, progress).compile()

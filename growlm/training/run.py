@@ -131,6 +131,9 @@ def plan_run(
         _check_budget(stage)
         check_stage(stage, text)
         check_teacher(stage, teachers, text.trained.first)
+        if needs := stage.config.objective.row.needs:
+            for corpus in (*text.trained.corpora.values(), *text.validated.corpora.values()):
+                needs(stage.config.objective, corpus)
     evaluations = [stage.evaluation for stage in plan.stages]
     for number, evaluation in enumerate(evaluations):
         if evaluation not in evaluations[:number]:

@@ -68,7 +68,8 @@ class StepSpec:
     def for_evaluation(self) -> "StepSpec":
         """The static arguments of a loss alone, of the whole model."""
         forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
-        plain = {"objective": ObjectiveConfig(), "teacher": None, "sparsity": 0.0}
+        validated = self.objective if self.objective.row.validates else ObjectiveConfig()
+        plain = {"objective": validated, "teacher": None, "sparsity": 0.0}
         return dataclasses.replace(self, **forward, **plain, held_out=None, two_rates=False)
 
 
@@ -125,9 +126,18 @@ def _on_mesh(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def train_loss(spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any) -> jax.Array:
-    """The cross-entropy of the model or of its sub-model, under the masks of its growth."""
-    return _measured(spec, params, tokens_BS, provenance, progress)[0]
+def validation_loss(
+    spec: StepSpec, params: Params, tokens_BS: jax.Array, provenance: Any, progress: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The mean of cross-entropy times weight over the predicted tokens, under masks, and that of the weights.
+
+    The loss of several batches is the quotient of their sums.
+    """
+    weights_BT, share = None, jnp.ones((), jnp.float32)
+    if (weights := spec.objective.row.weights) is not None:
+        weights_BT = weights(spec.objective, tokens_BS).astype(jnp.float32)
+        share = weights_BT.mean()
+    return _measured(spec, params, tokens_BS, provenance, progress, weights_BT)[0], share
 
 
 def _measured(
