@@ -2,7 +2,9 @@
 
 import io
 import json
+import runpy
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,3 +124,20 @@ def test_the_tokens_that_count_are_those_of_every_mesh(corpus):
     config = ObjectiveConfig("answers")
     rows = [np.asarray(jax.jit(lambda row: answers(config, row))(row[None]))[0] for row in tokens]
     np.testing.assert_array_equal(np.asarray(answers(config, tokens)), rows)
+
+
+@pytest.mark.slow
+def test_the_experiment_makes_its_conversations_and_is_talked_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["instruct.py", str(tmp_path / "talks.jsonl")])
+    file = Path(__file__).parents[1] / "experiments/instruct.py"
+    runpy.run_path(str(file), run_name="__main__")
+    lines = (tmp_path / "talks.jsonl").read_text().splitlines()
+    parameters = {"prompt": "What are the parameters of textwrap.wrap?", "response": "(text, width=70, **kwargs)"}
+    assert json.dumps(parameters) in lines and len(lines) > 500
+    chat = [f"--source={tmp_path}/talks.jsonl", "--chat", "--tokenizer=bytes", "--workers=1"]
+    assert main(["prepare", *chat, f"--output={tmp_path}/talks"]) == 0
+    runs = [f"--workdir={tmp_path}/runs", f"--config.corpus={tmp_path}/talks"]
+    assert main(["sweep", f"--config={file}:tiny", *runs]) == 0
+    capsys.readouterr()
+    options = [f"--checkpoint={tmp_path}/runs/fresh", f"--prompt={parameters['prompt']}", "--max_tokens=5"]
+    assert main(["sample", *options]) == 0 and capsys.readouterr().out
