@@ -108,6 +108,24 @@ def test_gradients_of_the_grown_model_are_the_mapped_gradients(change, tied):
             np.testing.assert_allclose(mapped, own, atol=1e-12 * np.abs(own).max(), rtol=1e-10)
 
 
+def test_the_gradient_of_a_gain_that_absorbs_the_scale_of_padding_is_divided_by_that_scale():
+    """No gradient is claimed where coordinates are new; those of old coordinates follow the dual map all the same."""
+    target = dataclasses.replace(SMALL, embed=2 * SMALL.embed, norm_eps=SMALL.norm_eps / 2)
+    with jax.enable_x64(True):
+        params, tokens, zero = noisy(SMALL), jnp.asarray(TOKENS, jnp.int32), np.int64(0)
+        gradient = partial(gradient_of, tokens=tokens, dtype=jnp.float64)
+        optimizer = optax.scale_by_adam()
+        opt_state = optimizer.init(params)._replace(mu=gradient(SMALL, params))
+        state = TrainState(params, opt_state, zero, zero, zero, KEY)
+        after, report = grow_state(state, SMALL, target, optimizer, "zero", "map", norm="gain")
+        assert report["preserves_function"]
+        wanted = gradient(target, after.params)
+        for mapped, own in ((after.opt_state.mu, wanted), (after.opt_state.mu["blocks"], wanted["blocks"])):
+            for norm in {"final_norm", "attn_norm", "mlp_norm"} & set(mapped):
+                old = slice(SMALL.embed)
+                np.testing.assert_allclose(mapped[norm]["scale"][..., old], own[norm]["scale"][..., old], rtol=1e-9)
+
+
 def test_the_report_says_which_coordinates_are_copies_of_what_and_which_are_new():
     target = dataclasses.replace(SMALL, layers=3, mlp=13, heads=6)
     zero = np.int64(0)
