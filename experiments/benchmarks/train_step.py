@@ -43,11 +43,11 @@ So on a CPU compiled PyTorch is faster. The ratio to eager PyTorch depends on th
 products had 1.60 and 1.22 where this has 1.08 and 0.87, and commit 89d81f3 has 1.09 here too.
 
 What XLA's profiler says of the demo's step, on one core of that machine at commit 7685df1 (processor time, the
-smallest of several rounds in turns): 67 ms with remat full, 63 with dots, 106 with none. Of the 67, products are 48, most
-of them at 100 GFLOP/s, which is what the core does: one product for queries, keys and values would gain nothing. Only the
-gradients of keys and values, products over a transposed side, run at half of that. "full" computes 12 ms twice. "none"
-keeps 82 MB, which the allocator maps anew at every step: 52 of its ms are page faults. To keep gate, up and what attention
-gives takes 60 ms; that is no policy, for stored stages have "full" in their hash.
+smallest of several rounds in turns): 67 ms with remat full, 63 with dots, 106 with none. Of the 67, products are 48,
+most of them at 100 GFLOP/s, which is what the core does: one product for queries, keys and values would gain nothing.
+Only the gradients of keys and values, products over a transposed side, run at half of that. "full" computes 12 ms
+twice. "none" keeps 82 MB, which the allocator maps anew at every step: 52 of its ms are page faults. To keep gate, up
+and what attention gives takes 60 ms; that is no policy, for stored stages have "full" in their hash.
 
 On a GPU it needs a jax and a torch that both see it; products of float32 arrays run in TF32 on both sides.
 
