@@ -106,7 +106,7 @@ def test_it_starts_with_the_papers_scales_and_only_the_head_learns_at_first():
     assert np.std(params["embedding"]) == pytest.approx(0.02, rel=0.02)
     assert not any(np.any(leaf_at(params, path)) for path in ("blocks/attn/out", "blocks/mlp/down", "head"))
     small = init(UNTIED, jax.random.key(0))
-    loss, gradient = jax.value_and_grad(partial(next_token_loss, UNTIED))(small, random_tokens(UNTIED, 2, 17))
+    loss, gradient = jax.jit(jax.value_and_grad(partial(next_token_loss, UNTIED)))(small, random_tokens(UNTIED, 2, 17))
     assert float(loss) == pytest.approx(np.log(UNTIED.vocab), abs=1e-6)
     moved = {path for path in UNTIED.architecture.weights if np.any(leaf_at(gradient, path))}
     assert moved == {"head"}

@@ -58,9 +58,9 @@ def test_any_chunks_give_the_plain_divergence_and_its_gradients(rows, vocab, mos
         x_ND, head_DV = rng.standard_normal((rows, 3)), rng.standard_normal((3, vocab))
         target_N, weight_N = rng.integers(0, vocab, rows), rng.random(rows)
         teacher = Teacher(rng.standard_normal((rows, 5)), rng.standard_normal((5, vocab)), weight, cap, 1.7)
-        want = jax.value_and_grad(plain, argnums=(0, 1))(x_ND, head_DV, target_N, weight_N, teacher)
+        want = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(x_ND, head_DV, target_N, weight_N, teacher)
         ours = partial(cross_entropy, target_BT=target_N[None], cap=0.7, weight_BT=weight_N[None], teacher=teacher)
-        have = jax.value_and_grad(ours, argnums=(0, 1))(x_ND, head_DV)
+        have = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(x_ND, head_DV)
         np.testing.assert_allclose(ours(x_ND, head_DV), want[0], rtol=1e-11, atol=1e-12)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), have, want)
 
@@ -110,7 +110,7 @@ def test_weights_of_tokens_are_a_row_and_count_alike_in_every_microbatch(every_t
         return (counts_BT * each_BT).sum() / counts_BT.sum()
 
     params = growlm.init(MODEL, jax.random.key(0))
-    want, gradients = jax.value_and_grad(weighted)(params)
+    want, gradients = jax.jit(jax.value_and_grad(weighted))(params)
     optimizer = OptimizerConfig()
     for microbatches in (1, 4):
         spec = StepSpec(MODEL, optimizer, objective=every_third, microbatches=microbatches)
