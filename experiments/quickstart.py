@@ -34,7 +34,8 @@ from ml_collections import ConfigDict
 from growlm.errors import check_name
 from growlm.training.recipe import DEMO, Scale
 
-TOKENS = {"": 400_000, "tiny": 40_000}
+TOKENS = {"": 400_000, "tiny": 16_000}
+BATCHES = {"": 16, "tiny": 2}  # of validation text
 PROMPT = "def read_lines(path):\n    "
 
 
@@ -57,5 +58,5 @@ def get_config(variant: str = "") -> ConfigDict:
     title = "Quickstart: 2 layers grown to 8 by stacking, against 8 layers from scratch"
     config = scale.sweep(title, {"grown": grown}, {"average_size": average})
     # Losses of all runs are on the same text; the texts that the models write are in the report.
-    config.evaluation = {"every_tokens": tokens // 8, "batches": 16, "prompts": (PROMPT,)}
+    config.evaluation = {"every_tokens": tokens // 8, "batches": BATCHES[variant], "prompts": (PROMPT,)}
     return config

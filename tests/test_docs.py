@@ -210,15 +210,27 @@ def made_tiny(words: list[str]) -> list[str]:
     return tiny
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Folders that pages have trained, by the command without the folder's name."""
+    return {}
+
+
 @pytest.mark.slow
 @of_pages
-def test_commands_run(page, at_reader):
-    for words in commands(page):
+def test_commands_run(page, at_reader, trained):
+    for words in map(made_tiny, commands(page)):
         if any(part in word for word in words for part in NOT_RUN):
             continue
         if "--tasks" in " ".join(words):
             pytest.importorskip("lm_eval")
-        assert main(made_tiny(words)) == 0, words
+        workdir = Path(value(words, "--workdir") or "none").absolute()
+        asked = tuple(word for word in words if not word.startswith("--workdir="))
+        if asked in trained and not workdir.exists():
+            shutil.copytree(trained[asked], workdir)  # started again, the command has nothing left to train
+        assert main(words) == 0, words
+        if words[0] in ("sweep", "train") and "--list" not in words:
+            trained.setdefault(asked, workdir)
 
 
 @pytest.mark.slow
