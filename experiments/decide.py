@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from growlm.errors import check_name
 
 SHARE = {"": 1.0, "tiny": 0.02}
+BATCHES = {"": 16, "tiny": 2}  # of validation text
 LAW = {"a": 674.0, "b": -0.2068}  # nats a byte and FLOPs
 
 
@@ -39,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.corpus = "stdlib"
     config.remat = "full"
     config.budget_flops = 6.0e12 * share
-    config.evaluation = {"every_tokens": int(100_000 * share), "batches": 16}
+    config.evaluation = {"every_tokens": int(100_000 * share), "batches": BATCHES[variant]}
     config.checkpoint = {"every_tokens": int(100_000 * share), "max_to_keep": 2}
     config.stages = (
         {

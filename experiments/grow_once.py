@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from growlm.errors import check_name
 
 SHARE = {"": 1.0, "tiny": 0.02}
+BATCHES = {"": 16, "tiny": 2}  # of validation text
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.corpus = "stdlib"  # the Python standard library of this interpreter, or the path of any text
     config.remat = "full"  # on XLA's CPU backend computing twice is faster than storing
-    config.evaluation = {"every_tokens": int(100_000 * share), "batches": 16}
+    config.evaluation = {"every_tokens": int(100_000 * share), "batches": BATCHES[variant]}
     config.checkpoint = {"every_tokens": int(100_000 * share), "max_to_keep": 2}
     config.stages = (
         {
