@@ -172,10 +172,11 @@ def test_token_losses_in_any_chunks(monkeypatch, most):
     logits_NV = np.asarray(x_ND @ head_DV, np.float64)
     target_N = rng.integers(0, 50, 11)
     target_N[::2] = logits_NV[::2].argmax(axis=1)
-    losses, first = token_losses(x_ND, head_DV, jnp.asarray(target_N))
+    losses, ranks = token_losses(x_ND, head_DV, jnp.asarray(target_N))
     expected = np.log(np.exp(logits_NV).sum(axis=1)) - logits_NV[np.arange(11), target_N]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    assert first.tolist() == (logits_NV.argmax(axis=1) == target_N).tolist()
+    assert ranks.tolist() == [int((row > row[target]).sum()) for row, target in zip(logits_NV, target_N, strict=True)]
+    assert set(ranks[::2].tolist()) == {0} != set(ranks[1::2].tolist())
 
 
 def test_bfloat16_is_near(model):

@@ -70,6 +70,8 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
     if last.growth is None or last.growth.probe is None:
         got = last.growth and last.growth.operator
         raise must_be(f"stages[{len(config.stages) - 1}].growth.operator", f"{PROBE!r} for growlm probe", got)
+    if last.choice:
+        raise must_be(f"stages[{len(config.stages) - 1}].choice", "unset for growlm probe", last.choice.scorer)
     saved = find_saved(checkpoint, step)
     if saved.stage is None:
         raise InputError(f"checkpoint must be a folder of growlm train or of a sweep's run, got {checkpoint}")

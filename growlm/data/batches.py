@@ -19,11 +19,15 @@ from growlm.errors import check_range, must_be
 
 
 class Portion(NamedTuple):
-    """Tokens of one source of a mixture: its part of the examples, and how many of its own were given before."""
+    """Tokens of one source of a mixture: its part of the examples, and how many of its own were given before.
+
+    chosen: the numbers of the windows that its examples are; None: all are.
+    """
 
     tokens: np.ndarray | ShardedTokens
     part: int
     given: int = 0
+    chosen: np.ndarray | None = None
 
 
 def batches(
@@ -64,7 +68,7 @@ def batches(
     process, processes = _check_shard(batch, shard)
     portions = [Portion(tokens, 1)] if isinstance(tokens, np.ndarray | ShardedTokens) else tokens
     streams = [
-        grain.MapDataset.source(_Windows(one.tokens, length, at_least=1))
+        grain.MapDataset.source(_Windows(one.tokens, length, at_least=1, chosen=one.chosen))
         .shuffle(seed=_spread(seed))
         .repeat()[one.given :]
         for one in portions
@@ -108,6 +112,25 @@ def validation_batches(
     return np.stack([_stack([windows[i] for i in chosen_B]) for chosen_B in chosen_CB])
 
 
+def next_windows(tokens: np.ndarray | ShardedTokens, *, seed: int, length: int, start: int, count: int) -> np.ndarray:
+    """The windows that `batches` gives from example `start` of a lone source on, int64[count], none of them twice.
+
+    After the last one of the epoch come its first ones. Raises InputError where the tokens hold fewer.
+    """
+    import grain
+
+    windows = len(_Windows(tokens, length, at_least=count))
+    order = grain.MapDataset.range(windows).shuffle(seed=_spread(seed)).repeat()
+    epoch = start // windows * windows
+    return np.array([order[epoch + (start + i) % windows] for i in range(count)], np.int64)
+
+
+def read_windows(tokens: np.ndarray | ShardedTokens, length: int, windows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The tokens of windows of length + 1 by their numbers, int32[windows, length + 1]."""
+    source = _Windows(tokens, length, at_least=1)
+    return _stack([source[int(window)] for window in windows])
+
+
 def counts(parts: Sequence[int], examples: int) -> list[int]:
     """How many of the first examples of a mixture are of each source, int[sources].
 
@@ -137,19 +160,22 @@ class _Interleaved:
 
 
 class _Windows:
-    """The windows of length + 1 tokens, back to back; the few tokens left over at the end are not used."""
+    """The windows of length + 1 tokens, back to back, or those chosen; the few tokens left over are not used."""
 
-    def __init__(self, tokens: np.ndarray | ShardedTokens, length: int, at_least: int):
+    def __init__(
+        self, tokens: np.ndarray | ShardedTokens, length: int, at_least: int, chosen: np.ndarray | None = None
+    ):
         check_range("length", length, low=1)
-        self._tokens, self._width = tokens, length + 1
+        self._tokens, self._width, self._chosen = tokens, length + 1, chosen
         if len(self) < at_least:
             needed = f"{at_least} x {self._width} = {at_least * self._width}" if at_least > 1 else str(self._width)
             raise must_be("the split", f"of {needed} tokens at least", len(tokens))
 
     def __len__(self) -> int:
-        return len(self._tokens) // self._width
+        return len(self._tokens) // self._width if self._chosen is None else len(self._chosen)
 
     def __getitem__(self, i: int) -> np.ndarray:
+        i = i if self._chosen is None else int(self._chosen[i])
         return self._tokens[i * self._width : (i + 1) * self._width]
 
 

@@ -3,9 +3,11 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from growlm.data.batches import Portion, counts
 from growlm.data.corpus import Corpus
@@ -84,10 +86,12 @@ class Mixture:
     """Corpora by name, and what part of the examples each gives: whole numbers without a common divisor.
 
     The order of both is that of the fingerprints, so that neither names nor their order matter to what is trained.
+    chosen: the windows of each, by fingerprint, that alone are examples, at one length; empty: all are.
     """
 
     corpora: dict[str, Corpus]
     parts: dict[str, int]
+    chosen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -106,9 +110,15 @@ class Mixture:
         return self.parts[name] / sum(self.parts.values())
 
     def portions(self, given: Mapping[str, int]) -> list[Portion]:
-        """The training tokens for `batches`, each from the example on that `given` says, by fingerprint."""
+        """The training tokens for `batches`, each from the example on that `given` says, by fingerprint.
+
+        Of windows that were chosen, none was given before.
+        """
+        given = {} if self.chosen else given
         return [
-            Portion(corpus.train, self.parts[name], given.get(corpus.fingerprint, 0))
+            Portion(
+                corpus.train, self.parts[name], given.get(corpus.fingerprint, 0), self.chosen.get(corpus.fingerprint)
+            )
             for name, corpus in self.corpora.items()
         ]
 

@@ -283,8 +283,8 @@ def _token_scores(
     """The loss of the target at each position, and whether it is the first choice."""
     x_BKD, head_DV = states_at(forward, weights, tokens_BT, position_BK)
     cap = forward.config.architecture.logit_cap(forward.config)
-    results = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1), cap)
-    return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in results)
+    loss_N, rank_N = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1), cap)
+    return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in (loss_N, rank_N == 0))
 
 
 def states_at(

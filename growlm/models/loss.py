@@ -69,7 +69,10 @@ def cross_entropy(
 def token_losses(
     x_ND: jax.Array, head_DV: jax.Array, target_N: jax.Array, cap: float | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of every row, float32[N] (or 64) in nats, and whether its target has the largest logit, bool[N]."""
+    """Cross-entropy of every row, float32[N] (or 64) in nats, and the rank of its target, int32[N].
+
+    The rank is the number of larger logits: 0 for the first choice, and less than k among the top k.
+    """
     axes = _axes(x_ND, head_DV)
     rows = PartitionSpec(axes.rows)
     each = partial(_token_losses, CHUNK, cap, axes)
@@ -145,8 +148,8 @@ def _token_losses(
 
     def step(_, rows):
         x_CD, target_C = rows
-        loss_C, top_C, _ = _chunk(cap, axes, x_CD, target_C, head_DW)
-        return (), (loss_C, top_C)
+        loss_C, rank_C, _ = _chunk(cap, axes, x_CD, target_C, head_DW)
+        return (), (loss_C, rank_C)
 
     return _fold(step, (), (x_nD, target_n), most // head_DW.shape[1])[1]
 
@@ -221,7 +224,7 @@ def _chunk(
     head_DW: jax.Array,
     teacher: Teacher | None = None,
 ) -> tuple[jax.Array, ...]:
-    """The loss of every row, whether its target has the largest logit, and the gradient by logits before the cap."""
+    """The loss of every row, the number of logits above its target's, and the gradient by logits before the cap."""
     logits_CW = logits(x_CD, head_DW, cap)
     part = head_DW.shape[1]
     target_C = target_C - axis_index(axes.vocab) * part if axes.vocab else target_C
@@ -232,6 +235,7 @@ def _chunk(
     sums = exp_CW.sum(axis=1), jnp.where(here_C, own_logit_C, 0), here_C.astype(exp_CW.dtype)
     sum_C, target_logit_C, found_C = psum(sums, axes.vocab)
     target_logit_C = target_logit_C / found_C  # NaN for a target outside of the vocabulary
+    rank_C = psum((~(logits_CW <= target_logit_C[:, None])).sum(axis=1, dtype=jnp.int32), axes.vocab)  # NaN: all are
     loss_C = jnp.log(sum_C) + top_C - target_logit_C
     gradient_CW = exp_CW / sum_C[:, None] - (target_C[:, None] == jnp.arange(part))
     if teacher is not None:  # the gradient of the divergence is softmax minus the teacher's
@@ -243,7 +247,7 @@ def _chunk(
         gradient_CW = (1 - teacher.weight) * gradient_CW + teacher.weight * soft_gradient_CW
     if cap is not None:
         gradient_CW = gradient_CW * (1 - jnp.square(logits_CW / cap))  # the derivative of c tanh(x / c)
-    return loss_C, target_logit_C >= top_C, gradient_CW
+    return loss_C, rank_C, gradient_CW
 
 
 def _softmax(logits_CW: jax.Array, axes: _Axes) -> tuple[jax.Array, jax.Array]:

@@ -118,6 +118,10 @@ def _of_run(run: RunConfig) -> dict[str, Any]:
         own["evaluation"] = stage.judged_on
         if stage.config.objective.teacher_fingerprint:
             own["objective"] |= {"teacher": None, "teacher_model": None}  # it may lie elsewhere
+        if choice := stage.config.choice:
+            own["choice"]["tokens"] = choice.tokens or stage.config.tokens
+            if choice.scorer_fingerprint:
+                own["choice"] |= {"scorer": None, "scorer_model": None}
         if stage.asked:
             own["growth"] = plain(stage.asked.resolved)
     return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}

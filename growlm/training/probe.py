@@ -59,7 +59,7 @@ def probe(
     finite = {name: one["val_loss"][-1] for name, one in candidates.items() if one["val_loss"][-1] is not None}
     if not finite:
         raise DivergedError(f"no candidate of the probe has a finite validation loss after {steps} steps")
-    spent = stage.parent.cost_at(stage.parent.last_step)
+    spent = stage.scored(stage.parent.cost_at(stage.parent.last_step))
     return {
         "chosen": min(finite, key=lambda name: (finite[name], name)),
         "steps": steps,

@@ -101,10 +101,11 @@ class Scale:
           operator: of the last growth; its `options` stand in `rest`.
           peak_lr: of the large model; by default the scale's.
           spent: tokens of the large model that the growth itself takes.
-          rest: as in `stage`. The forward passes of the stage before, where it is the teacher, are of the budget.
+          rest: as in `stage`. The forward passes of the stage before are of the budget, where it is the teacher or
+            chooses the windows, whose tokens `choice` then says.
         """
         growth = {"operator": operator, "options": rest.pop("options", {}), "optimizer_state": "reset"}
-        left = self.tokens - spent - sum(map(self._cost, before))
+        left = self.tokens - spent - sum(map(self._cost, before)) - self._scored(before[-1], rest.get("choice"))
         tokens = left - self._taught(before[-1], left, rest.get("objective", {}))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}
 
@@ -226,8 +227,18 @@ class Scale:
         """What the stage before costs as a teacher of the last one, in tokens of the large model."""
         if objective.get("teacher") != PARENT:
             return 0
-        share = _parameters(before["model"], before.get("sparsity", 0.0)) / _parameters(self.model()) / 3
+        share = self._forward(before)
         return round(share * min(objective.get("weight_tokens") or left, left / (1 + share)))
+
+    def _scored(self, before: Stage, choice: Mapping[str, Any] | None) -> int:
+        """What the stage before costs where it chooses the windows of the last one, in tokens of the large model."""
+        if not choice or choice["scorer"] != PARENT:
+            return 0
+        return round(self._forward(before) * choice["tokens"] / choice["keep"])
+
+    def _forward(self, stage: Stage) -> float:
+        """What a token costs in the forward pass of a stage's model, in tokens of the large model."""
+        return _parameters(stage["model"], stage.get("sparsity", 0.0)) / _parameters(self.model()) / 3
 
     def _average(self, stages: Sequence[Stage]) -> dict[str, Any]:
         """The model nearest to the average size of the stages, of those between the first one's and the last one's."""

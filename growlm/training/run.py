@@ -19,6 +19,7 @@ from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
+from growlm.training.chosen import CHOICE_FILE, chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.decisions import DECISION_FILE, END, GROWTH, Criterion, Decisions, read_decisions, write_decision
@@ -37,7 +38,7 @@ from growlm.training.sparsity import emptied
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
-from growlm.training.teachers import Teachers, check_teacher, find_teachers, read_teacher
+from growlm.training.teachers import Teachers, check_teachers, find_teachers, read_teacher
 from growlm.training.texts import Load, Text, check_text, corpus_cache, load_texts, repeats
 
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
@@ -130,7 +131,7 @@ def plan_run(
             stage.config.grow_when.check()
         _check_budget(stage)
         check_stage(stage, text)
-        check_teacher(stage, teachers, text.trained.first)
+        check_teachers(stage, teachers, text.trained.first)
         if needs := stage.config.objective.row.needs:
             for corpus in (*text.trained.corpora.values(), *text.validated.corpora.values()):
                 needs(stage.config.objective, corpus)
@@ -257,6 +258,9 @@ def train_run(
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = broadcast(max(own, default=-1)), None
                     teacher = read_teacher(stage, plan.teachers, mesh, store, max(newest, stage.first_step))
+                    if max(newest, stage.first_step) < stage.last_step:
+                        where = {"mesh": mesh, "store": store, "folder": stage_folder}
+                        text = chosen_text(stage, text, plan.teachers, say=display.say, **where)
                     if newest >= 0:
                         display.say(f"goes on from step {newest:,}")
                         like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
@@ -432,7 +436,7 @@ def _publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
     for stage in stages:
         stage_folder = records / stage.stage_hash
         merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
-        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE)}
+        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE, CHOICE_FILE)}
         copies[INIT_FROM_FILE] = INIT_FROM_FILE
         for name, copy in copies.items():
             if (stage_folder / name).exists():

@@ -10,6 +10,7 @@ from growlm.errors import InputError, check_name, check_range, must_be, unknown
 from growlm.growth import OPTIMIZER_STATES, PRESETS, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.checkpoint import CheckpointConfig
+from growlm.training.choice import ChoiceConfig
 from growlm.training.criteria import GrowWhen
 from growlm.training.mesh import MeshConfig
 from growlm.training.objectives import PARENT, ObjectiveConfig
@@ -172,6 +173,7 @@ class StageConfig:
         the first k, 2k, ... layers, drawn at random, of which it trains the last k and what is above them, the first
         with the embedding. 0: every step is of the whole model.
       objective: what is trained on.
+      choice: how the windows of text are chosen that it is trained on; None: all are.
       sparsity: the share of the matrices of blocks that is zero under a static mask (SPDF, arXiv 2303.10464); after a
         growth at most that of the stage before.
       microbatches: parts in which a batch is worked on, one after the other, for less memory.
@@ -191,6 +193,7 @@ class StageConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     growth: GrowthConfig | None = None
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    choice: ChoiceConfig | None = None
     grow_when: GrowWhen | None = None
     frozen_layers: int = 0
     submodel_layers: int = 0
@@ -224,6 +227,9 @@ class StageConfig:
         if self.submodel_layers and self.frozen_layers:
             raise must_be("stage.frozen_layers", "0 where sub-models freeze what is below them", self.frozen_layers)
         check_sparsity(self.model, self.sparsity)
+        if self.choice and 0 < self.choice.tokens < self.batch * self.length:
+            least = f"at least one batch, {self.batch} x {self.length} = {self.batch * self.length}, or 0"
+            raise must_be("choice.tokens", least, self.choice.tokens)
         by_slices = [name for name in self.optimizer.learning_rates if name in SLICES]
         if by_slices and self.growth is None:
             raise must_be("optimizer.learning_rates", "without 'new' and 'old' in a stage without growth", by_slices[0])
@@ -296,9 +302,13 @@ class RunConfig:
             if number and stage.sparsity and (stage.sparsity > before.sparsity or stage.model != before.model):
                 most = before.sparsity if stage.model == before.model else 0.0
                 raise must_be(f"stages[{number}].sparsity", f"<= {most:g}, of what is masked", stage.sparsity)
-            if stage.objective.teacher == PARENT and not (number and self.stages[number - 1].tokens):
-                rule = f"a checkpoint where no stage before it was trained, and not {PARENT!r}"
-                raise must_be(f"stages[{number}].objective.teacher", rule, PARENT)
+            read = {"objective.teacher": stage.objective.teacher, "choice.scorer": stage.choice and stage.choice.scorer}
+            for name, place in read.items():
+                if place == PARENT and not (number and self.stages[number - 1].tokens):
+                    rule = f"a checkpoint where no stage before it was trained, and not {PARENT!r}"
+                    raise must_be(f"stages[{number}].{name}", rule, PARENT)
+            if stage.choice and not (stage.choice.tokens or stage.tokens):
+                raise must_be(f"stages[{number}].choice.tokens", "> 0 where the stage does not say its tokens", 0)
             if stage.grow_when and number == last:
                 raise must_be(f"stages[{number}].grow_when", "unset where no stage follows", stage.grow_when.rule)
             if stage.grow_when and not (stage.evaluation or self.evaluation).every_tokens:
@@ -319,7 +329,7 @@ class RunConfig:
         if len(self.stages) != 1:
             raise must_be("stages", f"one, the target of system {self.system!r}", len(self.stages))
         stage = self.stages[0]
-        for name in ("init_from", "frozen_layers", "submodel_layers", "sparsity"):
+        for name in ("init_from", "frozen_layers", "submodel_layers", "sparsity", "choice"):
             if getattr(stage, name):
                 raise must_be(f"stages[0].{name}", f"unset with system {self.system!r}", getattr(stage, name))
         if self.budget_flops:

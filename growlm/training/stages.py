@@ -185,8 +185,10 @@ class Stage:
 
     @property
     def _same_text(self) -> bool:
-        """Whether it goes on with the mixture of the stage before."""
-        return self.parent is not None and self.parent.text.trained == self.text.trained
+        """Whether it goes on with the mixture of the stage before, of which both have all windows."""
+        if self.parent is None or self.config.choice or self.parent.config.choice:
+            return False
+        return self.parent.text.trained == self.text.trained
 
     @cached_property
     def text_start(self) -> int:
@@ -217,6 +219,14 @@ class Stage:
         return before
 
     @cached_property
+    def windows(self) -> dict[str, tuple[int, int]]:
+        """How many windows of each corpus are chosen, and of how many, by fingerprint; empty without a choice."""
+        if (choice := self.config.choice) is None:
+            return {}
+        chosen = given_by(self.text.trained, -(-(choice.tokens or self.config.tokens) // self.config.length))
+        return {corpus: (max(count, 1), choice.scored(max(count, 1))) for corpus, count in chosen.items()}
+
+    @cached_property
     def first_tokens(self) -> int:
         """Tokens seen where the stage begins."""
         return self.parent.tokens_at(self.parent.last_step) if self.parent else 0
@@ -236,17 +246,17 @@ class Stage:
 
     @cached_property
     def first_cost(self) -> Cost:
-        """The cost where the stage begins, with learning the maps of its growth and trying all candidates of a probe.
+        """The cost where the stage begins, with scoring windows, learning maps and trying all candidates of a probe.
 
         Maps of the chosen candidate are not billed again: the probe has learned them.
         """
+        cost = self.scored(self.parent.cost_at(self.parent.last_step) if self.parent else Cost())
         if not self.parent:
-            return Cost()
+            return cost
         probe = self.probe.probe if self.probe else None
         tried = [*self.candidates.values()] or [self]
         steps = sum(one.growth.learner.steps if one.growth.learner else 0 for one in tried)
         steps += probe.steps * len(tried) if probe else 0
-        cost = self.parent.cost_at(self.parent.last_step)
         tokens, config = steps * self.batch_tokens, self.config
         cost = cost.plus(config.model, tokens, config.length, sparsity=config.sparsity)
         return self.taught(cost, probe.steps, len(tried)) if probe else cost
@@ -255,9 +265,20 @@ class Stage:
         """The cost with the forward passes of the teacher in the stage's first steps, so many times."""
         if self.teacher_model is None:
             return cost
-        taught = self.config.objective.taught_steps(steps, self.batch_tokens)
-        sparsity = self.parent.config.sparsity if self.config.objective.teacher == PARENT and self.parent else 0.0
-        return cost.forward(self.teacher_model, times * taught * self.batch_tokens, self.config.length, sparsity)
+        objective = self.config.objective
+        tokens = times * objective.taught_steps(steps, self.batch_tokens) * self.batch_tokens
+        return cost.forward(self.teacher_model, tokens, self.config.length, self._sparsity_of(objective.teacher))
+
+    def scored(self, cost: Cost) -> Cost:
+        """The cost with the forward passes by which the stage's windows are scored."""
+        if self.scorer_model is None:
+            return cost
+        tokens = sum(scored for _, scored in self.windows.values()) * self.config.length
+        return cost.forward(self.scorer_model, tokens, self.config.length, self._sparsity_of(self.config.choice.scorer))
+
+    def _sparsity_of(self, named: str | None) -> float:
+        """That of a model which the stage only reads."""
+        return self.parent.config.sparsity if named == PARENT and self.parent else 0.0
 
     def kept(self, mesh: Mesh) -> Params | None:
         """The masks of a sparse stage, see `sparsity`; None where it is dense."""
@@ -267,8 +288,16 @@ class Stage:
     @property
     def teacher_model(self) -> DecoderConfig | None:
         """The shape of the teacher of the stage's objective, if it has one."""
-        objective = self.config.objective
-        return self.parent.config.model if objective.teacher == PARENT and self.parent else objective.teacher_model
+        return self._read_model(self.config.objective.teacher, self.config.objective.teacher_model)
+
+    @property
+    def scorer_model(self) -> DecoderConfig | None:
+        """The shape of the model by which its windows are chosen, if they are."""
+        choice = self.config.choice
+        return choice and self._read_model(choice.scorer, choice.scorer_model)
+
+    def _read_model(self, named: str | None, model: DecoderConfig | None) -> DecoderConfig | None:
+        return self.parent.config.model if named == PARENT and self.parent else model
 
     def teacher_weight_at(self, step: int) -> float:
         """The weight of the teacher in the loss of the update that leads to `step`; 0 where it does not run."""
@@ -367,10 +396,10 @@ class Stage:
         """All that determines the stage's result, but for the point at which it stops, as plain JSON.
 
         - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
-          changes no hash; not tokens and evaluation, and of a corpus, init_from and a teacher the fingerprint and not
-          the place;
-        - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, and
-          the validation by which something is decided;
+          changes no hash; not tokens and evaluation, and of a corpus, init_from, a teacher and a scorer the fingerprint
+          and not the place;
+        - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, the
+          tokens that chosen windows cover, and the validation by which something is decided;
         - the run's seed, dtype, remat and document_mask, and the fingerprint of the text;
         - the hash of the stage before, and the step at which this run left it.
         """
@@ -381,6 +410,10 @@ class Stage:
             own.pop(name, None)
         if config.objective.place:
             own["objective"] = {k: v for k, v in own["objective"].items() if k not in ("teacher", "teacher_model")}
+        if choice := config.choice:
+            place = ("scorer", "scorer_model") if choice.place else ()
+            own["choice"] = {k: v for k, v in own["choice"].items() if k not in place}
+            own["choice"]["tokens"] = choice.tokens or config.tokens
         operators = {one.config.growth.resolved.operator for one in [*self.candidates.values()] or [self] if growth}
         if source := ",".join(sorted(filter(None, map(source_of, operators)))):
             own["growth"] = own["growth"] | {"source": source}

@@ -67,6 +67,16 @@ def check_text(stage: Stage, text: Text) -> None:
             if (size := len(getattr(corpus, split))) < rows * (length + 1):
                 needed = f"{rows} x (length + 1) = {rows * (length + 1)} {split} tokens"
                 raise InputError(f"stages[{number}] needs {needed}: {corpus.name!r} has {size}")
+    for name, corpus in text.trained.corpora.items():
+        most, (_, scored) = (
+            len(corpus.train) // (stage.config.length + 1),
+            stage.windows.get(corpus.fingerprint, (0, 0)),
+        )
+        if scored > most:
+            raise InputError(
+                f"stages[{number}].choice must score at most the {most:,} windows of {name!r}, got {scored:,}: "
+                "let keep be more, or choice.tokens less"
+            )
     begin, end = (stage.given_at(step) for step in (stage.first_step, stage.last_step))
     for name, corpus in text.trained.corpora.items():
         if stage.steps and end[corpus.fingerprint] == begin.get(corpus.fingerprint):
