@@ -229,6 +229,8 @@ def test_checkpoints_of_a_table_are_runs_by_size(tmp_path, capsys):
     (tmp_path / "short.csv").write_text("flops,loss\n1e18,3\n")
     assert main(["fit", "--law=scaling", f"--runs={tmp_path / 'short.csv'}", "--checkpoints=0.1"]) == 2
     assert "must have params in every row, got flops, loss" in capsys.readouterr().err
+    assert main(["fit", "--law=kaplan", f"--runs={tmp_path / 'short.csv'}"]) == 2
+    assert "must have params in every row, got flops, loss" in capsys.readouterr().err
 
 
 def test_too_few_runs_for_any_scaling_law_say_how_many_more(tmp_path, capsys):

@@ -142,7 +142,7 @@ def test_the_command_fits_a_table_beside_the_published_constants(tmp_path, capsy
     write_table(tmp_path / "runs.csv", ["flops", "loss"])
     assert main(["fit", "--law=kaplan", f"--runs={tmp_path / 'runs.csv'}"]) == 2
     error = capsys.readouterr().err
-    assert "runs: no params and no tokens" in error and error.count("\n") == 1
+    assert "runs.csv must have params in every row, got flops, loss" in error and error.count("\n") == 1
 
 
 def test_runs_of_too_few_sizes_are_one_line(tmp_path, capsys):

@@ -188,6 +188,7 @@ def test_json_of_families_and_of_rows_is_read(tmp_path, capsys):
         ),
         ("a.csv", "family,flops,loss\nx,1\n", [], "must have loss in every row"),
         ("a.csv", "family,flops,loss\nx,1,two\n", [], "loss in row 1 of "),
+        ("a.csv", "family,flops,loss\nx,1,2\nx,0,2\n", [], "a.csv must be a positive number, got '0'"),
         ("a.csv", "family,flops,loss\n", [], "must have rows, got none"),
         ("a.csv", "family,flops,loss\nx,1,2\n", [], "must have two families, got x"),
         ("a.csv", "family,flops,loss\nx,1,2\n", ["--families=x,y"], "must be one of x, got 'y'"),

@@ -191,4 +191,4 @@ def test_fewer_cells_than_a_valley_needs_are_one_line(tmp_path, capsys):
     assert main(["fit", "--law=timing", f"--runs={tmp_path / 'cells.csv'}"]) == 2
     assert "must have tokens in every row, got params, flops, share, loss" in capsys.readouterr().err
     assert main(["fit", "--law=factor", f"--runs={tmp_path / 'cells.csv'}"]) == 2
-    assert "cells.csv" in capsys.readouterr().err
+    assert "cells.csv must be a folder, got a file" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def fit_kaplan(
         InputError: no runs, a table that lacks a column, or no family with enough points (says how many more).
     """
     missing, fitted = [], 0
-    for points in read_points(source, log, column or {}, checkpoints):
+    for points in read_points(source, log, column or {}, checkpoints, ("params", "tokens")):
         lacking = [name for name in ("params", "tokens") if getattr(points, name) is None]
         if lacking:
             missing.append(f"{points.name}: no {' and no '.join(lacking)}")

@@ -1,6 +1,6 @@
 """Losses as the scaling laws take them, by family, of runs or of a table; final ones, or all along a run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,11 @@ class Points:
 
 
 def read_points(
-    source: Path, log: Callable[[str], None], column: Mapping[str, str], checkpoints: float | None = None
+    source: Path,
+    log: Callable[[str], None],
+    column: Mapping[str, str],
+    checkpoints: float | None = None,
+    need: Sequence[str] = (),
 ) -> list[Points]:
     """The points of a folder of runs, or of a table.
 
@@ -47,6 +51,7 @@ def read_points(
         column: what the table calls a column, where that is another name.
         checkpoints: takes every loss that was measured after this share of a run's tokens, and not the last alone. The
             rows of a table with one size and batch are then one run.
+        need: columns beside flops and loss that a table must have.
 
     Raises:
         InputError: no runs, a table that lacks a column, or a share that is not from 0 to 1.
@@ -55,7 +60,9 @@ def read_points(
         check_range("checkpoints", checkpoints, low=0, high=1, high_allowed=False)
     if source.is_dir():
         return _of_runs(source, log, checkpoints)
-    need = ("flops", "loss") if checkpoints is None else ("flops", "loss", "params", "tokens")
+    if checkpoints is not None:
+        need = (*need, "params", "tokens")
+    need = tuple(dict.fromkeys(("flops", "loss", *need)))
     table = read_table(source, need, column, tuple(key for key in (FAMILY, *OPTIONAL) if key not in need))
     names = table.pop(FAMILY, np.full(len(table["loss"]), source.stem))
     families = []

@@ -131,6 +131,11 @@ class Group:
         return [(f"{n}, {seed}" if several else n, run) for n in self.first.runs for seed, run in self.each(n).items()]
 
 
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder} must be a folder, got a file" if folder.exists() else f"no such folder: {folder}")
+
+
 def study_folders(folder: Path) -> list[Path]:
     """The folder itself if it holds a sweep or a run, else the folders in it that do.
 
@@ -141,8 +146,7 @@ def study_folders(folder: Path) -> list[Path]:
     def is_study(path: Path) -> bool:
         return any((path / name).is_file() for name in ("sweep.json", "metrics.jsonl"))
 
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
+    _check_folder(folder)
     found = [folder] if is_study(folder) else sorted(filter(is_study, folder.iterdir()))
     if not found:
         raise InputError(f"{folder} must be a run or a sweep, or a folder that holds some, got one without runs")
@@ -180,8 +184,7 @@ def read(folder: str | Path) -> Study:
         InputError: no such folder, neither kind of folder, a broken file, or no run with any metrics.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
+    _check_folder(folder)
     study = _read(folder)
     _check_metrics(folder, [study])
     return study

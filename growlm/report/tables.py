@@ -12,6 +12,7 @@ import numpy as np
 from growlm.errors import InputError, must_be, unknown
 
 FAMILY = "family"  # the one column of names
+SEED = "seed"  # the one column of numbers that may be zero
 
 
 def read_table(
@@ -29,7 +30,8 @@ def read_table(
         float64[rows] by column; of `family` text.
 
     Raises:
-        InputError: no such file, a file of another kind, without rows or without a column, or what is no number.
+        InputError: no such file, a file of another kind, without rows or without a column, or what is no
+          positive number.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -47,7 +49,10 @@ def read_table(
             has = ", ".join(map(str, dict.fromkeys(key for row in rows for key in row if key is not None)))
             raise InputError(f"{path} must have {name} in every row, got {has} (--column.{column}=NAME names another)")
         values = [row[name] for row in rows]
-        found[column] = np.array([str(value) for value in values] if column == FAMILY else _numbers(path, name, values))
+        if column == FAMILY:
+            found[column] = np.array([str(value) for value in values])
+        else:
+            found[column] = np.array(_numbers(path, name, values, low=-math.inf if column == SEED else 0))
     return found
 
 
@@ -62,13 +67,13 @@ def _json_rows(value: Any, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _numbers(path: Path, name: str, values: Sequence[Any]) -> list[float]:
+def _numbers(path: Path, name: str, values: Sequence[Any], low: float) -> list[float]:
     numbers = []
     for row, value in enumerate(values, start=1):
         try:
             numbers.append(float(value))
         except (TypeError, ValueError):
             numbers.append(math.nan)
-        if not math.isfinite(numbers[-1]):
-            raise must_be(f"{name} in row {row} of {path}", "a finite number", value)
+        if not low < numbers[-1] < math.inf:
+            raise must_be(f"{name} in row {row} of {path}", f"a {'positive' if low == 0 else 'finite'} number", value)
     return numbers

@@ -14,7 +14,7 @@ from growlm.report.figures import Figure
 from growlm.report.fit import SLICES, GrowthFit, fit_growth, grown_once, law_text, slices_text
 from growlm.report.law_figures import answers_figure, law_figure, parabola_figure
 from growlm.report.outcomes import Outcome, finished
-from growlm.report.tables import FAMILY, read_table
+from growlm.report.tables import FAMILY, SEED, read_table
 
 Log = Callable[[str], None]
 
@@ -148,9 +148,9 @@ def _ends(values: np.ndarray | None) -> str:
 
 
 def _families(path: Path, columns: Mapping[str, str], how: Mapping[str, int]) -> list[SharesFit]:
-    table = read_table(path, ("params", "flops", "tokens", "share", "loss"), columns, (FAMILY, "seed"))
+    table = read_table(path, ("params", "flops", "tokens", "share", "loss"), columns, (FAMILY, SEED))
     count = len(table["loss"])
-    names, seeds = table.pop(FAMILY, np.full(count, path.stem)), table.pop("seed", np.zeros(count))
+    names, seeds = table.pop(FAMILY, np.full(count, path.stem)), table.pop(SEED, np.zeros(count))
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     rows = [row | {"seed": seed} for row, seed in zip(rows, seeds, strict=True)]
     return [
