@@ -20,10 +20,10 @@ from growlm.errors import InputError
 from growlm.laws import REANALYSIS, growth_timing, optimal_vocabulary, plan, step_law_rate
 from growlm.laws.compute import CHIPS, exact_flops_per_token
 from growlm.laws.evidence import PUBLISHED, TUNED
-from growlm.laws.published import TIMING, law_at
+from growlm.laws.published import FACTOR, TIMING, law_at
 from growlm.laws.shapes import shape_for
 from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
-from growlm.report.contours import plan_figure
+from growlm.report.contours import QUANTITIES, contours, plan_figure
 from growlm.report.own import own_fits
 from growlm.report.tables import read_table
 from growlm.training.config import build_run, build_sweep, load_config
@@ -185,6 +185,16 @@ def test_the_contours_are_those_of_the_law_and_hold_the_plan():
             assert (6 * one.columns["params"][at] * tokens < 1.01 * one.columns["flops"][at]).all()
     (mark,) = next(one for one in figure.series if one.name == "the plan").marks
     assert (mark.x["flops"], mark.y) == (pytest.approx(6.6e20), 1.1e9) and "11.4B" in mark.text
+
+
+def test_the_contours_of_the_factor_are_those_of_equation_50():
+    figure = contours("factors", QUANTITIES["factor"], FACTOR, (1.1e9, 3e9), (1e20, 1e22), "equation 50")
+    lines = [one for one in figure.series if one.name.startswith("g = ")]
+    assert len(lines) > 2 and not any("whole run" in one.name for one in figure.series)
+    for one in lines:
+        at = np.isfinite(one.columns["params"])
+        factors = law_at(FACTOR, one.columns["params"][at], one.columns["flops"][at])
+        assert factors == pytest.approx(float(one.name.removeprefix("g = ")), rel=5e-3)
 
 
 def test_the_command_takes_records_and_draws_a_figure(tmp_path, capsys):

@@ -1,7 +1,11 @@
-"""Contours of when to grow over size and compute: figures 9 and 22 of arXiv 2405.15319, for any law of that form."""
+"""Contours over size and compute of when to grow, and by how much: figures 9 and 22 of arXiv 2405.15319.
+
+For any laws of that form, such as those that are fitted to one's own runs.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +22,22 @@ ROOM = 10  # times beyond what is shown of fitted points or of the plan
 POINTS = 200
 
 
+class Quantity(NamedTuple):
+    """What a law is about: the title of its figure, its words, its symbol, how it is written, whether it is tokens."""
+
+    title: str
+    what: str
+    symbol: str
+    write: Callable[[float], str]
+    tokens: bool = False
+
+
+QUANTITIES = {
+    "timing": Quantity("Tokens before growth over size and compute", "tokens d before growth", "d", style.count, True),
+    "factor": Quantity("Growth factor over size and compute", "growth factor g", "g", "{:.3g}".format),
+}
+
+
 def plan_figure(plan: Plan) -> Figure:
     """The law of a plan, the range that it was fitted on, and the plan."""
     fit = plan.own.timing if plan.own else None
@@ -25,72 +45,74 @@ def plan_figure(plan: Plan) -> Figure:
         "chosen", {BUDGET.key: plan.flops}, plan.params, f"the plan: {style.interval(plan.timing, style.count)}"
     )
     if fit:
-        return fit_contours(fit, place)
-    return contours("contours", TIMING, TIMING_PARAMS, TIMING_FLOPS, "equation 2 of arXiv 2405.15319", place)
+        return fit_contours("timing", fit, place)
+    source = "equation 2 of arXiv 2405.15319"
+    return contours("contours", QUANTITIES["timing"], TIMING, TIMING_PARAMS, TIMING_FLOPS, source, place)
 
 
-def fit_contours(fit: GuidelineFit, place: Mark | None = None) -> Figure:
-    """A law that was fitted to runs, and the range of their slices."""
+def fit_contours(law: str, fit: GuidelineFit, place: Mark | None = None) -> Figure:
+    """A law that was fitted to runs, by its name in `QUANTITIES`, and the range of their slices."""
     used = [one for one in fit.slices if one.best is not None]
-    law = fit.a.value, fit.b.value, fit.c.value
+    found = fit.a.value, fit.b.value, fit.c.value
     sizes, budgets = [one.params for one in used], [one.flops for one in used]
-    return contours(
-        "timing_contours", law, (min(sizes), max(sizes)), (min(budgets), max(budgets)), "the law of these runs", place
-    )
+    ranges = (min(sizes), max(sizes)), (min(budgets), max(budgets))
+    return contours(f"{law}_contours", QUANTITIES[law], found, *ranges, "the law of these runs", place)
 
 
 def contours(
     name: str,
+    quantity: Quantity,
     law: Sequence[float],
     params: tuple[float, float],
     flops: tuple[float, float],
-    what: str,
+    source: str,
     place: Mark | None = None,
 ) -> Figure:
-    """Lines of equal tokens before growth, log10 d = a log10 N + b / log10 C + c.
+    """Lines of an equal quantity y, log10 y = a log10 N + b / log10 C + c.
 
     Args:
         name: of the figure.
+        quantity: y.
         law: a, b, c.
         params, flops: the least and the most that it was fitted on, drawn as a box.
-        what: the law in words.
+        source: of the law, in words.
         place: what is planned.
     """
     places = ([place.x[BUDGET.key]], [place.y]) if place else ([], [])
     left, right = min([*flops, *places[0]]) / ROOM, max([*flops, *places[0]]) * ROOM
     low, high = min([*params, *places[1]]) / ROOM, max([*params, *places[1]]) * ROOM
     log_C, log_N = (np.linspace(math.log10(a), math.log10(b), POINTS) for a, b in ((left, right), (low, high)))
-    log_d = law[0] * log_N[:, None] + law[1] / log_C + law[2]  # [sizes, budgets]
+    log_y = law[0] * log_N[:, None] + law[1] / log_C + law[2]  # [sizes, budgets]
     whole = log_C - math.log10(6) - log_N[:, None]  # log10 of the tokens of the whole run
-    possible = log_d < whole
+    possible = log_y < whole if quantity.tokens else np.ones_like(log_y, bool)
     series = [
-        _line(f"d = {style.count(10**level)}", log_C, log_N, np.where(possible, log_d, math.nan) - level, number)
-        for number, level in enumerate(_levels(log_d[possible]))
+        _line(label, log_C, log_N, np.where(possible, log_y, math.nan) - level, number)
+        for number, level in enumerate(_levels(log_y[possible]))
+        for label in [f"{quantity.symbol} = {quantity.write(10**level)}"]
     ]
-    series.append(_line("d is the whole run", log_C, log_N, log_d - whole, None, dash=3))
+    if quantity.tokens:
+        series.append(_line(f"{quantity.symbol} is the whole run", log_C, log_N, log_y - whole, None, dash=3))
     corners = np.array([(flops[i], params[j]) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1), (0, 0))])
     box = {BUDGET.key: corners[:, 0], SIZE.key: corners[:, 1]}
     series.append(Series("fitted here", "fitted here", box, "fit", None, 1))
     if place:
         alone = {BUDGET.key: np.array(places[0]), SIZE.key: np.array(places[1])}
         series.append(Series("the plan", "the plan", alone, "points", 1, marks=(place,)))
-    note = (
-        f"Lines of equal tokens d before growth, by {what}. Outside of the dashed box it is extrapolated; above the "
-        "dotted line it asks for more than the run has."
-    )
+    note = f"Lines of equal {quantity.what}, by {source}. Outside of the dashed box it is extrapolated"
+    note += "; above the dotted line it asks for more than the run has." if quantity.tokens else "."
     views = {BUDGET.key: (left, right, low, high)}
     kept = tuple(one for one in series if np.isfinite(one.columns[SIZE.key]).any())
-    return Figure(name, "Tokens before growth over size and compute", (BUDGET,), SIZE, kept, views, note)
+    return Figure(name, quantity.title, (BUDGET,), SIZE, kept, views, note)
 
 
-def _levels(log_d: np.ndarray) -> list[float]:
-    """Round tokens that are crossed, in log10: as many to a power of ten as there are colours for."""
-    if not log_d.size:
+def _levels(log_y: np.ndarray) -> list[float]:
+    """Round values that are crossed, in log10: as many to a power of ten as there are colours for."""
+    if not log_y.size:
         return []
-    powers = range(math.floor(log_d.min()), math.ceil(log_d.max()))
+    powers = range(math.floor(log_y.min()), math.ceil(log_y.max()))
     for steps in ((1, 2, 5), (1, 3), (1,)):
         every = [power + math.log10(step) for power in powers for step in steps]
-        found = [level for level in every if log_d.min() < level < log_d.max()]
+        found = [level for level in every if log_y.min() < level < log_y.max()]
         if len(found) <= COLOURS:
             return found
     return found[:: -(-len(found) // COLOURS)]

@@ -16,7 +16,8 @@ from growlm.report.style import LIGHT, Theme, count, percent
 
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "^", "s", "v")  # of points, in place of dashes
-MANY_DECADES = 1e5  # with so many on a logarithmic axis only powers of ten have ticks
+# From so large a range on only powers of ten have ticks on a logarithmic axis: labels below one another take less room.
+WIDE, TALL = 300, 1e5
 TICKS = {
     "flops": lambda value: f"{value:.0e}".replace("e+0", "e").replace("e+", "e"),
     "count": count,
@@ -86,7 +87,8 @@ def _style_axes(axes: Axes, axis: Axis, y: Axis, theme: Theme) -> None:
         if one.log:
             (axes.set_xscale if one is axis else axes.set_yscale)("log")
             first, last = place.get_view_interval()
-            place.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if last < MANY_DECADES * first else (1.0,)))
+            most = WIDE if one is axis else TALL
+            place.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if last < most * first else (1.0,)))
             place.set_minor_formatter(NullFormatter())
         elif one is axis:
             place.set_major_locator(MaxNLocator(6))

@@ -13,7 +13,7 @@ from growlm.report import page, style
 from growlm.report.by_source import names, source_figures, source_table, source_text
 from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
 from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
-from growlm.report.contours import fit_contours
+from growlm.report.contours import QUANTITIES, fit_contours
 from growlm.report.decisions import decision_lines
 from growlm.report.figures import Figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
@@ -425,7 +425,7 @@ def _law_figures(fit: GrowthFit | str, number: int) -> list[Figure]:
     """The figures of a law; the files of all laws but the first are numbered."""
     if isinstance(fit, str):
         return []
-    contours = fit_contours(fit.fit) if fit.fit and fit.law == "timing" else None
+    contours = fit_contours(fit.law, fit.fit) if fit.fit and fit.law in QUANTITIES else None
     found = [figure for figure in (parabola_figure(fit), law_figure(fit), contours) if figure]
     return [replace(figure, name=f"{number + 1}_{figure.name}") for figure in found] if number else found
 
