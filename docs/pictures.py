@@ -54,6 +54,8 @@ class Cells:
 
 def cells(growth: Growth, target: ModelConfig) -> Cells:
     """The shown matrix of the first layer of a grown model, entry by entry. A share is that of a source of ones."""
+    if growth.learner:  # its maps before they are trained
+        growth = growth.with_matrices(growth.learner.initial())
     grown = grow_params(growth, SOURCE, target, _ones(SOURCE), jax.random.key(0))
     row, column = growth.maps["embed"].origin, growth.maps["mlp"].origin
     fresh, shape = growth.fresh(SHOWN), (len(row), len(column))

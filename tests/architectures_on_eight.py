@@ -36,7 +36,7 @@ def trained(model, mesh):
         losses.append(float(metrics["loss"]))
     leaves = jax.tree_util.tree_leaves_with_path(arrays[0])
     parts = {path_of(path): len({str(shard.index) for shard in leaf.addressable_shards}) for path, leaf in leaves}
-    return [*losses, float(evaluate(arrays[0], batch, provenance, None))], parts
+    return [*losses, float(evaluate(arrays[0], batch, provenance, None)[0])], parts
 
 
 def both(model):

@@ -381,9 +381,9 @@ def test_gradients_of_what_is_frozen_do_not_count_where_they_are_clipped():
 def test_frozen_layers_are_given_to_the_model_for_training_and_not_for_evaluation(monkeypatch):
     given = []
 
-    def loss(config, params, tokens, how, scale):
+    def loss(config, params, tokens, how, *rest):
         given.append(how.frozen_layers)
-        return measured(config, params, tokens, how, scale)
+        return measured(config, params, tokens, how, *rest)
 
     monkeypatch.setattr(step_module, "measured", loss)
     compile_steps(StepSpec(SMALL, OptimizerConfig(), frozen_layers=1), 2, 5, make_mesh(MeshConfig()))

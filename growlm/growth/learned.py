@@ -78,7 +78,7 @@ class Learned(Effect):
         """The training of the matrices, as two pure functions that the caller compiles.
 
         Returns:
-          begin(matrices) -> learner, and step(learner, params, tokens, key) -> (learner, loss).
+          begin(key) -> learner, which draws the initial matrices, and step(learner, params, tokens, key) -> (learner, loss).
         """
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, self.peak_lr, self.warmup, max(self.steps, self.warmup + 1), self.end_lr
@@ -91,7 +91,8 @@ class Learned(Effect):
             grown = grow_params(self.with_matrices(maps_alone, matrices), self.source, self.target, params, key)
             return next_token_loss(self.target, grown, tokens)
 
-        def begin(matrices: Matrices) -> Learner:
+        def begin(key: jax.Array) -> Learner:
+            matrices = _initial_matrices(self.source, self.target, key)
             return matrices, optimizer.init(matrices)
 
         def step(learner: Learner, params: Params, tokens: jax.Array, key: jax.Array) -> tuple[Learner, jax.Array]:
@@ -124,7 +125,7 @@ class Learned(Effect):
         """
         losses, tokens, batches = [], 0, iter(batches)
         begin, step = programs or _compiled_programs(growth.static)
-        learner = begin(self.initial())
+        learner = begin(self.key)
         for _ in range(self.steps):
             if (batch := next(batches, None)) is None:
                 raise must_be("the batches of learn", f"one for each of its {self.steps} steps", len(losses))
@@ -189,7 +190,13 @@ def learn(
     order = np.asarray(stack_order("stack", source, target))
     copies = AxisMap.make(source.depth, Gather.copies(order), Gather.copies(order))
     empty = Growth({stack.name: copies}, stack.name, np.ones(len(order)), effects=(learned,))
-    return learned.with_matrices(empty, jax.eval_shape(partial(_initial_matrices, source, target), key))
+    return learned.with_matrices(empty, _shapes(source, target))
+
+
+@lru_cache(maxsize=64)
+def _shapes(source: DecoderConfig, target: DecoderConfig) -> Matrices:
+    """Those of the matrices; kept, since a run plans its growths again wherever something is decided."""
+    return jax.eval_shape(partial(_initial_matrices, source, target), jax.eval_shape(jax.random.key, 0))
 
 
 @lru_cache(maxsize=8)
@@ -263,11 +270,13 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
         values = matrices[axis.values] if axis.values else None
         if values is None:
             return AxisMap.make(old, write, write)
-        through = partial(_through_values, axis=axis, source=source, target=target)
-        planned = isinstance(values, jax.ShapeDtypeStruct)
-        return AxisMap.make(
-            old, write, Dense(jax.eval_shape(through, values) if planned else through(values), write.index)
-        )
+        if isinstance(values, jax.ShapeDtypeStruct):
+            within = values.shape[1]
+            shape = target.size(axis), within, source.size(axis), within
+            through = jax.ShapeDtypeStruct(shape, values.dtype)
+        else:
+            through = _through_values(values, axis, source, target)
+        return AxisMap.make(old, write, Dense(through, write.index))
 
     return {axis.name: of(axis) for axis in architecture.axes if axis.kind is not Kind.STACK}
 

@@ -157,7 +157,7 @@ def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
     if not stage.growth.learner:
         return Prepared(stage.growth, transform, request)
     begin, step = (lowered.compile() for lowered in lower_learning(stage, mesh))
-    learning = (lambda matrices: begin(jax.device_put(matrices, replicated(mesh))), step)
+    learning = (lambda key: begin(jax.device_put(key, replicated(mesh))), step)
     return Prepared(stage.growth, transform, request, learning)
 
 
@@ -179,11 +179,11 @@ def lower_growth(stage: Stage, mesh: Mesh) -> Lowered:
 
 
 def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
-    """The two functions of a growth that learns its maps, lowered; they take the run's key."""
+    """The two functions of a growth that learns its maps, lowered; the first takes its key, the second the run's."""
     config, parent = stage.config, stage.parent.config
     begin, step = stage.growth.learner.programs(stage.growth)
-    matrices = _abstract_matrices(stage.growth, mesh)
-    learner = jax.tree.map(partial(_replicated, mesh), jax.eval_shape(begin, matrices))
+    key = _replicated(mesh, stage.growth.learner.key)
+    learner = jax.tree.map(partial(_replicated, mesh), jax.eval_shape(begin, key))
     source = abstract_state(parent.model, parent.optimizer, mesh)
     tokens = jax.ShapeDtypeStruct((config.batch, config.length + 1), "int32", sharding=by_rows(mesh))
 
@@ -191,7 +191,7 @@ def lower_learning(stage: Stage, mesh: Mesh) -> tuple[Lowered, Lowered]:
         return step(learner, params, tokens, growth_key(key, stage.first_step))
 
     with jax.set_mesh(mesh):
-        first = jax.jit(begin, out_shardings=replicated(mesh)).lower(matrices)
+        first = jax.jit(begin, out_shardings=replicated(mesh)).lower(key)
         return first, jax.jit(learn, out_shardings=replicated(mesh)).lower(learner, source.params, tokens, source.key)
 
 
