@@ -78,7 +78,8 @@ class Learned(Effect):
         """The training of the matrices, as two pure functions that the caller compiles.
 
         Returns:
-          begin(key) -> learner, which draws the initial matrices, and step(learner, params, tokens, key) -> (learner, loss).
+          begin(key) -> learner, with matrices drawn from the key, and step(learner, params, tokens, key) -> (learner,
+          loss).
         """
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, self.peak_lr, self.warmup, max(self.steps, self.warmup + 1), self.end_lr
@@ -273,7 +274,7 @@ def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> d
         if isinstance(values, jax.ShapeDtypeStruct):
             within = values.shape[1]
             shape = target.size(axis), within, source.size(axis), within
-            through = jax.ShapeDtypeStruct(shape, values.dtype)
+            through: Any = jax.ShapeDtypeStruct(shape, values.dtype)
         else:
             through = _through_values(values, axis, source, target)
         return AxisMap.make(old, write, Dense(through, write.index))
