@@ -80,6 +80,17 @@ def test_batches_without_an_answer_change_nothing():
     assert not np.asarray(config.row.token_weights(config, none)).any()
 
 
+def test_a_checkpoint_is_saved_where_the_first_validation_batch_has_no_answer(tmp_path):
+    turns = [[("user", f"{number} " + "and again " * 6), ("assistant", "yes")] for number in range(80)]
+    found = [{"messages": [{"role": role, "content": text} for role, text in one]} for one in turns]
+    corpus = prepared(tmp_path / "long", found, validation="20")
+    often = {"evaluation": {"batch": 1, "batches": 12}, "checkpoint": {"every_tokens": 1}}
+    first = validation_batches(load_corpus(corpus).validation, batch=1, length=tiny.LENGTH, count=12)[0]
+    assert not answers(ObjectiveConfig("answers"), first).any()
+    train(tiny.run_config(corpus, tiny.stage(3, **ANSWERS), **often), tmp_path / "run", threading.Event())
+    assert len(tiny.records(tmp_path / "run")) > 1
+
+
 def test_what_was_tuned_is_talked_to(workdir, capsys, monkeypatch):
     """Prompts are wrapped, answers end at a marker, and a conversation is kept until an empty line."""
     model = talking(open_checkpoint(workdir, length=64)[0])

@@ -275,15 +275,11 @@ def wide(corpus: str, **options):
     return tiny.run_config(corpus, tiny.stage(3, **shape, model=model), second, **options)
 
 
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in tiny.records(folder) if record["loss"] is not None]
-
-
 @pytest.mark.slow
 def test_a_mesh_gives_what_one_device_gives(corpus, tmp_path):
     train(wide(corpus), tmp_path / "one")
     for of_mesh in on_eight_devices(__file__, tmp_path, corpus):
-        np.testing.assert_allclose(of_mesh, losses(tmp_path / "one"), rtol=2e-5)
+        np.testing.assert_allclose(of_mesh, tiny.losses(tmp_path / "one"), rtol=2e-5)
 
 
 def main():
@@ -291,7 +287,7 @@ def main():
     for spec in (meshes := ("8x1x1", "2x2x2")):
         mesh = dict(zip(AXES, map(int, spec.split("x")), strict=True))
         train(wide(corpus, mesh=mesh), folder / spec)
-    print(json.dumps([losses(folder / spec) for spec in meshes]))
+    print(json.dumps([tiny.losses(folder / spec) for spec in meshes]))
 
 
 if __name__ == "__main__":

@@ -186,10 +186,6 @@ def digest(mesh: dict) -> str:
     return hashlib.sha256(b"".join(np.asarray(mask).tobytes() for mask in jax.tree.leaves(kept))).hexdigest()
 
 
-def losses(folder: Path) -> list[float]:
-    return [record["loss"] for record in tiny.records(folder) if record["loss"] is not None]
-
-
 def test_masks_are_the_same_on_every_mesh():
     assert {*on_eight_devices(__file__)} == {digest({})}
 
@@ -198,7 +194,7 @@ def test_masks_are_the_same_on_every_mesh():
 def test_a_mesh_trains_as_one_device_does(corpus, tmp_path):
     train(wide(corpus), tmp_path / "one")
     for of_mesh in on_eight_devices(__file__, tmp_path, corpus):
-        np.testing.assert_allclose(of_mesh, losses(tmp_path / "one"), rtol=2e-5)
+        np.testing.assert_allclose(of_mesh, tiny.losses(tmp_path / "one"), rtol=2e-5)
 
 
 def main():
@@ -208,7 +204,7 @@ def main():
         return
     for spec, mesh in meshes.items():
         train(wide(sys.argv[2], mesh=mesh), Path(sys.argv[1]) / spec)
-    print(json.dumps([losses(Path(sys.argv[1]) / spec) for spec in meshes]))
+    print(json.dumps([tiny.losses(Path(sys.argv[1]) / spec) for spec in meshes]))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(folder: Path) -> list[float]:
+    """The training losses of metrics.jsonl."""
+    return [record["loss"] for record in records(folder) if record["loss"] is not None]
+
+
 def timeless(folder: Path) -> list[dict]:
     """metrics.jsonl without what the clock says."""
     clock = ("seconds", "tokens_per_second", "data_wait", "pause_seconds")

@@ -80,6 +80,8 @@ def train_stage(
     steps, benchmarks = Steps(stage, state, specs, mesh, teacher), Benchmarks(stage, mesh)
     source = training_batches(stage, text, mesh, int(state.examples))
     all_held_out = held_out_batches(stage, text, mesh)
+    # Before a checkpoint one batch says whether a state has a loss; where few tokens count, one may have none of them.
+    tried = all_held_out[:1] if stage.config.objective.row.validates else [all_held_out[0].one]
     known = max(checkpoints.steps(), default=-1)
     if stage.steps:
         display.say(describe_memory(specs.values(), batch, length, mesh))
@@ -125,7 +127,7 @@ def train_stage(
             jax.block_until_ready(state.params)
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
-            validation = steps.validate(state, all_held_out if evaluating else [all_held_out[0].one])
+            validation = steps.validate(state, all_held_out if evaluating else tried)
             if evaluating and criterion(step, validation["val_loss"]):
                 leaving = ending = benchmarking = saving = True
             scores = benchmarks.scores(state) if benchmarking else {}
