@@ -8,11 +8,12 @@ import tiny
 
 from growlm.errors import InputError
 from growlm.models import parameter_count
-from growlm.training.config import build_model, build_sweep
+from growlm.training.config import build_model
 from growlm.training.recipe import scale
 from growlm.training.run import train
 from growlm.training.stages import resolve
 from growlm.training.sweep import plan_sweep, run_sweep
+from growlm.training.variants import build_sweep
 
 GO_ON = threading.Event()
 CPU = scale("cpu")

@@ -11,7 +11,7 @@ from growlm.errors import InputError
 from growlm.models import ModelConfig, parameter_count
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
-from growlm.training.config import build_run, build_sweep, plain
+from growlm.training.config import build_run, plain
 from growlm.training.continuation import claim_folder
 from growlm.training.criteria import RULES, Curve, GrowWhen, Measured
 from growlm.training.decisions import Criterion, read_decisions
@@ -19,6 +19,7 @@ from growlm.training.run import plan_run, train
 from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
 from growlm.training.sweep import describe, plan_sweep, run_sweep
+from growlm.training.variants import build_sweep
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set

@@ -21,10 +21,11 @@ from growlm.data import Request, prepare
 from growlm.growth import LIFTS, OPERATORS, ORDERS, SHRINKS, options_of, resolve
 from growlm.growth import operators as operators_file
 from growlm.models import Kind
-from growlm.training.config import build_run, build_sweep, literal, load_config
+from growlm.training.config import build_run, literal, load_config
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
 from growlm.training.settings import RunConfig, StageConfig
+from growlm.training.variants import build_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,9 +14,10 @@ from growlm.errors import InputError
 from growlm.growth import PRESETS
 from growlm.models import parameter_count
 from growlm.training import texts
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import load_config
 from growlm.training.recipe import SCALES
 from growlm.training.sweep import plan_sweep
+from growlm.training.variants import build_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 DOCSTRINGS = {path.stem: path.read_text().split('"""')[1] for path in sorted(EXPERIMENTS.glob("*.py"))}

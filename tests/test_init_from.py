@@ -25,12 +25,13 @@ from growlm.models import ModelConfig, RopeScaling, nest, next_token_loss, param
 from growlm.report.report import summarise, table
 from growlm.report.timing import fit_timing
 from growlm.training import run as run_module
-from growlm.training.config import build_run, build_sweep, load_config
+from growlm.training.config import build_run, load_config
 from growlm.training.init_from import begin, find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
 from growlm.training.sweep import plan_sweep, run_sweep
+from growlm.training.variants import build_sweep
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 

@@ -22,9 +22,10 @@ from growlm.errors import InputError
 from growlm.evaluation.tasks import PAPER
 from growlm.laws.compute import CHIPS, GIB
 from growlm.models import parameter_count
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import load_config
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.sweep import plan_sweep
+from growlm.training.variants import build_sweep
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments" / "paper"

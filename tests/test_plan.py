@@ -26,8 +26,9 @@ from growlm.models import ModelConfig, matmul_parameter_count, parameter_count
 from growlm.report.contours import QUANTITIES, contours, plan_figure
 from growlm.report.own import own_fits
 from growlm.report.tables import read_table
-from growlm.training.config import build_run, build_sweep, load_config
+from growlm.training.config import build_run, load_config
 from growlm.training.systems import written_out
+from growlm.training.variants import build_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 LADDERS = ROOT / "experiments/published/fineweb_ladders.csv"

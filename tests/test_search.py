@@ -15,11 +15,11 @@ from growlm.report.outcomes import outcomes
 from growlm.report.records import read_groups
 from growlm.report.report import overview
 from growlm.training import sweep as sweep_module
-from growlm.training.config import build_sweep, load_config, plain
+from growlm.training.config import load_config, plain
 from growlm.training.processes import StopRequest
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best
 from growlm.training.sweep import plan_sweep, run_sweep
-from growlm.training.variants import SHORT
+from growlm.training.variants import SHORT, build_sweep
 
 NOTHING, GOOD, RUIN = 1e-9, 1e-2, 1e30  # learning rates: nothing is learned, all is, and the loss is not finite
 LEARN = {"peak_lr": [NOTHING, GOOD]}

@@ -13,13 +13,14 @@ from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.report.report import overview, write_report
-from growlm.training.config import build_run, build_sweep, load_config, plain
+from growlm.training.config import build_run, load_config, plain
 from growlm.training.loop import training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.run import plan_run, train
 from growlm.training.saved import find_saved
 from growlm.training.sweep import describe, plan_sweep
 from growlm.training.texts import repeats
+from growlm.training.variants import build_sweep
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set

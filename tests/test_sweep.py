@@ -13,10 +13,10 @@ from growlm.errors import InputError, StoppedError
 from growlm.files import locked
 from growlm.models import ModelConfig, parameter_count
 from growlm.training import loop
-from growlm.training.config import build_sweep
 from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.sweep import describe, plan_sweep, run_sweep
+from growlm.training.variants import build_sweep
 
 STEP = tiny.STEP
 SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))

@@ -11,10 +11,11 @@ import tiny
 from growlm.__main__ import main
 from growlm.report.report import overview
 from growlm.training import texts
-from growlm.training.config import build_run, build_sweep, load_config
+from growlm.training.config import build_run, load_config
 from growlm.training.recipe import SAME_MODEL, SCALES
 from growlm.training.run import plan_run, train
 from growlm.training.sweep import plan_sweep
+from growlm.training.variants import build_sweep
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GO_ON = threading.Event()  # never set

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from growlm.errors import InputError
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import load_config
+from growlm.training.variants import build_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments" / "tpu"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from growlm import InputError
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import load_config
+from growlm.training.variants import build_sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("growlm", "experiments", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")

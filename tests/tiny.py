@@ -12,9 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from growlm.errors import StoppedError
-from growlm.training.config import build_run, build_sweep
+from growlm.training.config import build_run
 from growlm.training.run import train
 from growlm.training.saved import find_saved, read_state
+from growlm.training.variants import build_sweep
 
 BATCH, LENGTH = 4, 16
 STEP = BATCH * LENGTH  # tokens

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from growlm.errors import InputError
-from growlm.training.config import build_sweep, load_config
+from growlm.training.config import load_config
+from growlm.training.variants import build_sweep
 
 INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
 

@@ -23,9 +23,10 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.records import read_groups
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
-    from growlm.training.config import build_sweep, load_config
+    from growlm.training.config import load_config
     from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
+    from growlm.training.variants import build_sweep
 
     join_processes()
     plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)

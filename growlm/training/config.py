@@ -1,7 +1,9 @@
 """From an experiment file and the command line to validated settings; one line for whatever is wrong in them."""
 
+import ast
 import dataclasses
 import importlib.util
+import re
 import sys
 import traceback
 import typing
@@ -14,10 +16,18 @@ from ml_collections import ConfigDict
 from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
-from growlm.training.optimizer import OptimizerConfig
-from growlm.training.overrides import literal, present_name, set_value
-from growlm.training.settings import RunConfig, SweepConfig
-from growlm.training.variants import spell_out
+from growlm.training.settings import RunConfig, StageConfig
+
+# Section of a config -> former name -> name, from the metadata of its fields. Former names are read for one version.
+FORMER = {
+    section.name: {
+        field.metadata["formerly"]: field.name for field in dataclasses.fields(kind) if "formerly" in field.metadata
+    }
+    for cls in (RunConfig, StageConfig)
+    for section in dataclasses.fields(cls)
+    for kind in (section.type, *typing.get_args(section.type))
+    if dataclasses.is_dataclass(kind)
+}
 
 
 def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
@@ -50,12 +60,15 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
         raise InputError(f"config {spec!r} fails{at}: {type(error).__name__}: {message}") from error
     if not isinstance(config, ConfigDict | dict):
         raise must_be(f"config {spec!r}", "a file whose get_config() returns a ConfigDict", config)
-    settings = _renamed(config, former)
-    keys = [override.partition("=")[0] for override in overrides]
+    settings = renamed(config, former)
+    given = [override.partition("=") for override in overrides]
+    keys = [key for key, *_ in given]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise InputError(f"--config.{twice[0]} must be given once, got {keys.count(twice[0])} values")
-    for override in overrides:
-        _override(settings, override, former)
+    for key, equals, value in given:
+        if not equals or not key:
+            raise must_be("override", "--config.key=value", f"--config.{key}{equals}{value}")
+        set_value(settings, key, literal(value), former, where=f"--config.{key}")
     for line in dict.fromkeys(former):
         print(f"growlm: config {spec!r}: {line}; the old name will not be read in the next version", file=sys.stderr)
     return settings
@@ -71,7 +84,7 @@ def _run_file(path: Path, variant: str) -> Any:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def _renamed(value: Any, former: list[str], section: str = "") -> Any:
+def renamed(value: Any, former: list[str], section: str = "") -> Any:
     """Plain settings under their present names; what had a former one is added to `former`, in words.
 
     Nothing is held twice in them: two stages of a file may share a dict, and an override is for one of them.
@@ -79,57 +92,60 @@ def _renamed(value: Any, former: list[str], section: str = "") -> Any:
     if isinstance(value, ConfigDict):
         value = value.to_dict()
     if isinstance(value, list | tuple):
-        return [_renamed(item, former, section) for item in value]
+        return [renamed(item, former, section) for item in value]
     if not isinstance(value, dict):
         return value
     names = {key: present_name(section, key, former) for key in value}
     if twice := [key for key, name in names.items() if key != name and name in value]:
         raise InputError(f"{section}.{names[twice[0]]} must be given once, got {twice[0]!r}, its former name, too")
-    return {names[key]: _renamed(item, former, key) for key, item in value.items()}
+    return {names[key]: renamed(item, former, key) for key, item in value.items()}
 
 
-def _override(settings: dict[str, Any], text: str, former: list[str]) -> None:
-    """Applies `stages[1].schedule.peak_lr=3e-4`."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise must_be("override", "--config.key=value", f"--config.{text}")
-    set_value(settings, path, literal(value), former, where=f"--config.{path}")
+def present_name(section: str, key: str, former: list[str]) -> str:
+    """The present name of a key; a former one is added to `former`, in words."""
+    name = FORMER.get(section, {}).get(key, key)
+    if name != key:
+        former.append(f"{section}.{key} is {section}.{name} now")
+    return name
+
+
+def set_value(settings: dict[str, Any], path: str, value: Any, former: list[str], where: str) -> None:
+    """Set `stages[1].schedule.peak_lr` or another path; -1 is the last. `where`: what an error calls the place.
+
+    Names are checked later, in one place, when dataclasses are built. Raises InputError: no such index, no section.
+    """
+    keys = path.replace("[", ".").replace("]", "").split(".")
+    node, section = settings, ""
+    for depth, key in enumerate(keys):
+        if isinstance(node, list):
+            if not re.fullmatch(r"-?\d+", key) or not -len(node) <= int(key) < len(node):
+                raise must_be(f"index in {where}", f"0 to {len(node) - 1}, or from the end, -1 to {-len(node)}", key)
+            key = int(key)
+        elif not isinstance(node, dict):
+            raise InputError(f"{where}: {'.'.join(keys[:depth])} is the value {node!r}, it has no {key!r}")
+        elif keys[:depth] == ["runs"] and key not in node:
+            raise unknown("run", key, node, where=where)
+        else:
+            section = key = present_name(section, key, former)
+        if depth == len(keys) - 1:
+            node[key] = value
+        else:
+            node = node[key] if isinstance(node, list) else node.setdefault(key, {})
+
+
+def literal(text: str) -> Any:
+    """The Python literal that a text spells; where it spells none, the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
 
 
 def build_run(settings: dict[str, Any]) -> RunConfig:
     """A validated run, under former names too. Raises InputError."""
     if "runs" in settings:
         raise InputError("this --config has 'runs', it is a sweep: use growlm sweep")
-    return _build(RunConfig, _renamed(settings, []), "config")
-
-
-def build_sweep(settings: dict[str, Any]) -> SweepConfig:
-    """A validated sweep, `vary` and `search` spelled out as runs. Raises InputError.
-
-    What every run says for itself lies over what the config says for all.
-    """
-    if "runs" not in settings:
-        raise InputError("this config is one run: use growlm train, or give it 'runs'")
-    settings = _renamed(settings, [])
-    own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
-    own.add("vary")
-    if extra := [key for key in settings if key not in own | of_runs]:
-        raise unknown("config key", extra[0], own | of_runs, where="config")
-    runs = settings["runs"]
-    if not isinstance(runs, dict):
-        raise must_be("config.runs", "runs by name", runs)
-    for name, run in runs.items():
-        if not isinstance(run, dict):
-            raise must_be(f"config.runs.{name}", "the keys of RunConfig", run)
-    common = {key: value for key, value in settings.items() if key not in own}
-    if dead := [key for key in common if runs and all(key in run for run in runs.values())]:
-        raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
-    if settings.get("seeds") and "seed" in common:
-        raise must_be("config.seed", "unset where config.seeds are given", common["seed"])
-    whole = {name: common | run for name, run in runs.items()}
-    sweep = spell_out({key: settings[key] for key in settings if key in own} | {"runs": whole})
-    built = {name: _build(RunConfig, run, f"runs.{name}") for name, run in sweep["runs"].items()}
-    return _build(SweepConfig, sweep | {"runs": built}, "config")
+    return build(RunConfig, renamed(settings, []), "config")
 
 
 def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig:
@@ -140,12 +156,7 @@ def build_model(settings: dict[str, Any], where: str = "model") -> DecoderConfig
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise unknown("architecture", name, ARCHITECTURES, where=where)
     rest = {key: value for key, value in settings.items() if key != "architecture"}
-    return _build(ARCHITECTURES[name].config, rest, where)
-
-
-def build_optimizer(settings: dict[str, Any]) -> OptimizerConfig:
-    """Validated settings of an optimizer. Raises InputError."""
-    return _build(OptimizerConfig, settings, "optimizer")
+    return build(ARCHITECTURES[name].config, rest, where)
 
 
 def plain(config: Any) -> Any:
@@ -181,7 +192,7 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default_factory() if made else field.default
 
 
-def _build(cls: type, settings: Any, where: str) -> Any:
+def build(cls: type, settings: Any, where: str) -> Any:
     """A dataclass from a mapping, recursively by its annotations."""
     if isinstance(settings, cls):
         return settings
@@ -217,7 +228,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         fits = [kind for kind in kinds if isinstance(value, typing.get_origin(kind) or kind)]
         return None if value is None else _convert((fits or kinds)[0], value, where)
     if dataclasses.is_dataclass(hint) or hint is DecoderConfig:
-        return _build(hint, value, where)
+        return build(hint, value, where)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict and isinstance(value, dict):

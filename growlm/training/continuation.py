@@ -9,11 +9,12 @@ from typing import Any
 
 from growlm.errors import InputError, must_be
 from growlm.files import is_part, read_json, write_json
-from growlm.training.config import build_run, build_sweep, plain
+from growlm.training.config import build_run, plain
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import RunConfig
 from growlm.training.stages import resolve
 from growlm.training.systems import written_out
+from growlm.training.variants import build_sweep
 
 NEW = "the folder must be a new or empty one, or that of this run, got"
 

@@ -20,7 +20,7 @@ from growlm.growth.masks import Masks
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints, stored_steps
-from growlm.training.config import build_model, build_optimizer, build_run
+from growlm.training.config import build, build_model, build_run
 from growlm.training.decisions import read_decisions
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
@@ -148,7 +148,7 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
             checkpoints=folder / CHECKPOINT,
             step=step,
             model=build_model(read_json(folder / MODEL_FILE, MODEL_FILE)),
-            optimizer=build_optimizer(read_json(folder / OPTIMIZER_FILE, OPTIMIZER_FILE)),
+            optimizer=build(OptimizerConfig, read_json(folder / OPTIMIZER_FILE, OPTIMIZER_FILE), "optimizer"),
             key=jax.random.wrap_key_data(jax.numpy.asarray(growth["key"], "uint32")),
             data=Data(**growth["data"]) if growth["data"] else None,
             masks=(masks, masks.progress(0)) if masks else None,

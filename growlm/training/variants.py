@@ -1,13 +1,15 @@
-"""`vary` and `search` of a sweep spelled out: the runs that they stand for, on plain settings."""
+"""A sweep from its plain settings, `vary` and `search` spelled out as the runs that they stand for."""
 
 import copy
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from growlm.errors import InputError, must_be
-from growlm.training.overrides import canonical, literal, set_value
+from growlm.errors import InputError, must_be, unknown
+from growlm.training.config import build, literal, renamed, set_value
+from growlm.training.settings import RunConfig, SweepConfig
 
 # Names that stand for a path: what is varied and searched most, of the last stage.
 SHORT = {
@@ -18,7 +20,36 @@ SHORT = {
 }
 
 
-def spell_out(sweep: Mapping[str, Any]) -> dict[str, Any]:
+def build_sweep(settings: dict[str, Any]) -> SweepConfig:
+    """A validated sweep, `vary` and `search` spelled out as runs. Raises InputError.
+
+    What every run says for itself lies over what the config says for all.
+    """
+    if "runs" not in settings:
+        raise InputError("this config is one run: use growlm train, or give it 'runs'")
+    settings = renamed(settings, [])
+    own, of_runs = ({field.name for field in dataclasses.fields(cls)} for cls in (SweepConfig, RunConfig))
+    own.add("vary")
+    if extra := [key for key in settings if key not in own | of_runs]:
+        raise unknown("config key", extra[0], own | of_runs, where="config")
+    runs = settings["runs"]
+    if not isinstance(runs, dict):
+        raise must_be("config.runs", "runs by name", runs)
+    for name, run in runs.items():
+        if not isinstance(run, dict):
+            raise must_be(f"config.runs.{name}", "the keys of RunConfig", run)
+    common = {key: value for key, value in settings.items() if key not in own}
+    if dead := [key for key in common if runs and all(key in run for run in runs.values())]:
+        raise InputError(f"config.{dead[0]} is set for all runs, and each has its own: set config.runs.NAME.{dead[0]}")
+    if settings.get("seeds") and "seed" in common:
+        raise must_be("config.seed", "unset where config.seeds are given", common["seed"])
+    whole = {name: common | run for name, run in runs.items()}
+    sweep = _spell_out({key: settings[key] for key in settings if key in own} | {"runs": whole})
+    built = {name: build(RunConfig, run, f"runs.{name}") for name, run in sweep["runs"].items()}
+    return build(SweepConfig, sweep | {"runs": built}, "config")
+
+
+def _spell_out(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a sweep with a run for every value of `vary` and for every try of `search`.
 
     A run that is varied is replaced by its variants, in `grown` and `controls` too; as the baseline by the first of
@@ -70,7 +101,7 @@ def _values(axes: Any, where: str) -> dict[str, list[Any]]:
     """The values by path, of `{"peak_lr": [...]}` or of nested sections with lists in them. Raises InputError."""
     found: dict[str, list[Any]] = {}
     for key, values in _flat(axes or {}, where).items():
-        path = SHORT.get(key, canonical(key))
+        path = SHORT.get(key, _canonical(key))
         if isinstance(values, str):  # [a,b] from a command line
             values = [literal(part.strip()) for part in values.strip("[]()").split(",") if part.strip()]
         if not isinstance(values, list | tuple) or not values:
@@ -83,6 +114,11 @@ def _values(axes: Any, where: str) -> dict[str, list[Any]]:
             raise InputError(f"{where} must have {path} once, got it as {key} too")
         found[path] = list(values)
     return found
+
+
+def _canonical(path: str) -> str:
+    """The path with its indices in brackets: stages.-1.tokens is stages[-1].tokens."""
+    return re.sub(r"\.(-?\d+)(?=[.\[]|$)", r"[\1]", path)
 
 
 def _flat(axes: Any, where: str) -> dict[str, Any]:
