@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 import shutil
 import warnings
 from pathlib import Path
@@ -19,6 +20,7 @@ from growlm.report.records import read, read_groups
 from growlm.report.report import overview, report_page, write_report
 from growlm.training.config import build_model
 from growlm.training.sweep import plan_sweep, run_sweep
+from growlm.training.variants import build_sweep
 
 RECORDS = Path(__file__).parents[1] / "experiments" / "records"
 
@@ -100,6 +102,45 @@ def test_what_cannot_be_archived_is_refused(folder, tmp_path, capsys):
     (tmp_path / "out" / "mine").write_text("")
     assert main(["archive", f"--workdir={folder}", f"--output={tmp_path / 'out'}"]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_from_the_archive_of_the_runs_that_have_ended(folder, tmp_path):
+    begun = shutil.copytree(folder, tmp_path / "begun")
+    sweep = json.loads((begun / "sweep.json").read_text())
+    sweep["runs"]["scratch"]["status"] = "pending"
+    (begun / "sweep.json").write_text(json.dumps(sweep))
+    copy = archive(begun, tmp_path / "copy", ended=True)
+    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "grown", "sweep.json"]
+    before = (copy / "grown" / "metrics.jsonl").read_bytes()
+    config = build_sweep(read(folder).config)
+    plan = plan_sweep(config, copy)
+    assert run_sweep(plan, copy, tiny.threading.Event(), "growlm sweep ...", list(plan.runs)) == {}
+    assert {name: run.status for name, run in read(copy).runs.items()} == {"grown": "done", "scratch": "done"}
+    assert (copy / "grown" / "metrics.jsonl").read_bytes() == before
+    trained = {stage.name for stage in (copy / "stages").iterdir()}
+    assert trained == {plan.runs["scratch"].stages[-1].stage_hash}, "grown was trained again"
+    assert [record["val_loss"] for record in read(copy).runs["scratch"].metrics if "val_loss" in record] == [
+        record["val_loss"] for record in read(folder).runs["scratch"].metrics if "val_loss" in record
+    ]
+
+
+def test_the_study_keeps_the_records_of_runs_as_they_end(folder, tmp_path):
+    study = runpy.run_path(str(RECORDS.parent / "study" / "sweeps.py"))
+    keep, progress = study["keep"], study["progress"]
+    begun = shutil.copytree(folder, tmp_path / "begun")
+    summary, records = begun / "sweep.json", tmp_path / "records" / "sweep-0"
+    whole = summary.read_text()
+    for statuses, kept in ({"grown": "pending", "scratch": "pending"}, (0, 0)), ({"scratch": "pending"}, (1, 2)):
+        sweep = json.loads(whole)
+        for name, status in statuses.items():
+            sweep["runs"][name]["status"] = status
+        summary.write_text(json.dumps(sweep))
+        keep(begun, records)
+        assert progress(records) == kept
+    summary.write_text(whole)
+    keep(begun, records)
+    assert progress(records) == (2, 2) and overview(records) == overview(folder)
+    assert [path.name for path in records.parent.iterdir()] == ["sweep-0"]
 
 
 @pytest.mark.parametrize("line", ["by_2,x,1", "by_2,,", "by_2"])

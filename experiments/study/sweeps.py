@@ -1,22 +1,29 @@
-"""Trains the next sweep that has no record, at the lowest priority on one core, and keeps its records; then the next.
+"""Trains the next run that has no record, at the lowest priority on one core, and keeps its records; then the next.
 
     make study
     python experiments/study/sweeps.py --list
 
-A sweep lies in runs/study and goes on where it was stopped. Its records go to experiments/records, whole or not at all.
+A sweep lies in runs/study and goes on where it was stopped. The records of a run go to experiments/records as it ends:
+several machines may train a sweep, one after the other, which share no more than the repository.
 """
 
 import argparse
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from growlm.report.archive import archive
+
 ROOT = Path(__file__).parents[2]
 RECORDS, RUNS = ROOT / "experiments" / "records", ROOT / "runs" / "study"
+SECONDS = 10.0  # between two looks at what has ended
 
 
 class Row(NamedTuple):
@@ -54,37 +61,56 @@ QUEUE = (
 def main() -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print which sweeps have records, and train nothing")
+    parser.add_argument("--list", action="store_true", help="print how many runs have records, and train nothing")
     listing = parser.parse_args().list
     failed = 0
     for folder, options in (sweep for row in QUEUE for sweep in row.sweeps()):
-        done = (RECORDS / folder).exists()
+        ended, runs = progress(RECORDS / folder)
         if listing:
-            print(f"{'has a record' if done else 'to be trained':14} {folder}")
-        elif not done and not train(folder, options):
-            failed += 1
-            print(f"study: {folder} failed; the same command goes on with it", file=sys.stderr)
+            print(f"{f'{ended} of {runs} runs' if runs else 'to be trained':>14}  {folder}")
+        elif not runs or ended < runs:
+            print(f"study: {folder}", flush=True)
+            if not train(RECORDS / folder, RUNS / folder, options):
+                failed += 1
+                print(f"study: {folder} failed; the same command goes on with it", file=sys.stderr)
     return 1 if failed else 0
 
 
-def train(folder: Path, options: list[str]) -> bool:
-    """Trains a sweep to its end and keeps its records. Returns whether it did."""
-    growlm, workdir = [sys.executable, "-m", "growlm"], RUNS / folder
-    print(f"study: {folder}", flush=True)
-    done = run([*growlm, "sweep", f"--workdir={workdir.relative_to(ROOT)}", *options]) == 0
-    return done and run([*growlm, "archive", f"--workdir={workdir}", f"--output={RECORDS / folder}"]) == 0
+def progress(folder: Path) -> tuple[int, int]:
+    """How many runs of a sweep have ended, and how many there are; none where it was not begun."""
+    if not (folder / "sweep.json").exists():
+        return 0, 0
+    runs = json.loads((folder / "sweep.json").read_text())["runs"].values()
+    return sum(run["status"] == "done" or run.get("diverged", False) for run in runs), len(runs)
 
 
-def run(command: list[str]) -> int:
-    """The exit code of a command, run from the root of the checkout by one core, after everything else."""
+def train(records: Path, folder: Path, options: list[str]) -> bool:
+    """Trains what a sweep's records lack, and keeps the records of every run as it ends. Returns whether all did."""
+    if records.exists() and not folder.exists():  # trained on another machine
+        shutil.copytree(records, folder)
+    command = [sys.executable, "-m", "growlm", "sweep", f"--workdir={folder}", *options]
     # In a session of its own, as Linux has a niceness of each; so an interrupt is passed on.
     with subprocess.Popen(command, cwd=ROOT, preexec_fn=yield_to_all, start_new_session=True) as process:
         try:
-            return process.wait()
+            while process.poll() is None:
+                time.sleep(SECONDS)
+                keep(folder, records)
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
+        finally:
+            keep(folder, records)
+    return process.returncode == 0
+
+
+def keep(folder: Path, records: Path) -> None:
+    """Puts the records of the runs that have ended in the place of the former ones, where they are more."""
+    if progress(folder)[0] > progress(records)[0]:
+        part = records.with_name(f".{records.name}.part")
+        archive(folder, part, ended=True)
+        shutil.rmtree(records, ignore_errors=True)
+        part.rename(records)
 
 
 def yield_to_all() -> None:

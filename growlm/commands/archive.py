@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
-from growlm.commands.options import WORKDIR, Keys, one
+from growlm.commands.options import WORKDIR, Keys, flag, one
 
 OPTIONS = {
     "--workdir": WORKDIR,
     "--output": one("DIR", "new folder", Path, required=True),
+    "--ended": flag("leave out the runs that have not ended; `growlm sweep` in a copy of DIR trains those alone"),
 }
 
 
@@ -15,5 +16,5 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
     from growlm.report.archive import archive
 
-    print(f"written: {archive(args.workdir, args.output)}")
+    print(f"written: {archive(args.workdir, args.output, args.ended)}")
     return 0

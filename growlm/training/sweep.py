@@ -12,6 +12,7 @@ import jax
 
 from growlm.errors import DivergedError, InputError, StoppedError, unknown
 from growlm.files import InUseError, locked, read_json, write_json
+from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
 from growlm.training.decisions import END, Decisions, read_decisions
@@ -234,8 +235,9 @@ def run_sweep(
     """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages; of seeds in workdir/seed-N.
 
     Several processes may train one sweep: a run of which another trains a stage, or a try, is put off until no other
-    run is left. Started again, the sweep goes on where it was. Returns the errors of runs that failed, by folder; the
-    others go on. A try that diverged is none: it is a try that is not the best.
+    run is left. Started again, the sweep goes on where it was; a run that is done and has no checkpoint, as in an
+    archive, stays done. Returns the errors of runs that failed, by folder; the others go on. A try that diverged is
+    none: it is a try that is not the best.
 
     Raises:
       InputError: the folder holds something else.
@@ -265,19 +267,21 @@ def run_sweep(
         ):
 
             def train(path: str) -> None:
-                run = plan.runs[path]
-                if _name(path) in plan.config.owners:
-                    before = read_json((records / path).parent / SUMMARY, "summary")["runs"][_name(path)]
-                    if broadcast(before.get("diverged", False)):  # it is the try that it was
-                        raise DivergedError(before["error"] or "diverged")
+                run, folder = plan.runs[path], records / path
                 if path in plan.tries:
                     run = _claim_best(plan, path, records)
-                    display.settle(records / path, run.stages)
+                    display.settle(folder, run.stages)
+                before = read_json(folder.parent / SUMMARY, "summary")["runs"][_name(path)]
+                if _name(path) in plan.config.owners and broadcast(before.get("diverged", False)):
+                    raise DivergedError(before["error"] or "diverged")  # it is the try that it was
+                saved = stored_steps((workdir / path).parent / STORE / run.stages[-1].stage_hash / "checkpoints")
+                if broadcast(before["status"] == "done" and not saved and (folder / "metrics.jsonl").exists()):
+                    return  # its folder is of an archive
                 train_run(
                     run,
-                    folder=records / path,
+                    folder=folder,
                     store=(workdir / path).parent / STORE,
-                    records=(records / path).parent / STORE,
+                    records=folder.parent / STORE,
                     runs=[*plan.runs.values(), *candidates],
                     display=display,
                     stop=stop,
