@@ -1,10 +1,10 @@
-"""Does the gain of growth last with scale? Four rungs of compute, every arm at its own searched rate, decayed to zero.
+"""Does the gain of growth last with scale? Five rungs of compute, every arm at its own searched rate, decayed to zero.
 
     growlm sweep --config=experiments/ladder.py:1_search --workdir=runs/ladder_search/rung_1-0
     growlm sweep --config=experiments/ladder.py:1 --workdir=runs/ladder/rung_1-0 --config.seed=0
     growlm fit --runs=runs/ladder --law=multiplier
 
-Rungs 1 to 4 are 12 layers of width 32, 48, 64 and 96, trained on 10 tokens a parameter: 1.5e12 to 1.2e14 FLOPs. Arms of
+Rungs 1 to 5 are 12 layers of width 32, 48, 64, 80 and 96, on 10 tokens a parameter: 1.6e12 to 1.1e14 FLOPs. Arms of
 equal FLOPs, on the architecture `modern` and Muon with its modern parts: `scratch`; `grown`, G_stack from 3 layers
 trained on 20 % of the budget's tokens; on the looped architecture of arXiv 2609.19107 with that paper's betas, schedule
 and factors, `untied`, cores copied in place after 75 % of the tokens, and `untied_scratch`, its target from scratch.
@@ -12,8 +12,8 @@ and factors, `untied`, cores copied in place after 75 % of the tokens, and `unti
 carries it to the other rungs. Rungs 1 and 2 have the controls untrained, average_size and short as well. The small
 model of `grown` has one rate at all rungs, ours. `:tiny` and `:tiny_search` take a minute, to compile.
 
-Cost, ESTIMATED and not measured, at quickstart's rate on two cores: rung 1 1 minute a seed, rung 2 5, rung 3 20 and
-rung 4 85; the searches 5 and 25 minutes.
+Cost of a run on one core of an AMD EPYC: 2, 7, 18, 39 and 74 minutes, ESTIMATED from steps of `scratch`, 14,400 tokens
+a second of processor at rung 1 and 3,100 at rung 5. A seed has 7 runs at rungs 1 and 2, else 4, and a search 20.
 
 What is expected: a compute multiplier above 1 at every rung, 1.05 to 1.2 for growing alone, as the ladders of
 arXiv 2609.19107 have it (1.08 at 2e18 FLOPs to 1.18 at 1e20, one seed), five orders of magnitude above these; less than
@@ -33,7 +33,7 @@ from growlm.models import parameter_count
 from growlm.training.config import build_model
 from growlm.training.recipe import MODERN, Scale
 
-WIDTHS = {"1": 32, "2": 48, "3": 64, "4": 96, "tiny": 16}
+WIDTHS = {"1": 32, "2": 48, "3": 64, "4": 80, "5": 96, "tiny": 16}
 TOKENS_PER_PARAMETER = 10
 SEARCHED = (0.005, 0.01, 0.02, 0.04, 0.08)
 # The best peak rates of the searches at seed 0, by arm, at rungs 1 and 2: until then the middle of what is tried.

@@ -135,7 +135,7 @@ def test_growth_timings_share_one_base():
     assert len({run.stages[0].stage_hash for name, run in sweep.runs.items() if name.startswith("after")}) == 1
 
 
-@pytest.mark.parametrize("rung", ["1", "2", "3", "4", "1_search", "tiny"])
+@pytest.mark.parametrize("rung", ["1", "2", "3", "4", "5", "1_search", "tiny"])
 def test_the_arms_of_the_ladder_cost_the_same(rung):
     sweep = planned("ladder", rung)
     costs = {name: run.stages[-1].cost_at(run.stages[-1].last_step).flops for name, run in sweep.runs.items()}
