@@ -17,8 +17,7 @@ from growlm.growth.plan import initial_provenance
 from growlm.models import ARCHITECTURES, path_of
 from growlm.training.mesh import MeshConfig, make_mesh, place_batch
 from growlm.training.optimizer import OptimizerConfig
-from growlm.training.programs import compile_steps
-from growlm.training.step import StepSpec, init_state
+from growlm.training.step import StepSpec, compile_steps, init_state
 
 OWN = OwnConfig(layers=2, embed=8, heads=2, head_dim=4, mlp=12, vocab=20, positions=16)
 STEPS = 5

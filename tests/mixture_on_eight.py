@@ -13,8 +13,7 @@ from growlm.models.moe import on_every_device
 from growlm.models.ragged import chosen_experts
 from growlm.training.mesh import MeshConfig, make_mesh, place_batch
 from growlm.training.optimizer import OptimizerConfig
-from growlm.training.programs import compile_steps
-from growlm.training.step import StepSpec, init_state
+from growlm.training.step import StepSpec, compile_steps, init_state
 
 SIZES = {"layers": 2, "embed": 8, "heads": 4, "kv_heads": 2, "head_dim": 4, "mlp": 12, "vocab": 20}
 MODEL = MixtralConfig(**SIZES, experts=4, experts_per_token=2, normalised=False, shared_mlp=6, shared_router=True)

@@ -15,9 +15,8 @@ from growlm.growth.overview import example
 from growlm.models import ARCHITECTURES
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.optimizer import OptimizerConfig
-from growlm.training.programs import lower_step
 from growlm.training.run import train
-from growlm.training.step import StepSpec
+from growlm.training.step import StepSpec, lower_step
 
 HERE = Path(__file__).parent
 every = pytest.mark.parametrize("name", ARCHITECTURES)

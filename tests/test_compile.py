@@ -13,11 +13,12 @@ from trees import exact_products
 from growlm.growth.depth import ORDERS
 from growlm.models import REMAT_POLICIES
 from growlm.training import loop
+from growlm.training.growing import lower_growth, lower_learning
 from growlm.training.loop import step_specs
 from growlm.training.mesh import MeshConfig, make_mesh
-from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.run import train
 from growlm.training.stages import resolve
+from growlm.training.step import lower_step
 
 LAST = tiny.MODEL | {"layers": 2, "embed": 24, "heads": 6, "kv_heads": 3, "mlp": 32}
 WIDE = {"embed": 22, "heads": 4, "kv_heads": 2, "mlp": 31}

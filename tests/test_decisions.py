@@ -1,6 +1,7 @@
 """What is decided while a run trains: when a stage ends; the same whenever the run is cut off, and never twice."""
 
 import json
+import pathlib
 import threading
 
 import numpy as np
@@ -9,7 +10,7 @@ import tiny
 
 from growlm.errors import InputError
 from growlm.models import ModelConfig, parameter_count
-from growlm.training import run as run_module
+from growlm.training import decisions
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_run, plain
 from growlm.training.continuation import claim_folder
@@ -142,9 +143,9 @@ def test_a_run_that_cannot_decide_is_one_line(case):
 
 def judged(stage, losses):
     """The decision on a stage by validation losses of its steps from the first on."""
-    criterion = Criterion(stage)
-    decisions = [criterion.judge(stage.first_step + number, loss) for number, loss in enumerate(losses)]
-    return next(filter(None, decisions), None)
+    criterion = Criterion(stage, pathlib.Path("no folder"), known=-1)
+    decided = [criterion.judge(stage.first_step + number, loss) for number, loss in enumerate(losses)]
+    return next(filter(None, decided), None)
 
 
 def test_a_criterion_counts_its_own_evaluations_alone():
@@ -284,16 +285,16 @@ def test_a_run_that_is_stopped_after_every_step_decides_the_same(settings, whole
 
 def test_a_run_that_dies_around_a_decision_decides_the_same(settings, whole, tmp_path, monkeypatch):
     """Before it is kept, and then before the checkpoint of its step is."""
-    config, save, write = build_run(settings), Checkpoints.save, run_module.write_decision
+    config, save, write = build_run(settings), Checkpoints.save, decisions.write_decision
 
     def die(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "write_decision", die)
+    monkeypatch.setattr(decisions, "write_decision", die)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", GO_ON)
     assert not read_decisions(tmp_path / "run" / "checkpoints")
-    monkeypatch.setattr(run_module, "write_decision", write)
+    monkeypatch.setattr(decisions, "write_decision", write)
     monkeypatch.setattr(Checkpoints, "save", die)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", GO_ON)

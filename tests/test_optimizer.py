@@ -30,8 +30,7 @@ from growlm.training.optimizer import (
     make_optimizer,
     scale_by_aged_adam,
 )
-from growlm.training.programs import compile_steps
-from growlm.training.step import StepSpec, train_step
+from growlm.training.step import StepSpec, compile_steps, train_step
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 

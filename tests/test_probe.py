@@ -127,7 +127,7 @@ def test_a_run_that_is_stopped_after_every_step_chooses_the_same(corpus, whole, 
 def test_a_run_that_dies_in_its_probe_probes_again_and_chooses_the_same(corpus, whole, tmp_path, monkeypatch):
     """In the second candidate, and then before the decision is kept, and then right after."""
     config, taken = build_run(settings(corpus, probing())), []
-    grow_into, write, train_stage = run_module.grow_into, run_module.write_decision, run_module.train_stage
+    grow_into, write, train_stage = probe_module.grow_into, run_module.write_decision, run_module.train_stage
 
     def die(*_, **__):
         raise KeyboardInterrupt
@@ -141,7 +141,7 @@ def test_a_run_that_dies_in_its_probe_probes_again_and_chooses_the_same(corpus, 
 
     for name, dying in {"grow_into": second, "write_decision": die, "train_stage": of_last}.items():
         with monkeypatch.context() as patch:
-            patch.setattr(run_module, name, dying)
+            patch.setattr(probe_module if name == "grow_into" else run_module, name, dying)
             with pytest.raises(KeyboardInterrupt):
                 train(config, tmp_path / "run", GO_ON)
         assert bool(read_decisions(tmp_path / "run" / "checkpoints")) == (name == "train_stage")

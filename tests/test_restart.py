@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DRIVER = """
 import itertools, json, os, pathlib, signal, sys, time
 from growlm.__main__ import main
-from growlm.training import loop, run
+from growlm.training import growing, loop
 
 moment = json.loads(sys.argv[1])
 kind, where = moment["kind"], moment.get("where", "")
@@ -61,7 +61,7 @@ def counted(*args, **kwargs):
         yield batch
 
 
-def growing(*args, **kwargs):
+def watched(*args, **kwargs):
     if where == "before":
         now()
         time.sleep(5 if moment["signal"] == "SIGTERM" else 0)  # until the process has ended, as it does at once
@@ -75,7 +75,7 @@ sys.addaudithook(audit)
 if kind == "batch":
     batches, loop.batches = loop.batches, counted
 if kind == "grow":
-    apply_growth, run.apply_growth = run.apply_growth, growing
+    apply_growth, growing.apply_growth = growing.apply_growth, watched
 sys.exit(main(sys.argv[2:]))
 """
 

@@ -7,8 +7,7 @@ import threading
 import pytest
 import tiny
 
-from growlm.training import loop, metrics
-from growlm.training import run as run_module
+from growlm.training import growing, loop, metrics
 from growlm.training.run import train
 
 GO_ON = threading.Event()  # never set
@@ -58,9 +57,9 @@ def test_records_say_how_long_a_step_waits_for_data(corpus, tmp_path, monkeypatc
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkeypatch, in_parts):
     clock = Clock()
-    monkeypatch.setattr(run_module, "time", clock)
-    monkeypatch.setattr(run_module, "apply_growth", clock.during(1000.0, run_module.apply_growth))
-    monkeypatch.setattr(run_module, "prepared_growth", clock.during(50_000.0, run_module.prepared_growth))
+    monkeypatch.setattr(growing, "time", clock)
+    monkeypatch.setattr(growing, "apply_growth", clock.during(1000.0, growing.apply_growth))
+    monkeypatch.setattr(growing, "prepared_growth", clock.during(50_000.0, growing.prepared_growth))
     config, folder = tiny.run_config(corpus, tiny.stage(2), tiny.grown(2, 1), tiny.grown(2, 1)), tmp_path / "run"
     if in_parts:
         assert tiny.train_in_parts(config, folder) > 3

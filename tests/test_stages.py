@@ -17,15 +17,13 @@ from growlm.errors import InputError
 from growlm.growth import OPERATORS
 from growlm.growth.state import apply_growth
 from growlm.models import ModelConfig, next_token_loss, parameter_count
-from growlm.training import loop
-from growlm.training import run as run_module
+from growlm.training import growing, loop
 from growlm.training.config import build_run, load_config, plain
 from growlm.training.continuation import result_settings
 from growlm.training.optimizer import OPTIMIZERS, make_optimizer
-from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.stages import resolve, source_of
-from growlm.training.step import init_state
+from growlm.training.step import compile_steps, init_state
 from growlm.training.sweep import plan_sweep
 
 STEP = tiny.STEP
@@ -209,7 +207,7 @@ def test_learning_the_maps_is_on_the_stages_own_batches_and_is_paid_for(corpus, 
         given.extend(itertools.islice(copy, 3))
         return result
 
-    monkeypatch.setattr(run_module, "apply_growth", watched)
+    monkeypatch.setattr(growing, "apply_growth", watched)
     growth = {"operator": "learn", "options": {"steps": 3, "peak": 1e-2, "warmup": 0}}
     stages = tiny.stage(2), tiny.grown(2, batch=2, tokens=4 * 32, growth=growth)
     train(tiny.run_config(corpus, *stages), tmp_path / "run", GO_ON)

@@ -20,10 +20,9 @@ from growlm.models import ModelConfig, init, next_token_loss, parameter_count
 from growlm.training import loop
 from growlm.training.muon import MuonConfig
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
-from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.stages import resolve
-from growlm.training.step import StepSpec, draw_depths, train_step
+from growlm.training.step import StepSpec, compile_steps, draw_depths, train_step
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set

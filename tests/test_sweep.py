@@ -13,8 +13,8 @@ from growlm.errors import InputError, StoppedError
 from growlm.files import locked
 from growlm.models import ModelConfig, parameter_count
 from growlm.training import loop
-from growlm.training.programs import compile_steps
 from growlm.training.run import train
+from growlm.training.step import compile_steps
 from growlm.training.sweep import describe, plan_sweep, run_sweep
 from growlm.training.variants import build_sweep
 

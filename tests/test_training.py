@@ -20,11 +20,10 @@ from growlm.training import loop
 from growlm.training import run as run_module
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.optimizer import OptimizerConfig
-from growlm.training.programs import compile_steps
 from growlm.training.run import train
 from growlm.training.schedules import ScheduleConfig, learning_rate
 from growlm.training.stages import resolve
-from growlm.training.step import abstract_state, init_state, run_keys
+from growlm.training.step import abstract_state, compile_steps, init_state, run_keys
 
 STEP = tiny.STEP
 SMALL, LARGE = (ModelConfig(**tiny.MODEL | {"layers": layers}) for layers in (1, 2))

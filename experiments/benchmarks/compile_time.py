@@ -32,11 +32,12 @@ from jax.stages import Lowered
 
 from growlm.errors import InputError
 from growlm.training.config import build_run
+from growlm.training.growing import lower_growth, lower_learning
 from growlm.training.loop import step_specs
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
-from growlm.training.programs import lower_growth, lower_learning, lower_step
 from growlm.training.stages import Stage, resolve
+from growlm.training.step import lower_step
 
 SIZES = {"embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 8, "length": 128}
 DEPTHS = (4, 12, 24, 48)

@@ -35,8 +35,7 @@ from growlm.errors import InputError
 from growlm.models import REMAT_POLICIES, ModelConfig, parameter_count
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.optimizer import OptimizerConfig
-from growlm.training.programs import compile_steps
-from growlm.training.step import StepSpec, init_state
+from growlm.training.step import StepSpec, compile_steps, init_state
 
 SIZES = {"layers": 8, "embed": 128, "heads": 4, "mlp": 352, "vocab": 256, "batch": 16, "length": 128}
 LEARNING_RATE = 1e-5  # so small that hundreds of steps on one batch leave the model an ordinary one

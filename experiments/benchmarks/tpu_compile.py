@@ -44,12 +44,13 @@ from growlm.laws.compute import GIB, Chip, chip_of
 from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
 from growlm.models.sharding import batch_parts
 from growlm.training.config import build_run, load_config
+from growlm.training.growing import lower_growth
 from growlm.training.mesh import MeshConfig, make_mesh, replicated
 from growlm.training.metrics import commit, hardware
-from growlm.training.programs import bytes_needed, lower_growth, lower_step
+from growlm.training.programs import bytes_needed
 from growlm.training.settings import GrowthConfig, RunConfig, StageConfig
 from growlm.training.stages import Stage, resolve
-from growlm.training.step import StepSpec, abstract_state
+from growlm.training.step import StepSpec, abstract_state, lower_step
 from growlm.training.variants import build_sweep
 
 # Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.

@@ -90,8 +90,7 @@ from growlm.report.style import UNKNOWN, count
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
-from growlm.training.programs import compile_steps
-from growlm.training.step import StepSpec
+from growlm.training.step import StepSpec, compile_steps
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {

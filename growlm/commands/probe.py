@@ -93,7 +93,6 @@ def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
     from growlm.training.mesh import mesh_of
     from growlm.training.probe import probe
     from growlm.training.processes import is_first
-    from growlm.training.run import grow_into
     from growlm.training.saved import read_state
 
     def say(text: str) -> None:
@@ -101,14 +100,7 @@ def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
             print(f"growlm: {text}", file=sys.stderr, flush=True)
 
     mesh = mesh_of(stage.run.mesh, stage.run.batch_sizes)
-    found = probe(
-        stage,
-        read_state(saved, mesh),
-        lambda candidate, state: grow_into(candidate, state, text, mesh)[0],
-        text=text,
-        mesh=mesh,
-        say=say,
-    )
+    found = probe(stage, read_state(saved, mesh), text=text, mesh=mesh, say=say)
     return found | {"checkpoint": str(saved.folder.absolute()), "step": saved.step}
 
 

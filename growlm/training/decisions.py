@@ -12,6 +12,8 @@ import numpy as np
 
 from growlm.files import read_json, write_json
 from growlm.training.criteria import Curve
+from growlm.training.metrics import read_records
+from growlm.training.processes import broadcast
 from growlm.training.stages import Stage
 
 DECISION_FILE = "decision.json"
@@ -37,12 +39,25 @@ class Criterion:
 
     Validation counts where `every_tokens` asks for it, not where another run leaves the stage, and once all masks are
     open: a run that goes on judges as one that was never stopped.
+
+    folder: of the stage, where its records lie and the decision is kept. known: the step of the state that goes on.
     """
 
-    def __init__(self, stage: Stage):
-        self._stage, self._rule = stage, stage.config.grow_when
+    def __init__(self, stage: Stage, folder: Path, known: int):
+        self._stage, self._folder, self._rule = stage, folder, stage.config.grow_when
         self._flops: list[float] = []
         self._losses: list[float] = []
+        for record in read_records(folder / "metrics.jsonl") if self._rule else ():
+            if record["step"] <= known and "val_loss" in record:
+                self.judge(record["step"], record["val_loss"])
+
+    def ends(self, step: int, validation_loss: float) -> bool:
+        """Whether the stage ends at this step; the decision is kept. Of several processes the first one judges."""
+        decision = self.judge(step, validation_loss)
+        if not self._rule or not broadcast(decision is not None):  # the others have no records of before
+            return False
+        write_decision(self._folder, END, decision or {"step": step})
+        return True
 
     def judge(self, step: int, validation_loss: float) -> dict[str, Any] | None:
         """The decision to end the stage at this step; None where it goes on. Steps come in their order."""

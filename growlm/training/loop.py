@@ -19,19 +19,14 @@ from growlm.models import Params
 from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
+from growlm.training.decisions import Criterion
+from growlm.training.growing import prepare_growth_ahead
 from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwatch
 from growlm.training.processes import StopRequest, all_stop
-from growlm.training.programs import (
-    compile_steps,
-    compile_steps_ahead,
-    describe_memory,
-    must_compile,
-    prepare_growth_ahead,
-)
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec
+from growlm.training.step import StepSpec, compile_steps, compile_steps_ahead, describe_memory, must_compile
 from growlm.training.texts import Text
 
 
@@ -44,7 +39,7 @@ def train_stage(
     checkpoints: Checkpoints,
     metrics_path: Path,
     branch_steps: Collection[int],
-    criterion: Callable[[int, float], bool],
+    criterion: Criterion,
     seconds_before: float,
     grown_at: float | None,
     next_stage: Stage | None,
@@ -62,7 +57,7 @@ def train_stage(
       checkpoints: those of the stage.
       metrics_path: where its records go.
       branch_steps: steps at which some run of the sweep leaves the stage: there is a checkpoint, and it is kept.
-      criterion: (step, validation loss) -> whether the stage ends there; asked where it is validated.
+      criterion: whether the stage ends sooner, asked where it is validated.
       seconds_before: training time of the stages before.
       grown_at: the time.perf_counter() at which the growth of this stage began, if it was just now.
       next_stage: compiled in the background once this one trains.
@@ -128,7 +123,8 @@ def train_stage(
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
             validation = steps.validate(state, all_held_out if evaluating else tried)
-            if evaluating and criterion(step, validation["val_loss"]):
+            if evaluating and criterion.ends(step, validation["val_loss"]):
+                display.say(f"step {step:,}: ends by the rule {stage.config.grow_when.rule!r}")
                 leaving = ending = benchmarking = saving = True
             scores = benchmarks.scores(state) if benchmarking else {}
             samples = _samples(benchmarks, state, display) if leaving else {}

@@ -71,6 +71,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
+def on_mesh(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape and the dtype of a leaf, with a sharding."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def mesh_of(config: MeshConfig, batch_sizes: Mapping[str, int]) -> Mesh:
     """The mesh over all devices, on which batches of these sizes can be laid out. Raises InputError."""
     mesh = make_mesh(config)

@@ -10,17 +10,15 @@ from jax.sharding import Mesh
 from growlm.errors import DivergedError
 from growlm.models import Params
 from growlm.state import TrainState
+from growlm.training.growing import grow_into
 from growlm.training.loop import Steps, held_out_batches, step_specs, training_batches
 from growlm.training.stages import Cost, Stage
 from growlm.training.texts import Text
-
-Grow = Callable[[Stage, TrainState], TrainState]
 
 
 def probe(
     stage: Stage,
     before: TrainState,
-    grow: Grow,
     *,
     text: Text,
     mesh: Mesh,
@@ -35,7 +33,6 @@ def probe(
     Args:
       stage: with a probe.
       before: the state at the end of the stage before, which is kept.
-      grow: (candidate, state) -> the state grown by it.
       text, mesh: the data, and the devices that share the work.
       say: takes a line for people.
       teacher: as in `train_stage`.
@@ -52,7 +49,7 @@ def probe(
     for name, candidate in stage.candidates.items():
         growth = candidate.config.growth.resolved
         candidates[name] = {"operator": growth.operator, "options": growth.options} | _try(
-            candidate, grow(candidate, before), steps, text=text, mesh=mesh, teacher=teacher
+            candidate, before, steps, text=text, mesh=mesh, teacher=teacher
         )
         at_growth, after = (f"{loss:.4f}" if loss is not None else "-" for loss in candidates[name]["val_loss"])
         say(f"probe: {name}: validation loss {at_growth} at growth, {after} after {steps} steps")
@@ -70,9 +67,10 @@ def probe(
 
 
 def _try(
-    candidate: Stage, state: TrainState, steps: int, *, text: Text, mesh: Mesh, teacher: Params | None
+    candidate: Stage, before: TrainState, steps: int, *, text: Text, mesh: Mesh, teacher: Params | None
 ) -> dict[str, Any]:
-    """The losses of a grown state over its first steps, and what they cost with the learning of maps."""
+    """Grow a state, and train it on: its losses, and what they cost with the learning of maps."""
+    state, _ = grow_into(candidate, before, training_batches(candidate, text, mesh, int(before.examples)), mesh)
     compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh, teacher)
     held_out = held_out_batches(candidate, text, mesh)
     source = training_batches(candidate, text, mesh, int(state.examples))

@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,27 @@ import jax
 from jax.sharding import Mesh
 
 from growlm.errors import InputError, must_be
-from growlm.files import InUseError, locked, read_json, write_json
-from growlm.growth.state import apply_growth, check_optimizer_state
-from growlm.models import Params
+from growlm.files import InUseError, locked, write_json
+from growlm.growth.state import check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
 from growlm.training.checkpoint import Checkpoints, stored_steps
-from growlm.training.chosen import CHOICE_FILE, chosen_text
+from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
-from growlm.training.decisions import DECISION_FILE, END, GROWTH, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.growing import grow_into
 from growlm.training.init_from import Source, begin, check_source, read_source
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
-from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit, read_records, write_records
+from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit
 from growlm.training.optimizer import make_optimizer
 from growlm.training.probe import probe
 from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
-from growlm.training.programs import cached_on_disk, prepared_growth
+from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.saved import IMPORTED, INIT_FROM_FILE, copy_imported
+from growlm.training.records import commit_of, publish, say_other_commits, seconds_before
+from growlm.training.saved import GROWTH_FILE, IMPORTED, INIT_FROM_FILE
 from growlm.training.settings import RunConfig
 from growlm.training.sparsity import emptied
 from growlm.training.stages import Stage, resolve
@@ -43,7 +43,6 @@ from growlm.training.texts import Load, Text, check_text, corpus_cache, load_tex
 
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
 RUN_METADATA_FILE = "run.json"
-GROWTH_FILE = "growth.json"
 
 
 def train(
@@ -104,8 +103,8 @@ class RunPlan:
 
     def decided(self, decisions: Decisions) -> "RunPlan":
         """The plan as it follows from what was decided while its stages were trained."""
-        known = [text.known for text in self.texts]
-        return dataclasses.replace(self, stages=resolve(written_out(self.config), known, decisions))
+        run, texts = self.stages[0].run, [stage.text for stage in self.stages]
+        return dataclasses.replace(self, stages=resolve(run, texts, decisions))
 
 
 def plan_run(
@@ -124,8 +123,9 @@ def plan_run(
     """
     config, source = begin(config, previous)
     config, teachers = find_teachers(config, previous)
-    texts = load_texts(written_out(config), load or corpus_cache())
-    plan = RunPlan(config, texts, [], source, teachers).decided(decisions or {})
+    run = written_out(config)
+    texts = load_texts(run, load or corpus_cache())
+    plan = RunPlan(config, texts, resolve(run, [text.known for text in texts], decisions), source, teachers)
     for stage, text in zip(plan.stages, texts, strict=True):
         if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
@@ -235,7 +235,7 @@ def train_run(
     """
     mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
     here, plan = commit(), plan.decided(_decisions(records))
-    _say_other_commits(name, plan.stages, records, here)
+    say_other_commits(name, plan.stages, records, here)
     try:
         first = broadcast(_resume_point(plan, store))
         for number in range(first, len(plan.stages)):
@@ -248,7 +248,7 @@ def train_run(
                 stage, text = plan.stages[number], plan.texts[number]
                 steps = branch_steps([run.decided(decisions) for run in runs])[stage_hash]
                 kept = stage.run.checkpoint.max_to_keep
-                began = {"address": stage_hash, "commit": _commit_of(stage, records) or here}
+                began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
                 display.settle(folder, plan.stages)
                 display.begin(folder, stage)
@@ -270,7 +270,8 @@ def train_run(
                     else:
                         grown_at = time.perf_counter()
                         if stage.probe and GROWTH not in stage.decided:
-                            _probe(stage, state, text, mesh, stage_folder, display, teacher)
+                            tried = probe(stage, state, text=text, mesh=mesh, say=display.say, teacher=teacher)
+                            write_decision(stage_folder, GROWTH, tried)
                             plan = plan.decided(_decisions(records))
                             stage = plan.stages[number]
                             display.begin(folder, stage)
@@ -286,11 +287,11 @@ def train_run(
                             checkpoints=checkpoints,
                             metrics_path=stage_folder / "metrics.jsonl",
                             branch_steps=steps,
-                            criterion=_criterion(stage, stage_folder, newest, display),
-                            seconds_before=_seconds_before(stage, records),
+                            criterion=Criterion(stage, stage_folder, newest),
+                            seconds_before=seconds_before(stage, records),
                             grown_at=grown_at,
                             next_stage=next(iter(plan.stages[number + 1 :]), None),
-                            publish=partial(_publish, plan.stages, records, folder),
+                            publish=partial(publish, plan.stages, records, folder),
                             display=display,
                             stop=stop,
                             profiling=profiling,
@@ -300,45 +301,12 @@ def train_run(
             stop.unsaved = False  # the checkpoints are closed: all are on disk
     finally:
         stop.unsaved = False
-        _publish(plan.decided(_decisions(records)).stages, records, folder)
+        publish(plan.decided(_decisions(records)).stages, records, folder)
 
 
 def _decisions(records: Path) -> Decisions:
     """What was decided of all stages in a store, as the first process reads it."""
     return broadcast_json(read_decisions(records) if is_first() else None)
-
-
-def _criterion(stage: Stage, folder: Path, known: int, display: Display) -> Callable[[int, float], bool]:
-    """Judges whether the stage ends by a rule, and keeps the decision. `known`: the step of the state that goes on."""
-    if not stage.config.grow_when:
-        return lambda *_: False
-    rule, criterion = stage.config.grow_when.rule, Criterion(stage)
-    for record in read_records(folder / "metrics.jsonl"):
-        if record["step"] <= known and "val_loss" in record:
-            criterion.judge(record["step"], record["val_loss"])
-
-    def ends(step: int, validation_loss: float) -> bool:
-        decision = criterion.judge(step, validation_loss)
-        if not broadcast(decision is not None):  # the others have no records of before
-            return False
-        write_decision(folder, END, decision or {"step": step})
-        display.say(f"step {step:,}: ends by the rule {rule!r}")
-        return True
-
-    return ends
-
-
-def _commit_of(stage: Stage, records: Path) -> str | None:
-    """The commit at which a stage was begun; None where that is not known."""
-    path = records / stage.stage_hash / "stage.json"
-    return read_json(path, "stage").get("commit") if path.exists() else None
-
-
-def _say_other_commits(name: str, stages: Sequence[Stage], records: Path, here: str | None) -> None:
-    """What is trained is not trained anew when growlm's own code has changed, which no stage hash knows: say so."""
-    others = sorted({_commit_of(stage, records) for stage in stages} - {None, here})
-    if is_first() and here and others:
-        print(f"growlm: {name}: begun at commit {', '.join(others)}, and this is {here}: it goes on", file=sys.stderr)
 
 
 def _resume_point(plan: RunPlan, store: Path) -> int:
@@ -377,39 +345,10 @@ def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, 
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
 
 
-def grow_into(stage: Stage, before: TrainState, text: Text, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
-    """Grow the parent's last state, which is kept, into a stage's first; with the report, and the seconds it took."""
-    prepared = prepared_growth(stage, mesh)
-    began = time.perf_counter()  # not before: compiling counts as little as that of steps does
-    # What learn learns on: the batches that the stage will begin with.
-    ahead = training_batches(stage, text, mesh, int(before.examples))
-    models = stage.parent.config.model, stage.config.model
-    state, report = apply_growth(prepared, before, *models, key=before.key, batches=ahead)
-    jax.block_until_ready(state.arrays)
-    return state, report | {"seconds": time.perf_counter() - began}
-
-
-def _probe(
-    stage: Stage,
-    before: TrainState,
-    text: Text,
-    mesh: Mesh,
-    folder: Path,
-    display: Display,
-    teacher: Params | None,
-) -> None:
-    """Choose the growth with which a stage begins, and keep the decision."""
-
-    def grow(candidate: Stage, state: TrainState) -> TrainState:
-        return grow_into(candidate, state, text, mesh)[0]
-
-    write_decision(folder, GROWTH, probe(stage, before, grow, text=text, mesh=mesh, say=display.say, teacher=teacher))
-
-
 def _grow(stage: Stage, before: TrainState, text: Text, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """Grow the parent's last state into this stage's first, free that, and write the report."""
     display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")
-    state, report = grow_into(stage, before, text, mesh)
+    state, report = grow_into(stage, before, training_batches(stage, text, mesh, int(before.examples)), mesh)
     shared = {id(leaf) for leaf in jax.tree.leaves(state.arrays)}  # what growth did not change
     for leaf in jax.tree.leaves(before.arrays):
         if id(leaf) not in shared:
@@ -418,28 +357,3 @@ def _grow(stage: Stage, before: TrainState, text: Text, mesh: Mesh, folder: Path
         report |= {"probe": tried, "seconds": report["seconds"] + tried["seconds"]}
     write_json(folder / GROWTH_FILE, report | {"step": stage.first_step, "tokens": stage.first_tokens})
     return state
-
-
-def _seconds_before(stage: Stage, records: Path) -> float:
-    """Training time of the stages before, to the point where this run left them, and what the growth took."""
-    if not stage.parent:
-        return 0.0
-    trained = read_records(records / stage.parent.stage_hash / "metrics.jsonl")
-    seconds = max((record["seconds"] for record in trained if record["step"] <= stage.parent.last_step), default=0.0)
-    report = records / stage.stage_hash / GROWTH_FILE  # not there in the records that nobody reads
-    return seconds + (read_json(report, "growth report")["seconds"] if report.exists() else 0.0)
-
-
-def _publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
-    """Write the run's own view of its stages: records up to where it left them, and growth reports."""
-    merged = []
-    for stage in stages:
-        stage_folder = records / stage.stage_hash
-        merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
-        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE, CHOICE_FILE)}
-        copies[INIT_FROM_FILE] = INIT_FROM_FILE
-        for name, copy in copies.items():
-            if (stage_folder / name).exists():
-                write_json(folder / copy, read_json(stage_folder / name, "report"))
-        copy_imported(stage_folder, folder)
-    write_records(folder / "metrics.jsonl", merged)

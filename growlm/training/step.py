@@ -7,7 +7,7 @@ A sub-model of bert2BERT (arXiv 2110.07143) is the first layers of a model, of w
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.stages import Lowered
 
-from growlm.growth.masks import Masks
+from growlm.growth.masks import MASKED, Masks
 from growlm.growth.plan import initial_provenance, slice_mask
 from growlm.models import Architecture, DecoderConfig, Params, Weight, init, map_weights, with_depth
 from growlm.models.decoder import Pass, measured, teacher_of
 from growlm.models.sharding import by_batch, shardings_of
 from growlm.state import TrainState
-from growlm.training.mesh import replicated
+from growlm.training.mesh import by_rows, on_mesh, replicated
 from growlm.training.objectives import ObjectiveConfig
 from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
-from growlm.training.sparsity import by_path
+from growlm.training.programs import bytes_needed, compile_ahead, compiled, is_compiled
+from growlm.training.sparsity import abstract_kept, by_path
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
 Taught = tuple[Params, jax.Array]  # a teacher's parameters, and its weight in the loss
@@ -115,15 +117,11 @@ def abstract_state(model: DecoderConfig, optimizer: OptimizerConfig, mesh: Mesh 
     """
     arrays, key = jax.eval_shape(partial(_initial, model, optimizer, 0))
     if mesh is not None:
-        arrays = jax.tree.map(_on_mesh, arrays, shardings_of(arrays, model, mesh))
-        key = _on_mesh(key, replicated(mesh))
+        arrays = jax.tree.map(on_mesh, arrays, shardings_of(arrays, model, mesh))
+        key = on_mesh(key, replicated(mesh))
     params, opt_state, ema = arrays
     zero = np.int64(0)
     return TrainState(params, opt_state, zero, zero, zero, key, initial_provenance(model), ema)
-
-
-def _on_mesh(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def validation_loss(
@@ -284,6 +282,99 @@ def _rate_of(rates: jax.Array, weight: Weight, provenance: dict[str, jax.Array])
 
 def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Array:
     return value if mask is True else jnp.where(mask, value, otherwise)
+
+
+def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
+    """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
+
+    step(arrays, tokens, learning rate, provenance, progress, **more) -> (arrays, metrics); the arrays are donated.
+    evaluate(params, tokens, provenance, progress) -> `validation_loss` of the whole model. progress is None without
+    masks; `more` are the teacher and the static masks, where there are any.
+    """
+    (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
+    return compiled(step_key, step), compiled(evaluation_key, evaluation)
+
+
+def compile_steps_ahead(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> None:
+    """Begin to compile the two in the background."""
+    for key, build in _builders(spec, batch, length, mesh):
+        compile_ahead(key, build)
+
+
+def must_compile(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> bool:
+    """Whether `compile_steps` would have to compile, or to wait until that is done."""
+    return not all(is_compiled(key) for key, _ in _builders(spec, batch, length, mesh))
+
+
+def _builders(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
+    held_out = spec.held_out or (batch, length)
+    # The sub-models of a stage share the evaluation.
+    step, evaluation = (
+        (lower_step, spec, batch, length, mesh),
+        (_lower_evaluation, spec.for_evaluation(), *held_out, mesh),
+    )
+    return (step, partial(_compile, *step)), (evaluation, partial(_compile, *evaluation))
+
+
+def _compile(lower: Callable, *of: Any) -> Callable:
+    return lower(*of).compile()
+
+
+def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
+    """The train step lowered for the devices of the mesh, which need not be here."""
+    state = abstract_state(spec.model, spec.optimizer, mesh)
+    out = jax.tree.map(lambda leaf: leaf.sharding, state.arrays), replicated(mesh)
+    step = jax.jit(partial(train_step, spec), donate_argnums=0, out_shardings=out)
+    inputs = _abstract_inputs(spec, batch, length, mesh)
+    with jax.set_mesh(mesh):
+        return step.lower(state.arrays, *inputs, **_abstract_more(spec, mesh))
+
+
+def _lower_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
+    state = abstract_state(spec.model, spec.optimizer, mesh)
+    evaluate = jax.jit(partial(validation_loss, spec), out_shardings=replicated(mesh))
+    tokens, _, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
+    with jax.set_mesh(mesh):
+        return evaluate.lower(state.params, tokens, provenance, progress)
+
+
+def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Any, ...]:
+    """Tokens, learning rate, provenance and progress; all but the tokens are replicated."""
+
+    def abstract(shape: tuple[int, ...], dtype: str, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return (
+        abstract((batch, length + 1), "int32", by_rows(mesh)),
+        abstract((2,) if spec.two_rates else (), "float32", replicated(mesh)),
+        jax.tree.map(partial(on_mesh, sharding=replicated(mesh)), initial_provenance(spec.model)),
+        abstract((len(MASKED),), "float32", replicated(mesh)) if spec.masks else None,
+    )
+
+
+def _abstract_more(spec: StepSpec, mesh: Mesh) -> dict[str, Any]:
+    """The arguments of the train step that only some objectives and sparse stages have."""
+    more: dict[str, Any] = {}
+    if spec.teacher is not None:
+        params = abstract_state(spec.teacher, spec.optimizer, mesh).params
+        more["teacher"] = params, jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))
+    if spec.sparsity:
+        more["kept"] = abstract_kept(spec.model, spec.sparsity, mesh)
+    return more
+
+
+def describe_memory(specs: Iterable[StepSpec], batch: int, length: int, mesh: Mesh) -> str:
+    """The memory of the compiled train step that needs the most, in words."""
+    program = max((compile_steps(spec, batch, length, mesh)[0] for spec in specs), key=bytes_needed)
+    memory = program.memory_analysis()
+    needed, given = _size(bytes_needed(program)), _size(memory.argument_size_in_bytes)
+    return (
+        f"a step needs {needed} on each device: {given} state and batch, {_size(memory.temp_size_in_bytes)} temporary"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def draw_depths(seed: int, steps: int, layers: int, block: int) -> np.ndarray:

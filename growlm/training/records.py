@@ -1,0 +1,51 @@
+"""What is on record of the stages of a run: where each was begun, what it took, and the run's own view of them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from growlm.files import read_json, write_json
+from growlm.training.chosen import CHOICE_FILE
+from growlm.training.decisions import DECISION_FILE
+from growlm.training.metrics import read_records, write_records
+from growlm.training.processes import is_first
+from growlm.training.saved import GROWTH_FILE, INIT_FROM_FILE, copy_imported
+from growlm.training.stages import Stage
+
+
+def commit_of(stage: Stage, records: Path) -> str | None:
+    """The commit at which a stage was begun; None where that is not known."""
+    path = records / stage.stage_hash / "stage.json"
+    return read_json(path, "stage").get("commit") if path.exists() else None
+
+
+def say_other_commits(name: str, stages: Sequence[Stage], records: Path, here: str | None) -> None:
+    """What is trained is not trained anew when growlm's own code has changed, which no stage hash knows: say so."""
+    others = sorted({commit_of(stage, records) for stage in stages} - {None, here})
+    if is_first() and here and others:
+        print(f"growlm: {name}: begun at commit {', '.join(others)}, and this is {here}: it goes on", file=sys.stderr)
+
+
+def seconds_before(stage: Stage, records: Path) -> float:
+    """Training time of the stages before, to the point where this run left them, and what the growth took."""
+    if not stage.parent:
+        return 0.0
+    trained = read_records(records / stage.parent.stage_hash / "metrics.jsonl")
+    seconds = max((record["seconds"] for record in trained if record["step"] <= stage.parent.last_step), default=0.0)
+    report = records / stage.stage_hash / GROWTH_FILE  # not there in the records that nobody reads
+    return seconds + (read_json(report, "growth report")["seconds"] if report.exists() else 0.0)
+
+
+def publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
+    """Write the run's own view of its stages: records up to where it left them, and growth reports."""
+    merged = []
+    for stage in stages:
+        stage_folder = records / stage.stage_hash
+        merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
+        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE, CHOICE_FILE)}
+        copies[INIT_FROM_FILE] = INIT_FROM_FILE
+        for name, copy in copies.items():
+            if (stage_folder / name).exists():
+                write_json(folder / copy, read_json(stage_folder / name, "report"))
+        copy_imported(stage_folder, folder)
+    write_records(folder / "metrics.jsonl", merged)
