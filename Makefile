@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Neighbours share fixtures and stay together, but for what an idle worker takes over.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo study check test test-slow install clean
+.PHONY: demo study results check test test-slow install clean
 
 install: $(VENV)/.installed
 
@@ -54,6 +54,10 @@ check: $(VENV)/.installed-test
 # Hours of training on one core at the lowest priority, for experiments/records. Started again it goes on.
 study: $(VENV)/.installed
 	JAX_PLATFORMS=cpu $(BIN)/python experiments/study/sweeps.py
+
+# The tables and figures of all pages that come from experiments/records.
+results: $(VENV)/.installed
+	$(BIN)/python experiments/study/results.py
 
 # Everything that guards a change.
 test: check $(VENV)/.tried-torch

@@ -1,0 +1,277 @@
+"""Makes every table and figure of the pages that come from records again, from the records alone.
+
+    make results
+    python experiments/study/results.py --check
+
+A table stands in a page between `<!-- results: NAME -->` and `<!-- end of results -->`. With --check nothing is
+written, and a table that is not what the records give is named, with exit code 1. A study's records are a folder of
+experiments/records; a table of it is one row of TABLES, a figure one row of FIGURES.
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+from growlm.laws.intervals import Interval
+from growlm.laws.published import GROWTH_FACTOR, TIMING
+from growlm.report import style
+from growlm.report.compare import Row, rows
+from growlm.report.drawing import png
+from growlm.report.fit import GrowthFit
+from growlm.report.law_figures import growth_fits
+from growlm.report.records import Group, Run, read_groups
+from growlm.report.report import report_page
+from growlm.report.spikes import NO_RISE, NOT_RECOVERED, Spike, spike_rows
+
+ROOT = Path(__file__).parents[2]
+RECORDS, DOCS = ROOT / "experiments" / "records", ROOT / "docs"
+PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted(DOCS.glob("*.md")))
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n\n).*?<!-- end of results -->", re.DOTALL)
+
+OPERATORS = {
+    "direct_depth": "direct in depth (G_stack)",
+    "direct_width": "direct in width, even split",
+    "learn_depth": "learn in depth",
+    "learn_width": "learn in width",
+    "random_depth": "random in depth",
+    "random_width": "random in width",
+    "zero_depth": "zero in depth",
+    "zero_width": "zero in width",
+}
+NO_LABELS: Mapping[str, str] = {}
+# arXiv 2405.15319: speed-up over scratch at 1.1B, one seed.
+PAPER = dict(zip(OPERATORS, ("49 %", "-1 %, uneven", "49 %", "-15 %", "-26 %", "-14 %", "47 %", "-18 %"), strict=True))
+SHARES = {f"after_{percent:02}_percent": f"{percent} % of the budget's tokens" for percent in (3, 6, 12, 24, 48)}
+FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
+
+
+@cache
+def study(name: str, number: int = 0) -> Group:
+    """The records of a study: the number of the group among those of its folder."""
+    return read_groups(RECORDS / name)[number]
+
+
+def league(
+    name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, papers: Mapping[str, str] | None = None
+) -> str:
+    """The runs of a study from the lowest loss on, with their speed-up over the baseline and over every control.
+
+    Args:
+        name, number: of the study, as in `study`.
+        labels: what runs are called.
+        papers: what a paper has, by run.
+    """
+    group = study(name, number)
+    found = sorted((row for row in rows(group) if row.loss), key=lambda row: row.loss.value)
+    controls = list(dict.fromkeys(control for row in found for control, gain in row.over.items() if gain))
+    seeds = [seed.removeprefix("seed ") for seed in group.studies]
+    header = ["run", f"seeds {', '.join(seeds)}", "mean", f"over {group.first.baseline}"]
+    if len(seeds) == 1:
+        header[1:3] = ["validation loss"]
+    header += [*(["the paper's"] if papers else []), *(f"over {control}" for control in controls)]
+    lines = []
+    for row in found:
+        each = [last_loss(run) for run in group.each(row.run).values() if run.status == "done"]
+        cells = [labels.get(row.run, row.run), ", ".join(f"{loss:.3f}" for loss in each)]
+        cells += [f"{row.loss.value:.3f}"] if len(seeds) > 1 else []
+        cells += [percent(row.gain.speedup if row.gain else None)]
+        cells += [papers.get(row.run, "")] if papers else []
+        cells += [percent(over(row, control)) for control in controls]
+        lines.append(cells)
+    lines[0][0] = f"**{lines[0][0]}**"
+    return f"{table(header, lines)}\n\n{made(group)}"
+
+
+def over(row: Row, control: str) -> Interval | None:
+    """The speed-up of a row over a control."""
+    gain = row.over.get(control)
+    return gain.speedup if gain else None
+
+
+def last_loss(run: Run) -> float:
+    """The last validation loss of a run."""
+    return [record["val_loss"] for record in run.metrics if record.get("val_loss") is not None][-1]
+
+
+def at_growth(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS) -> str:
+    """How high the loss jumps at the growths of a study, and after how many tokens it is back. In order of `labels`."""
+    header, lines = ("run", "before", "after", "jump", "highest", "back after tokens", "share of the run's"), []
+    for row in sorted(spike_rows(study(name, number)), key=lambda row: [*labels].index(row.run) if labels else 0):
+        losses = [f"{row.mean(key):.3f}" for key in ("before", "after", "highest")]
+        jump = written(row.jump, partial(rounded, spec="+.3f"))
+        lines.append([labels.get(row.run, row.name), *losses[:2], jump, losses[2], *back(row.seeds)])
+    return table(header, lines)
+
+
+def back(seeds: Sequence[Spike]) -> tuple[str, str]:
+    """After how many tokens the loss was back, with the range over seeds, and which share of the run's that is."""
+    if any(spike.back is None for spike in seeds):
+        return NOT_RECOVERED, ""
+    tokens = [spike.back.tokens for spike in seeds]
+    if not any(tokens):
+        return NO_RISE, ""
+    mean, share = sum(tokens) / len(tokens), sum(spike.back.tokens / spike.total for spike in seeds) / len(seeds)
+    span = f" ({style.count(min(tokens))} to {style.count(max(tokens))})" if len(tokens) > 1 else ""
+    return f"{style.count(mean)}{span}", f"{share:.1%}".replace("%", " %")
+
+
+@cache
+def fitted(name: str) -> GrowthFit:
+    """The law of growth that a study determines."""
+    (found,) = growth_fits(read_groups(RECORDS / name))
+    return found
+
+
+def minima(name: str, papers: Callable[[], str] | None = None) -> str:
+    """Where the loss is lowest at every size and budget of a study."""
+    found = fitted(name)
+    write = style.count if found.law == "timing" else "{:.2f}".format
+    header = ["parameters", "FLOPs", "best after tokens [95 %]" if found.law == "timing" else "best factor [95 %]"]
+    lines = []
+    for one in sorted(found.slices, key=lambda one: (-one.params, -one.flops)):
+        best = written(one.best, write) if one.best else "beyond what was tried"
+        lines.append([style.count(one.params), style.flops(one.flops), best, *([papers()] if papers else [])])
+    return table([*header, *(["the paper's"] if papers else [])], lines)
+
+
+def timing_law() -> str:
+    """The coefficients of the law of growth timing."""
+    fit = fitted("growth_timing").fit
+    fits = (written(getattr(fit, key), "{:.3g}".format) for key in "abc")
+    lines = [(key, here, f"{paper:g}") for key, here, paper in zip("abc", fits, TIMING, strict=True)]
+    law = table(("log10 d = a log10 N + b / log10 C + c", "fitted [95 %]", "the paper's"), lines)
+    return f"{law}\n\n{fit.used} of {len(fit.slices)} slices; their minima scatter by {fit.scatter:.3f} in log10 d."
+
+
+def measured() -> str:
+    """The README's table: the headline numbers beside the paper's."""
+    by_name = {row.run: row for row in rows(study("operators"))}
+    stack = by_name["direct_depth"]
+    factor = max(fitted("growth_factor").slices, key=lambda one: one.flops).best
+    gains = {run: row.gain.speedup for run, row in by_name.items() if row.gain and row.gain.speedup}
+    wide = [gains[f"{operator}_width"] for operator in ("zero", "random", "learn")]
+    lines = [
+        ["stacking by 4, speed-up over scratch", percent(gains["direct_depth"]), PAPER["direct_depth"]],
+        ["over scratch with a learning rate of its own", percent(over(stack, "scratch_tuned")), "not reported"],
+        ["the best growth factor", written(factor, "{:.1f}".format), str(GROWTH_FACTOR)],
+        ["the best of eight ways to grow", OPERATORS[max(OPERATORS, key=lambda run: gains[run].value)], "stacking"],
+        ["zero, random and learned growth in width, over scratch", ", ".join(map(percent, wide)), "-18, -14, -15 %"],
+        ["copies in width, read evenly, over scratch", percent(gains["direct_width"]), "-1 %, read unevenly"],
+    ]
+    return table(("", "here", "the paper (1.1B)"), lines)
+
+
+def made(group: Group) -> str:
+    """The command of the first seed, hardware, commits and FLOPs of a study."""
+    first, studies = group.first, group.studies.values()
+    words = shlex.split(first.command or "")
+    command = " ".join(f'"{word}"' if "'" in word else shlex.quote(word) for word in words)
+    others = f", and {len(group.studies) - 1} seeds more" if len(group.studies) > 1 else ""
+    commits = ", ".join(dict.fromkeys((one.commit or "unknown")[:7] for one in studies))
+    flops = sum(one.flops_trained or 0 for one in studies)
+    return f"Made by `{command}`{others}; {first.hardware}; commit {commits}; {style.flops(flops)} FLOPs in all."
+
+
+def percent(value: Interval | None) -> str:
+    """A speed-up in whole percent, bold where its interval lies above zero; empty where there is none."""
+    if value is None:
+        return ""
+    mean = f"{rounded(100 * value.value, '+.0f')} %"
+    if value.low is None:
+        return mean
+    low, high = (rounded(100 * end, ".0f") for end in (value.low, value.high))
+    return f"{f'**{mean}**' if value.low > 0 else mean} [{low}, {high}]"
+
+
+def rounded(value: float, spec: str) -> str:
+    """A number in that format, without a sign where it is zero."""
+    text = format(value, spec)
+    return text if float(text) else text.lstrip("+-")
+
+
+def written(value: Interval | None, write: Callable[[float], str]) -> str:
+    """An estimate with its interval, where it has one."""
+    return "" if value is None else style.interval(value, write)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    whole = (header, ["---"] * len(header), *lines)
+    return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in whole)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "measured": measured,
+    "novels": partial(league, "novels"),
+    "operators": partial(league, "operators", labels=OPERATORS, papers=PAPER),
+    "operators_at_growth": partial(at_growth, "operators", labels=OPERATORS),
+    "timing": partial(league, "growth_timing", 0, SHARES),
+    "timing_narrow": partial(league, "growth_timing", 1, SHARES),
+    "timing_at_growth": partial(at_growth, "growth_timing", 0, SHARES),
+    "timing_minima": partial(minima, "growth_timing"),
+    "timing_law": timing_law,
+    "factor": partial(league, "growth_factor", labels=FACTORS),
+    "factor_at_growth": partial(at_growth, "growth_factor", labels=FACTORS),
+    "factor_minima": partial(minima, "growth_factor", lambda: str(GROWTH_FACTOR)),
+    "continued": partial(league, "continue_from_checkpoint"),
+    "gradual_doubling": partial(league, "gradual_doubling"),
+}
+
+# Of docs/: the study, the figure of its report, and the axis where it has several.
+FIGURES = {
+    "novels.png": ("novels", "loss", "flops"),
+    "operators_speedup.png": ("operators", "speedup", "speedup"),
+    "operators_spike.png": ("operators", "spike", "since_growth"),
+    "growth_timing.png": ("growth_timing", "timing_valley", "grown_at"),
+    "growth_factor.png": ("growth_factor", "factor_valley", "factor"),
+}
+
+
+def differing(page: Path) -> Iterator[str]:
+    """The names of the tables in a page that are not what the records give."""
+    text = page.read_text(encoding="utf-8")
+    yield from (found[2] for found in BLOCK.finditer(text) if found[0] != block(found))
+
+
+def renew(page: Path) -> None:
+    """Put the tables of a page in the place of the former ones."""
+    text = page.read_text(encoding="utf-8")
+    page.write_text(BLOCK.sub(block, text), encoding="utf-8")
+
+
+def block(found: re.Match) -> str:
+    """A table with the lines about it."""
+    return f"{found[1]}{TABLES[found[2]]()}\n\n<!-- end of results -->"
+
+
+def draw() -> None:
+    """Draw the figures again."""
+    for study_name in dict.fromkeys(name for name, _, _ in FIGURES.values()):
+        figures = {figure.name: figure for figure in report_page(RECORDS / study_name)[1]}
+        for file, (name, figure, key) in FIGURES.items():
+            if name == study_name:
+                axis = next(axis for axis in figures[figure].x if axis.key == key)
+                (DOCS / file).write_bytes(png(figures[figure], axis))
+                print(f"written: docs/{file}", flush=True)
+
+
+def main() -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, and name what differs")
+    if parser.parse_args().check:
+        wrong = [f"{page.relative_to(ROOT)}: {name}" for page in PAGES for name in differing(page)]
+        print("\n".join(f"results: {line} is not what the records give: make results" for line in wrong), end="")
+        return 1 if wrong else 0
+    for page in PAGES:
+        renew(page)
+    draw()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

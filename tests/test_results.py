@@ -1,0 +1,53 @@
+"""The tables in the pages are what the records give."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from growlm.report.records import read_groups
+from growlm.report.report import report_page
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def results():
+    return runpy.run_path(str(ROOT / "experiments" / "study" / "results.py"))
+
+
+def test_every_table_of_a_page_is_what_the_records_give(results):
+    assert {str(page): [*results["differing"](page)] for page in results["PAGES"]} == {
+        str(page): [] for page in results["PAGES"]
+    }
+    pages = "".join(page.read_text(encoding="utf-8") for page in results["PAGES"])
+    assert sorted(re.findall(r"<!-- results: (\w+) -->", pages)) == sorted(results["TABLES"])
+
+
+def test_a_number_that_is_not_the_records_is_named_and_made_again(results, tmp_path):
+    page = tmp_path / "page.md"
+    table = results["TABLES"]["factor_minima"]()
+    other = table.replace("4.18", "4.81")
+    page.write_text(f"Text.\n\n<!-- results: factor_minima -->\n\n{other}\n\n<!-- end of results -->\nMore.\n")
+    assert [*results["differing"](page)] == ["factor_minima"]
+    results["renew"](page)
+    text = page.read_text()
+    assert not [*results["differing"](page)] and table in text and "4.18 [3.58, 4.66]" in table
+    assert text.startswith("Text.\n") and text.endswith("\nMore.\n")
+
+
+def test_a_table_says_what_a_hand_reads_off_the_records(results):
+    group = read_groups(ROOT / "experiments" / "records" / "operators")[0]
+    losses = [run.metrics[-1]["val_loss"] for run in group.each("direct_depth").values()]
+    row = next(line for line in results["TABLES"]["operators"]().splitlines() if "G_stack" in line)
+    assert ", ".join(f"{loss:.3f}" for loss in losses) in row and f"| {sum(losses) / 3:.3f} |" in row
+    assert f"{group.first.commit[:7]}" in results["TABLES"]["operators"]()
+
+
+def test_every_picture_is_a_figure_of_its_study(results):
+    for file, (study, figure, axis) in results["FIGURES"].items():
+        assert (results["DOCS"] / file).exists()
+        if study == "novels":  # the others take seconds each
+            named = {one.name: one for one in report_page(results["RECORDS"] / study)[1]}
+            assert axis in [one.key for one in named[figure].x]
