@@ -37,7 +37,7 @@ _CPU = {
 }
 _WIDE = {"embed": 256, "channels": 512, "dt_rank": 16, "heads": 4, "kv_heads": 4, "head_dim": 64, "mlp": 704}
 _NARROW = {"embed": 32, "channels": 64, "dt_rank": 2, "head_dim": 16, "mlp": 88, "sliding_window": 32}
-WIDTHS = {"cpu": _CPU, "gpu": _CPU | _WIDE | {"sliding_window": 256}, "tiny": _CPU | _NARROW}
+WIDTHS = {"cpu": _CPU, "small": _CPU | _NARROW, "gpu": _CPU | _WIDE | {"sliding_window": 256}, "tiny": _CPU | _NARROW}
 
 
 def get_config(variant: str = "cpu") -> ConfigDict:

@@ -52,6 +52,7 @@ ELSEWHERE = {
 SIZES = {
     "cpu": {"widths": SIXFOLD},
     "gpu": {"widths": SIXFOLD | {"embed": 384, "head_dim": 64, "mlp": 1056}},
+    "small": {"widths": SIXFOLD | {"embed": 24, "head_dim": 4, "mlp": 66}, "tokens": 1_400_000},
     "tiny": {"widths": SIXFOLD | {"embed": 24, "head_dim": 4, "mlp": 66}, "tokens": 30_000},
 }
 MUON = {"optimizer": {"kind": "muon"}}  # as in arXiv 2609.19107, whose rule for the state is made for it

@@ -27,32 +27,43 @@ SECONDS = 10.0  # between two looks at what has ended
 
 
 class Row(NamedTuple):
-    """A sweep at several seeds: where its records go, the file and variant, and the name of a seed's folder."""
+    """A sweep at several seeds: the folder of its records, the file and variant, and more options of `growlm sweep`.
+
+    prefix: the name of a seed's folder. together: the seeds are one sweep, as a search needs, which tries at the first.
+    """
 
     name: str
     config: str
     variant: str
     seeds: tuple[int, ...] = (0, 1, 2)
     prefix: str = ""
+    together: bool = False
+    options: tuple[str, ...] = ()
 
     def sweeps(self) -> "Iterator[tuple[Path, list[str]]]":
-        """(folder below records, options of `growlm sweep`) of every seed."""
+        """(folder below records, options of `growlm sweep`) of every sweep."""
+        options = [f"--config=experiments/{self.config}.py:{self.variant}", *self.options]
+        if self.together:
+            yield Path(self.name), [*options, f"--config.seeds={','.join(map(str, self.seeds))}"]
+            return
         for seed in self.seeds:
-            config = f"--config=experiments/{self.config}.py:{self.variant}"
-            yield Path(self.name, f"{self.prefix or self.variant}-{seed}"), [config, f"--config.seed={seed}"]
+            yield Path(self.name, f"{self.prefix or self.variant}-{seed}"), [*options, f"--config.seed={seed}"]
 
 
+RATES = ("--config.search.peak_lr=[2e-3,4e-3,8e-3,1.6e-2]",)
+RATES_MODERN = ("--config.search.peak_lr=[5e-3,1e-2,2e-2,4e-2]",)
 # In the order in which they are trained.
 QUEUE = (
     Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
+    Row("operators_small", "operators", "small", together=True, options=RATES),
+    Row("gradual", "gradual", "small"),
     Row("ladder_search", "ladder", "2_search", (0,), "rung_2"),
-    Row("gradual", "gradual", "cpu"),
-    Row("operators_uneven", "operators", "cpu"),
-    Row("noise", "noise", "cpu"),
-    Row("stacking_order", "stacking_order", "cpu"),
-    Row("learning_rate", "learning_rate", "cpu"),
-    Row("systems", "systems", "cpu"),
-    Row("samba", "samba", "cpu"),
+    Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
+    Row("noise", "noise", "small"),
+    Row("stacking_order", "stacking_order", "small"),
+    Row("learning_rate", "learning_rate", "small"),
+    Row("systems", "systems", "small"),
+    Row("samba", "samba", "small"),
     Row("growth_timing", "growth_timing", "cpu_wide"),
     Row("transfer", "transfer", "cpu", (0,)),
 )
@@ -78,9 +89,8 @@ def main() -> int:
 
 def progress(folder: Path) -> tuple[int, int]:
     """How many runs of a sweep have ended, and how many there are; none where it was not begun."""
-    if not (folder / "sweep.json").exists():
-        return 0, 0
-    runs = json.loads((folder / "sweep.json").read_text())["runs"].values()
+    summaries = [*folder.glob("sweep.json"), *folder.glob("seed-*/sweep.json")]
+    runs = [run for summary in summaries for run in json.loads(summary.read_text())["runs"].values()]
     return sum(run["status"] == "done" or run.get("diverged", False) for run in runs), len(runs)
 
 
