@@ -134,7 +134,7 @@ def test_the_highest_of_every_source_are_chosen_and_only_they_are_in_batches(who
 
     mesh = make_mesh(MeshConfig())
     read = chosen.chosen_text(
-        stage, text, plan.teachers, mesh=mesh, store=whole / "checkpoints", folder=of_stage(whole, CHOICE_FILE).parent,
+        stage, text, plan.sources, mesh=mesh, store=whole / "checkpoints", folder=of_stage(whole, CHOICE_FILE).parent,
         say=lambda line: pytest.fail("nothing is chosen twice"),
     )  # fmt: skip
     source = training_batches(stage, read, mesh, stage.examples_at(stage.first_step))

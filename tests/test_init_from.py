@@ -26,7 +26,7 @@ from growlm.report.report import summarise, table
 from growlm.report.timing import fit_timing
 from growlm.training import run as run_module
 from growlm.training.config import build_run, load_config
-from growlm.training.init_from import begin, find_source
+from growlm.training.init_from import find_source
 from growlm.training.run import train
 from growlm.training.saved import find_saved
 from growlm.training.stages import resolve
@@ -287,7 +287,7 @@ def test_without_a_checkpoint_of_its_own_it_needs_the_source(home, tmp_path, mon
         patch.setattr(run_module, "train_stage", lambda *args, **settings: 1 / 0)
         train(config, tmp_path / "run", GO_ON)
     shutil.rmtree(tmp_path / "copy")
-    with pytest.raises(InputError, match=r"init_from '.*copy' is gone, and the run has no checkpoint of its own yet"):
+    with pytest.raises(InputError, match=r"init_from '.*copy' is gone, and the stage is not trained yet"):
         train(config, tmp_path / "run", GO_ON)
 
 
@@ -334,7 +334,7 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     shutil.copytree(home / "theirs", tmp_path / "copy")
     config = config_of(home, first(tmp_path / "copy", 1))
     train(config, tmp_path / "run", GO_ON)
-    before, planned = find_source(tmp_path / "copy").fingerprint, begin(config, None)[0]
+    before, planned = find_source(tmp_path / "copy").fingerprint, run_module.plan_run(config).config
     shutil.rmtree(tmp_path / "copy")
     write_model(tmp_path / "copy", *change(home / "theirs", "up", 0))
     after = find_source(tmp_path / "copy").fingerprint
@@ -342,7 +342,7 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     line = rf"run, which holds a different run: stages\[0\].init_fingerprint is '{before}' there and '{after}' here"
     with pytest.raises(InputError, match=line):
         train(config, tmp_path / "run", GO_ON)
-    addresses = {resolve(run, "corpus")[0].stage_hash for run in (planned, begin(config, None)[0])}
+    addresses = {resolve(run, "corpus")[0].stage_hash for run in (planned, run_module.plan_run(config).config)}
     assert len(addresses) == 2
 
     # Told that it is the old one, a run goes on with what it has, and does not begin with what is there.
@@ -365,7 +365,7 @@ def test_the_fingerprint_of_a_folder_is_what_it_was(tmp_path):
 def test_addresses_of_other_runs_are_what_they_were(home):
     stage = resolve(tiny.run_config("c", tiny.stage(2)), "f")[0]
     assert not {"init_from", "init_fingerprint"} & stage.settings.keys()
-    moved = [begin(config_of(home, first(home / "theirs", 1)), None)[0] for _ in range(2)]
+    moved = [run_module.plan_run(config_of(home, first(home / "theirs", 1))).config for _ in range(2)]
     elsewhere = dataclasses.replace(moved[1].stages[0], init_from="elsewhere")
     moved[1] = dataclasses.replace(moved[1], stages=(elsewhere,))
     assert len({resolve(run, "f")[0].stage_hash for run in moved}) == 1

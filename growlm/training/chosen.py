@@ -18,10 +18,10 @@ from growlm.errors import InputError
 from growlm.files import read_json, write_json, write_whole
 from growlm.models import Params
 from growlm.training.choice import window_scores
+from growlm.training.init_from import Sources, read_named
 from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.processes import broadcast_json, is_first
 from growlm.training.stages import Cost, Stage
-from growlm.training.teachers import Teachers, read_named
 from growlm.training.texts import Text
 
 # The report of a choice, which is written last, and the numbers of the windows of all sources, one after the other.
@@ -32,7 +32,7 @@ Chosen = Mapping[str, np.ndarray]  # the numbers of windows, rising, by the fing
 def chosen_text(
     stage: Stage,
     text: Text,
-    teachers: Teachers,
+    sources: Sources,
     *,
     mesh: Mesh,
     store: Path,
@@ -46,7 +46,7 @@ def chosen_text(
 
     Args:
       stage, text, mesh: what is trained, on what, and the devices that share the work.
-      teachers, store: where its scorer is read from, as in `read_teacher`.
+      sources, store: where its scorer is read from, as in `read_teacher`.
       folder: of the stage, where the first process keeps the windows.
       say: takes a line for people.
 
@@ -57,7 +57,7 @@ def chosen_text(
         return text
     if (found := _broadcast(_read(folder) if is_first() else None)) is None:
         began = time.perf_counter()
-        scorer = read_named(stage, "choice", teachers, mesh, store)
+        scorer = read_named(stage, "choice.scorer", sources, mesh, store)
         found = {corpus: list(map(int, windows)) for corpus, windows in _choose(stage, text, scorer, mesh).items()}
         if is_first():
             _write(folder, stage, found, time.perf_counter() - began)

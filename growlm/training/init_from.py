@@ -1,12 +1,15 @@
-"""`init_from`: runs that begin with the weights of a saved model, a Hugging Face checkpoint or one of growlm's."""
+"""Saved models that stages name, Hugging Face checkpoints and growlm's own: what they begin from, teachers, scorers.
+
+They are found and checked before a run begins, and read where it goes on.
+"""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
 from growlm.data import Corpus, first_corpus, load_tokenizer, tokenizer_of
-from growlm.errors import InputError
+from growlm.errors import InputError, must_be
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import StoredTensor
 from growlm.models import DecoderConfig, Params, Weight, hashed, plain
 from growlm.models.sharding import fsdp_spec
+from growlm.training.config import build_model
+from growlm.training.objectives import PARENT
 from growlm.training.processes import is_first
 from growlm.training.saved import (
     FOLDERS,
@@ -28,9 +33,12 @@ from growlm.training.saved import (
     copy_imported,
     find_saved,
     read_state,
+    read_stored,
     save_imported,
 )
 from growlm.training.settings import RunConfig, StageConfig
+from growlm.training.stages import Stage
+from growlm.training.step import abstract_state
 
 # A fingerprint has so many bytes of the beginning, the middle and the end of every tensor: 9 MB of 70B parameters.
 SAMPLE_BYTES = 4096
@@ -150,46 +158,6 @@ def _of_saved(saved: Saved) -> Source:
     )
 
 
-def begin(run: RunConfig, previous: Any) -> tuple[RunConfig, Source | None]:
-    """The run with the fingerprint of what it begins from, and that, if it is there.
-
-    Args:
-      run: as it was written.
-      previous: the config.json of the run's folder, if there is one: a run that has checkpoints of its own goes on
-        where what it began from is gone.
-
-    Raises:
-      InputError: as `find_source` does.
-    """
-    first = run.stages[0]
-    if first.init_from is None:
-        return run, None
-    known = first.init_fingerprint or _fingerprint_in(previous)
-    source = None if known and not Path(first.init_from).exists() else find_source(Path(first.init_from))
-    fingerprint = first.init_fingerprint or (source.fingerprint if source else known)
-    first = dataclasses.replace(first, init_fingerprint=fingerprint)
-    return dataclasses.replace(run, stages=(first, *run.stages[1:])), source
-
-
-def _fingerprint_in(config: Any) -> str | None:
-    try:
-        return config["stages"][0]["init_fingerprint"]
-    except (KeyError, IndexError, TypeError):
-        return None
-
-
-def check_source(stage: StageConfig, source: Source, corpus: Corpus) -> None:
-    """Raises InputError unless the stage has exactly this model, and the corpus its tokens, if that can be told."""
-    asked, found = plain(stage.model), plain(source.model)
-    if different := [name for name in asked if asked[name] != found.get(name)]:
-        name = different[0]
-        raise InputError(
-            f"stages[0].model.{name} must be that of init_from {source.folder}, {found.get(name)!r}, "
-            f"got {asked[name]!r}"
-        )
-    check_tokens(source, corpus, "init_from")
-
-
 def check_tokens(source: Source, corpus: Corpus, setting: str) -> None:
     """Raises InputError unless the corpus has the tokens of the saved model, if that can be told."""
     if not source.tokenizer:
@@ -206,13 +174,108 @@ def check_tokens(source: Source, corpus: Corpus, setting: str) -> None:
         )
 
 
-def read_source(stage: StageConfig, source: Source | None, mesh: Mesh) -> Params:
-    """The parameters with which a stage begins. Raises InputError where they are gone, or others are there."""
-    if source is None:
-        raise InputError(f"init_from {stage.init_from!r} is gone, and the run has no checkpoint of its own yet")
-    if source.fingerprint != stage.init_fingerprint:
-        raise InputError(
-            f"the fingerprint of init_from {source.folder} must be {stage.init_fingerprint}, with which this run "
-            f"began, got {source.fingerprint}"
-        )
+class _Named(NamedTuple):
+    """A saved model that a stage names, and what is known of it."""
+
+    place: str | None
+    fingerprint: str | None
+    model: DecoderConfig | None
+
+
+# The setting of a stage that names a saved model, and beside it those of its fingerprint and of its shape.
+NAMED = {
+    "init_from": _Named("init_from", "init_fingerprint", "model"),
+    "objective.teacher": _Named("teacher", "teacher_fingerprint", "teacher_model"),
+    "choice.scorer": _Named("scorer", "scorer_fingerprint", "scorer_model"),
+}
+Sources = Mapping[str, Source]  # all of these, by where they lie
+
+
+def _named(stage: StageConfig, setting: str) -> _Named:
+    section, _, _ = setting.rpartition(".")
+    return _Named(*(getattr(getattr(stage, section) if section else stage, field, None) for field in NAMED[setting]))
+
+
+def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], Sources]:
+    """What every stage is to say of the saved models that it names, by field, and those that are there.
+
+    Args:
+      run: as it was written.
+      previous: the config.json of the run's folder, if there is one: a stage that is trained, or has a checkpoint of
+        its own, goes on where what it began from is gone.
+
+    Raises:
+      InputError: as `find_source` does.
+    """
+    said, found = [], {}
+    for number, stage in enumerate(run.stages):
+        own: dict[str, Any] = {}
+        for setting, fields in NAMED.items():
+            named = _named(stage, setting)
+            if named.place in (None, PARENT):
+                continue
+            known = named if named.fingerprint else _known(previous, number, setting)
+            if not (known and known.fingerprint and known.model) or Path(named.place).exists():
+                source = found[named.place] = find_source(Path(named.place), setting)
+                known = _Named(named.place, source.fingerprint, source.model)
+            pairs = zip(fields[1:], named[1:], known[1:], strict=True)
+            filled = {field: written or seen for field, written, seen in pairs}
+            section, _, _ = setting.rpartition(".")
+            own |= {section: dataclasses.replace(getattr(stage, section), **filled)} if section else filled
+        said.append(own)
+    return said, found
+
+
+def _known(previous: Any, number: int, setting: str) -> _Named | None:
+    """What an earlier config.json has of a model that a stage names, if it has all."""
+    try:
+        stage, (section, _, _) = previous["stages"][number], setting.rpartition(".")
+        place, fingerprint, model = ((stage[section] if section else stage)[field] for field in NAMED[setting])
+        return _Named(place, fingerprint, build_model(model))
+    except (KeyError, IndexError, TypeError, InputError):
+        return None
+
+
+def check_sources(stage: Stage, sources: Sources, corpus: Corpus) -> None:
+    """Raises InputError unless models that a stage names have its tokens, positions for them and the shape it says."""
+    config = stage.config
+    models = {"init_from": config.model, "objective.teacher": stage.teacher_model, "choice.scorer": stage.scorer_model}
+    for setting, model in models.items():
+        if model is None:
+            continue
+        where = f"stages[{stage.number}].{setting}"
+        if model.vocab != config.model.vocab:
+            raise must_be(f"the vocabulary of {where}", f"the stage's, {config.model.vocab}", model.vocab)
+        model.check_length(f"{where}: stage.length", config.length)
+        if source := sources.get(_named(config, setting).place or ""):
+            asked, found = plain(model), plain(source.model)
+            if name := next((name for name in asked if asked[name] != found.get(name)), None):
+                said = where.removesuffix(NAMED[setting].place) + NAMED[setting].model
+                rule = f"that of {setting} {source.folder}, {found.get(name)!r}"
+                raise must_be(f"{said}.{name}", rule, asked[name])
+            check_tokens(source, corpus, setting)
+
+
+def read_teacher(stage: Stage, sources: Sources, mesh: Mesh, store: Path, step: int) -> Params | None:
+    """The parameters of the teacher for the rest of a stage from a step on; None where it has none then."""
+    if stage.teacher_model is None or not stage.teacher_weight_at(step + 1):
+        return None
+    return read_named(stage, "objective.teacher", sources, mesh, store)
+
+
+def read_named(stage: Stage, setting: str, sources: Sources, mesh: Mesh, store: Path) -> Params:
+    """The parameters of the model that a setting of a stage names.
+
+    The model before growth is read from the last checkpoint of the stage before, which is kept because a run leaves
+    that stage there. Raises InputError where a checkpoint is gone, or another is there.
+    """
+    (place, fingerprint, _), parent = _named(stage.config, setting), stage.parent
+    if place == PARENT and parent is not None:
+        like = abstract_state(parent.config.model, parent.config.optimizer, mesh)
+        return read_stored(store / parent.stage_hash / "checkpoints", parent.last_step, like).params
+    if (source := sources.get(place or "")) is None:
+        raise InputError(f"{setting} {place!r} is gone, and the stage is not trained yet")
+    if source.fingerprint != fingerprint:
+        rule = f"{fingerprint}, with which this run began"
+        raise InputError(f"the fingerprint of {setting} {source.folder} must be {rule}, got {source.fingerprint}")
     return source.read(mesh)

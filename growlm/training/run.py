@@ -22,7 +22,7 @@ from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
 from growlm.training.growing import grow_into
-from growlm.training.init_from import Source, begin, check_source, read_source
+from growlm.training.init_from import Sources, check_sources, find_sources, read_named, read_teacher
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit
@@ -38,7 +38,6 @@ from growlm.training.sparsity import emptied
 from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
-from growlm.training.teachers import Teachers, check_teachers, find_teachers, read_teacher
 from growlm.training.texts import Load, Text, check_text, corpus_cache, load_texts, repeats
 
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
@@ -90,16 +89,12 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """A run checked before anything is written: the texts of its stages, these, and the saved models that it reads.
-
-    source: what it begins from. teachers: by where they lie.
-    """
+    """A run checked before anything is written: the texts of its stages, these, and the saved models that it reads."""
 
     config: RunConfig
     texts: list[Text]
     stages: list[Stage]
-    source: Source | None = None
-    teachers: Teachers = dataclasses.field(default_factory=dict)
+    sources: Sources = dataclasses.field(default_factory=dict)
 
     def decided(self, decisions: Decisions) -> "RunPlan":
         """The plan as it follows from what was decided while its stages were trained."""
@@ -114,24 +109,25 @@ def plan_run(
 
     Args:
       config: of the run.
-      previous: as in `begin`.
+      previous: as in `find_sources`.
       decisions: what was decided in the run's folder already.
       load: `corpus_cache`, where runs share it.
 
     Raises:
       InputError.
     """
-    config, source = begin(config, previous)
-    config, teachers = find_teachers(config, previous)
+    said, sources = find_sources(config, previous)
+    stages = tuple(dataclasses.replace(stage, **own) for stage, own in zip(config.stages, said, strict=True))
+    config = dataclasses.replace(config, stages=stages)
     run = written_out(config)
     texts = load_texts(run, load or corpus_cache())
-    plan = RunPlan(config, texts, resolve(run, [text.known for text in texts], decisions), source, teachers)
+    plan = RunPlan(config, texts, resolve(run, [text.known for text in texts], decisions), sources)
     for stage, text in zip(plan.stages, texts, strict=True):
         if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
         check_stage(stage, text)
-        check_teachers(stage, teachers, text.trained.first)
+        check_sources(stage, sources, text.trained.first)
         if needs := stage.config.objective.row.needs:
             for corpus in (*text.trained.corpora.values(), *text.validated.corpora.values()):
                 needs(stage.config.objective, corpus)
@@ -139,8 +135,6 @@ def plan_run(
     for number, evaluation in enumerate(evaluations):
         if evaluation not in evaluations[:number]:
             check_benchmarks(evaluation)
-    if source:
-        check_source(config.stages[0], source, texts[0].trained.first)
     return plan
 
 
@@ -257,16 +251,16 @@ def train_run(
                 with contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = broadcast(max(own, default=-1)), None
-                    teacher = read_teacher(stage, plan.teachers, mesh, store, max(newest, stage.first_step))
+                    teacher = read_teacher(stage, plan.sources, mesh, store, max(newest, stage.first_step))
                     if max(newest, stage.first_step) < stage.last_step:
                         where = {"mesh": mesh, "store": store, "folder": stage_folder}
-                        text = chosen_text(stage, text, plan.teachers, say=display.say, **where)
+                        text = chosen_text(stage, text, plan.sources, say=display.say, **where)
                     if newest >= 0:
                         display.say(f"goes on from step {newest:,}")
                         like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
                         state = checkpoints.restore(newest, like)
                     elif stage.parent is None:
-                        state = _first_state(stage, plan.source, mesh, stage_folder, display)
+                        state = _first_state(stage, plan.sources, mesh, store, stage_folder, display)
                     else:
                         grown_at = time.perf_counter()
                         if stage.probe and GROWTH not in stage.decided:
@@ -333,12 +327,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _first_state(stage: Stage, source: Source | None, mesh: Mesh, folder: Path, display: Display) -> TrainState:
+def _first_state(stage: Stage, sources: Sources, mesh: Mesh, store: Path, folder: Path, display: Display) -> TrainState:
     """The state at step 0: with fresh weights, or with those of `init_from`."""
-    params = None
-    display.say("begins with fresh weights" if stage.config.init_from is None else f"begins from {source}")
-    if stage.config.init_from is not None:
-        params = read_source(stage.config, source, mesh)
+    params, place = None, stage.config.init_from
+    display.say("begins with fresh weights" if place is None else f"begins from {sources.get(place, place)}")
+    if place is not None:
+        params, source = read_named(stage, "init_from", sources, mesh, store), sources[place]
         write_json(folder / INIT_FROM_FILE, source.record)
         if not (folder / IMPORTED).exists():
             source.keep(folder)
