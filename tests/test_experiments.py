@@ -55,7 +55,7 @@ def test_every_run_costs_what_its_baseline_costs(name, variant):
 
 # The others have an architecture of their own, or other sizes after the variant's name.
 @pytest.mark.parametrize(
-    "name", few(sorted(set(NAMES) - {"growth_timing", "novels", "samba", "systems"}), ["operators"])
+    "name", few(sorted(set(NAMES) - {"experts", "growth_timing", "novels", "samba", "systems"}), ["operators"])
 )
 def test_an_experiment_stands_on_modern_settings_too(name):
     sweep = planned(name, "tiny_modern")

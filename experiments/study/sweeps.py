@@ -63,6 +63,8 @@ QUEUE = (
     Row("stacking_order", "stacking_order", "small"),
     Row("learning_rate", "learning_rate", "small"),
     Row("systems", "systems", "small"),
+    Row("systems_looped", "systems", "small_looped"),
+    Row("experts", "experts", "small"),
     Row("samba", "samba", "small"),
     Row("growth_timing", "growth_timing", "cpu_wide"),
     Row("transfer", "transfer", "cpu", (0,)),
