@@ -12,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Neighbours share fixtures and stay together, but for what an idle worker takes over.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo study results check test test-slow install clean
+.PHONY: demo study results bench check test test-slow install clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,10 @@ study: $(VENV)/.installed
 # The tables and figures of all pages that come from experiments/records.
 results: $(VENV)/.installed
 	$(BIN)/python experiments/study/results.py
+
+# The ratios of speed on a CPU, beside the last record: what got slower. BENCH=--write renews it.
+bench: $(VENV)/.tried-torch
+	JAX_PLATFORMS=cpu $(BIN)/python experiments/benchmarks/bench.py $(BENCH)
 
 # Everything that guards a change.
 test: check $(VENV)/.tried-torch

@@ -189,8 +189,10 @@ def benchmark(arguments: Sequence[str]) -> None:
         print(row(results[-1]), flush=True)
     busy.append(busy_cores())
     print(f"\n{about_load(busy, 'seconds by the clock are worth little then')}")
+    deepest = {found["case"]: found["layers"][depths[-1]]["times"]["processor"] for found in results}
+    ratios = {name: {"ratio": of["median"], "least": of["min"], "most": of["max"]} for name, of in deepest.items()}
     about = {"sizes": sizes, "rounds": args.rounds, "busy": busy, "commit": commit(), "hardware": hardware()}
-    print(json.dumps({"benchmark": "compile_time", "cases": results, **about}))
+    print(json.dumps({"benchmark": "compile_time", "cases": results, "ratios": ratios, **about}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,40 +13,25 @@ Aim: at least 20 million tokens a second at length 2048, which no accelerator ou
 1.1B parameters at about half a million.
 """
 
-import contextlib
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from arguments import Parser, exit_code, positive
 from cores import busy_cores
+from turns import CPU_TIME, clock, in_words, one_core, ratios_of, spread
 
 from growlm.data import batches, load_corpus
 from growlm.data.shards import ShardedTokens
-from growlm.errors import InputError
 from growlm.training.metrics import commit, hardware
 
 SHARDS, SHARD = 8, 2**23  # tokens
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keeps this thread, and those that it starts, on one core."""
-    if not hasattr(os, "sched_setaffinity"):
-        raise InputError("this system cannot keep a process on one core: allowed is Linux")
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def write_shards(folder: Path) -> list[Path]:
@@ -75,28 +60,29 @@ def plain_copies(maps: Sequence[np.ndarray], batch: int, length: int) -> Iterato
         yield np.stack([each[start : start + width] for each, start in chosen]).astype(np.int32)
 
 
-def rate(source: Iterator[np.ndarray], count: int) -> float:
+def rate(source: Iterator[np.ndarray], count: int, now: Callable[[], float]) -> float:
     """Million tokens a second over the next batches."""
-    began = time.perf_counter()
+    began = now()
     tokens = sum(rows.shape[0] * (rows.shape[1] - 1) for rows in itertools.islice(source, count))
-    return tokens / (time.perf_counter() - began) / 1e6
+    return tokens / (now() - began) / 1e6
 
 
-def measure(paths: Sequence[Path], dtype: str, batch: int, length: int, rounds: int, count: int) -> dict[str, float]:
+def measure(
+    paths: Sequence[Path], dtype: str, batch: int, length: int, rounds: int, count: int, cpu_time: bool = False
+) -> dict[str, Any]:
     """Both, in turn."""
     maps = [np.memmap(path, dtype, mode="r") for path in paths]
     tokens = ShardedTokens([np.asarray(each) for each in maps])
     ours = batches(tokens, seed=0, batch=batch, length=length, start=0)
     plain = plain_copies(maps, batch, length)
-    rate(ours, count), rate(plain, count)
-    pairs = [(rate(ours, count), rate(plain, count)) for _ in range(rounds)]
-    ratios = [one / other for one, other in pairs]
+    now = clock(cpu_time)
+    rate(ours, count, now), rate(plain, count, now)
+    pairs = [(rate(ours, count, now), rate(plain, count, now)) for _ in range(rounds)]
     return {
+        "case": "batches",
         "million_tokens_per_second": statistics.median(one for one, _ in pairs),
         "plain": statistics.median(other for _, other in pairs),
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
+        **spread([one / other for one, other in pairs]),
     }
 
 
@@ -107,6 +93,7 @@ def _parser() -> Parser:
     parser.add_argument("--length", type=positive, default=2048, metavar="N")
     parser.add_argument("--rounds", type=positive, default=7, metavar="N")
     parser.add_argument("--count", type=positive, default=150, metavar="N", help="batches in a round")
+    parser.add_argument("--cpu_time", action="store_true", help=CPU_TIME)
     return parser
 
 
@@ -116,15 +103,16 @@ def benchmark(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, one_core():
         paths, dtype = shards_of(args.corpus) if args.corpus else (write_shards(Path(folder)), "<u2")
         busy = [busy_cores()]
-        result = measure(paths, dtype, args.batch, args.length, args.rounds, args.count)
+        result = measure(paths, dtype, args.batch, args.length, args.rounds, args.count, args.cpu_time)
         busy.append(busy_cores())
     print(f"batches of {args.batch} x {args.length} from {len(paths)} shards of {dtype}, on one core")
     print(f"growlm        {result['million_tokens_per_second']:7.1f} million tokens/s")
     print(f"plain memmap  {result['plain']:7.1f} million tokens/s")
-    print(f"ratio         {result['ratio']:7.2f} ({result['least']:.2f} to {result['most']:.2f})")
+    print(f"ratio            {in_words(result)}")
     if None not in busy:
         print("cores busy with other processes: {:.1f} before, {:.1f} after".format(*busy))
-    print(json.dumps(result | vars(args) | {"commit": commit(), "hardware": hardware()}))
+    about = {"ratios": ratios_of([result]), "commit": commit(), "hardware": hardware()}
+    print(json.dumps(result | vars(args) | about))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

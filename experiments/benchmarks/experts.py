@@ -32,7 +32,6 @@ machine that does other work.
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from arguments import Parser, exit_code, positive
+from turns import CPU_TIME, Times, clock, speed
 
 from growlm.models import moe
 from growlm.models.blocked import blocked_experts
@@ -86,20 +86,25 @@ def measure(experts: int, chosen: int, args: Any) -> dict[str, Any]:
     apart = max(np.max(np.abs(a - b)) / np.max(np.abs(a)) for a, b in pairs)
     arrays = drawn(((rows, embed), (embed, chosen * mlp), (embed, chosen * mlp), (chosen * mlp, embed)), args.dtype)
     steps["dense"] = compiled_dense(arrays), arrays
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    now = clock(args.cpu_time)
+    seconds: Times = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, (step, arrays) in steps.items():
             jax.block_until_ready(step(*arrays))  # or it pays for the caches and the memory of the way before it
-            began = clock()
+            began = now()
             jax.block_until_ready(step(*arrays))
-            seconds[name].append(clock() - began)
-    shares = {
-        name: statistics.median(dense / own for dense, own in zip(seconds["dense"], seconds[name], strict=True))
-        for name in args.ways
-    }
+            seconds[name].append(now() - began)
+    ranges = {name: speed(seconds, name, "dense") for name in args.ways}
+    shares = {name: found["ratio"] for name, found in ranges.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    return {"experts": experts, "chosen": chosen, "seconds": medians, "share": shares, "apart": float(apart)}
+    return {
+        "experts": experts,
+        "chosen": chosen,
+        "seconds": medians,
+        "share": shares,
+        "range": ranges,
+        "apart": float(apart),
+    }
 
 
 def benchmark(arguments: Sequence[str]) -> None:
@@ -109,7 +114,7 @@ def benchmark(arguments: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=positive, default=value, metavar="N")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
-    parser.add_argument("--cpu_time", action="store_true")
+    parser.add_argument("--cpu_time", action="store_true", help=CPU_TIME)
     args = parser.parse_args(arguments)
     print(f"{'experts':>7} {'chosen':>6} {'dense s':>8}" + "".join(f" {name:>8}" for name in args.ways), flush=True)
     rows = []
@@ -117,7 +122,9 @@ def benchmark(arguments: Sequence[str]) -> None:
         rows.append(measure(experts, chosen, args))
         shares = "".join(f" {rows[-1]['share'][name]:>8.2f}" for name in args.ways)
         print(f"{experts:>7} {chosen:>6} {rows[-1]['seconds']['dense']:>8.3f}{shares}", flush=True)
-    print(json.dumps({"cases": rows, **vars(args), "commit": commit(), "hardware": hardware()}))
+    ratios = {f"{row['experts']}, {row['chosen']}, {name}": row["range"][name] for row in rows for name in args.ways}
+    about = {"commit": commit(), "hardware": hardware()}
+    print(json.dumps({"cases": rows, "ratios": ratios, **vars(args), **about}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,14 +16,14 @@ import dataclasses
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from arguments import Parser, exit_code, positive
+from turns import CPU_TIME, clock, ratios_of, spread, take_turns
 
 from growlm.errors import InputError
 from growlm.growth import grow
@@ -60,13 +60,6 @@ def nbytes(tree: Params) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def seconds(function: Callable[[Params], Params], params: Params) -> float:
-    """The time of one call, its result given back at once."""
-    began = time.perf_counter()
-    jax.block_until_ready(function(params))
-    return time.perf_counter() - began
-
-
 def source_of(name: str, target: ModelConfig) -> ModelConfig:
     """The model that a case grows."""
     _, divisors = CASES[name]
@@ -77,7 +70,9 @@ def source_of(name: str, target: ModelConfig) -> ModelConfig:
     return dataclasses.replace(target, **smaller)
 
 
-def measure(name: str, source: ModelConfig, target: ModelConfig, dtype: str, rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, source: ModelConfig, target: ModelConfig, dtype: str, rounds: int, cpu_time: bool = False
+) -> dict[str, Any]:
     """One case: the compiled growth and a compiled copy of the target, in turn."""
     options, _ = CASES[name]
     shapes, wide = abstract(source, dtype), abstract(target, dtype)
@@ -87,17 +82,20 @@ def measure(name: str, source: ModelConfig, target: ModelConfig, dtype: str, rou
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, leaf.dtype), shapes)
     grown = growth(params)
     jax.block_until_ready(copy(grown))
-    pairs = [(seconds(growth, params), seconds(copy, grown)) for _ in range(rounds)]
-    ratios = [one / other for one, other in pairs]
+    work = {"growth": lambda: _finished(growth(params)), "copy": lambda: _finished(copy(grown))}
+    times = take_turns(work, rounds, clock(cpu_time))
     return {
         "case": name,
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "most": max(ratios),
-        "seconds": statistics.median(one for one, _ in pairs),
+        **spread([one / other for one, other in zip(times["growth"], times["copy"], strict=True)]),
+        "seconds": statistics.median(times["growth"]),
         "gigabytes": nbytes(wide) / 1e9,
         "temporary": growth.memory_analysis().temp_size_in_bytes / (nbytes(shapes) + nbytes(wide)),
     }
+
+
+def _finished(result: Params) -> None:
+    """Waits for it, and gives its memory back at once."""
+    jax.block_until_ready(result)
 
 
 def row(result: dict[str, Any]) -> str:
@@ -116,6 +114,7 @@ def _parser() -> Parser:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rounds", type=positive, default=5, metavar="N")
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; may be repeated")
+    parser.add_argument("--cpu_time", action="store_true", help=CPU_TIME)
     return parser
 
 
@@ -127,11 +126,10 @@ def benchmark(arguments: Sequence[str]) -> None:
     print(f"{'case':<16} {'seconds':>8} {'GB':>7} {'copies':>7} {'(range)':<15} {'temporary':>9}", flush=True)
     results = []
     for name, source in sources.items():
-        results.append(measure(name, source, target, args.dtype, args.rounds))
+        results.append(measure(name, source, target, args.dtype, args.rounds, args.cpu_time))
         print(row(results[-1]), flush=True)
-    print(
-        json.dumps({"cases": results, "target": dataclasses.asdict(target), "commit": commit(), "hardware": hardware()})
-    )
+    about = {"target": dataclasses.asdict(target), "commit": commit(), "hardware": hardware()}
+    print(json.dumps({"cases": results, "ratios": ratios_of(results), **about}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

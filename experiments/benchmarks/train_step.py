@@ -59,7 +59,6 @@ import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -72,6 +71,7 @@ import jax.numpy as jnp
 import numpy as np
 from arguments import Parser, duration, exit_code, positive
 from cores import about_load, busy_cores, host_threads
+from turns import CPU_TIME, clock, speed
 
 from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
@@ -129,6 +129,7 @@ class Setting:
     rounds: int
     seconds: float
     product_rows: int
+    cpu_time: bool = False
 
     @property
     def tokens(self) -> int:
@@ -156,6 +157,7 @@ def _parser() -> Parser:
     parser.add_argument("--compare", choices=SIDES, help="time the step of compiled or eager PyTorch as well")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N")
     parser.add_argument("--seconds", type=duration, default=1.0, help="what each measurement of a round takes, about")
+    parser.add_argument("--cpu_time", action="store_true", help=CPU_TIME)
     parser.add_argument("--product_rows", type=positive, metavar="N", help="the size of the square product")
     return parser
 
@@ -275,16 +277,17 @@ def sides(setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: Mo
     return [torch, growlm] if torch_side else [growlm]
 
 
-def _seconds(repeat: Repeat, times: int) -> float:
-    began = time.perf_counter()
+def _seconds(repeat: Repeat, times: int, now: Callable[[], float]) -> float:
+    began = now()
     repeat(times)
-    return time.perf_counter() - began
+    return now() - began
 
 
-def measure(found: dict[str, Repeat], rounds: int, seconds: float) -> Times:
+def measure(found: dict[str, Repeat], rounds: int, seconds: float, cpu_time: bool = False) -> Times:
     """Times what is compiled already, in turns, each for about so many seconds a round."""
-    counts = {name: max(1, round(seconds / _seconds(repeat, 1))) for name, repeat in found.items()}
-    turns = [{name: _seconds(found[name], n) / n for name, n in counts.items()} for _ in range(rounds)]
+    now = clock(cpu_time)
+    counts = {name: max(1, round(seconds / _seconds(repeat, 1, now))) for name, repeat in found.items()}
+    turns = [{name: _seconds(found[name], n, now) / n for name, n in counts.items()} for _ in range(rounds)]
     return {name: [turn[name] for turn in turns] for name in found}
 
 
@@ -298,7 +301,7 @@ def measure_sides(
         found = {name: repeat for side in group for name, repeat in side().items()}
         first = {name: repeat(1) for name, repeat in found.items()}  # this compiles
         losses |= {name: loss for name, loss in first.items() if loss is not None}
-        times |= measure(found, setting.rounds, setting.seconds)
+        times |= measure(found, setting.rounds, setting.seconds, setting.cpu_time)
         del found  # the next side gets its memory
         if torch_side:
             torch_side.release()
@@ -356,9 +359,11 @@ def conditions(setting: Setting) -> dict[str, Any]:
 def measurements(setting: Setting, times: Times, chip: float | None) -> dict[str, Any]:
     """What came out: growlm first, and products last."""
     names = sorted(times, key=lambda name: ("product" in name, name))
+    other = setting.compare or "product, jax"
     return {
         "results": {name: summary(setting, name, times, chip) for name in names},
         "torch_over_growlm": speed_ratio(setting.compare, times),
+        "ratios": {f"{setting.shape}, {other}": speed(times, "growlm", other)},
         "seconds_by_round": times,
     }
 
