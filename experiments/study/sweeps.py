@@ -30,6 +30,7 @@ class Row(NamedTuple):
     """A sweep at several seeds: the folder of its records, the file and variant, and more options of `growlm sweep`.
 
     prefix: the name of a seed's folder. together: the seeds are one sweep, as a search needs, which tries at the first.
+    before: commands of Python that make its corpus.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     prefix: str = ""
     together: bool = False
     options: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
     def sweeps(self) -> "Iterator[tuple[Path, list[str]]]":
         """(folder below records, options of `growlm sweep`) of every sweep."""
@@ -52,6 +54,12 @@ class Row(NamedTuple):
 
 RATES = ("--config.search.peak_lr=[2e-3,4e-3,8e-3,1.6e-2]",)
 RATES_MODERN = ("--config.search.peak_lr=[5e-3,1e-2,2e-2,4e-2]",)
+_PREPARE = "-m growlm prepare --source=runs/facts.jsonl --chat --tokenizer=bytes --workers=1"
+FACTS = (
+    "experiments/capacity.py --facts=runs/facts.jsonl",
+    f"{_PREPARE} --validation=1 --output=runs/facts",
+    f"{_PREPARE} --validation=0.5 --output=runs/facts_asked",
+)
 # In the order in which they are trained.
 QUEUE = (
     Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
@@ -66,6 +74,7 @@ QUEUE = (
     Row("systems_looped", "systems", "small_looped"),
     Row("experts", "experts", "small"),
     Row("samba", "samba", "small"),
+    Row("capacity", "capacity", "small", before=FACTS),
     Row("growth_timing", "growth_timing", "cpu_wide"),
     Row("transfer", "transfer", "cpu", (0,)),
 )
@@ -77,12 +86,14 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print how many runs have records, and train nothing")
     listing = parser.parse_args().list
     failed = 0
-    for folder, options in (sweep for row in QUEUE for sweep in row.sweeps()):
+    for commands, folder, options in ((row.before, *sweep) for row in QUEUE for sweep in row.sweeps()):
         ended, runs = progress(RECORDS / folder)
         if listing:
             print(f"{f'{ended} of {runs} runs' if runs else 'to be trained':>14}  {folder}")
         elif not runs or ended < runs:
             print(f"study: {folder}", flush=True)
+            for command in commands:
+                subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
             if not train(RECORDS / folder, RUNS / folder, options):
                 failed += 1
                 print(f"study: {folder} failed; the same command goes on with it", file=sys.stderr)

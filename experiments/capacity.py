@@ -1,0 +1,113 @@
+"""How much do grown weights know? Synthetic facts, in bits a parameter: before growth, after it and at the end.
+
+    python experiments/capacity.py --facts=runs/facts.jsonl
+    growlm prepare --source=runs/facts.jsonl --chat --tokenizer=bytes --validation=1 --output=runs/facts
+    growlm prepare --source=runs/facts.jsonl --chat --tokenizer=bytes --validation=0.5 --output=runs/facts_asked
+    growlm sweep --config=experiments/capacity.py:small --workdir=runs/capacity --config.seeds=0,1,2
+    python experiments/capacity.py --known=runs/capacity
+
+A fact is a key of 6 letters and a value of 8 letters out of 16, drawn by chance: 32 bits that nothing but memory tells,
+and 131,072 bits in all. The loss is of the values alone; asked are half of the facts, all of which are trained on. A
+loss of l nats a token leaves 9 l / ln 2 bits of a fact unknown, with the token that ends it (arXiv 2404.05405, which
+finds 2 bits a parameter after 1,000 exposures of a fact and 1 after 100; here it is about 50).
+
+stack and width_copies grow by copies, zero and width_zero by fresh weights, all after 40 % of the budget's tokens;
+base_only is the small model at equal FLOPs. `:tiny` takes seconds.
+
+Cost, ESTIMATED and not measured: small 2e13 FLOPs, 25 minutes a seed on one core.
+
+What is expected: that a model grown by copies keeps what its base knew, or has it back within a few exposures, and ends
+with as many bits a parameter as scratch; that base_only is full well below it; and that fresh weights in depth, which
+keep the function, never fall below the base. If copies were no room of their own, stack would end near base_only.
+
+Result: not run yet.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from growlm import files
+from growlm.report.records import Run, read_groups
+from growlm.training.recipe import scale
+
+FACTS, KEY, VALUE = 4096, 6, 8
+LETTERS, VALUES = "abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnop"
+BITS = VALUE * math.log2(len(VALUES))  # of a fact
+TOKENS = KEY + VALUE + 4  # of a fact: markers before both, an end, and one of the document
+COUNTED = VALUE + 1  # tokens of a fact that the loss is of
+EXPOSURES = 50
+SHARE = 0.4
+
+
+def get_config(variant: str = "small") -> ConfigDict:
+    size = replace(scale(variant, tokens=2 * EXPOSURES * FACTS * TOKENS), length=7 * TOKENS, batch=16)
+    half = {name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
+    deep, wide = size.base(SHARE), size.base(SHARE, size.model(**half))
+    runs = {
+        "stack": size.grown([deep], "g_stack"),
+        "zero": size.grown([deep], "zero", options={"order": "interleave"}),
+        "width_copies": size.grown([wide], "direct", options={"split_imbalance": 0.5}),
+        "width_zero": size.grown([wide], "zero"),
+    }
+    alone = size.scratch(size.base_lr, size.model(size.layers // 4))
+    controls = size.controls(runs["stack"]) | {"base_only": (alone, "the small model of stack and zero, equal FLOPs")}
+    config = size.sweep("What grown weights know", runs, controls, corpus="runs/facts")
+    config.evaluation.corpus = "runs/facts_asked"
+    for run in config.runs.values():
+        run.stages = tuple(ConfigDict(dict(stage) | {"objective": {"kind": "answers"}}) for stage in run.stages)
+    return config
+
+
+def facts(seed: int = 0) -> Iterator[dict[str, str]]:
+    """Keys, all different, with values drawn by chance."""
+    draw = np.random.default_rng(seed)
+    keys: dict[str, None] = {}
+    while len(keys) < FACTS:
+        keys["".join(draw.choice([*LETTERS], KEY))] = None
+    for key in keys:
+        yield {"prompt": key, "response": "".join(draw.choice([*VALUES], VALUE))}
+
+
+def known(loss: float) -> float:
+    """The bits that are known of all facts, at a loss in nats a token; at least none."""
+    return FACTS * max(0.0, BITS - COUNTED * loss / math.log(2))
+
+
+def table(folder: Path) -> str:
+    """Bits of the runs of a sweep, seeds side by side: before and after the last growth, at the end, a parameter."""
+    (group,) = read_groups(folder)
+    rows = []
+    for name in group.first.runs:
+        runs = [run for run in group.each(name).values() if run.status == "done"]
+        cells = [" ".join(f"{known(loss):,.0f}" for loss in column) for column in zip(*map(_losses, runs), strict=True)]
+        ends = [known(_losses(run)[-1]) / run.parameters for run in runs if run.parameters]
+        rows.append((name, *cells, " ".join(f"{end:.2f}" for end in ends)))
+    header = ("run", "bits before growth", "after", "at the end", "a parameter")
+    return files.table([header, *rows], align="<>>>>", rule=True)
+
+
+def _losses(run: Run) -> tuple[float, float, float]:
+    """Validation losses before and after the last growth, and at the end; of a run without growth, the first twice."""
+    losses = [[record["val_loss"] for record in run.of_stage(stage) if "val_loss" in record] for stage in (0, 1)]
+    before, after = (losses[0][-1], losses[1][0]) if losses[1] else (losses[0][0], losses[0][0])
+    return before, after, (losses[1] or losses[0])[-1]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--facts", type=Path, metavar="FILE", help="write the facts")
+    what.add_argument("--known", type=Path, metavar="DIR", help="print what the runs of a sweep know")
+    given = parser.parse_args()
+    if given.facts:
+        given.facts.parent.mkdir(parents=True, exist_ok=True)
+        given.facts.write_text("".join(json.dumps(fact) + "\n" for fact in facts()), encoding="utf-8")
+    else:
+        print(table(given.known))
