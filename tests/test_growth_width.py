@@ -1,6 +1,8 @@
 """Growth in width: the function is kept exactly, for any target, and gradients follow the dual map."""
 
 import dataclasses
+import math
+import re
 from functools import partial
 
 import jax
@@ -44,6 +46,35 @@ def test_the_oracle_is_the_model(family):
 def test_a_claim_is_made_where_it_holds_and_only_there(operator, options, change):
     logits, claims = difference(SMALL, dataclasses.replace(SMALL, **change), operator, **options)
     assert claims == (logits < 1e-11)
+
+
+WIDE = dataclasses.replace(SMALL, layers=4, embed=2 * SMALL.embed, heads=8, kv_heads=4, mlp=2 * SMALL.mlp)
+BY_ENTRY = [
+    ("zero", {}),
+    ("random", {"order": "interleave"}),
+    ("direct", {"noise": 0.2, "noise_on": "new"}),
+    ("direct", {"block_diagonal": True}),
+]
+
+
+@pytest.mark.parametrize(("operator", "options"), BY_ENTRY, ids=str)
+def test_a_growth_in_bfloat16_is_that_in_float32_rounded_once(operator, options):
+    short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), noisy(SMALL))
+    grow = partial(growlm.grow, source=SMALL, target=WIDE, operator=operator, key=KEY, **options)
+    exact = grow(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), short))
+    for leaf, rounded in zip(*map(jax.tree.leaves, (grow(short), exact)), strict=True):
+        np.testing.assert_array_equal(leaf, rounded.astype(jnp.bfloat16))
+        assert leaf.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(("operator", "options"), BY_ENTRY, ids=str)
+def test_what_is_new_is_said_by_axis_and_not_by_entry_in_the_program(operator, options):
+    """An array of the program's own is no larger than the longest axis."""
+    grow = partial(growlm.grow, source=SMALL, target=WIDE, operator=operator, key=KEY, **options)
+    program = jax.jit(grow).lower(noisy(SMALL)).as_text()
+    shapes = re.findall(r'dense<["\[].*> : tensor<([\dx]+)x[a-z]\w+>', program)
+    sizes = [math.prod(map(int, shape.split("x"))) for shape in shapes]
+    assert sizes and max(sizes) <= max(WIDE.mlp, WIDE.vocab, WIDE.embed)
 
 
 def test_new_query_heads_join_the_group_of_their_key():

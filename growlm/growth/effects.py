@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.growth.maps import Array, along, numpy_or_jax, primal
+from growlm.growth.maps import Array, along, numpy_or_jax, overlay, primal
 from growlm.growth.plan import DRAW_NOISE, Draw, Effect, Growth
 from growlm.models.architecture import DecoderConfig
 from growlm.models.axes import Weight
@@ -85,8 +85,7 @@ class Noise(Effect):
         mixed = self.old_weight_scale * grown + self.share * drawn
         if not self.only_new:
             return mixed
-        added = growth.added(weight)
-        return grown if added is None else numpy_or_jax(mixed, grown).where(added, mixed, grown)
+        return overlay(grown, mixed, growth.added(weight))
 
 
 def _cancelling(growth: Growth, weight: Weight, drawn: Array, alike: tuple[str, ...]) -> Array:
@@ -132,12 +131,15 @@ class Aki(Effect):
 
     def changes(self, growth: Growth, weight: Weight) -> bool:
         """Matrices of layers that write coordinates which width adds."""
-        return weight.stacked and not weight.elementwise and bool(self._added(growth, weight))
+        return weight.stacked and not weight.elementwise and any(map(np.any, self._added(growth, weight)))
 
     def _added(self, growth: Growth, weight: Weight) -> list[np.ndarray]:
-        maps, ndim = growth.width_maps(weight), len(weight.all_dims)
-        writes = [(number, write.added & (write.origin >= 0)) for number, _, write in maps if write is not None]
-        return [along(copies, number, ndim) for number, copies in writes if copies.any()]
+        """For every array dimension, bool [size]: second copies of what it writes."""
+        added = [np.zeros(growth.axis(dim.axis, weight).new, bool) for dim in weight.all_dims]
+        for number, _, write in growth.width_maps(weight):
+            if write is not None:
+                added[number] = write.added & (write.origin >= 0)
+        return added
 
     def change(
         self, growth: Growth, target: DecoderConfig, weight: Weight, value: Array, grown: Array, draw: Draw
@@ -149,7 +151,7 @@ class Aki(Effect):
         for dimension, read, write in growth.width_maps(weight):
             later = primal(read, write).take(later, dimension)
         later = growth.scaled(weight, later)
-        return numpy_or_jax(later, grown).where(sum(self._added(growth, weight)) > 0, later, grown)
+        return overlay(grown, later, self._added(growth, weight))
 
     def source_layers(self, rows: slice) -> np.ndarray:
         """The next layers."""
@@ -202,7 +204,8 @@ class BlockDiagonal(Effect):
         if not self.changes(growth, weight):
             return grown
         ((row, read), *_), ((column, write), *_) = self._copied_dims(growth, weight)
-        count = along(np.bincount(read.read.index)[read.read.index], row, grown.ndim)
-        of_row = along(read.read.occurrence, row, grown.ndim)
-        of_column = along(write.write.occurrence, column, grown.ndim)
-        return grown * np.where(of_column % count == of_row, count, 0).astype(grown.dtype)
+        xp = numpy_or_jax(grown)
+        count = along(xp.asarray(np.bincount(read.read.index)[read.read.index], np.int32), row, grown.ndim)
+        of_row = along(xp.asarray(read.read.occurrence, np.int32), row, grown.ndim)
+        of_column = along(xp.asarray(write.write.occurrence, np.int32), column, grown.ndim)
+        return grown * xp.where(of_column % count == of_row, count, 0).astype(grown.dtype)

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from growlm.growth.maps import POWERS, Array, Rule, along, numpy_or_jax, primal
+from growlm.growth.maps import POWERS, Array, Rule, along, numpy_or_jax, overlay, primal
 from growlm.growth.plan import DRAW_FRESH, Draw, Growth
 from growlm.models.architecture import DecoderConfig, Params, map_weights
 from growlm.models.axes import Weight
@@ -18,12 +18,18 @@ def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
 
     They act on the value that the model computes with, which includes the offset of a weight that has one.
     """
+    dtype, value = value.dtype, widened(value)
     grown = _expanded(rule, growth, weight, value)
     if weight.offset and rule is primal:
         # The offset grows apart from the value: what is a plain copy then stays as it is, to the bit.
         offset = numpy_or_jax(value).full(value.shape, weight.offset, value.dtype)
         grown = grown + (_expanded(rule, growth, weight, offset) - weight.offset)
-    return grown
+    return grown.astype(dtype, copy=False)
+
+
+def widened(value: Array) -> Array:
+    """In float32 where it has 16 bits: what grows is rounded once, and XLA's CPU backend converts at every step else."""
+    return value.astype(np.promote_types(value.dtype, np.float32), copy=False)
 
 
 def _expanded(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
@@ -50,7 +56,7 @@ def grow_params(
 
 def draws(growth: Growth, target: DecoderConfig) -> bool:
     """Whether the growth draws random values for any weight."""
-    fresh = any(growth.fresh(weight) is not None for weight in target.weights)
+    fresh = any(np.any(chosen) for weight in target.weights for chosen in growth.fresh(weight))
     return fresh or any(effect.draws() for effect in growth.effects)
 
 
@@ -70,10 +76,10 @@ def number_of(purpose: str) -> int:
 
 def grow_weight(growth: Growth, target: DecoderConfig, weight: Weight, value: Array, draw: Draw) -> Array:
     """Grows one weight, or a part of it by the growth of that part."""
+    dtype, value = value.dtype, widened(value)
     grown = expand(primal, growth, weight, value)
-    if (fresh := growth.fresh(weight)) is not None:
-        initial = draw(DRAW_FRESH).astype(grown.dtype)
-        grown = numpy_or_jax(grown, initial).where(fresh, initial, grown)
+    if any(map(np.any, fresh := growth.fresh(weight))):
+        grown = overlay(grown, draw(DRAW_FRESH).astype(grown.dtype), fresh)
     for effect in growth.effects:
         grown = effect.change(growth, target, weight, value, grown, draw)
-    return grown
+    return grown.astype(dtype, copy=False)

@@ -4,7 +4,7 @@ Both are matrices [new, old]. Every map works on NumPy arrays, and then gives Nu
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -395,6 +395,13 @@ def select(x: Array, index: np.ndarray, axis: int) -> Array:
     zeros = [xp.zeros((*x.shape[:axis], len(run), *x.shape[axis + 1 :]), x.dtype) for run in runs if run[0] < 0]
     parts = [zeros.pop(0) if run[0] < 0 else _cut(x, run[0], run[-1] + 1, axis) for run in runs]
     return xp.concatenate(parts, axis=axis)
+
+
+def overlay(x: Array, y: Array, chosen: Sequence[np.ndarray]) -> Array:
+    """y in the slices that are chosen along any dimension, by bool [size] for each, and x elsewhere."""
+    for axis, of_axis in enumerate(chosen):
+        x = numpy_or_jax(x, y).where(along(of_axis, axis, x.ndim), y, x) if np.any(of_axis) else x
+    return x
 
 
 def _cut(x: Array, begin: int, end: int, axis: int) -> Array:

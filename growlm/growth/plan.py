@@ -168,17 +168,13 @@ class Growth:
             return value
         return value * along(numpy_or_jax(value).asarray(factor**power, value.dtype), 0, value.ndim)
 
-    def fresh(self, weight: Weight) -> np.ndarray | None:
-        """bool, broadcastable to the weight: freshly initialised entries; None if there are none."""
-        return _any_of(self.fresh_slices(weight))
-
-    def fresh_slices(self, weight: Weight) -> list[np.ndarray]:
+    def fresh(self, weight: Weight) -> list[np.ndarray]:
         """For every array dimension, bool [size]: the slices all of whose entries are freshly initialised."""
         return self._marked(weight, lambda read: read.fresh_read, lambda write: write.fresh_write)
 
-    def added(self, weight: Weight) -> np.ndarray | None:
-        """bool, broadcastable to the weight: second copies and fresh entries; None if there are none."""
-        return _any_of(self._marked(weight, lambda read: read.added, lambda write: write.added))
+    def added(self, weight: Weight) -> list[np.ndarray]:
+        """For every array dimension, bool [size]: the slices that are second copies or fresh."""
+        return self._marked(weight, lambda read: read.added, lambda write: write.added)
 
     def _marked(
         self, weight: Weight, of_read: Callable[[AxisMap], np.ndarray], of_write: Callable[[AxisMap], np.ndarray]
@@ -217,13 +213,6 @@ def _content(value: Any) -> Hashable:
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str, value.tobytes()
     return (value.shape, value.dtype.name) if isinstance(value, jax.Array) else value
-
-
-def _any_of(slices: list[np.ndarray]) -> np.ndarray | None:
-    mask = np.zeros((1,) * len(slices), bool)
-    for number, chosen in enumerate(slices):
-        mask = mask | along(chosen, number, mask.ndim)
-    return mask if mask.any() else None
 
 
 def factors_of(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from growlm.errors import InputError, must_be
 from growlm.growth.expand import grow_params
 from growlm.growth.inverse import Shrunk, inverse, read_growth
+from growlm.growth.maps import overlay
 from growlm.growth.plan import Growth, factors_of
 from growlm.growth.state import grow
 from growlm.growth.verify import check_tokens, difference, finite_or_none
@@ -163,10 +164,10 @@ def relative_error(forward: Growth, weight: Weight, have: np.ndarray, want: np.n
 
     unit: the number along each axis that the weight is held once for, where the arrays are of one unit.
     """
-    apart = np.abs(have - want)
-    if (fresh := forward.fresh(weight)) is not None:
-        of_unit = fresh[tuple(number if size > 1 else 0 for number, size in zip(unit, fresh.shape, strict=False))]
-        apart = np.where(of_unit, 0, apart)
+    apart, fresh = np.abs(have - want), forward.fresh(weight)
+    of_unit = [chosen[[number]] for number, chosen in zip(unit, fresh, strict=False)] + fresh[len(unit) :]
+    shape = (1,) * len(unit) + apart.shape
+    apart = overlay(apart.reshape(shape), np.zeros(shape, apart.dtype), of_unit)
     return float(apart.max(initial=0) / max(np.abs(have).max(initial=0), 1e-30))
 
 

@@ -16,7 +16,7 @@ from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.depth import connection_rate
 from growlm.growth.expand import draws, expand, grow_params
 from growlm.growth.inverse import scales_of, undoable
-from growlm.growth.maps import MOMENTS, STATISTICS, Array, AxisMap, select
+from growlm.growth.maps import MOMENTS, STATISTICS, Array, AxisMap, overlay, select
 from growlm.growth.operators import plan_growth
 from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
@@ -300,8 +300,7 @@ def _map_entry(
             carried = select(carried, np.where(new, -1, origin), number)
         return carried
     grown = expand(MOMENTS[name], growth, weight, leaf)
-    added = growth.added(weight) if copies_anew else None
-    return grown if added is None else jnp.where(added, 0, grown)
+    return overlay(grown, jnp.zeros_like(grown), growth.added(weight)) if copies_anew else grown
 
 
 def _grow_ages(
@@ -317,7 +316,7 @@ def _grow_ages(
 def _slices(growth: Growth, weight: Weight, number: int, copies_anew: bool) -> tuple[np.ndarray, np.ndarray]:
     """Along one dimension, the old coordinate of each new one, and which start anew, for lack of one too."""
     axis = growth.axis(weight.all_dims[number].axis, weight)
-    new = growth.fresh_slices(weight)[number] | (axis.origin < 0)
+    new = growth.fresh(weight)[number] | (axis.origin < 0)
     if copies_anew:
         new |= axis.added
     if weight.residual and number == 0:

@@ -95,7 +95,7 @@ def _pasted(
 
     Scaling and rounding come first, while the value is small, and fresh slices are drawn in the stored dtype.
     """
-    slices = growth.fresh_slices(weight)
+    slices = growth.fresh(weight)
     drawn = any(np.any(chosen) for chosen in slices)
     if any(effect.changes(growth, weight) for effect in growth.effects):
         return None

@@ -13,7 +13,7 @@ import optax
 from growlm.errors import InputError, check_positive, must_be
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.expand import expand_params, grow_params
-from growlm.growth.maps import dual
+from growlm.growth.maps import dual, overlay
 from growlm.growth.masks import CLOSED, Masks
 from growlm.growth.plan import Growth, provenance_of
 from growlm.models import DecoderConfig, Params, apply, check_params, map_weights, next_token_loss, path_of
@@ -25,8 +25,8 @@ ARITHMETIC = {"float64": {"function": 1e-10, "gradients": 1e-9}, "float32": {"fu
 # what products in another order leave.
 WEIGHTS = {"float64": 1e-13, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2**-6}
 
-# Growth rounds a weight once for each of the two dimensions that it scales, by at most half a unit. So the tolerance
-# for rounding is this factor times the effect of one unit in every weight of the source.
+# Growth rounds a weight by at most half a unit, and so did who rounded its source. So the tolerance for rounding is this
+# factor times the effect of one unit in every weight of the source.
 NUDGES = 1.0
 
 # Gradients of leaves below this share of the whole gradient are mostly rounding, so they are measured against it.
@@ -213,8 +213,7 @@ def _weights(growth, source, params, target, grown, tolerance) -> dict[str, Any]
     """Grows the source again, and compares the slices that are not fresh."""
 
     def wrong(weight, leaf, expected):
-        fresh, apart = growth.fresh(weight), jnp.abs(leaf - expected)
-        apart = apart if fresh is None else jnp.where(fresh, 0, apart)
+        apart = overlay(jnp.abs(leaf - expected), jnp.zeros_like(leaf), growth.fresh(weight))
         # On XLA's CPU backend a maximum may ignore NaN, so it is looked for separately.
         largest = jnp.max(apart, initial=0) / jnp.maximum(jnp.max(jnp.abs(expected), initial=0), 1e-30)
         return jnp.where(jnp.isfinite(apart).all(), largest, jnp.nan)
