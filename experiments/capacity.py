@@ -85,7 +85,8 @@ def table(folder: Path) -> str:
     (group,) = read_groups(folder)
     rows = []
     for name in group.first.runs:
-        runs = [run for run in group.each(name).values() if run.status == "done"]
+        if not (runs := [run for run in group.each(name).values() if run.status == "done"]):
+            continue
         cells = [" ".join(f"{known(loss):,.0f}" for loss in column) for column in zip(*map(_losses, runs), strict=True)]
         ends = [known(_losses(run)[-1]) / run.parameters for run in runs if run.parameters]
         rows.append((name, *cells, " ".join(f"{end:.2f}" for end in ends)))

@@ -56,7 +56,7 @@ def test_a_loss_is_so_many_bits(capacity):
 
 
 def test_the_table_has_bits_before_and_after_growth_and_a_parameter(capacity, tmp_path):
-    studies.write_seeds(tmp_path, [{"grown": 0.5, "scratch": 1.0}, {"grown": 0.5, "scratch": 1.0}])
+    studies.write_seeds(tmp_path, [{"grown": 0.5, "scratch": 1.0, "open": None}] * 2)
     for path in tmp_path.glob("*/grown/metrics.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         for record in records:
