@@ -16,6 +16,7 @@ from representatives import few
 
 from growlm.__main__ import main
 from growlm.training import programs
+from growlm.training.config import literal
 from growlm.training.metrics import commit, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,6 +291,11 @@ def test_an_override_is_for_one_stage_though_the_file_shares_a_dict(capsys, benc
     assert main([*TRAIN, *small, "--config.stages[1].schedule.peak_lr=0.5"]) == 0
     first, second = json.loads((bench / "work" / "config.json").read_text())["stages"]
     assert (first["schedule"]["peak_lr"], second["schedule"]["peak_lr"]) == (0.01, 0.5)
+
+
+def test_true_and_false_are_flags_as_json_spells_them():
+    texts = ("true", "false", "True", "(1, 2)", "none", "truth", "1e-3")
+    assert [literal(text) for text in texts] == [True, False, True, (1, 2), "none", "truth", 1e-3]
 
 
 def test_list_writes_nothing(capsys, bench):

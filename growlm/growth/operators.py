@@ -7,6 +7,7 @@ operator is one function and one row of OPERATORS; none knows the name of an axi
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
@@ -287,6 +288,18 @@ RENAMED_OPTIONS = {
 }
 
 
+def _check_types(operator: str, options: Mapping[str, Any]) -> None:
+    """An option is a flag or a number where its default is one: 'false', a text, would act as true."""
+    parameters = [inspect.signature(function).parameters for function in (function_of(operator), _noise)]
+    for name, value in options.items():
+        default = next((found[name].default for found in parameters if name in found), None)
+        flag = isinstance(value, bool | np.bool_)
+        if isinstance(default, bool) and not flag:
+            raise must_be(name, "true or false", value)
+        if type(default) in (int, float) and (flag or not isinstance(value, Real)):
+            raise must_be(name, "a number", value)
+
+
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise must_be(name, "a number", value)
@@ -406,6 +419,7 @@ def plan_growth(
     for name in options.keys() & CHOICES.keys():
         if not isinstance(options[name], str) or options[name] not in CHOICES[name]:
             raise unknown(name, options[name], CHOICES[name])
+    _check_types(operator, options)
     noise = _noise(**{name: options.pop(name) for name in _NOISE_OPTIONS if name in options})
     tokens = options.pop("vocab", "initial")
     growth = function_of(operator)(start, target, key, **options)

@@ -134,9 +134,9 @@ def set_value(settings: dict[str, Any], path: str, value: Any, former: list[str]
 
 
 def literal(text: str) -> Any:
-    """The Python literal that a text spells; where it spells none, the text."""
+    """The Python literal that a text spells, or true or false; where it spells none, the text."""
     try:
-        return ast.literal_eval(text)
+        return {"true": True, "false": False}[text] if text in ("true", "false") else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text
 
