@@ -303,6 +303,16 @@ def test_everything_foreign_is_escaped(tmp_path):
     assert page.text.count(evil) >= 7
 
 
+def test_names_that_matplotlib_would_read_as_mathematics_or_leave_out_are_drawn(tmp_path):
+    folder = write_sweep(tmp_path / "a_$_$", {"grown$_$": 0.5, "scratch": 1.0, "_$\\frac$": 1.2})
+    write_report(folder)
+    assert {"loss_flops.png", "spike.png"} <= {path.name for path in folder.glob("*.png")}
+    (figure, *_) = report_page(folder)[1]
+    (legend,) = drawing.draw(figure, figure.x[0]).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["grown$_$ (grown)", "scratch (baseline)", "_$\\frac$"]
+
+
 def test_a_single_run_has_a_report(tmp_path):
     write_run(tmp_path / "alone", [(2, 1e5), (8, 1e6)])
     (row,) = summarise(tmp_path / "alone")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -38,7 +39,8 @@ def write_figure(folder: Path, figure: Figure) -> None:
 def png(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> bytes:
     """The figure over one of its x axes as a PNG file."""
     file = io.BytesIO()
-    FigureCanvasAgg(draw(figure, axis, theme)).print_png(file)
+    with rc_context({"text.parse_math": False}):  # a run may be named $_$
+        FigureCanvasAgg(draw(figure, axis, theme)).print_png(file)
     return file.getvalue()
 
 
@@ -65,8 +67,8 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         line(0, color=theme.ink, linewidth=1, zorder=1.5)  # below the curves
     if all(one.style == "line" for one in named):
         _name_ends(axes, named, axis, figure.y, size, theme)
-    entries = dict(reversed([*zip(*axes.get_legend_handles_labels()[::-1], strict=True)]))
-    entries = {label: entries[label] for label in dict.fromkeys(one.label for one in named)}
+    drawn = {line.get_label(): line for line in reversed(axes.lines)}  # matplotlib's own list lacks a name such as _a
+    entries = {label: drawn[label] for label in dict.fromkeys(one.label for one in named)}
     look = {"frameon": False, "fontsize": 9, "labelcolor": theme.ink}
     canvas.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, **look)
     return canvas
