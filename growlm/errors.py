@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from typing import TypeGuard
 
 
 class InputError(ValueError):
@@ -54,7 +55,18 @@ def check_range(key, value, low=None, high=None, low_allowed=True, high_allowed=
         raise must_be(key, " and ".join(filter(None, (left, right))), value)
 
 
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, low: int) -> None:
+    """Raises InputError unless the value is an integer, and not below `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise must_be(name, f"an integer >= {low}", value)
+
+
 def check_positive(name: str, value: object) -> None:
     """Raises InputError unless the value is a finite positive number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise must_be(name, "a positive number", value)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from growlm.errors import InputError, check_range, must_be, unknown
+from growlm.errors import InputError, check_range, is_number, must_be, unknown
 from growlm.growth.depth import layer_order
 from growlm.growth.effects import NOISE_SCALES, Aki, BlockDiagonal, Effect, Noise
 from growlm.growth.expand import number_of
@@ -196,7 +196,7 @@ def random(
       whole_blocks: one mask for each new block, as in the published code, instead of the paper's two (attention, FFN).
       norm: as in `zero`, while masks are below 1.
     """
-    if isinstance(mask_tokens, bool) or not isinstance(mask_tokens, int | float):
+    if not is_number(mask_tokens):
         raise must_be("mask_tokens", "a number of tokens", mask_tokens)
     check_range("mask_tokens", mask_tokens, low=0)
     layers = np.full(target.depth, -1)
@@ -301,7 +301,7 @@ def _check_types(operator: str, options: Mapping[str, Any]) -> None:
 
 
 def _check_fraction(name: str, value: float, below_one: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise must_be(name, "a number", value)
     check_range(name, value, low=0, high=1, high_allowed=not below_one)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from growlm.errors import InputError, check_positive, must_be
+from growlm.errors import InputError, check_count, check_positive, must_be
 from growlm.growth.claims import claim, gradient_claim
 from growlm.growth.expand import expand_params, grow_params
 from growlm.growth.maps import dual, overlay
@@ -123,8 +123,7 @@ def _check(source, params, target, grown, tokens, steps, learning_rate) -> None:
     check_params(source, params)
     check_params(target, grown)
     check_tokens(tokens, source.vocab)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise must_be("steps", "an integer >= 1", steps)
+    check_count("steps", steps, low=1)
     check_positive("learning_rate", learning_rate)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.errors import is_number
 from growlm.report import style
 from growlm.report.charts import styles
 from growlm.report.figures import Axis, Figure, Mark, Series
@@ -69,7 +70,7 @@ def search_figure(group: Group, name: str = "search") -> Figure | None:
         return None
     key, values = several[0]["key"], _values(several)
     label = key.replace("_", " ")
-    if all(map(_is_number, values)):
+    if all(map(is_number, values)):
         x = Axis(key, label, "number", log=min(values) > 0, ticks=tuple(map(float, values)))
         seen = _reach(values, x.log)
     else:
@@ -119,20 +120,16 @@ def _values(several: Sequence[dict[str, Any]]) -> list[Any]:
     """All values that were tried: numbers in order, names as they come."""
     runs = (of_run for search in several for of_run in search["runs"].values())
     values = list(dict.fromkeys(one["value"] for of_run in runs for one in of_run["tries"]))
-    return sorted(values) if all(map(_is_number, values)) else values
+    return sorted(values) if all(map(is_number, values)) else values
 
 
 def _place(value: Any, values: Sequence[Any]) -> float:
     """Where a value lies on the axis: names stand beside each other."""
-    return float(value) if all(map(_is_number, values)) else float(values.index(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if all(map(is_number, values)) else float(values.index(value))
 
 
 def _shown(value: Any) -> str:
-    return FORMAT(value) if _is_number(value) else str(value)
+    return FORMAT(value) if is_number(value) else str(value)
 
 
 def _cell(one: dict[str, Any], chosen: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.errors import InputError, check_name, check_positive, check_range, must_be, unknown
+from growlm.errors import InputError, check_count, check_name, check_positive, check_range, is_number, must_be, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def loss(curve: Curve, *, below: float) -> Measured | None:
 def plateau(curve: Curve, *, improvement: float, evaluations: int = 3) -> Measured | None:
     """The validation loss has fallen by less than `improvement` nats a token over the last `evaluations`."""
     check_positive("improvement", improvement)
-    _check_count("evaluations", evaluations, low=1)
+    check_count("evaluations", evaluations, low=1)
     if len(curve.loss) <= evaluations:
         return None
     return Measured(float(curve.loss[-1 - evaluations] - curve.loss[-1]), improvement)
@@ -71,7 +71,7 @@ def slope(
         compared at equal loss, where a growth that keeps the function goes on.
       window: how many evaluations the power law goes through.
     """
-    _check_count("window", window, low=2)
+    check_count("window", window, low=2)
     if (threshold is None) == (law is None):
         raise must_be("slope", "given one of threshold and law", "none" if law is None else "threshold and law")
     if threshold is not None:
@@ -115,13 +115,8 @@ def power_laws(curve: Curve, window: int) -> tuple[np.ndarray, np.ndarray]:
     return slopes, np.exp(y_mean[:, 0] + slopes * (x[:, -1] - x_mean[:, 0]))
 
 
-def _check_count(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise must_be(name, f"an integer >= {low}", value)
-
-
 def _check_negative(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < 0:
+    if not is_number(value) or not -math.inf < value < 0:
         raise must_be(name, "a number below 0", value)
 
 

@@ -66,7 +66,7 @@ def train(
       InputError, DivergedError, StoppedError.
     """
     plan = plan_run(config, previous_config(workdir), read_decisions(workdir / STORE))
-    mesh_of(config.mesh, config.batch_sizes)
+    mesh = mesh_of(config.mesh, config.batch_sizes)
     with records_folder(workdir) as records:
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
@@ -76,6 +76,7 @@ def train(
         with cached_on_disk(cache), Display({records: (records / STORE, plan.stages)}) as display:
             train_run(
                 plan,
+                mesh=mesh,
                 folder=records,
                 store=workdir / STORE,
                 records=records / STORE,
@@ -182,17 +183,10 @@ def _check_optimizer_state(stage: Stage) -> None:
             raise InputError(f"{stage.candidate}stages[{stage.number}].growth.{error}") from None
 
 
-def branch_steps(plans: Sequence[RunPlan]) -> dict[str, frozenset[int]]:
-    """The steps at which runs leave each stage, by its hash: there runs of a sweep branch off."""
-    steps: dict[str, set[int]] = {}
-    for stage in (stage for plan in plans for stage in plan.stages):
-        steps.setdefault(stage.stage_hash, set()).add(stage.last_step)
-    return {stage_hash: frozenset(of_stage) for stage_hash, of_stage in steps.items()}
-
-
 def train_run(
     plan: RunPlan,
     *,
+    mesh: Mesh,
     folder: Path,
     store: Path,
     records: Path,
@@ -217,7 +211,7 @@ def train_run(
        decided depends on records until there alone, and is kept before a checkpoint of that step.
 
     Args:
-      plan: the run.
+      plan, mesh: the run, and the devices that share its work.
       folder: its own folder, for its view of its stages: metrics.jsonl and growth-N.json.
       store: where all processes write checkpoints, a folder per stage.
       records: the store for all else, which only the first process has in the same place.
@@ -227,9 +221,8 @@ def train_run(
     Raises:
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
-    mesh, name, state = mesh_of(plan.config.mesh, plan.config.batch_sizes), folder.absolute().name, None
-    here, plan = commit(), plan.decided(_decisions(records))
-    say_other_commits(name, plan.stages, records, here)
+    state, here, plan = None, commit(), plan.decided(_decisions(records))
+    say_other_commits(folder.absolute().name, plan.stages, records, here)
     try:
         first = broadcast(_resume_point(plan, store))
         for number in range(first, len(plan.stages)):
@@ -240,15 +233,16 @@ def train_run(
                 decisions = _decisions(records)
                 plan = plan.decided(decisions)
                 stage, text = plan.stages[number], plan.texts[number]
-                steps = branch_steps([run.decided(decisions) for run in runs])[stage_hash]
-                kept = stage.run.checkpoint.max_to_keep
+                of_all = (one for run in runs for one in run.decided(decisions).stages)
+                branch_steps = {one.last_step for one in of_all if one.stage_hash == stage_hash}
                 began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
                 display.settle(folder, plan.stages)
                 display.begin(folder, stage)
                 for line in repeats(plan.stages[-1]) if number == first else ():
                     display.say(line)
-                with contextlib.closing(Checkpoints(checkpoints_folder, kept, steps)) as checkpoints:
+                most = stage.run.checkpoint.max_to_keep
+                with contextlib.closing(Checkpoints(checkpoints_folder, most, branch_steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = broadcast(max(own, default=-1)), None
                     teacher = read_teacher(stage, plan.sources, mesh, store, max(newest, stage.first_step))
@@ -280,7 +274,7 @@ def train_run(
                             mesh=mesh,
                             checkpoints=checkpoints,
                             metrics_path=stage_folder / "metrics.jsonl",
-                            branch_steps=steps,
+                            branch_steps=branch_steps,
                             criterion=Criterion(stage, stage_folder, newest),
                             seconds_before=seconds_before(stage, records),
                             grown_at=grown_at,

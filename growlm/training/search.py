@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growlm.errors import is_number
 from growlm.training.metrics import read_records
 from growlm.training.settings import SearchConfig
 
@@ -54,11 +55,7 @@ def best(tries: Sequence[Try], entries: Mapping[str, Mapping[str, Any]]) -> int:
 def _ranks(tries: Sequence[Try]) -> list[float]:
     """Where each try stands in its grid: its value, or of names its place."""
     values = [each["value"] for each in tries]
-    return values if all(map(_is_number, values)) else [*range(len(values))]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return values if all(map(is_number, values)) else [*range(len(values))]
 
 
 def block(
@@ -75,6 +72,6 @@ def block(
         number = best(tries, entries)
         chosen = tries[number]["value"] if number >= 0 else None
         values = [each["value"] for each in tries]
-        at_end = chosen is not None and all(map(_is_number, values)) and chosen in (min(values), max(values))
+        at_end = chosen is not None and all(map(is_number, values)) and chosen in (min(values), max(values))
         runs[name] = {"tries": tries, "chosen": chosen, "at_end": at_end}
     return {"key": search.key, "seed": seed, "flops": flops, "runs": runs}

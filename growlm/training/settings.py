@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.data import read_sources
-from growlm.errors import InputError, check_name, check_range, must_be, unknown
+from growlm.errors import InputError, check_count, check_name, check_range, must_be, unknown
 from growlm.growth import OPTIMIZER_STATES, PRESETS, resolve
 from growlm.models import REMAT_POLICIES, DecoderConfig
 from growlm.training.checkpoint import CheckpointConfig
@@ -91,8 +91,7 @@ class Probe:
             given = {name: {"operator": name} for name in given}
         if not isinstance(given, Mapping) or not given or not all(isinstance(one, Mapping) for one in given.values()):
             raise must_be("probe.candidates", "growths by name or a list of operators, one at least", given)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise must_be("probe.steps", "an integer >= 1", steps)
+        check_count("probe.steps", steps, low=1)
         return cls({str(name): cls._candidate(growth, name, dict(one)) for name, one in given.items()}, steps)
 
     @staticmethod

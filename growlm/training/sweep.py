@@ -244,8 +244,8 @@ def run_sweep(
       StoppedError: `stop` was set.
     """
     candidates = [run for tries in plan.tries.values() for run in tries.values()]
-    for config in (run.config for run in [*(plan.runs[path] for path in chosen), *candidates]):
-        mesh_of(config.mesh, config.batch_sizes)  # all are possible here, or nothing is begun
+    for run in (*(plan.runs[path] for path in chosen), *candidates):
+        mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     with records_folder(workdir) as records:
         for folder in plan.seeds:
@@ -279,6 +279,7 @@ def run_sweep(
                     return  # its folder is of an archive
                 train_run(
                     run,
+                    mesh=mesh_of(run.config.mesh, run.config.batch_sizes),
                     folder=folder,
                     store=(workdir / path).parent / STORE,
                     records=folder.parent / STORE,
