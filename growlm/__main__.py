@@ -5,10 +5,9 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from types import ModuleType
 
-from growlm.commands.options import Parser
+from growlm.commands.options import Parser, installed_version
 from growlm.errors import BrokenClaimError, DivergedError, InputError, StoppedError, unknown
 
 # Each is growlm/commands/NAME.py, which is imported when it is asked for.
@@ -37,7 +36,8 @@ def _command(name: str) -> ModuleType:
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; only the chosen one's options are loaded."""
     parser = Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"growlm {version('growlm')}")
+    own = installed_version("growlm") or "of a path"
+    parser.add_argument("--version", action="version", version=f"growlm {own}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     for name, says in COMMANDS.items():
         sub = commands.add_parser(name, help=says, allow_abbrev=False)

@@ -15,6 +15,7 @@ import pytest
 from trees import exact_products, noisy, random_tokens
 
 from growlm import ModelConfig
+from growlm.laws.compute import GIB, Chip
 from growlm.models import next_token_loss
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.step import StepSpec, train_step
@@ -134,6 +135,7 @@ def test_defaults_are_those_of_the_shape_and_the_backend(benchmark, monkeypatch)
         (["--rounds=many"], ("--rounds", "many")),
         (["--seconds=nan"], ("nan",)),
         (["--seconds=0"], ("--seconds", "'0'")),
+        (["--seconds=0m"], ("--seconds", "'0m'")),
         (["--compare=keras"], ("keras", "torch")),
         (["--steps=3"], ("--steps=3",)),
     ],
@@ -186,6 +188,28 @@ def test_on_a_gpu_one_side_has_given_its_memory_back_before_the_next_begins(benc
     times, losses = benchmark.measure_sides(setting, [side("torch"), side("growlm")], TorchSide)
     assert events.index("releases") < events.index("makes growlm") and losses == {"torch": 1.0, "growlm": 1.0}
     assert {name: len(seconds) for name, seconds in times.items()} == {"torch": 2, "growlm": 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "gigabytes", "together"), [("1.1B", 141, True), ("1.1B", 80, False), ("124M", 80, True)]
+)
+def test_both_take_turns_on_a_gpu_that_holds_both(benchmark, monkeypatch, shape, gigabytes, together):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(benchmark, "chip_of", lambda kind: Chip("a card", 1e15, gigabytes * GIB, (kind,)))
+    (setting,) = benchmark.read_settings([f"--shape={shape}"])
+    assert benchmark.in_turns(setting) == together
+
+
+@needs_torch
+def test_the_kernel_of_torchs_attention_is_named_and_no_other_runs(torch_reference, monkeypatch):
+    torch, asked = sys.modules["torch"], []
+    monkeypatch.setattr(torch_reference, "sdpa_kernel", lambda kernel: asked.append(kernel) or contextlib.nullcontext())
+    kernel = torch_reference.attention_kernel(GROUPED, 2, 12, "float32")
+    assert kernel.name in ("FLASH_ATTENTION", "MATH")  # those of CPUs
+    decoder = torch_reference.decoder_of(GROUPED, noisy(GROUPED))
+    loss = torch_reference.loss_function("float32")
+    torch_reference.repeated_step(loss, decoder, random_tokens(GROUPED, 2, 12), OptimizerConfig(), 1e-3, kernel)(1)
+    assert asked == [kernel] and isinstance(kernel, torch.nn.attention.SDPBackend)
 
 
 @needs_torch

@@ -1,6 +1,7 @@
 """The command line: bad input is one clear line and exit code 2, and nothing is written; so is a run that diverges."""
 
 import html
+import importlib.metadata
 import json
 import math
 import os
@@ -458,3 +459,13 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_says_so(capsys, bench, corpus
     # One run of it again: what is known of the others stays.
     assert main([*SWEEP, "--run=good"]) == 0
     assert json.loads((bench / "work" / "sweep.json").read_text())["runs"] == summary
+
+
+def test_commands_run_from_a_path_where_nothing_is_installed(monkeypatch, capsys):
+    def missing(package):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == "growlm of a path\n"

@@ -28,13 +28,13 @@ def positive(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """The value of an argument in seconds."""
+    """The value of an argument in seconds: 90, 90s or 1.5m."""
     try:
-        seconds = float(text)
+        seconds = float(text.removesuffix("s")) if not text.endswith("m") else 60 * float(text.removesuffix("m"))
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds, such as 90 or 1.5m")
     return seconds
 
 

@@ -31,15 +31,15 @@ from growlm.data import batches, load_corpus
 from growlm.data.shards import ShardedTokens
 from growlm.training.metrics import commit, hardware
 
-SHARDS, SHARD = 8, 2**23  # tokens
+SHARDS, SHARD = 8, 2**23  # files, and tokens in each
 
 
-def write_shards(folder: Path) -> list[Path]:
-    """Files of random tokens, uint16."""
+def write_shards(folder: Path, size: int = SHARD) -> list[Path]:
+    """Files of so many random tokens each, uint16."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{i}.bin" for i in range(SHARDS)]
     for path in paths:
-        rng.integers(32_000, size=SHARD, dtype=np.uint16).tofile(path)
+        rng.integers(32_000, size=size, dtype=np.uint16).tofile(path)
     return paths
 
 

@@ -53,10 +53,12 @@ def numbers(vocab: int) -> Tokenizer:
     )
 
 
-def by_growlm(config: ModelConfig, params: Params, prompt_BT: np.ndarray, new: int) -> Callable[[], np.ndarray]:
+def by_growlm(
+    config: ModelConfig, params: Params, prompt_BT: np.ndarray, new: int, dtype: str = "float32"
+) -> Callable[[], np.ndarray]:
     """What writes so many new tokens after every prompt: int[B, new]."""
     length = prompt_BT.shape[1] + new
-    model = LanguageModel(config, params, numbers(config.vocab), length=length, prefix=0)
+    model = LanguageModel(config, params, numbers(config.vocab), length=length, prefix=0, dtype=dtype)
     texts = [" ".join(map(str, row)) for row in prompt_BT]
     return lambda: np.array([text.split() for text in generate(model, texts, Sampling(most=new))], int)
 

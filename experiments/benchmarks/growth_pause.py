@@ -27,6 +27,7 @@ import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from arguments import Parser, exit_code, positive
 from cores import about_load, busy_cores
@@ -48,16 +49,19 @@ GROWTHS = {
 }
 
 
-def settings(steps: int, batch: int, length: int, growth: str) -> RunConfig:
-    """A run of two stages; the second is as long as it takes to know its step."""
+def settings(
+    steps: int, batch: int, length: int, growth: str, models: tuple[dict, dict] = (SMALL, LARGE), **more: Any
+) -> RunConfig:
+    """A run of two stages; the second is as long as it takes to know its step. `more`: of the run."""
+    small, large = models
     shape = {"batch": batch, "length": length, "schedule": {"kind": "constant", "peak_lr": 1e-3}}
-    first = shape | {"model": SMALL, "tokens": steps * batch * length}
-    second = shape | {"model": LARGE, "tokens": 40 * batch * length, "growth": GROWTHS[growth]}
-    return build_run({"stages": [first, second], "log_every_steps": 1, "evaluation": {"batches": 4}})
+    first = shape | {"model": small, "tokens": steps * batch * length}
+    second = shape | {"model": large, "tokens": 40 * batch * length, "growth": GROWTHS[growth]}
+    return build_run({"stages": [first, second], "log_every_steps": 1, "evaluation": {"batches": 4}, **more})
 
 
 def measure(config: RunConfig) -> dict[str, float]:
-    """One run: its pause, the growth in it, and a step of the grown model, in seconds."""
+    """One run: its pause, the growth in it, and a step of the grown model, in seconds; shares of waiting for data."""
     forget_programs()
     with tempfile.TemporaryDirectory() as folder, _silent():
         home = Path(folder) / "run"
@@ -66,7 +70,8 @@ def measure(config: RunConfig) -> dict[str, float]:
         growth = json.loads((home / "growth-1.json").read_text())["seconds"]
     steps = [after["seconds"] - before["seconds"] for before, after in pairwise(records[1:])]
     step, pause = statistics.median(steps), records[1]["pause_seconds"]
-    return {"step": step, "growth": growth, "pause": pause, "steps": (pause - growth) / step}
+    waited = statistics.median(record["data_wait"] for record in records[2:])
+    return {"step": step, "growth": growth, "pause": pause, "steps": (pause - growth) / step, "data_wait": waited}
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """growlm's decoder and train step in PyTorch, compiled or eager: the yardstick of train_step.py.
 
 The same architecture (RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases, untied head), written as
-one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention (flash attention on a GPU in bfloat16), fused
-AdamW. Parameters are float32 and are cast to the compute dtype where they are used, as in growlm. Modules carry the
-names of growlm's weights, and `torch_parameters` turns a growlm tree (parameters or gradients) into a state dict.
+one writes PyTorch: nn.Linear, F.rms_norm, F.scaled_dot_product_attention (cuDNN's on a GPU that has it), fused AdamW.
+Parameters are float32 and are cast to the compute dtype where they are used, as in growlm. Modules carry the names of
+growlm's weights, and `torch_parameters` turns a growlm tree (parameters or gradients) into a state dict.
 
 Compiled, the loss and its backward pass are one graph each, without a break; clipping and AdamW are fused kernels
 already and stay as they are.
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from growlm.errors import InputError
 from growlm.models import ModelConfig, Params, Weight, check_params, declared, path_of
@@ -209,13 +210,14 @@ def _layout(weight: Weight, value: np.ndarray) -> torch.Tensor:
     if weight.elementwise or weight.path == "embedding":
         return torch.tensor(value)
     read = math.prod(size for size, dim in zip(value.shape, weight.dims, strict=True) if dim.reads)
-    return torch.tensor(value.reshape(read, -1).T)
+    return torch.tensor(value.reshape(read, -1).T).contiguous()
 
 
 def decoder_of(config: ModelConfig, params: Params) -> Decoder:
     """The decoder with growlm's parameters, on the device of JAX."""
-    decoder = Decoder(config)
-    decoder.load_state_dict(torch_parameters(config, params))
+    with torch.device("meta"):  # to draw values that are thrown away takes its time
+        decoder = Decoder(config)
+    decoder.load_state_dict(torch_parameters(config, params), assign=True)
     return decoder.to(device_beside_jax())
 
 
@@ -240,16 +242,41 @@ def loss_of(config: ModelConfig, params: Params, tokens_BS: jax.Array) -> float:
         return next_token_loss(decoder_of(config, params), _tokens(tokens_BS), torch.float32).item()
 
 
+def attention_kernel(config: ModelConfig, batch: int, length: int, dtype: str) -> SDPBackend:
+    """The kernel of attention at that shape: cuDNN's where PyTorch has it for the device, else PyTorch's choice."""
+    device, kv_heads = device_beside_jax(), config.kv_heads
+
+    def empty(heads: int) -> torch.Tensor:
+        shape = batch, heads, length, config.head_dim
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+
+    q, k, v, grouped = empty(config.heads), empty(kv_heads), empty(kv_heads), kv_heads != config.heads
+    if device == "cuda":
+        asked = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, True, grouped)
+        if torch.backends.cuda.can_use_cudnn_attention(asked):
+            return SDPBackend.CUDNN_ATTENTION
+    return SDPBackend(torch._fused_sdp_choice(q, k, v, is_causal=True, enable_gqa=grouped))
+
+
 def repeated_step(
-    loss: Loss, decoder: Decoder, tokens_BS: jax.Array, config: OptimizerConfig, learning_rate: float
+    loss: Loss,
+    decoder: Decoder,
+    tokens_BS: jax.Array,
+    config: OptimizerConfig,
+    learning_rate: float,
+    kernel: SDPBackend,
 ) -> Callable[[int], float]:
-    """A function that takes so many train steps on one batch, waits for the last and gives its loss."""
+    """A function that takes so many train steps on one batch, waits for the last and gives its loss.
+
+    kernel: of attention, and no other.
+    """
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs, as JAX does
     tokens, optimizer = _tokens(tokens_BS), make_optimizer(decoder, config, learning_rate)
 
     def repeat(times: int) -> float:
-        for _ in range(times):
-            last = train_step(loss, decoder, optimizer, config.clip, tokens)
+        with sdpa_kernel(kernel):
+            for _ in range(times):
+                last = train_step(loss, decoder, optimizer, config.clip, tokens)
         return last.item()
 
     return repeat

@@ -4,8 +4,9 @@ On a GPU, one command:
 
     python experiments/benchmarks/train_step.py --shape=124M,1.1B --compare=torch
 
-It has not been run on a GPU yet. The aims there, at the 1.1B shape: an MFU of 60 %, and 1.1 times PyTorch's tokens/s.
-On a CPU --shape=demo, the default, takes a minute or two.
+accelerator.py does this in parts with time limits, and the rest that one asks of a GPU. Nothing here has been run on a
+GPU yet. The aims there, at the 1.1B shape: an MFU of 60 %, and 1.1 times PyTorch's tokens/s. On a CPU --shape=demo, the
+default, takes a minute or two.
 
 Prints tokens/s, model FLOP/s (products and causal attention, forward and backward, nothing counted twice for
 rematerialisation) and two shares. "of product": of one large square product in the same dtype, the better of JAX's and
@@ -23,11 +24,15 @@ times as long, where XLA's takes twice. (Without spinning, OMP_WAIT_POLICY=PASSI
 machine, up to twice.) So the benchmark says how busy the cores were. Where they are not idle, `taskset -c 0 python ...`
 compares one thread with one.
 
-On a GPU PyTorch goes first through all its rounds and hands its memory back; then comes growlm. The card has no other
-load to share, and 80 GB do not hold both: at 1.1B and batch 8, by calculation, PyTorch takes 58 GB (parameters and
-moments 16, gradients 5, kept activations 30, logits) and growlm 45 GB (activations 19, of "dots": what products give).
-"none", 52 GB of activations, would not leave growlm room, and "none" at batch 4 would pay AdamW's passes over the
-weights twice as often for a token. Eager PyTorch keeps 44 GB of activations; where that is too much, --batch=4.
+On a GPU that holds both they take turns too. On others PyTorch goes first through all its rounds and hands its memory
+back; then comes growlm, whose allocator would keep it. 80 GB do not hold both at 1.1B and batch 8: by calculation,
+PyTorch takes 58 GB (parameters and moments 16, gradients 5, kept activations 30, logits) and growlm 45 GB (activations
+19, of "dots": what products give). "none", 52 GB of activations, would not leave growlm room, and "none" at batch 4
+would pay AdamW's passes over the weights twice as often for a token. Eager PyTorch keeps 44 GB of activations; where
+that is too much, --batch=4.
+
+PyTorch's attention on a GPU is cuDNN's where it has it, as in growlm, whatever PyTorch would choose itself; the record
+names what it took.
 
 Result on two idle cores (AMD EPYC, jax 0.10.2, torch 2.13, commit 43858e8, medians of five rounds; products of float32
 at 200 GFLOP/s):
@@ -56,6 +61,7 @@ tokens_BS is int32[batch, length + 1].
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -76,7 +82,7 @@ from turns import CPU_TIME, clock, speed
 from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
 from growlm.laws import exact_flops_per_token
-from growlm.laws.compute import peak_flops
+from growlm.laws.compute import chip_of, peak_flops
 from growlm.models import (
     REMAT_POLICIES,
     ModelConfig,
@@ -90,7 +96,7 @@ from growlm.report.style import UNKNOWN, count
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
-from growlm.training.step import StepSpec, compile_steps
+from growlm.training.step import StepSpec, lower_step
 
 # Heads are embed / heads wide and keys have as many as queries, unless the command line says otherwise.
 SHAPES = {
@@ -100,6 +106,7 @@ SHAPES = {
     "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 8, "length": 2048},
 }
 REMAT = {"demo": "full", "embed128": "full", "124M": "none", "1.1B": "dots"}
+TOGETHER = {"124M": 50e9, "1.1B": 110e9}  # bytes of a GPU on which both sides of a shape can be at a time
 SIZES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "batch", "length")
 SIDES = {"torch": "compiled PyTorch", "torch_eager": "eager PyTorch"}
 OPTIMIZER = OptimizerConfig()
@@ -225,12 +232,23 @@ def exact_losses(
     return found
 
 
-def repeated_step(setting: Setting, params: Params, tokens_BS: jax.Array) -> Repeat:
-    """growlm's compiled train step on one batch, from these parameters on; they are donated."""
+def step_program(setting: Setting, optimizer: OptimizerConfig = OPTIMIZER) -> jax.stages.Compiled:
+    """growlm's train step on one device, compiled."""
     c = setting
-    program = StepSpec(c.model, OPTIMIZER, dtype=c.dtype, remat=c.remat)
-    step, _ = compile_steps(program, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-    arrays = (params, jax.jit(make_optimizer(OPTIMIZER, c.model).init)(params), None)
+    spec = StepSpec(c.model, optimizer, dtype=c.dtype, remat=c.remat)
+    return lower_step(spec, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1])).compile()
+
+
+def repeated_step(
+    setting: Setting,
+    params: Params,
+    tokens_BS: jax.Array,
+    step: jax.stages.Compiled,
+    optimizer: OptimizerConfig = OPTIMIZER,
+) -> Repeat:
+    """growlm's `step_program` on one batch, from these parameters on; they are donated."""
+    c = setting
+    arrays = (params, jax.jit(make_optimizer(optimizer, c.model).init)(params), None)
     learning_rate, provenance = jnp.float32(LEARNING_RATE), jax.device_put(initial_provenance(c.model))
 
     def repeat(times: int) -> float:
@@ -262,19 +280,32 @@ def sides(setting: Setting, params: Params, tokens_BS: jax.Array, torch_side: Mo
 
     def growlm() -> dict[str, Repeat]:
         return {
-            "growlm": repeated_step(c, params, tokens_BS),
+            "growlm": repeated_step(c, params, tokens_BS, step_program(c)),
             "product, jax": repeated_product(c.product_rows, c.dtype),
         }
 
     def torch() -> dict[str, Repeat]:
         loss = torch_side.loss_function(c.dtype, compiled=c.compare == "torch")
-        decoder = torch_side.decoder_of(c.model, params)
+        decoder, kernel = torch_side.decoder_of(c.model, params), torch_attention(c, torch_side)
         return {
-            c.compare: torch_side.repeated_step(loss, decoder, tokens_BS, OPTIMIZER, LEARNING_RATE),
+            c.compare: torch_side.repeated_step(loss, decoder, tokens_BS, OPTIMIZER, LEARNING_RATE, kernel),
             "product, torch": torch_side.repeated_product(c.product_rows, c.dtype),
         }
 
     return [torch, growlm] if torch_side else [growlm]
+
+
+def torch_attention(setting: Setting, torch_side: ModuleType) -> Any:
+    """The kernel of PyTorch's attention."""
+    return torch_side.attention_kernel(setting.model, setting.batch, setting.length, setting.dtype)
+
+
+def in_turns(setting: Setting) -> bool:
+    """Whether both sides are there at a time: on CPUs, and on a GPU that holds both."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return jax.default_backend() == "cpu" or (
+        chip is not None and chip.hbm_bytes >= TOGETHER.get(setting.shape, math.inf)
+    )
 
 
 def _seconds(repeat: Repeat, times: int, now: Callable[[], float]) -> float:
@@ -294,8 +325,8 @@ def measure(found: dict[str, Repeat], rounds: int, seconds: float, cpu_time: boo
 def measure_sides(
     setting: Setting, every_side: list[Side], torch_side: ModuleType | None
 ) -> tuple[Times, dict[str, float]]:
-    """The times of all, and the loss of each first step: on CPUs in turns, elsewhere one side after the other."""
-    groups = [every_side] if jax.default_backend() == "cpu" else [[side] for side in every_side]
+    """The times of all, and the loss of each first step: `in_turns`, or one side after the other."""
+    groups = [every_side] if in_turns(setting) else [[side] for side in every_side]
     times, losses = {}, {}
     for group in groups:
         found = {name: repeat for side in group for name, repeat in side().items()}
@@ -342,14 +373,16 @@ def speed_ratio(compare: str | None, times: Times) -> dict[str, Any] | None:
     return {"rounds": rounds, "min": min(rounds), "median": statistics.median(rounds), "max": max(rounds)}
 
 
-def conditions(setting: Setting) -> dict[str, Any]:
+def conditions(setting: Setting, torch_side: ModuleType | None = None) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
         "benchmark": "train_step",
         **dataclasses.asdict(setting),
         "hardware": hardware(),
         "threads": host_threads(),
-        "torch": version("torch") if setting.compare else None,
+        "torch": version("torch") if torch_side else None,
+        "torch_attention": torch_attention(setting, torch_side).name if torch_side else None,
+        "in_turns": in_turns(setting),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "chip_flops_per_second": peak_flops(jax.devices()[0].device_kind),
         "commit": commit(),
@@ -372,7 +405,7 @@ def describe(setting: Setting, given: dict[str, Any]) -> str:
     """What is measured, how and on what, in three lines."""
     c = setting.model
     heads = f"{c.heads} heads x {c.head_dim} ({c.kv_heads} of keys and values)"
-    torch = f", torch {given['torch']}" if given["torch"] else ""
+    torch = f", torch {given['torch']} with {given['torch_attention']}" if given["torch"] else ""
     return (
         f"{setting.shape}: {c.layers} layers, embed {c.embed}, {heads}, mlp {c.mlp}, vocab {c.vocab}; "
         f"{count(parameter_count(c))} parameters\n"
@@ -416,7 +449,7 @@ def _verdict(compare: str, ratio: dict[str, Any]) -> str:
 def benchmark(setting: Setting) -> None:
     """Measures and prints."""
     torch_side = load_torch() if setting.compare else None
-    given, busy = conditions(setting), [busy_cores()]
+    given, busy = conditions(setting, torch_side), [busy_cores()]
     print(describe(setting, given), flush=True)
     params, tokens_BS = start(setting)
     loss = exact_losses(setting, params, tokens_BS, torch_side)

@@ -5,10 +5,9 @@ import importlib.util
 import platform
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from growlm.commands.options import Keys, one
+from growlm.commands.options import Keys, installed_version, one
 
 OPTIONS = {"--workdir": one("DIR", "folder that runs shall be written to (default: here)", Path)}
 
@@ -32,8 +31,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.growth.overview import overview
     from growlm.models.kernels import kernel_name
 
-    rows = [("growlm", version("growlm")), ("Python", f"{platform.python_version()} ({sys.executable})")]
-    rows += [(name, _version(name)) for name in LIBRARIES]
+    own = installed_version("growlm") or "of a path, not installed"
+    rows = [("growlm", own), ("Python", f"{platform.python_version()} ({sys.executable})")]
+    rows += [(name, installed_version(name) or f"missing: pip install {name}") for name in LIBRARIES]
     device = jax.devices()[0]
     rows.append(("devices", f"{jax.device_count()} x {device.device_kind} ({device.platform})"))
     if limit := (device.memory_stats() or {}).get("bytes_limit"):
@@ -53,13 +53,6 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         "\nexact: with which operators a growth keeps the function (direct with zero_residual in depth, random masked)"
     )
     return 1 if problem else 0
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return f"missing: pip install {name}"
 
 
 def _existing(folder: Path) -> Path:

@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.commands.options import STEP, Keys, one, pairs
+from growlm.commands.options import STEP, Keys, installed_version, one, pairs
 from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
@@ -97,7 +96,7 @@ def run_evaluation(
         "tasks": list(tasks),
         **options,
         "data_dir": str(data_dir.absolute()) if data_dir else None,
-        "versions": {name: _version(name) for name in ("growlm", "jax", "lm_eval")},
+        "versions": {name: installed_version(name) for name in ("growlm", "jax", "lm_eval")},
         "date": date.isoformat(),
     }
     path = output / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"  # as the harness calls its own
@@ -226,13 +225,6 @@ def mesh_of(sizes: Mapping[str, Any]) -> MeshConfig:
         if not isinstance(size, int) or isinstance(size, bool):
             raise must_be(f"--mesh.{name}", "an integer", size)
     return MeshConfig(**sizes)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:

@@ -1,6 +1,7 @@
 """What the options of all commands have in common: the parser, the types of values, options that several take."""
 
 import argparse
+import importlib.metadata
 import math
 import shlex
 import sys
@@ -9,6 +10,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from growlm.errors import InputError
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package; None of one that is not installed, as growlm from a path is not."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class Parser(argparse.ArgumentParser):
