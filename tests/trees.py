@@ -69,7 +69,7 @@ class _OneBlock(nn.Module):
     @nn.compact
     def __call__(self, x, tokens):
         context = Context(tokens, None, tables_of(self.config, tokens.shape[1]))
-        return Period(self.config, jnp.float32, name="blocks")(x, context, of_layers(self.config))[0]
+        return Period(self.config, jnp.float32, name="blocks")((x, {}), context, of_layers(self.config))[0][0]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -228,12 +228,21 @@ def _chosen(
     top_k_B1: jax.Array,
 ) -> jax.Array:
     """The next token of every row: drawn at its temperature, or the likeliest at temperature 0."""
-    keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_B2), count_B)
-    warm_BV = logits_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1)
-    limited = jnp.any((top_p_B1 < 1) | (top_k_B1 > 0))  # sorting a vocabulary takes its time
-    warm_BV = jax.lax.cond(limited, _likeliest, lambda x_BV, *_: x_BV, warm_BV, top_p_B1, top_k_B1)
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, warm_BV)
-    return jnp.where(temperature_B1[:, 0] > 0, drawn_B, logits_BV.argmax(axis=1)).astype(jnp.int32)
+    largest_B1 = logits_BV.max(axis=1, keepdims=True)
+    number_V = jnp.arange(logits_BV.shape[1])
+    greedy_B = jnp.where(logits_BV == largest_B1, number_V, number_V[-1]).min(
+        axis=1
+    )  # argmax is not vectorised on CPUs
+
+    def drawn() -> jax.Array:
+        keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_B2), count_B)
+        warm_BV = logits_BV / jnp.where(temperature_B1 > 0, temperature_B1, 1)
+        limited = jnp.any((top_p_B1 < 1) | (top_k_B1 > 0))  # sorting a vocabulary takes its time
+        warm_BV = jax.lax.cond(limited, _likeliest, lambda x_BV, *_: x_BV, warm_BV, top_p_B1, top_k_B1)
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, warm_BV)
+        return jnp.where(temperature_B1[:, 0] > 0, drawn_B, greedy_B).astype(jnp.int32)
+
+    return jax.lax.cond(jnp.any(temperature_B1 > 0), drawn, lambda: greedy_B.astype(jnp.int32))
 
 
 def _likeliest(logits_BV: jax.Array, top_p_B1: jax.Array, top_k_B1: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from growlm.errors import InputError, check_positive, must_be
 from growlm.models.axes import Axis, Kind, Multiplier, Role, Weight, WeightSpec, always, multiply
 
 Params = dict[str, Any]
-MEMORY = "memory"  # the entry of a branch's auxiliary dict with what it keeps for the next positions
+MEMORY = "memory"  # the entry of a branch's auxiliary dict with what all layers keep for the next positions
 
 
 class NormKind(enum.Enum):
@@ -90,8 +90,9 @@ class Branch:
       means: the inner axes over which it takes a mean square, as a norm over all heads does.
       memory: (config, batch, length, dtype) -> what one layer keeps of up to `length` positions in generation, a dict
         of shapes and types [batch, ...], initially zeros; `no_memory` for a branch that reads every position by itself.
-        The module finds it as `context.past.memory`, and returns it in its auxiliary dict as MEMORY. None: it has not
-        been declared, and generation runs the whole text through the model for every token.
+        The module finds it as `context.past.memory`, and returns `context.past.replaced` of the new one in its
+        auxiliary dict as MEMORY. None: it has not been declared, and generation runs the whole text through the model
+        for every token.
       norms2: the inner axes over which it divides by the root of a sum of squares, each with the factor on the result:
         a field of the config, and config -> its value. A nonlinearity that keeps 0 may follow.
     """

@@ -130,7 +130,7 @@ class Attention(nn.Module):
         if context.past is not None:
             window = self.window(config)
             if context.variant is not None:
-                room = context.past.memory["key"].shape[2]
+                room = context.past.kept["key"].shape[3]
                 window = jnp.asarray([room if one is None else one for one in window])[context.variant]
             o_BTHh, kept = recall(q_BTHh, k_BTKh, v_BTKh, context.past, window, **how)
             return o_BTHh, {MEMORY: kept}

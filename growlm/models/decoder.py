@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from growlm.errors import InputError, unknown
-from growlm.models.architecture import Branch, DecoderConfig, Params, check_params, nest
+from growlm.models.architecture import MEMORY, Branch, DecoderConfig, Params, check_params, nest
 from growlm.models.axes import multiply
 from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
@@ -35,12 +35,15 @@ Tables = dict[str, Any]  # branch name -> its tables
 
 
 class OfLayer(NamedTuple):
-    """What of a branch depends on the layer, each an array [layers, ...], a dict of them or None; see `Branch`."""
+    """What of a branch depends on the layer, each an array [layers, ...] or None; see `Branch`.
+
+    `number` is the layer's own in its scan, where there is a past.
+    """
 
     variant: Any = None
     scale: Any = None
     norm_scale: Any = None
-    memory: Any = None
+    number: Any = None
 
 
 def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
@@ -62,8 +65,11 @@ def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
     }
 
 
-def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLayer):
-    """What a branch adds to the stream, and its auxiliary dict. Norms and branch become children of the module."""
+def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLayer, kept: Any = None):
+    """What a branch adds to the stream, and its auxiliary dict. Norms and branch become children of the module.
+
+    kept: what all layers keep of this branch.
+    """
     config, dtype = module.config, module.dtype
     architecture = config.architecture
 
@@ -74,7 +80,7 @@ def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLay
     if branch.reads != architecture.stream.name:
         x_ND = NormLayer(config, dtype, architecture.norm, name=f"{branch.name}_norm")(x_ND)
     x_ND = times(x_ND, branch.norm_scale, layer.norm_scale)
-    past = context.past and context.past._replace(memory=layer.memory)
+    past = context.past and context.past._replace(kept=kept, layer=layer.number)
     context = context._replace(tables=context.tables[branch.name], variant=layer.variant, past=past)
     added_ND, said = branch.module(config=config, dtype=dtype, name=branch.name)(x_ND, context)
     if branch.writes:
@@ -89,17 +95,25 @@ class Period(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_ND, context: Context, layer: dict[str, OfLayer], scale=None):
-        """The stream [B x T, D] -> (the stream, auxiliary dicts by branch). `scale` multiplies what the period adds."""
+    def __call__(self, carry, context: Context, layer: dict[str, OfLayer], scale=None):
+        """(the stream [B x T, D], what all layers keep by branch) -> (the same, auxiliary dicts by branch).
+
+        `scale` multiplies what the period adds to the stream. What is kept is carried from layer to layer, so that each
+        writes the new positions in their places, where a scan's output would be a copy of all for every token.
+        """
+        x_ND, kept = carry
         x_ND = by_batch(x_ND)
         y_ND, auxiliary = x_ND, {}
         for step in self.config.architecture.period:
             before_ND = y_ND
             for branch in step:
-                added_ND, said = _run(self, branch, before_ND, context, layer[branch.name])
+                name = branch.name
+                added_ND, said = _run(self, branch, before_ND, context, layer[name], kept.get(name))
                 y_ND = y_ND + added_ND
-                auxiliary |= {branch.name: said} if said else {}
-        return y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND), auxiliary
+                kept = kept | {name: said.pop(MEMORY)} if MEMORY in said else kept
+                auxiliary |= {name: said} if said else {}
+        y_ND = y_ND if scale is None else x_ND + scale.astype(self.dtype) * (y_ND - x_ND)
+        return (y_ND, kept), auxiliary
 
 
 class _Alone(nn.Module):
@@ -193,9 +207,9 @@ class Decoder(nn.Module):
         """int[B, T] -> the stream [B x T, D] before the first layer. Positions are 0, 1, ... if none are given."""
         return by_batch(self.config.architecture.embed(self.outside, self.config, tokens_BT, *position_BT))
 
-    def layers(self, x_ND, context: Context, of_layer: dict[str, OfLayer], scale_L=None):
-        """The stream [B x T, D] -> (the stream after the scanned layers, auxiliary dicts stacked over layers)."""
-        return self.blocks(x_ND, context, of_layer, scale_L)
+    def layers(self, carry, context: Context, of_layer: dict[str, OfLayer], scale_L=None):
+        """The carry of `Period` -> (that after the scanned layers, auxiliary dicts stacked over layers)."""
+        return self.blocks(carry, context, of_layer, scale_L)
 
     def head(self, x_ND):
         """The stream [B x T, D] after the last layer -> (hidden [B x T, D], head [D, V]); logits are their product."""
@@ -260,7 +274,7 @@ def _hidden(
     """(hidden states, head, auxiliary dicts stacked over layers) of whole texts."""
     document_BT = None if how.document_end is None else documents(tokens_BT, how.document_end)
     context = Context(tokens_BT, document_BT, tables_of(config, tokens_BT.shape[1]))
-    x_ND, head_DV, said = hidden_in(config, params, context, how, scale_L)
+    x_ND, head_DV, said, _ = hidden_in(config, params, context, how, scale_L)
     return x_ND, head_DV, jax.tree.map(lambda *parts: jnp.concatenate(parts), *said)
 
 
@@ -271,8 +285,8 @@ def hidden_in(
     how: Pass,
     scale_L: jax.Array | None,
     kept: Sequence[dict[str, Any]] | None = None,
-) -> tuple[jax.Array, jax.Array, list[dict]]:
-    """(hidden states, head, auxiliary dicts of each scan), with the frozen layers as constants.
+) -> tuple[jax.Array, jax.Array, list[dict], list[dict[str, Any]]]:
+    """(hidden states, head, auxiliary dicts of each scan, what each keeps now), with the frozen layers as constants.
 
     kept: by scan and branch what is kept of the context's past, where it has one (`growlm.models.memory`).
     """
@@ -285,22 +299,26 @@ def hidden_in(
     stacked = params["blocks"], of_layers(config), scale_L
     places = [] if context.past is None else [context.past.position_BT(context.tokens_BT.shape[1])]
     x_ND = _call(Decoder(config, how.dtype), params, "embed", context.tokens_BT, *places)
-    entry_ND, said = x_ND, []
+    entry_ND, said, keeps = x_ND, [], []
     for number, run in enumerate(_runs(config, frozen)):
         blocks, of_layer, scale = jax.tree.map(itemgetter(run.layers), stacked)
         if kept is not None:
-            of_layer = {name: one._replace(memory=kept[number][name]) for name, one in of_layer.items()}
+            order = jnp.arange(run.count(config))
+            of_layer = {name: one._replace(number=order) for name, one in of_layer.items()}
         # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
         blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
         part = Decoder(config, how.dtype, how.remat, run.count(config))
         entry_ND = x_ND if run.enters else entry_ND
-        x_ND, auxiliary = _call(part, {**params, "blocks": blocks}, "layers", x_ND, context, of_layer, scale)
+        carry = x_ND, {} if kept is None else kept[number]
+        carry, auxiliary = _call(part, {**params, "blocks": blocks}, "layers", carry, context, of_layer, scale)
+        x_ND, keep = carry
         said.append(auxiliary)
+        keeps.append(keep)
         if run.boundary:
             assert architecture.boundary is not None, "sections with a boundary need one"
             x_ND = architecture.boundary(config, x_ND, entry_ND)
     x_ND, head_DV = _call(Decoder(config, how.dtype), params, "head", x_ND)
-    return x_ND, head_DV, said
+    return x_ND, head_DV, said, keeps
 
 
 def depths(config: DecoderConfig) -> list[int]:

@@ -165,7 +165,7 @@ class Mamba(nn.Module):
         y_BTI = (y_BTI + weight(self, "D_skip", precise) * u_BTI).astype(self.dtype)
         gate_NI = nn.silu(dense(x_ND, weight(self, "gate")))
         return dense(gate_NI * y_BTI.reshape(gate_NI.shape), weight(self, "out")), {} if past is None else {
-            MEMORY: kept
+            MEMORY: past.replaced(kept)
         }
 
     def _convolved(self, x_BTI: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:

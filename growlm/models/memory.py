@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from growlm.models.architecture import MEMORY, DecoderConfig, Params
+from growlm.models.architecture import DecoderConfig, Params
 from growlm.models.decoder import Pass, depths, documents, hidden_in, hidden_states, tables_of
 from growlm.models.layers import Context
 from growlm.models.past import Past
@@ -34,7 +34,8 @@ def new_memory(config: DecoderConfig, batch: int, length: int, *, dtype: Any = j
 
     def of_branch(branch: Any, layers: int) -> Any:
         declared = branch.memory(config, batch, length, dtype)
-        return jax.tree.map(lambda leaf: jnp.zeros((layers, *leaf.shape), leaf.dtype), declared)
+        deep = max(layers, 1)  # a scan over no layers is traced too
+        return jax.tree.map(lambda leaf: jnp.zeros((deep, *leaf.shape), leaf.dtype), declared)
 
     branches = config.architecture.branches
     return Memory(tokens_BS, [{one.name: of_branch(one, layers) for one in branches} for layers in depths(config)])
@@ -76,6 +77,5 @@ def read_on(
     if document_end is not None:
         past = past._replace(document_BS=documents(tokens_BS, document_end))
     context = Context(tokens_BT, None, tables_of(config, tokens_BS.shape[1]), past=past)
-    x_ND, head_DV, said = hidden_in(config, params, context, Pass(jnp.dtype(dtype)), block_scale, memory.kept)
-    kept = [{name: one.get(name, {}).get(MEMORY, {}) for name in memory.kept[0]} for one in said]
+    x_ND, head_DV, _, kept = hidden_in(config, params, context, Pass(jnp.dtype(dtype)), block_scale, memory.kept)
     return x_ND.reshape(*tokens_BT.shape, -1), head_DV, Memory(tokens_BS, kept)

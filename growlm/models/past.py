@@ -1,7 +1,7 @@
 """The positions before the new ones, as a branch meets them in generation: where they end, and what it keeps of them.
 
-Shape suffixes: B batch, T new positions, S positions for which there is room, H heads, K kv_heads, G = query heads of a
-group x T, h head_dim.
+Shape suffixes: L layers of a scan, B batch, T new positions, S positions for which there is room, H heads, K kv_heads,
+G = query heads of a group x T, h head_dim.
 """
 
 from typing import Any, NamedTuple
@@ -11,19 +11,36 @@ import jax.numpy as jnp
 
 
 class Past(NamedTuple):
-    """Where new tokens stand, and what one layer of one branch keeps of those before: a part of `Context`.
+    """Where new tokens stand, and what the layers keep of those before for one branch: a part of `Context`.
 
     Attributes:
       begin_B: the position of each row's first new token.
       count_B: how many of the new tokens there are; the others are padding, of which nothing is kept.
       document_BS: the number of each position's document; None for one document.
-      memory: what `Branch.memory` declares, without the axis of layers.
+      kept: what `Branch.memory` declares, of all layers of the scan, [L, ...].
+      layer: the number of this one.
     """
 
     begin_B: jax.Array
     count_B: jax.Array
     document_BS: jax.Array | None = None
-    memory: Any = None
+    kept: Any = None
+    layer: Any = None
+
+    @property
+    def memory(self) -> Any:
+        """What this layer keeps: `Branch.memory`, [...]."""
+        return jax.tree.map(self.of_layer, self.kept)
+
+    def of_layer(self, kept_L: jax.Array) -> jax.Array:
+        """This layer's part of what all keep."""
+        return jax.lax.dynamic_index_in_dim(kept_L, self.layer, keepdims=False)
+
+    def replaced(self, memory: Any) -> Any:
+        """What all layers keep, with that in the place of this one's: what a branch returns as MEMORY."""
+        return jax.tree.map(
+            lambda kept_L, new: jax.lax.dynamic_update_index_in_dim(kept_L, new, self.layer, 0), self.kept, memory
+        )
 
     def position_BT(self, new: int) -> jax.Array:
         """The positions of the new tokens, and of padding."""
@@ -40,11 +57,14 @@ class Past(NamedTuple):
         place = self.begin_B[:, None] + jnp.arange(-back, new)
         return jnp.take_along_axis(self.document_BS, jnp.clip(place, 0, self.document_BS.shape[1] - 1), axis=1)
 
-    def written(self, kept: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        """`kept`, [B, ..., S, ...] with S on this axis, with the new values [B, T, ...] at their positions."""
-        live_BT, room = self.live_BT(new.shape[1]), kept.shape[axis]
+    def written(self, kept: jax.Array, new: jax.Array, axis: int, *layer: Any) -> jax.Array:
+        """`kept`, [B, ..., S, ...] with S on this axis, with the new values [B, T, ...] at their positions.
+
+        With the number of a layer, `kept` has an axis of layers before the others.
+        """
+        live_BT, room = self.live_BT(new.shape[1]), kept.shape[len(layer) + axis]
         place_BT = jnp.where(live_BT, self.position_BT(new.shape[1]), room)  # padding has no place, and is dropped
-        places = (jnp.arange(len(new))[:, None], *[slice(None)] * (axis - 1), place_BT)
+        places = (*layer, jnp.arange(len(new))[:, None], *[slice(None)] * (axis - 1), place_BT)
         return kept.at[places].set(new, mode="drop")
 
 
@@ -100,6 +120,6 @@ def keys_and_values(config: Any, batch: int, length: int, dtype: Any) -> dict[st
 def recall(
     q_BTHh: jax.Array, k_BTKh: jax.Array, v_BTKh: jax.Array, past: Past, window: Any = None, **how: Any
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`attend` after the new keys and values are kept: (its result, the memory of `keys_and_values`)."""
-    kept = {name: past.written(past.memory[name], x, 2) for name, x in (("key", k_BTKh), ("value", v_BTKh))}
-    return attend(q_BTHh, kept["key"], kept["value"], past, window, **how), kept
+    """`attend` after the new keys and values are kept: (its result, what all layers keep now)."""
+    kept = {name: past.written(past.kept[name], x, 2, past.layer) for name, x in (("key", k_BTKh), ("value", v_BTKh))}
+    return attend(q_BTHh, past.of_layer(kept["key"]), past.of_layer(kept["value"]), past, window, **how), kept
