@@ -275,6 +275,24 @@ def test_a_llama_whose_heads_divide_its_width_no_more_becomes_a_mistral(tmp_path
 # --- the command ---
 
 
+def test_a_grown_folder_asks_for_no_code(tmp_path):
+    write_model(tmp_path / "small", SOURCE, noisy(SOURCE))
+    code, files = {"auto_map": {"AutoModel": "evil.Model"}, "trust_remote_code": True}, {}
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    files["config.json"] = config | code | {"custom_pipelines": {"x": {"impl": "evil.P"}}}
+    files["tokenizer_config.json"] = {"eos_token": "é", "nested": [code | {"kept": 1}]} | code
+    files["tokenizer.json"] = {"model": {"vocab": {"auto_map": 0, "a": 1}}}  # a token of that name
+    for name, value in files.items():
+        (tmp_path / "small" / name).write_text(json.dumps(value))
+    arguments = [f"--source={tmp_path}/small", f"--output={tmp_path}/big", "--target.layers=8"]
+    assert main(["grow", *arguments]) == 0
+    grown = {name: json.loads((tmp_path / "big" / name).read_text()) for name in files}
+    assert not {*code, "custom_pipelines"} & grown["config.json"].keys()
+    assert grown["config.json"]["num_hidden_layers"] == 8
+    assert grown["tokenizer_config.json"] == {"eos_token": "é", "nested": [{"kept": 1}]}
+    assert (tmp_path / "big" / "tokenizer.json").read_bytes() == (tmp_path / "small" / "tokenizer.json").read_bytes()
+
+
 def test_dry_run_says_what_it_would_take_and_writes_nothing(folders, tmp_path, capsys):
     source = folders / "llama-bfloat16"
     assert main(["grow", f"--source={source}", "--factor=2", "--operator=llama_pro", "--dry_run"]) == 0

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from growlm.errors import InputError, unknown
-from growlm.files import check_output, check_space, whole_folder, write_json
+from growlm.files import check_output, check_space, read_json, whole_folder, write_json
 from growlm.formats.folder import CONFIG, open_folder
 from growlm.formats.layout import family_of, places, settings_of, stored_shape, to_stored
 from growlm.formats.safetensors import DTYPES, SHARD_BYTES, NewTensor, PieceFn, Pieces, write_tensors
@@ -20,6 +20,8 @@ from growlm.models import DecoderConfig, Params, check_params
 CARD = "README.md"
 PIECE_BYTES = 2**24  # of a tensor that are reordered and written at once
 OTHER_BYTES = 2**20  # for what is written beside the weights
+# What asks a reader to run code of the source's folder, which is neither copied nor of the model that is written.
+CODE = ("auto_map", "trust_remote_code", "custom_pipelines")
 LENGTH = 2048  # max_position_embeddings where nothing is known of it
 
 WriteMore = Callable[[Path], None]  # writes further files into a folder that is not in its place yet
@@ -91,12 +93,28 @@ def write_folder(
     check_space(folder, total + OTHER_BYTES + sum(path.stat().st_size for path in carried))
     with whole_folder(folder) as part, progress_bar("writing", total) as bar:
         write_tensors(part, tensors, pieces, bar.update, shard)
-        write_json(part / CONFIG, settings)
+        write_json(part / CONFIG, _without_code(settings))
         for path in carried:
-            shutil.copyfile(path, part / path.name)
+            _carry(path, part / path.name)
         beside(part)
         if (written := open_folder(part).model) != config:
             raise InputError(f"the model that {CONFIG} describes must be {config}, got {written}")
+
+
+def _carry(path: Path, target: Path) -> None:
+    """Copy a file; settings that name code are written without that."""
+    data = path.read_bytes() if path.name.endswith(CONFIG) else b""
+    if any(f'"{key}"'.encode() in data for key in CODE):
+        write_json(target, _without_code(read_json(path, path.name)))
+    else:
+        shutil.copyfile(path, target)
+
+
+def _without_code(value: Any) -> Any:
+    """JSON without what names code, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_code(item) for key, item in value.items() if key not in CODE}
+    return [*map(_without_code, value)] if isinstance(value, list) else value
 
 
 def model_card(source: str, family: str, report: dict[str, Any], shapes: str, verified: str) -> str:

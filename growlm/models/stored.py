@@ -108,6 +108,4 @@ def with_sizes(settings: Settings, said: Mapping[str, tuple[Any, Any]]) -> dict[
     said: by key, (value, the default in transformers or None).
     """
     new = {key: value for key, (value, default) in said.items() if key in settings or value != default}
-    changed = {**settings, **new}
-    changed.pop("auto_map", None)  # names code files that are not copied
-    return changed
+    return {**settings, **new}
