@@ -15,7 +15,7 @@ from growlm.models.sharding import shardings_of
 from growlm.state import TrainState
 from growlm.training.mesh import by_rows, on_mesh, replicated
 from growlm.training.optimizer import make_optimizer
-from growlm.training.programs import compile_ahead, compiled
+from growlm.training.programs import Compiled
 from growlm.training.stages import Stage
 from growlm.training.step import abstract_state, averaged
 
@@ -35,17 +35,9 @@ def grow_into(
     return state, report | {"seconds": time.perf_counter() - began}
 
 
+@partial(Compiled, key=lambda stage, mesh: (stage.growth_hash, mesh))
 def prepared_growth(stage: Stage, mesh: Mesh) -> Prepared:
     """The growth with which a stage begins, compiled."""
-    return compiled(("growth", stage.growth_hash, mesh), partial(_prepare_growth, stage, mesh))
-
-
-def prepare_growth_ahead(stage: Stage, mesh: Mesh) -> None:
-    """Begin to compile it in the background."""
-    compile_ahead(("growth", stage.growth_hash, mesh), partial(_prepare_growth, stage, mesh))
-
-
-def _prepare_growth(stage: Stage, mesh: Mesh) -> Prepared:
     config, transform = stage.config.growth.resolved, lower_growth(stage, mesh).compile()
     request = {"operator": config.operator, "options": config.options, "optimizer_state": config.optimizer_state}
     if not stage.growth.learner:

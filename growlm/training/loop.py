@@ -20,7 +20,7 @@ from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.decisions import Criterion
-from growlm.training.growing import prepare_growth_ahead
+from growlm.training.growing import prepared_growth
 from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwatch
 from growlm.training.processes import StopRequest, all_stop
@@ -158,7 +158,7 @@ def _peak(mesh: Mesh, profiling: ProfilingConfig) -> float:
 def _compile_ahead(stage: Stage, mesh: Mesh) -> None:
     """Begin to compile, in the background, the growths with which a stage may begin, and its steps."""
     for one in stage.possible:
-        prepare_growth_ahead(one, mesh)
+        prepared_growth.ahead(one, mesh)
         for spec in step_specs(one, one.first_step).values():
             compile_steps_ahead(spec, one.config.batch, one.config.length, mesh)
 

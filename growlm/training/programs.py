@@ -19,24 +19,32 @@ _programs: OrderedDict[Hashable, Future] = OrderedDict()
 _background = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
 
-def compiled(key: Hashable, build: Callable[[], Any]) -> Any:
-    """The program of that key, built now unless it is there; where it is being built it is waited for."""
-    if key not in _programs:
-        future: Future = Future()
-        future.set_result(build())
-        _store(key, future)
-    return _programs[key].result()
+class Compiled:
+    """A decorator of what builds a program: each is built once for its arguments, and kept.
 
+    key: of the arguments, where these cannot be hashed.
+    """
 
-def compile_ahead(key: Hashable, build: Callable[[], Any]) -> None:
-    """Begin to build the program of that key in the background, unless it is there."""
-    if key not in _programs:
-        _store(key, _background.submit(build))
+    def __init__(self, build: Callable[..., Any], key: Callable[..., Hashable] = lambda *of: of):
+        self._build, self._key = build, key
 
+    def __call__(self, *of: Any) -> Any:
+        """The program, built now unless it is there; where it is being built it is waited for."""
+        if (key := (self, self._key(*of))) not in _programs:
+            future: Future = Future()
+            future.set_result(self._build(*of))
+            _store(key, future)
+        return _programs[key].result()
 
-def is_compiled(key: Hashable) -> bool:
-    """Whether the program of that key is there: `compiled` would neither build it nor wait for it."""
-    return key in _programs and _programs[key].done()
+    def ahead(self, *of: Any) -> None:
+        """Begin to build the program in the background, unless it is there."""
+        if (key := (self, self._key(*of))) not in _programs:
+            _store(key, _background.submit(self._build, *of))
+
+    def is_ready(self, *of: Any) -> bool:
+        """Whether the program is there: it need neither be built nor waited for."""
+        key = self, self._key(*of)
+        return key in _programs and _programs[key].done()
 
 
 def compiling() -> bool:

@@ -7,7 +7,7 @@ A sub-model of bert2BERT (arXiv 2110.07143) is the first layers of a model, of w
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from growlm.state import TrainState
 from growlm.training.mesh import by_rows, on_mesh, replicated
 from growlm.training.objectives import ObjectiveConfig
 from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
-from growlm.training.programs import bytes_needed, compile_ahead, compiled, is_compiled
+from growlm.training.programs import Compiled, bytes_needed
 from growlm.training.sparsity import abstract_kept, by_path
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
@@ -291,33 +291,30 @@ def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[
     evaluate(params, tokens, provenance, progress) -> `validation_loss` of the whole model. progress is None without
     masks; `more` are the teacher and the static masks, where there are any.
     """
-    (step_key, step), (evaluation_key, evaluation) = _builders(spec, batch, length, mesh)
-    return compiled(step_key, step), compiled(evaluation_key, evaluation)
+    step, evaluation = (program(*of) for program, of in _programs(spec, batch, length, mesh))
+    return step, evaluation
 
 
 def compile_steps_ahead(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> None:
     """Begin to compile the two in the background."""
-    for key, build in _builders(spec, batch, length, mesh):
-        compile_ahead(key, build)
+    for program, of in _programs(spec, batch, length, mesh):
+        program.ahead(*of)
 
 
 def must_compile(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> bool:
     """Whether `compile_steps` would have to compile, or to wait until that is done."""
-    return not all(is_compiled(key) for key, _ in _builders(spec, batch, length, mesh))
+    return not all(program.is_ready(*of) for program, of in _programs(spec, batch, length, mesh))
 
 
-def _builders(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Hashable, Callable], ...]:
+def _programs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Compiled, tuple], ...]:
+    """The two with what they are compiled for. The sub-models of a stage share the evaluation."""
     held_out = spec.held_out or (batch, length)
-    # The sub-models of a stage share the evaluation.
-    step, evaluation = (
-        (lower_step, spec, batch, length, mesh),
-        (_lower_evaluation, spec.for_evaluation(), *held_out, mesh),
-    )
-    return (step, partial(_compile, *step)), (evaluation, partial(_compile, *evaluation))
+    return (_compile_step, (spec, batch, length, mesh)), (_compile_evaluation, (spec.for_evaluation(), *held_out, mesh))
 
 
-def _compile(lower: Callable, *of: Any) -> Callable:
-    return lower(*of).compile()
+@Compiled
+def _compile_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
+    return lower_step(spec, batch, length, mesh).compile()
 
 
 def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
@@ -330,12 +327,13 @@ def lower_step(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
         return step.lower(state.arrays, *inputs, **_abstract_more(spec, mesh))
 
 
-def _lower_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Lowered:
+@Compiled
+def _compile_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> Callable:
     state = abstract_state(spec.model, spec.optimizer, mesh)
     evaluate = jax.jit(partial(validation_loss, spec), out_shardings=replicated(mesh))
     tokens, _, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
-        return evaluate.lower(state.params, tokens, provenance, progress)
+        return evaluate.lower(state.params, tokens, provenance, progress).compile()
 
 
 def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Any, ...]:
