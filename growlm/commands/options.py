@@ -66,18 +66,10 @@ Keys = dict[str, list[str]]
 
 
 def pairs(name: str, keys: Keys) -> dict[str, Any]:
-    """What was given as --NAME.key=value by key, values as Python literals or, where they are none, as text."""
-    from growlm.training.config import literal
+    """What was given as --NAME.key=value by key, see `growlm.training.config.pairs`."""
+    from growlm.training import config
 
-    found: dict[str, Any] = {}
-    for text in keys[name]:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"a key of {name} must be {name}.key=value, got '{name}.{text}'")
-        if key in found:
-            raise InputError(f"{name}.{key} must be given once, got it twice")
-        found[key] = literal(value)
-    return found
+    return config.pairs(name, keys[name])
 
 
 def one(metavar: str, says: str, kind: Callable[[str], Any] = str, **more: Any) -> dict[str, Any]:

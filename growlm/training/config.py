@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
@@ -61,14 +62,8 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     if not isinstance(config, ConfigDict | dict):
         raise must_be(f"config {spec!r}", "a file whose get_config() returns a ConfigDict", config)
     settings = renamed(config, former)
-    given = [override.partition("=") for override in overrides]
-    keys = [key for key, *_ in given]
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"--config.{twice[0]} must be given once, got {keys.count(twice[0])} values")
-    for key, equals, value in given:
-        if not equals or not key:
-            raise must_be("override", "--config.key=value", f"--config.{key}{equals}{value}")
-        set_value(settings, key, literal(value), former, where=f"--config.{key}")
+    for key, value in pairs("--config", overrides).items():
+        set_value(settings, key, value, former, where=f"--config.{key}")
     for line in dict.fromkeys(former):
         print(f"growlm: config {spec!r}: {line}; the old name will not be read in the next version", file=sys.stderr)
     return settings
@@ -131,6 +126,19 @@ def set_value(settings: dict[str, Any], path: str, value: Any, former: list[str]
             node[key] = value
         else:
             node = node[key] if isinstance(node, list) else node.setdefault(key, {})
+
+
+def pairs(option: str, texts: Iterable[str]) -> dict[str, Any]:
+    """What was given as OPTION.key=value by key, values as Python literals or, where they are none, as text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"a key of {option} must be {option}.key=value, got '{option}.{text}'")
+        if key in found:
+            raise InputError(f"{option}.{key} must be given once, got it twice")
+        found[key] = literal(value)
+    return found
 
 
 def literal(text: str) -> Any:
