@@ -333,6 +333,34 @@ def test_bad_arguments_of_growth_are_one_line_that_names_them(scripts, capsys, a
     assert all(name in printed.err for name in named), printed.err
 
 
+def test_memory_says_what_a_step_must_hold_and_what_it_does(scripts):
+    sizes = [
+        "--layers=1",
+        "--embed=16",
+        "--heads=2",
+        "--kv_heads=2",
+        "--mlp=24",
+        "--vocab=32",
+        "--batch=2",
+        "--length=8",
+    ]
+    text, record = output(scripts("memory"), "--shape=demo", "--optimizer=adamw,adamw_bfloat16", *sizes)
+    full, short = record["rows"]
+    weights = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16 + 2 * 32 * 16 + 16
+    assert full["gradients"] == short["gradients"] == 4 * weights and full["state"] - short["state"] == 2 * weights
+    assert full["least"] == full["state"] + full["gradients"] + full["kept"] and full["kept"] == short["kept"]
+    assert full["ratio"] == round(full["peak"] / full["least"], 3) and text[1].endswith(f" {full['ratio']}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(["--optimizer=sgd"], ("'sgd'", "muon")), (["--steps=3"], ("--steps=3",))]
+)
+def test_bad_arguments_of_memory_are_one_line_that_names_them(scripts, capsys, arguments, named):
+    assert scripts("memory").main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1 and all(name in printed for name in named)
+
+
 def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scripts, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parents[1]))
     sizes = ["--layers=4", "--embed=32", "--heads=4", "--kv_heads=2", "--head_dim=8", "--mlp=48", "--vocab=64"]

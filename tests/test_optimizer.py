@@ -16,13 +16,14 @@ import growlm
 from growlm.errors import InputError
 from growlm.growth import grow_state, growth_key, plan_growth
 from growlm.growth.expand import expand, expand_params
-from growlm.growth.maps import dual
+from growlm.growth.maps import MOMENTS, dual
 from growlm.growth.plan import CARRIED, slice_mask
 from growlm.models import LLAMA, declared, map_weights, next_token_loss
 from growlm.models.decoder import measured
 from growlm.state import TrainState
 from growlm.training import step as step_module
 from growlm.training.mesh import MeshConfig, make_mesh
+from growlm.training.muon import MuonConfig
 from growlm.training.optimizer import (
     GROUPS,
     OptimizerConfig,
@@ -30,7 +31,7 @@ from growlm.training.optimizer import (
     make_optimizer,
     scale_by_aged_adam,
 )
-from growlm.training.step import StepSpec, compile_steps, train_step
+from growlm.training.step import StepSpec, abstract_state, compile_steps, lower_step, train_step
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
 
@@ -433,6 +434,55 @@ def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
     assert losses[-1] < losses[0] - 0.1
 
 
+# --- Moments in bfloat16, and what a step holds -----------------------------------------------------------------------
+
+SHORT = {kind: OptimizerConfig(kind=kind, moment_dtype="bfloat16") for kind in ("adamw", "muon")}
+SHORT["muon in parts"] = dataclasses.replace(SHORT["muon"], muon=MuonConfig(momentum_steps=3, variance="outputs"))
+
+
+def test_a_first_moment_in_bfloat16_is_rounded_once_an_update():
+    short, b1 = scale_by_aged_adam(B1, B2, mu_dtype="bfloat16"), np.float32(B1)
+    gradients = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
+    state, mu = short.init(gradients[0]), np.zeros((5, 7), np.float32)
+    for gradient in gradients:
+        updates, state = short.update(gradient, state)
+        mu = (np.float32(1 - B1) * gradient + b1 * mu).astype(jnp.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(state.mu, mu)
+    assert (state.mu.dtype, state.nu.dtype, updates.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    expected = mu / (1 - B1**3) / np.sqrt(state.nu / (1 - B2**3))
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_moments_in_bfloat16_grow_by_their_rules_are_rounded_once_and_stay_so(kind):
+    config, params = SHORT[kind], noisy(SMALL)
+    optimizer, growth = make_optimizer(config, SMALL), plan_growth("zero", SMALL, BOTH, growth_key(KEY, 0))
+    arrays, _ = run_steps(StepSpec(SMALL, config), (params, optimizer.init(params), None), {}, range(2))
+    state = dataclasses.replace(state_of(SMALL, arrays[1]), params=arrays[0])
+    grown, _ = grow_state(state, SMALL, BOTH, make_optimizer(config, BOTH), "zero", "map_aged")
+    later, _ = run_steps(StepSpec(BOTH, config), grown.arrays, grown.provenance, range(1))
+    states = (jax.tree_util.tree_leaves_with_path(tree) for tree in (arrays[1], grown.opt_state, later[1]))
+    seen = set()
+    for (path, before), (_, leaf), (_, after) in zip(*states, strict=True):
+        name, weight, _ = LLAMA.match_weight(path)
+        if name not in MOMENTS:
+            continue
+        assert before.dtype == leaf.dtype == after.dtype == (jnp.bfloat16 if name == "mu" else jnp.float32)
+        whole = expand(MOMENTS[name], growth, weight, before.astype(jnp.float32))
+        np.testing.assert_array_equal(leaf, whole.astype(leaf.dtype))
+        assert np.any(before != 0)
+        seen.add((name, weight.path))
+    assert {path for name, path in seen if name == "mu"} == {weight.path for weight in declared(SMALL)}
+
+
+@pytest.mark.parametrize("config", [OptimizerConfig(), SHORT["muon in parts"]], ids=["adamw", "muon"])
+def test_a_step_puts_all_of_its_state_where_the_one_before_it_was(config):
+    program = lower_step(StepSpec(SMALL, config), 2, 5, make_mesh(MeshConfig(), jax.devices()[:1])).compile()
+    state = abstract_state(SMALL, config).arrays
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes == held
+
+
 # --- The averaged copy -----------------------------------------------------------------------------------------------
 
 
@@ -459,6 +509,10 @@ def test_the_averaged_copy_follows_the_parameters():
             "optimizer.kind must be one of adamw, muon, got 'moun'; did you mean 'muon'?",
         ),
         ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be >= 0 and < 1, got 1.0"),
+        (
+            {"optimizer": {"moment_dtype": "float16"}},
+            "optimizer.moment_dtype must be one of bfloat16, got 'float16'; did you mean 'bfloat16'?",
+        ),
         (
             {"optimizer": {"learning_rates": {"gain": 2}}},
             "group in optimizer.learning_rates must be one of biases, constants, embedding, filters, gains, head, "

@@ -87,10 +87,11 @@ class Bench:
         self.folder = folder
         schedule = {"kind": "cosine", "peak_lr": 1e-2, "warmup_tokens": 3 * tiny.STEP}
         growth = {"operator": "direct", "optimizer_state": "map"}
+        common = {"schedule": schedule, "optimizer": {"moment_dtype": "bfloat16"}}
         self.settings = tiny.run(
             tiny.write_corpus(folder),
-            tiny.stage(STEPS, schedule=schedule),
-            tiny.grown(STEPS, schedule=schedule, growth=growth),
+            tiny.stage(STEPS, **common),
+            tiny.grown(STEPS, growth=growth, **common),
             checkpoint={"every_tokens": 4 * tiny.STEP, "max_to_keep": 1},
             evaluation={"every_tokens": 3 * tiny.STEP, "batches": 2},
         )

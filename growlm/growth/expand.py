@@ -28,7 +28,7 @@ def expand(rule: Rule, growth: Growth, weight: Weight, value: Array) -> Array:
 
 
 def widened(value: Array) -> Array:
-    """In float32 where it has 16 bits: what grows is rounded once, and XLA's CPU backend converts at every step else."""
+    """In float32 where it has 16 bits: it is rounded once, and XLA's CPU backend would convert it at every step."""
     return value.astype(np.promote_types(value.dtype, np.float32), copy=False)
 
 

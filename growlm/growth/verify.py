@@ -25,7 +25,7 @@ ARITHMETIC = {"float64": {"function": 1e-10, "gradients": 1e-9}, "float32": {"fu
 # what products in another order leave.
 WEIGHTS = {"float64": 1e-13, "float32": 1e-6, "float16": 2e-3, "bfloat16": 2**-6}
 
-# Growth rounds a weight by at most half a unit, and so did who rounded its source. So the tolerance for rounding is this
+# Growth rounds a weight by at most half a unit, and its source was rounded too. So the tolerance for rounding is this
 # factor times the effect of one unit in every weight of the source.
 NUDGES = 1.0
 

@@ -91,8 +91,8 @@ class MuonConfig:
             raise must_be("optimizer.muon.steps", f"<= {len(POLAR_EXPRESS)} of Polar Express", self.steps)
 
 
-def muon(config: MuonConfig, model: DecoderConfig) -> optax.GradientTransformation:
-    """The updates of matrices, to be scaled by -learning_rate."""
+def muon(config: MuonConfig, model: DecoderConfig, mu_dtype: str | None = None) -> optax.GradientTransformation:
+    """The updates of matrices, to be scaled by -learning_rate. mu_dtype: of the first moment, by default theirs."""
     weights = model.architecture.weights
     numbers = partial(_by_weight, weights, lambda weight, _: dimension_numbers(weight))
     coefficients = COEFFICIENTS[config.coefficients]
@@ -102,12 +102,12 @@ def muon(config: MuonConfig, model: DecoderConfig) -> optax.GradientTransformati
     if config.momentum_steps or config.normalise_rows:
         orthogonal = iterated(beta=0.0, nesterov=False)  # no momentum: what it holds is of the update alone
         parts = [
-            scale_by_momentum(config),
+            scale_by_momentum(config, mu_dtype),
             _stateless(weights, _with_unit_rows if config.normalise_rows else lambda weight, update: update),
             optax.stateless(lambda updates, params: orthogonal.update(updates, orthogonal.init(updates))[0]),
         ]
     else:
-        parts = [iterated(beta=config.momentum)]
+        parts = [iterated(beta=config.momentum, mu_dtype=mu_dtype)]
     if config.variance != "none":
         parts.append(scale_by_neurons(config, weights))
     return optax.chain(*parts, _stateless(weights, partial(_scaled, config.scale)))
@@ -127,19 +127,21 @@ class MomentumState(NamedTuple):
     mu: Tree
 
 
-def scale_by_momentum(config: MuonConfig) -> optax.GradientTransformation:
+def scale_by_momentum(config: MuonConfig, mu_dtype: str | None = None) -> optax.GradientTransformation:
     """A moving average of gradients that looks one step ahead, without bias correction: the iteration norms it."""
 
     def init(params: Tree) -> MomentumState:
-        return MomentumState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+        return MomentumState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params, mu_dtype))
 
     def update(gradients: Tree, state: MomentumState, params: Tree = None) -> tuple[Tree, MomentumState]:
         risen = jnp.minimum(state.count.astype(jnp.float32) / max(config.momentum_steps, 1), 1.0)
         beta = config.momentum
         if config.momentum_steps:
             beta = config.momentum_start + risen * (config.momentum - config.momentum_start)
-        mu = optax.tree.update_moment(gradients, state.mu, beta, 1)
-        return optax.tree.update_moment(gradients, mu, beta, 1), MomentumState(state.count + 1, mu)
+        mu = optax.tree.update_moment(gradients, optax.tree.cast_like(state.mu, gradients), beta, 1)
+        mu = optax.tree.cast(mu, mu_dtype)
+        ahead = optax.tree.update_moment(gradients, optax.tree.cast_like(mu, gradients), beta, 1)
+        return ahead, MomentumState(state.count + 1, mu)
 
     return optax.GradientTransformation(init, update)
 

@@ -34,6 +34,7 @@ DECAYING = tuple(name for name in GROUPS if name != "constants")
 # By provenance: what the last growth added, copies too, and what was there before it.
 SLICES = ("new", "old")
 TRAIN = ("all", *SLICES)  # what a stage trains
+MOMENT_DTYPES = ("bfloat16",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,8 @@ class OptimizerConfig:
       cautious_decay: a parameter decays only where its update has its sign, and so makes it smaller (arXiv 2510.12402).
       clip: largest global norm of the gradients; 0: any.
       ema: decay per step of an averaged copy of the parameters; 0: no copy.
+      moment_dtype: of first moments: "bfloat16", or None for that of the parameters. Second ones keep that: a step may
+        change them by 1 - beta2, and bfloat16 rounds away what is below 1 / 512.
       learning_rates: factors on the learning rate by group, a name in `GROUPS` or `SLICES`; those that hold multiply.
       muon: the parts of Muon, where it is the optimizer.
     """
@@ -63,6 +66,7 @@ class OptimizerConfig:
     cautious_decay: bool = False
     clip: float = 1.0
     ema: float = 0.0
+    moment_dtype: str | None = None
     learning_rates: dict[str, float] = dataclasses.field(default_factory=dict, hash=False)
     muon: MuonConfig = dataclasses.field(default_factory=MuonConfig)
 
@@ -73,6 +77,8 @@ class OptimizerConfig:
         check_range("optimizer.eps", self.eps, low=0, low_allowed=False)
         for name in ("weight_decay", "clip"):
             check_range(f"optimizer.{name}", getattr(self, name), low=0)
+        if self.moment_dtype is not None:
+            check_name("optimizer.moment_dtype", self.moment_dtype, MOMENT_DTYPES)
         for name in self.decay:
             check_name("group in optimizer.decay", name, GROUPS)
         for name, factor in self.learning_rates.items():
@@ -132,19 +138,23 @@ class ScaleByAgedAdamState(NamedTuple):
 
 
 def scale_by_aged_adam(
-    b1: float = 0.9, b2: float = 0.999, eps: float | Callable[[tuple], float] = 1e-8
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float | Callable[[tuple], float] = 1e-8,
+    mu_dtype: str | None = None,
 ) -> optax.GradientTransformation:
     """Adam (arXiv 1412.6980) whose bias correction counts the steps of every element by itself.
 
     Where all counts are equal it is optax.scale_by_adam. One count for all, as there, makes the first update of what a
     growth added (1 - b1) / sqrt(1 - b2) times too large: 3.2 at b2 = 0.999, 0.45 at 0.95.
 
-    eps: a number, or the number of an array by its key path.
+    eps: a number, or the number of an array by its key path. mu_dtype: of the first moment, by default that of the
+    parameters.
     """
 
     def init(params: Any) -> ScaleByAgedAdamState:
         ages = jax.tree.map(lambda leaf: initial_ages(leaf.shape), params)
-        return ScaleByAgedAdamState(ages, optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+        return ScaleByAgedAdamState(ages, optax.tree.zeros_like(params, mu_dtype), optax.tree.zeros_like(params))
 
     def direction(path: tuple, mu: jax.Array, nu: jax.Array, ages: Ages) -> jax.Array:
         least = eps(path) if callable(eps) else eps
@@ -152,9 +162,12 @@ def scale_by_aged_adam(
 
     def update(gradients: Any, state: ScaleByAgedAdamState, params: Any = None) -> tuple[Any, ScaleByAgedAdamState]:
         ages = jax.tree.map(lambda age: age + 1, state.ages)
-        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        mu = optax.tree.update_moment(gradients, optax.tree.cast_like(state.mu, gradients), b1, 1)
+        mu = optax.tree.cast(mu, mu_dtype)
         nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
-        return jax.tree_util.tree_map_with_path(direction, mu, nu, ages), ScaleByAgedAdamState(ages, mu, nu)
+        # Rounded, as it is kept: if what is not rounded were used, XLA would read the old one twice, and so copy it.
+        updates = jax.tree_util.tree_map_with_path(direction, optax.tree.cast_like(mu, gradients), nu, ages)
+        return updates, ScaleByAgedAdamState(ages, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
@@ -162,7 +175,10 @@ def scale_by_aged_adam(
 def _adam(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransformation:
     weights = model.architecture.weights
     return scale_by_aged_adam(
-        config.beta1, config.beta2, lambda path: config.eps * parametrization.eps(weights[path_of(path)], model)
+        config.beta1,
+        config.beta2,
+        lambda path: config.eps * parametrization.eps(weights[path_of(path)], model),
+        config.moment_dtype,
     )
 
 
@@ -173,7 +189,7 @@ def _muon(config: OptimizerConfig, model: DecoderConfig) -> optax.GradientTransf
     def kind(path: tuple, leaf: Any) -> str:
         return "muon" if GROUPS["matrices"](weights[path_of(path)]) else "adam"
 
-    transforms = {"muon": muon(config.muon, model), "adam": _adam(config, model)}
+    transforms = {"muon": muon(config.muon, model, config.moment_dtype), "adam": _adam(config, model)}
     return optax.partition(transforms, partial(jax.tree_util.tree_map_with_path, kind))
 
 
