@@ -19,6 +19,7 @@ from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
 from growlm.evaluation import LanguageModel, Sampling, generate, perplexity
 from growlm.evaluation import score as module
+from growlm.evaluation.prefixes import Row, grouped
 from growlm.evaluation.sampling import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
 from growlm.evaluation.table import table
@@ -85,6 +86,42 @@ def test_scores_are_those_of_every_text_alone(model, rows):
     np.testing.assert_allclose([s.log_likelihood for s in scores], [e for e, _ in expected], rtol=1e-5, atol=1e-4)
     assert [s.greedy for s in scores] == [greedy for _, greedy in expected]
     assert 5 < sum(s.greedy for s in scores) < len(scores) - 5
+
+
+def questions(rng, sizes=((40, 3), (37, 5), (35, 2), (44, 1))):
+    """Windows of some choices, up to 4 tokens long, after each of some contexts; those of the last are no choices."""
+    found = []
+    for size, choices in sizes:
+        context = rng.integers(1, 256, size).tolist()
+        found += [Window((*context, *rng.integers(1, 256, n := 1 + i % 4).tolist()), n) for i in range(choices)]
+    return found
+
+
+def test_a_beginning_is_read_once_for_all_that_go_on_from_it(model, monkeypatch):
+    monkeypatch.setattr(module, "PIECE", 16)  # beginnings are read in several pieces
+    rng = np.random.default_rng(3)
+    found = [*some_windows(model, 9), *questions(rng)]
+    found = [found[i] for i in rng.permutation(len(found))]
+    before = module._begun_scores._cache_size()
+    scores = score(model, [[window] for window in found])
+    assert module._begun_scores._cache_size() - before >= 2
+    expected = [plain(model, window) for window in found]
+    np.testing.assert_allclose([s.log_likelihood for s in scores], [e for e, _ in expected], rtol=1e-5, atol=1e-4)
+    assert [s.greedy for s in scores] == [greedy for _, greedy in expected]
+
+
+def test_a_row_joins_those_with_which_more_is_saved():
+    def row(*tokens, first):
+        return Row(tokens, [(place, 0, 0) for place in range(first, len(tokens))])
+
+    shared, question, other = range(40), range(50, 130), range(200, 280)
+    rows = [row(*shared, *question, n, n, first=119) for n in range(3)]
+    rows += [row(*shared, *other, n, first=119) for n in range(10)]
+    groups = [(group.prefix, len(group.rows)) for group in grouped(rows)]
+    assert groups == [(119, 3), (119, 8), (119, 2)]  # to begin with the 40 alone would save less
+    short = [row(*range(30), n, first=29) for n in range(4)]
+    assert [(group.prefix, len(group.rows)) for group in grouped(short)] == [(0, 1)] * 4
+    assert grouped([row(*shared, 1, first=35), row(*shared, 2, first=33)])[0].prefix == 33  # before what is predicted
 
 
 def test_a_request_is_all_of_its_windows(model):
@@ -331,6 +368,7 @@ def test_wrong_sampling(options, says):
 def main():
     alone = make_model()
     found = [[Window(window.tokens[:32], 3)] for window in some_windows(alone, 20) if len(window.tokens) > 4]
+    found += [[window] for window in questions(np.random.default_rng(3))]
     contexts = ["A mesh", "of devices"]
     results = {}
     for name, shape in ({"none": None} | MESHES).items():

@@ -156,9 +156,10 @@ def benchmark(arguments: Sequence[str]) -> bool:
     """Measures, prints and compares; whether all is as fast as it was."""
     args = _parser().parse_args(arguments)
     record = read_json(args.record, "the record") if args.record.exists() else {}
-    here, now, lines, good = about(), {}, [], True
+    now, lines, good = {}, [], True
     with one_core():
         for name in args.only or BENCHMARKS:
+            here = about()
             try:
                 ratios = measured(name)["ratios"]
             except (InputError, RuntimeError) as error:
@@ -171,7 +172,7 @@ def benchmark(arguments: Sequence[str]) -> bool:
                 lines.append(text)
                 good &= not slower
     print("\n" + "\n".join(lines))
-    found = [each for name in now if name in record for each in differences(record[name], here)]
+    found = [each for name in now if name in record for each in differences(record[name], now[name])]
     print("\n".join(f"the record has {each}" for each in dict.fromkeys(found)))
     if args.write:
         write_json(args.record, record | now)

@@ -93,7 +93,7 @@ def lowering(name: str, stage: Stage, mesh: Mesh) -> Callable[[], Lowered]:
         return lambda: lower_growth(stage, mesh)
     if kind == LEARNING:
         return lambda: lower_learning(stage, mesh)[1]
-    program = step_specs(stage, stage.first_step)[stage.growth.masks is not None, None]
+    program = step_specs(stage, stage.first_step)[stage.growth.masks is not None, None, False]
     return lambda: lower_step(program, stage.config.batch, stage.config.length, mesh)
 
 

@@ -20,12 +20,15 @@ from tqdm import tqdm
 
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import InputError, check_name, check_range, must_be
+from growlm.evaluation.prefixes import Group, Row, arrays, grouped
 from growlm.models import ModelConfig, Params, hidden_states
 from growlm.models.loss import token_losses
+from growlm.models.memory import Memory, new_memory, read_on
 from growlm.models.sharding import BATCH, batch_parts, by_batch, shardings_of
 
 DTYPES = ("float32", "bfloat16")
 SHORTEST = 32  # positions of the narrowest batch
+PIECE = 256  # the most tokens of a prefix that are read at a time: scores are [B, H, PIECE, room]
 POSITIONS = 2**13  # of a batch on one device, unless a number of rows is given
 
 
@@ -125,21 +128,15 @@ def windows(context: Sequence[int], continuation: Sequence[int], length: int) ->
     return found
 
 
-class _Row(NamedTuple):
-    """Input tokens, and (predicting position, token, number of the window) of every scored token."""
-
-    tokens: tuple[int, ...]
-    scored: list[tuple[int, int, int]]
-
-
 def score(
     model: LanguageModel, requests: Sequence[Sequence[Window]], rows: int | None = None, title: str = "scoring"
 ) -> list[Score]:
     """The score of every request, summed over its windows.
 
     Windows with equal inputs, or whose inputs are the beginning of another's, share a row: the choices of a question
-    that are a token each cost one. Batches are padded to powers of two, longest first, and hold `rows` rows, by default
-    about POSITIONS positions a device.
+    that are a token each cost one. Of rows that begin alike, such as a question with each of its longer choices, the
+    beginning is read once, and its keys and values are kept. Batches are padded to powers of two, longest first, and
+    hold `rows` rows, by default about POSITIONS positions a device.
 
     Raises:
       InputError: `rows` is not positive.
@@ -193,15 +190,15 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.inf
 
 
-def _shared(flat: Sequence[Window]) -> list[_Row]:
+def _shared(flat: Sequence[Window]) -> list[Row]:
     """The rows to compute. Sorted, inputs that begin another row's come right after it, and share it."""
     order = sorted(range(len(flat)), key=lambda number: flat[number].tokens[:-1], reverse=True)
-    rows: list[_Row] = []
+    rows: list[Row] = []
     for number in order:
         window = flat[number]
         inputs = window.tokens[:-1]
         if not rows or rows[-1].tokens[: len(inputs)] != inputs:
-            rows.append(_Row(inputs, []))
+            rows.append(Row(inputs, []))
         first = len(inputs) - window.scored
         targets = window.tokens[len(window.tokens) - window.scored :]
         rows[-1].scored.extend((first + i, token, number) for i, token in enumerate(targets))
@@ -209,25 +206,50 @@ def _shared(flat: Sequence[Window]) -> list[_Row]:
 
 
 class _Batch(NamedTuple):
-    """Arrays for the program, and the window of every scored token; -1 where there is none."""
+    """A program with its arrays, and the window of every scored token; -1 where there is none."""
 
-    tokens_BT: np.ndarray
-    position_BK: np.ndarray
-    target_BK: np.ndarray
-    window_BK: np.ndarray
+    program: Any
+    arrays: tuple[np.ndarray, ...]
+    window: np.ndarray
 
 
-def _batches(model: LanguageModel, rows: Iterable[_Row], most: int | None) -> Iterator[_Batch]:
-    """Batches of rows whose padded length and padded number of scored tokens are equal."""
-    by_shape: dict[tuple[int, int], list[_Row]] = collections.defaultdict(list)
-    for row in rows:
-        length = padded_length(len(row.tokens), model.length)
-        by_shape[length, _padded_count(len(row.scored), length)].append(row)
-    for (length, count), group in sorted(by_shape.items(), reverse=True):
-        size = most or min(max(POSITIONS // length, 1) * model.parts, power_of_two(len(group)))
+class _Shape(NamedTuple):
+    """Of a batch of `Group`s: rows of each, positions before and in a row, scored tokens of a row."""
+
+    members: int
+    before: int
+    length: int
+    count: int
+
+
+def _shape(model: LanguageModel, group: Group) -> _Shape:
+    members, before = power_of_two(len(group.rows)), 0
+    length = padded_length(group.after, model.length) if members == 1 else power_of_two(max(group.after, 8))
+    if members > 1:
+        piece = min(power_of_two(group.prefix), PIECE)
+        before = piece * power_of_two(-(-group.prefix // piece))
+    return _Shape(members, before, length, _padded_count(group.scored, length))
+
+
+def _batches(model: LanguageModel, rows: Iterable[Row], most: int | None) -> Iterator[_Batch]:
+    """Batches of rows, or of groups of rows with one beginning, that are padded alike."""
+    remembers = model.config.architecture.remembers
+    by_shape: dict[_Shape, list[Group]] = collections.defaultdict(list)
+    for group in grouped(rows) if remembers else (Group(0, [row]) for row in rows):
+        by_shape[_shape(model, group)].append(group)
+    for shape, groups in sorted(by_shape.items(), reverse=True):
+        members, before, length, _ = shape
+        fit = max(POSITIONS // (before + members * length), 1) * model.parts
+        size = -(-most // members) if most else min(fit, power_of_two(len(groups)))
         size = -(-size // model.parts) * model.parts
-        for start in range(0, len(group), size):
-            yield _batch(group[start : start + size], size, length, count)
+        for start in range(0, len(groups), size):
+            *values, window_BMK = arrays(groups[start : start + size], size, *shape)
+            if members > 1:
+                room = min(before + length, model.length)
+                yield _Batch(partial(_begun_scores, room=room), tuple(values), window_BMK)
+            else:
+                _, _, tokens, _, position, target = values
+                yield _Batch(_token_scores, (tokens[:, 0], position[:, 0], target[:, 0]), window_BMK[:, 0])
 
 
 def padded_length(tokens: int, most: int) -> int:
@@ -246,29 +268,17 @@ def power_of_two(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _batch(rows: Sequence[_Row], size: int, length: int, count: int) -> _Batch:
-    batch = _Batch(np.zeros((size, length), np.int32), *(np.zeros((size, count), np.int32) for _ in range(3)))
-    batch.window_BK[:] = -1
-    for i, row in enumerate(rows):
-        batch.tokens_BT[i, : len(row.tokens)] = row.tokens
-        scored = np.asarray(row.scored, np.int32).T
-        batch.position_BK[i, : scored.shape[1]], batch.target_BK[i, : scored.shape[1]] = scored[:2]
-        batch.window_BK[i, : scored.shape[1]] = scored[2]
-    return batch
-
-
 def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(window, loss, first choice) of the scored tokens by batch; the next batch is dispatched meanwhile."""
     waiting: collections.deque = collections.deque()
     for batch in itertools.chain(batches, [None]):
         if batch is not None:
-            arrays = batch.tokens_BT, batch.position_BK, batch.target_BK
-            waiting.append((batch.window_BK, run(model, _token_scores, *arrays)))
+            waiting.append((batch.window, run(model, batch.program, *batch.arrays)))
         while len(waiting) > (batch is not None):
-            window_BK, results = waiting.popleft()
-            real = window_BK >= 0
-            loss_BK, first_BK = map(np.asarray, results)
-            yield window_BK[real], loss_BK[real].astype(np.float64), first_BK[real]
+            window, results = waiting.popleft()
+            real = window >= 0
+            loss, first = map(np.asarray, results)
+            yield window[real], loss[real].astype(np.float64), first[real]
 
 
 @partial(jax.jit, static_argnames=("forward", "mesh"))
@@ -281,10 +291,53 @@ def _token_scores(
     target_BK: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of the target at each position, and whether it is the first choice."""
-    x_BKD, head_DV = states_at(forward, weights, tokens_BT, position_BK)
+    return _losses(forward, mesh, *states_at(forward, weights, tokens_BT, position_BK), target_BK)
+
+
+def _losses(
+    forward: Forward, mesh: Mesh | None, x_BKD: jax.Array, head_DV: jax.Array, target: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The loss of every target, and whether it is the first choice."""
     cap = forward.config.architecture.logit_cap(forward.config)
-    loss_N, rank_N = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target_BK.reshape(-1), cap)
-    return tuple(on_all(mesh, result.reshape(target_BK.shape)) for result in (loss_N, rank_N == 0))
+    loss_N, rank_N = token_losses(x_BKD.reshape(-1, forward.config.embed), head_DV, target.reshape(-1), cap)
+    return on_all(mesh, loss_N.reshape(target.shape)), on_all(mesh, (rank_N == 0).reshape(target.shape))
+
+
+@partial(jax.jit, static_argnames=("forward", "mesh", "room"))
+def _begun_scores(
+    forward: Forward,
+    mesh: Mesh | None,
+    weights: tuple[Params, jax.Array | None],
+    before_BP: jax.Array,
+    length_B: jax.Array,
+    after_BMT: jax.Array,
+    length_BM: jax.Array,
+    position_BMK: jax.Array,
+    target_BMK: jax.Array,
+    room: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`_token_scores` of M rows after each of B beginnings, which are read once; `room` is for both together."""
+    config, dtype, document_end = forward
+    params, scale_L = weights
+    options = {"dtype": jnp.dtype(dtype), "block_scale": scale_L, "document_end": document_end}
+    size, members, _ = after_BMT.shape
+    piece = min(before_BP.shape[1], PIECE)
+
+    def read(memory: Memory, step: tuple[jax.Array, jax.Array]) -> tuple[Memory, None]:
+        tokens_BP, start = step
+        begin_B = jnp.minimum(length_B, start)
+        new = tokens_BP, begin_B, jnp.minimum(length_B - begin_B, piece)
+        return read_on(config, params, memory, *new, **options)[2], None
+
+    steps_SBP = before_BP.reshape(size, -1, piece).swapaxes(0, 1)
+    memory = new_memory(config, size, room, dtype=dtype)
+    memory, _ = jax.lax.scan(read, memory, (steps_SBP, piece * jnp.arange(len(steps_SBP))))
+    tokens_NS = jnp.repeat(memory.tokens_BS, members, axis=0)
+    memory = Memory(tokens_NS, jax.tree.map(lambda kept_LB: jnp.repeat(kept_LB, members, axis=1), memory.kept))
+    new = after_BMT.reshape(size * members, -1), jnp.repeat(length_B, members), length_BM.reshape(-1)
+    x_NTD, head_DV, _ = read_on(config, params, memory, *new, **options)
+    x_NKD = jnp.take_along_axis(x_NTD, position_BMK.reshape(size * members, -1, 1), axis=1)
+    return _losses(forward, mesh, x_NKD, head_DV, target_BMK)
 
 
 def states_at(
