@@ -198,7 +198,7 @@ def test_a_terminal_shows_the_table_and_gives_stderr_back(plan, tmp_path, monkey
         monkeypatch.setenv(name, value)
     runs = {tmp_path / name: (tmp_path / STORE, run.stages) for name, run in plan.runs.items()}
     with Display(runs) as display:
-        display.begin(tmp_path / "a", plan.runs["a"].stages[0])
+        display.begin(tmp_path / "a", plan.runs["a"].stages, 0)
         display.say("a note")
         display.end(tmp_path / "a", None)
         display.end(tmp_path / "b", "no")

@@ -177,13 +177,10 @@ class Display:
             for path, (store, stages) in self._runs.items()
         ]
 
-    def settle(self, run: Path, stages: Sequence[Stage]) -> None:
-        """The run of that folder has these stages."""
-        self._runs[run] = (self._runs[run][0], stages)
-
-    def begin(self, run: Path, stage: Stage) -> None:
-        """This process trains that stage of the run of that folder from now on."""
-        self._run, self._stage, self._spoken = run, stage, time.monotonic()
+    def begin(self, run: Path, stages: Sequence[Stage], number: int) -> None:
+        """This process trains the run of that folder from now on, which has these stages, in the one of that number."""
+        self._runs[run] = self._runs[run][0], stages
+        self._run, self._stage, self._spoken = run, stages[number], time.monotonic()
 
     def say(self, text: str) -> None:
         """A line about the stage that is trained, above the table."""

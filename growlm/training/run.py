@@ -224,12 +224,12 @@ def train_run(
     state, here, plan = None, commit(), plan.decided(_decisions(records))
     say_other_commits(folder.absolute().name, plan.stages, records, here)
     try:
-        first = broadcast(_resume_point(plan, store))
+        first = broadcast(_resume_point(plan, store))  # rules 1 and 5
         for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
             stage_folder.mkdir(parents=True, exist_ok=True)
-            with _locked(stage_folder):
+            with _locked(stage_folder):  # rules 6 and 7
                 decisions = _decisions(records)
                 plan = plan.decided(decisions)
                 stage, text = plan.stages[number], plan.texts[number]
@@ -237,8 +237,7 @@ def train_run(
                 branch_steps = {one.last_step for one in of_all if one.stage_hash == stage_hash}
                 began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
                 write_json(stage_folder / "stage.json", stage.settings | began)
-                display.settle(folder, plan.stages)
-                display.begin(folder, stage)
+                display.begin(folder, plan.stages, number)
                 for line in repeats(plan.stages[-1]) if number == first else ():
                     display.say(line)
                 most = stage.run.checkpoint.max_to_keep
@@ -249,24 +248,24 @@ def train_run(
                     if max(newest, stage.first_step) < stage.last_step:
                         where = {"mesh": mesh, "store": store, "folder": stage_folder}
                         text = chosen_text(stage, text, plan.sources, say=display.say, **where)
-                    if newest >= 0:
+                    if newest >= 0:  # rule 2
                         display.say(f"goes on from step {newest:,}")
                         like = abstract_state(stage.config.model, stage.config.optimizer, mesh)
                         state = checkpoints.restore(newest, like)
-                    elif stage.parent is None:
+                    elif stage.parent is None:  # rule 4
                         state = _first_state(stage, plan.sources, mesh, store, stage_folder, display)
-                    else:
+                    else:  # rule 3
                         grown_at = time.perf_counter()
                         if stage.probe and GROWTH not in stage.decided:
                             tried = probe(stage, state, text=text, mesh=mesh, say=display.say, teacher=teacher)
                             write_decision(stage_folder, GROWTH, tried)
                             plan = plan.decided(_decisions(records))
                             stage = plan.stages[number]
-                            display.begin(folder, stage)
+                            display.begin(folder, plan.stages, number)
                         state = _grow(stage, state, text, mesh, stage_folder, display)
                     if newest < 0 and (kept := stage.kept(mesh)) is not None:
                         state = emptied(state, kept)
-                    if state.step < stage.last_step or not stage.steps:  # without steps it is validated alone
+                    if state.step < stage.last_step or not stage.steps:  # rule 5; without steps it is validated alone
                         state = train_stage(
                             stage,
                             state,

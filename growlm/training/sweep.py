@@ -270,7 +270,6 @@ def run_sweep(
                 run, folder = plan.runs[path], records / path
                 if path in plan.tries:
                     run = _claim_best(plan, path, records)
-                    display.settle(folder, run.stages)
                 before = read_json(folder.parent / SUMMARY, "summary")["runs"][_name(path)]
                 if _name(path) in plan.config.owners and broadcast(before.get("diverged", False)):
                     raise DivergedError(before["error"] or "diverged")  # it is the try that it was
