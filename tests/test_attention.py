@@ -19,7 +19,8 @@ from trees import largest
 
 import growlm
 from growlm import ModelConfig
-from growlm.models import kernels, next_token_loss
+from growlm.models import attention_blocks, kernels, next_token_loss
+from growlm.models.attention_blocks import attention_in_blocks
 from growlm.models.kernels import attention
 from growlm.models.sharding import AXES, BATCH, shardings_of
 
@@ -73,9 +74,32 @@ def test_window_of_the_tpu_is_that_of_the_cpu(monkeypatch, window):
     monkeypatch.setattr(kernels, "_BLOCK", 128)
     inputs = random_inputs(1, 384, 2, 1, 64)
     splash = partial(kernels._splash_attention, window=window, interpret=True)
-    cpu = partial(kernels._heads_first_attention, window=window)
+    cpu = partial(attention_in_blocks, window=window)
     expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (cpu, splash))
     chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("scores", [1, 8 * 30 * 6], ids=["one head at a time", "three heads at a time"])
+def test_blocks_and_chunks_of_attention_are_the_whole(monkeypatch, window, scores):
+    """Four blocks of queries, the last of them smaller, with documents across their borders."""
+    monkeypatch.setattr(attention_blocks, "QUERIES", 8)
+    monkeypatch.setattr(attention_blocks, "SCORES", scores)
+    inputs = random_inputs(3, 30, 4, 2, 8)
+    document_BT = np.stack([np.arange(30) // size for size in (7, 12, 30)])
+    functions = (partial(f, window=window, document_BT=document_BT) for f in (attention, kernels._library_attention))
+    found, expected = (jax.jit(partial(with_gradients, f))(*inputs) for f in functions)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
+def test_a_block_meets_no_keys_that_it_does_not_see(monkeypatch):
+    monkeypatch.setattr(attention_blocks, "QUERIES", 8)
+    assert list(attention_blocks._blocks(20, None)) == [
+        (slice(0, 8), slice(0, 8)),
+        (slice(0, 16), slice(8, 16)),
+        (slice(0, 20), slice(16, 20)),
+    ]
+    assert [keys.start for keys, _ in attention_blocks._blocks(20, 5)] == [0, 4, 12]
 
 
 DOCUMENTS = np.array([[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, 1, 1, 1]])
@@ -100,7 +124,7 @@ def test_documents_of_the_tpu_are_those_of_the_cpu(monkeypatch):
     inputs = random_inputs(2, 384, 2, 1, 64)
     document_BT = np.stack([np.arange(384) // 100, np.arange(384) // 250])
     splash = partial(kernels._splash_attention, document_BT=document_BT, interpret=True)
-    cpu = partial(kernels._heads_first_attention, document_BT=document_BT)
+    cpu = partial(attention_in_blocks, document_BT=document_BT)
     expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (cpu, splash))
     chex.assert_trees_all_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -117,7 +141,7 @@ def test_attention_of_the_tpu_is_that_of_the_cpu(monkeypatch, heads, kv_heads, h
     monkeypatch.setattr(kernels, "_BLOCK", 128)  # three blocks of queries and of keys
     inputs = random_inputs(1, 384, heads, kv_heads, head_dim, dtype)
     splash = partial(kernels._splash_attention, interpret=True)
-    expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (kernels._heads_first_attention, splash))
+    expected, found = (jax.jit(partial(with_gradients, f))(*inputs) for f in (attention_in_blocks, splash))
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     chex.assert_trees_all_close(found, expected, atol=tolerance, rtol=tolerance)
 
@@ -214,10 +238,9 @@ def largest_differences():
     mesh = Mesh(np.asarray(jax.devices()).reshape(2, 2, 2), AXES, axis_types=AUTO)
     for batch, kv_heads in ((4, 2), (4, 1), (3, 2), (3, 1)):
         inputs = random_inputs(batch, 8, 4, kv_heads, 8)
-        expected = with_gradients(kernels._heads_first_attention, *inputs)
+        expected = with_gradients(attention_in_blocks, *inputs)
         with jax.set_mesh(mesh):
-            split = partial(kernels._on_every_device, kernels._heads_first_attention)
-            found = jax.jit(partial(with_gradients, split))(*inputs)
+            found = jax.jit(partial(with_gradients, attention_in_blocks))(*inputs)
         yield float(np.max([largest(a - b) for a, b in zip(found, expected, strict=True)]))
 
 

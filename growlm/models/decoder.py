@@ -16,18 +16,18 @@ from flax import linen as nn
 
 from growlm.errors import InputError, unknown
 from growlm.models.architecture import MEMORY, Branch, DecoderConfig, Params, check_params, nest
+from growlm.models.attention_blocks import RESIDUALS
 from growlm.models.axes import multiply
-from growlm.models.kernels import KERNEL_RESIDUALS
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import Teacher, cross_entropy, logits
 from growlm.models.sharding import GATHERED, by_batch, current_mesh
 
 # Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
-# "attention" keeps the residuals of the TPU kernel, of the size of the stream, and equals "full" elsewhere.
+# "attention" keeps what attention gives, of the size of the stream, on TPUs and CPUs, and equals "full" on GPUs.
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS),
+    "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

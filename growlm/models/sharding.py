@@ -5,6 +5,7 @@ all-gathers its weights over fsdp when it runs, and its gradients are reduce-sca
 is sharded over data and fsdp. Without a mesh, as in a notebook, these functions do nothing.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -89,3 +90,23 @@ def by_batch(x: jax.Array) -> jax.Array:
     if mesh is None or x.shape[0] % batch_parts(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH))
+
+
+def on_every_device(kernel: Callable, arrays: tuple[jax.Array, ...], document_BT: jax.Array | None = None) -> Any:
+    """Runs a function of attention that the compiler cannot partition, on every device's part of the batch and heads.
+
+    kernel: called as kernel(*arrays, document_BT=...). Arrays and results are [B, T, heads, ...].
+    """
+
+    def part(document_BT: jax.Array | None, *arrays: jax.Array) -> Any:
+        return kernel(*arrays, document_BT=document_BT)
+
+    mesh = current_mesh()
+    if mesh is None:
+        return part(document_BT, *arrays)
+    batch = BATCH if arrays[0].shape[0] % batch_parts(mesh) == 0 else None
+    heads = "tensor" if all(x.shape[2] % mesh.shape["tensor"] == 0 for x in arrays) else None
+    spec = PartitionSpec(batch, None, heads)
+    ins = PartitionSpec(batch), *(spec for _ in arrays)
+    # check_vma is off: kernels do not declare along which axes their results vary.
+    return jax.shard_map(part, in_specs=ins, out_specs=spec, check_vma=False)(document_BT, *arrays)
