@@ -361,6 +361,15 @@ def test_bad_arguments_of_memory_are_one_line_that_names_them(scripts, capsys, a
     assert len(printed.splitlines()) == 1 and all(name in printed for name in named)
 
 
+@pytest.mark.slow
+def test_start_prints_the_time_of_every_process(scripts, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parents[1]))
+    text, record = output(scripts("start"), "--rounds=1")
+    names = ["JAX and Flax", "--help", "grow --list", "one step, cold", "one step, cached"]
+    assert [line[:18].rstrip() for line in text] == names == list(record["least"])
+    assert record["rounds"] == [record["least"]] and all(seconds > 0 for seconds in record["least"].values())
+
+
 def test_streaming_prints_speed_and_memory_of_a_process_that_grows_a_folder(scripts, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parents[1]))
     sizes = ["--layers=4", "--embed=32", "--heads=4", "--kv_heads=2", "--head_dim=8", "--mlp=48", "--vocab=64"]
