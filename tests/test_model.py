@@ -279,12 +279,13 @@ def test_remat_changes_what_is_kept_and_nothing_else():
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
     expected = gradient(FULL, params, tokens)
-    assert list(REMAT_POLICIES) == ["none", "dots", "attention", "full"]
+    assert list(REMAT_POLICIES) == ["none", "dots", "attention", "dots_and_attention", "full"]
     for remat in list(REMAT_POLICIES)[1:]:
         chex.assert_trees_all_close(gradient(FULL, params, tokens, remat=remat), expected, rtol=1e-4, atol=1e-6)
     assert floats_kept("full") < floats_kept("dots") < floats_kept("none")
     kept = floats_kept("attention") - floats_kept("full")
     assert kept == FULL.layers * 2 * 8 * FULL.heads * (FULL.head_dim + 1)  # a sum beside each head's output
+    assert floats_kept("dots_and_attention") == floats_kept("dots") + kept
 
 
 @pytest.mark.parametrize("frozen", few([0, 1], [1]))

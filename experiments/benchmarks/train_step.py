@@ -47,12 +47,14 @@ at 200 GFLOP/s):
 So on a CPU compiled PyTorch is faster. The ratio to eager PyTorch depends on the machine: one with twice the rate of
 products had 1.60 and 1.22 where this has 1.08 and 0.87, and commit 89d81f3 has 1.09 here too.
 
-What XLA's profiler says of the demo's step, on one core of that machine at commit 7685df1 (processor time, the
-smallest of several rounds in turns): 67 ms with remat full, 63 with dots, 106 with none. Of the 67, products are 48,
-most of them at 100 GFLOP/s, which is what the core does: one product for queries, keys and values would gain nothing.
-Only the gradients of keys and values, products over a transposed side, run at half of that. "full" computes 12 ms
-twice. "none" keeps 82 MB, which the allocator maps anew at every step: 52 of its ms are page faults. To keep gate, up
-and what attention gives takes 60 ms; that is no policy, for stored stages have "full" in their hash.
+What XLA's profiler says of the demo's step, on one core (processor time, the smallest of several rounds in turns): at
+commit 7685df1 67 ms with remat full, of which products are 48, most of them at 100 GFLOP/s, which is what the core
+does: one product for queries, keys and values would gain nothing. Since then attention runs in blocks, and
+dots_and_attention computes no product twice but scores: 55 ms, of which products are 35. The rest is elementwise, and
+writing what is kept; a scan fills the memory for that with zeros first, twice over, which is 4 ms. At embed128 what is
+kept, 128 MB, is mapped anew by the allocator at every step: 31,000 page faults, 58 of 378 ms. glibc keeps the memory
+where mallopt says so (M_MMAP_MAX 0, M_TRIM_THRESHOLD -1) and XLA runs programs in the main thread
+(jax_cpu_enable_async_dispatch off); this is no part of a run yet.
 
 On a GPU it needs a jax and a torch that both see it; products of float32 arrays run in TF32 on both sides.
 
@@ -105,7 +107,7 @@ SHAPES = {
     "124M": {"layers": 12, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 32000, "batch": 32, "length": 1024},
     "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 8, "length": 2048},
 }
-REMAT = {"demo": "full", "embed128": "full", "124M": "none", "1.1B": "dots"}
+REMAT = {"demo": "dots_and_attention", "embed128": "dots_and_attention", "124M": "none", "1.1B": "dots"}
 TOGETHER = {"124M": 50e9, "1.1B": 110e9}  # bytes of a GPU on which both sides of a shape can be at a time
 SIZES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "batch", "length")
 SIDES = {"torch": "compiled PyTorch", "torch_eager": "eager PyTorch"}
