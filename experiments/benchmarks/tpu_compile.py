@@ -10,14 +10,16 @@ from other chips in one step, by kind of collective, loops counted as often as t
 It also says how long a step should take, which nobody has measured. `compute` is the compiler's own `optimal_seconds`
 of forward and backward pass. That number counts the body of a loop once, and whole seconds off for operations that it
 has no estimate for, so it is asked of what one chip computes, without layers and with one, with no loop in them, and
-whole seconds are dropped: compute = without + layers x (with one - without). The update of the weights is not in it.
+whole seconds are dropped: compute = without + layers x (with one - without). Where there is no loop the compiler finds
+that what remat computes again is there already; so a layer is what it adds to a pass that is rematerialised as a whole,
+which keeps the two apart. The attention kernel, which has no estimate, and the update of the weights are not in it.
 `send` is what a chip receives over the bandwidth of all its links. If the compiler hides all of it behind computing, a
 step takes `compute`, if nothing, the sum; the two columns of MFU are these two cases.
 
 --mesh, --batch, --microbatches and --remat ask for something else than a set-up has: they were chosen by trying.
 --config=FILE.py:VARIANT --topology=CHIP:SHAPE asks about the last stage of an experiment's run instead, in a sweep the
 first of the grown ones. --step_only leaves out growth and estimate.
-Cost: four compilations a set-up, five to ten minutes for each on two idle cores.
+Cost: five compilations a set-up, five to ten minutes for each on two idle cores.
 """
 
 import dataclasses
@@ -41,7 +43,15 @@ from collectives import Sent, sent
 from growlm.errors import InputError, unknown
 from growlm.laws import exact_flops_per_token
 from growlm.laws.compute import GIB, Chip, chip_of
-from growlm.models import REMAT_POLICIES, ModelConfig, loss, matmul_parameter_count, next_token_loss, parameter_count
+from growlm.models import (
+    REMAT_POLICIES,
+    MixtralConfig,
+    ModelConfig,
+    loss,
+    matmul_parameter_count,
+    next_token_loss,
+    parameter_count,
+)
 from growlm.models.sharding import batch_parts
 from growlm.training.config import build_run, load_config
 from growlm.training.growing import lower_growth
@@ -92,6 +102,16 @@ def _model(layers: int, embed: int, heads: int, kv_heads: int, mlp: int, head_di
     return ModelConfig(layers, embed, heads, kv_heads, head_dim, mlp, vocab)
 
 
+def _longer_heads(model: ModelConfig) -> ModelConfig:
+    """As many parameters, in half as many heads of twice the size, which fill the chip's products."""
+    return dataclasses.replace(model, heads=model.heads // 2, kv_heads=model.kv_heads // 2, head_dim=2 * model.head_dim)
+
+
+LLAMA_8B = _model(32, 4096, 32, 8, 14336, vocab=128256)
+LLAMA_70B = _model(80, 8192, 64, 8, 28672, vocab=128256)
+LLAMA2_70B = _model(80, 8192, 64, 8, 28672)
+MIXTRAL = MixtralConfig(32, 4096, 32, 8, 128, 14336, 32000)
+
 # The paper's shapes (and Llama 2's of 70B), its context and its 1,024 sequences a batch.
 SETUPS = {
     "tiny": Setup(_model(4, 256, 4, 2, 512, 64, 1024), 2, "v5e:2x2", MeshConfig(1, 2, 2), 8, 2, "full", 512),
@@ -99,6 +119,14 @@ SETUPS = {
     "3B": Setup(_model(32, 2560, 20, 4, 7040), 8, "v5e:4x8", MeshConfig(1, 32), 1024, 16, "dots"),
     "7B": Setup(_model(32, 4096, 32, 8, 11008), 8, "v5p:4x4x4", MeshConfig(4, 16), 1024, 4, "none"),
     "70B": Setup(_model(80, 8192, 64, 8, 28672), 20, "v5p:4x8x8", MeshConfig(8, 32), 1024, 4, "dots"),
+} | {
+    # Llama 3.1 8B and 70B, Llama 2 70B and Mixtral 8x7B, where MaxText has published an MFU, with its sequences a chip.
+    "8B_v6e": Setup(LLAMA_8B, 8, "v6e:16x16", MeshConfig(1, 256), 1024, 2, "attention", 8192),
+    "8B_v6e_256": Setup(_longer_heads(LLAMA_8B), 8, "v6e:16x16", MeshConfig(1, 256), 1024, 2, "attention", 8192),
+    "70B_v6e": Setup(LLAMA_70B, 20, "v6e:16x16", MeshConfig(1, 256), 1280, 5, "full", 8192),
+    "70B_v5p": Setup(LLAMA2_70B, 20, "v5p:8x8x8", MeshConfig(8, 64), 2048, 4, "attention", 4096),
+    "70B_v5p_256": Setup(_longer_heads(LLAMA2_70B), 20, "v5p:8x8x8", MeshConfig(8, 64), 2048, 4, "attention", 4096),
+    "8x7B_v6e": Setup(MIXTRAL, 8, "v6e:16x16", MeshConfig(1, 256), 3072, 3, "attention", 4096),
 }
 
 
@@ -186,26 +214,37 @@ def _own_part(setup: Setup, layers: int) -> ModelConfig:
     return dataclasses.replace(c, layers=layers, **parts)
 
 
-def optimal_seconds(setup: Setup, layers: int, chip: Any, rows: int) -> float:
-    """The compiler's, of forward and backward pass on so many sequences, on one chip with so many layers."""
+def costs(setup: Setup, layers: int, chip: Any, rows: int, remat: str | None = None) -> dict[str, float]:
+    """The compiler's, of forward and backward pass on so many sequences, on one chip with so many layers.
+
+    remat: what of all of it is computed again, a name in REMAT_POLICIES; None: nothing.
+    """
     mesh, model = make_mesh(MeshConfig(1), [chip]), _own_part(setup, layers)
     params = abstract_state(model, setup.program.optimizer, mesh).params
     tokens = jax.ShapeDtypeStruct((rows, setup.length + 1), jnp.int32, sharding=replicated(mesh))
-    of = partial(next_token_loss, model, dtype=jnp.bfloat16, remat=setup.remat)
+    of = partial(next_token_loss, model, dtype=jnp.bfloat16)
+    if remat is not None:
+        everything = jax.checkpoint_policies.everything_saveable
+        of = jax.checkpoint(of, policy=everything if remat == "none" else REMAT_POLICIES[remat])
     chunk, loss.CHUNK = loss.CHUNK, rows * setup.length * model.vocab  # one: no loop
     try:
         with jax.set_mesh(mesh):
             program = jax.jit(jax.value_and_grad(of)).lower(params, tokens).compile()
     finally:
         loss.CHUNK = chunk
-    return program.cost_analysis()["optimal_seconds"] % 1.0
+    return program.cost_analysis()
+
+
+def _seconds(*asked: Any, **options: Any) -> float:
+    return costs(*asked, **options)["optimal_seconds"] % 1.0
 
 
 def estimate(setup: Setup, chips: list[Any], chip: Chip, received: dict[str, Sent]) -> dict[str, float]:
     """How long a step should take by the compiler's account, and the MFU that would be."""
-    without, one = (optimal_seconds(setup, layers, chips[0], rows=1) for layers in (0, 1))
+    without = _seconds(setup, 0, chips[0], rows=1)
+    none, one = (_seconds(setup, layers, chips[0], rows=1, remat=setup.remat) for layers in (0, 1))
     sequences = setup.batch / (setup.mesh.data * setup.mesh.fsdp)
-    compute = sequences * (without + setup.model.layers * (one - without))
+    compute = sequences * (without + setup.model.layers * (one - none))
     send = sum(found["received_bytes"] for found in received.values()) / LINKS[chip.name]
     c = setup.model
     per_token = exact_flops_per_token(matmul_parameter_count(c), c.layers, c.heads, c.head_dim, setup.length)
