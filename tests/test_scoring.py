@@ -99,12 +99,17 @@ def questions(rng, sizes=((40, 3), (37, 5), (35, 2), (44, 1))):
 
 def test_a_beginning_is_read_once_for_all_that_go_on_from_it(model, monkeypatch):
     monkeypatch.setattr(module, "PIECE", 16)  # beginnings are read in several pieces
-    rng = np.random.default_rng(3)
+    rng, cost = np.random.default_rng(3), module.COMPILING
+    monkeypatch.setattr(module, "COMPILING", 0)
     found = [*some_windows(model, 9), *questions(rng)]
     found = [found[i] for i in rng.permutation(len(found))]
     before = module._begun_scores._cache_size()
     scores = score(model, [[window] for window in found])
-    assert module._begun_scores._cache_size() - before >= 2
+    compiled = module._begun_scores._cache_size()
+    assert compiled - before >= 2
+    monkeypatch.setattr(module, "COMPILING", cost)
+    score(model, [[window] for window in questions(rng)])  # too few for a program of their own
+    assert module._begun_scores._cache_size() == compiled
     expected = [plain(model, window) for window in found]
     np.testing.assert_allclose([s.log_likelihood for s in scores], [e for e, _ in expected], rtol=1e-5, atol=1e-4)
     assert [s.greedy for s in scores] == [greedy for _, greedy in expected]
@@ -366,6 +371,7 @@ def test_wrong_sampling(options, says):
 
 
 def main():
+    module.COMPILING = 0  # beginnings are shared
     alone = make_model()
     found = [[Window(window.tokens[:32], 3)] for window in some_windows(alone, 20) if len(window.tokens) > 4]
     found += [[window] for window in questions(np.random.default_rng(3))]

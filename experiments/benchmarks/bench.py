@@ -47,13 +47,14 @@ class Quick(NamedTuple):
 
 
 SMALL = ("--layers=8", "--embed=512", "--heads=8", "--kv_heads=8", "--mlp=1408", "--vocab=8192")
+TINY = ("--layers=4", "--embed=128", "--heads=2", "--kv_heads=1", "--mlp=352", "--vocab=4096")
 BENCHMARKS = {
     "train_step": Quick(True, ("--shape=demo", "--compare=torch", "--seconds=0.5", "--cpu_time")),
     "growth": Quick(False, (*SMALL, "--rounds=7", "--cpu_time")),
     "data": Quick(True, ("--rounds=5", "--count=20", "--cpu_time")),
     "prepare": Quick(True, ("--megabytes=12", "--workers=1", "--cpu_time")),
     "generation": Quick(True, ("--new=64", "--cpu_time")),
-    "evaluation": Quick(True, ("--limit=32", "--cpu_time")),
+    "evaluation": Quick(True, (*TINY, "--limit=8", "--cpu_time")),
     "experts": Quick(True, ("--ways=blocks", "--cpu_time")),
     "compile_time": Quick(
         False, ("--layers=4", "--layers=24", "--case=step, remat full", "--case=growth, direct", "--rounds=3")

@@ -31,6 +31,11 @@ class Group(NamedTuple):
         return max(len(row.tokens) for row in self.rows) - self.prefix
 
     @property
+    def saved(self) -> int:
+        """The positions that are not computed again."""
+        return (len(self.rows) - 1) * self.prefix
+
+    @property
     def scored(self) -> int:
         """The most scored tokens of a row."""
         return max(len(row.scored) for row in self.rows)

@@ -21,13 +21,15 @@ from tqdm import tqdm
 from growlm.data.tokenizers import Tokenizer
 from growlm.errors import InputError, check_name, check_range, must_be
 from growlm.evaluation.prefixes import Group, Row, arrays, grouped
-from growlm.models import ModelConfig, Params, hidden_states
+from growlm.models import ModelConfig, Params, hidden_states, parameter_count
 from growlm.models.loss import token_losses
 from growlm.models.memory import Memory, new_memory, read_on
 from growlm.models.sharding import BATCH, batch_parts, by_batch, shardings_of
 
 DTYPES = ("float32", "bfloat16")
 SHORTEST = 32  # positions of the narrowest batch
+# FLOPs that a device does while a program is compiled, about (2 s on a CPU's two cores): to share must save as many.
+COMPILING, COMPILING_ELSEWHERE = 4e11, 1e15
 PIECE = 256  # the most tokens of a prefix that are read at a time: scores are [B, H, PIECE, room]
 POSITIONS = 2**13  # of a batch on one device, unless a number of rows is given
 
@@ -135,7 +137,8 @@ def score(
 
     Windows with equal inputs, or whose inputs are the beginning of another's, share a row: the choices of a question
     that are a token each cost one. Of rows that begin alike, such as a question with each of its longer choices, the
-    beginning is read once, and its keys and values are kept. Batches are padded to powers of two, longest first, and
+    beginning is read once, and its keys and values are kept, where a model is so large or rows are so many that this
+    takes less time than to compile it. Batches are padded to powers of two, longest first, and
     hold `rows` rows, by default about POSITIONS positions a device.
 
     Raises:
@@ -223,29 +226,45 @@ class _Shape(NamedTuple):
 
 
 def _shape(model: LanguageModel, group: Group) -> _Shape:
-    members, before = power_of_two(len(group.rows)), 0
-    length = padded_length(group.after, model.length) if members == 1 else power_of_two(max(group.after, 8))
-    if members > 1:
-        piece = min(power_of_two(group.prefix), PIECE)
-        before = piece * power_of_two(-(-group.prefix // piece))
-    return _Shape(members, before, length, _padded_count(group.scored, length))
+    members = power_of_two(len(group.rows))
+    if members == 1:
+        length = padded_length(group.after, model.length)
+        return _Shape(1, 0, length, _padded_count(group.scored, length))
+    piece = min(power_of_two(group.prefix), PIECE)
+    length = power_of_two(max(group.after, 8))
+    count = max(length, _padded_count(group.scored, length))
+    return _Shape(members, piece * power_of_two(-(-group.prefix // piece)), length, count)
+
+
+def _size(model: LanguageModel, shape: _Shape, most: int | None) -> int:
+    """The number of groups in a batch."""
+    fit = max(POSITIONS // (shape.before + shape.members * shape.length), 1) * model.parts
+    return -(-most // shape.members) if most else fit
+
+
+def _by_shape(model: LanguageModel, rows: Iterable[Row]) -> dict[_Shape, list[Group]]:
+    """Groups of rows by the shape that they are padded to; each row by itself where its program would not pay."""
+    found: dict[_Shape, list[Group]] = collections.defaultdict(list)
+    for group in grouped(rows) if model.config.architecture.remembers else (Group(0, [row]) for row in rows):
+        found[_shape(model, group)].append(group)
+    cost = COMPILING if jax.default_backend() == "cpu" else COMPILING_ELSEWHERE
+    least = cost / (2 * parameter_count(model.config))
+    for shape in [one for one in found if one.members > 1 and sum(group.saved for group in found[one]) < least]:
+        for row in itertools.chain.from_iterable(group.rows for group in found.pop(shape)):
+            alone = Group(0, [row])
+            found[_shape(model, alone)].append(alone)
+    return found
 
 
 def _batches(model: LanguageModel, rows: Iterable[Row], most: int | None) -> Iterator[_Batch]:
     """Batches of rows, or of groups of rows with one beginning, that are padded alike."""
-    remembers = model.config.architecture.remembers
-    by_shape: dict[_Shape, list[Group]] = collections.defaultdict(list)
-    for group in grouped(rows) if remembers else (Group(0, [row]) for row in rows):
-        by_shape[_shape(model, group)].append(group)
-    for shape, groups in sorted(by_shape.items(), reverse=True):
-        members, before, length, _ = shape
-        fit = max(POSITIONS // (before + members * length), 1) * model.parts
-        size = -(-most // members) if most else min(fit, power_of_two(len(groups)))
-        size = -(-size // model.parts) * model.parts
+    for shape, groups in sorted(_by_shape(model, rows).items(), reverse=True):
+        size = _size(model, shape, most)
+        size = -(-(size if most else min(size, power_of_two(len(groups)))) // model.parts) * model.parts
         for start in range(0, len(groups), size):
             *values, window_BMK = arrays(groups[start : start + size], size, *shape)
-            if members > 1:
-                room = min(before + length, model.length)
+            if shape.members > 1:
+                room = min(shape.before + shape.length, model.length)
                 yield _Batch(partial(_begun_scores, room=room), tuple(values), window_BMK)
             else:
                 _, _, tokens, _, position, target = values
