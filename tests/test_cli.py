@@ -111,7 +111,7 @@ BAD_SETTINGS = {
     "corpus.name=x": ("corpus", "'name'"),
     "=3": ("--config.=3", "--config.key=value"),
     "dtype=float16": ("'float16'", "did you mean 'bfloat16'", "float32"),
-    "remat=all": ("'all'", "attention, dots, full, none"),
+    "remat=all": ("'all'", "attention, dots, dots_and_attention, full, none"),
     "log_every_steps=0": ("log_every_steps", "0", ">= 1"),
     "evaluation.batches=0": ("evaluation.batches", "0", ">= 1"),
     "evaluation.length=-1": ("evaluation.length", "-1", ">= 0"),
