@@ -211,4 +211,4 @@ def test_all_parts_end_with_results_at_tiny_shapes(tmp_path):
     cases = [row["case"] for row in by_part["step-1.1B"]]
     assert cases == ["adamw, remat dots", "muon, remat dots", "adamw, remat none"]
     assert by_part["step-124M"][1]["of_adamw"] > 0
-    assert by_part["ladder"][-1]["ended"] == "whole"
+    assert by_part["ladder"][-1]["trained"] == "whole"

@@ -404,4 +404,4 @@ def ladder(task: Task) -> None:
         task.say(case, **{name: value for name, value in last.items() if value is not None})
     if code not in (0, STOPPED):
         raise RuntimeError(f"growlm sweep ended with {code}, see {task.part}.log")
-    task.say(f"rung {rung}", ended="whole" if code == 0 else "stopped", stages=len(stages))
+    task.say(f"rung {rung}", trained="whole" if code == 0 else "in part", stages=len(stages))
