@@ -52,9 +52,8 @@ commit 7685df1 67 ms with remat full, of which products are 48, most of them at 
 does: one product for queries, keys and values would gain nothing. Since then attention runs in blocks, and
 dots_and_attention computes no product twice but scores: 55 ms, of which products are 35. The rest is elementwise, and
 writing what is kept; a scan fills the memory for that with zeros first, twice over, which is 4 ms. At embed128 what is
-kept, 128 MB, is mapped anew by the allocator at every step: 31,000 page faults, 58 of 378 ms. glibc keeps the memory
-where mallopt says so (M_MMAP_MAX 0, M_TRIM_THRESHOLD -1) and XLA runs programs in the main thread
-(jax_cpu_enable_async_dispatch off); this is no part of a run yet.
+kept, 128 MB, was mapped anew by the allocator at every step: 31,000 page faults, 58 of 378 ms. A run on CPUs now has
+glibc keep it (`keep_freed_memory`).
 
 On a GPU it needs a jax and a torch that both see it; products of float32 arrays run in TF32 on both sides.
 
@@ -95,6 +94,7 @@ from growlm.models import (
     parameter_count,
 )
 from growlm.report.style import UNKNOWN, count
+from growlm.training.host_memory import keep_freed_memory
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.metrics import commit, hardware
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
@@ -478,6 +478,7 @@ def benchmarks(arguments: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark. Returns 0, or 2 for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_freed_memory()  # as a run does
     return exit_code("train_step", lambda: benchmarks(arguments))
 
 

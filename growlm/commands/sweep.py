@@ -24,11 +24,13 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
     from growlm.training.config import load_config
+    from growlm.training.host_memory import keep_freed_memory
     from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
     from growlm.training.variants import build_sweep
 
     join_processes()
+    keep_freed_memory()
     plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)
     chosen = plan.select(args.run)
     if is_first():

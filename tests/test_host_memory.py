@@ -1,0 +1,37 @@
+"""What is freed is kept. Run as a script, in a process of its own: the pages that calls touch for the first time."""
+
+import platform
+import resource
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from growlm.training.host_memory import keep_freed_memory
+
+BYTES = 2**26
+
+
+def new_pages():
+    """Of four calls of a program with BYTES of temporary memory, after as many."""
+    keep_freed_memory()
+    program = jax.jit(lambda x: jnp.sum(jax.lax.optimization_barrier(jnp.sin(x)) ** 2))
+    x = jnp.zeros(BYTES // 4)
+    for _ in range(4):
+        program(x).block_until_ready()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        program(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc")
+def test_what_a_program_frees_is_kept_for_its_next_call():
+    said = subprocess.run([sys.executable, __file__], check=True, capture_output=True, text=True).stdout
+    assert int(said) < BYTES / resource.getpagesize() / 4
+
+
+if __name__ == "__main__":
+    print(new_pages())
