@@ -44,12 +44,11 @@ at 200 GFLOP/s):
     embed128  float32   eager        8,700         45%  0.87 (0.83 to 0.88)
     demo      bfloat16  compiled    18,300         13%  0.77 (0.76 to 0.82)   JAX's products: 40% of PyTorch's rate
 
-By processor time of one thread on each side (`taskset -c 0`, --cpu_time), at commit 94fc41a beside other work, compiled:
-demo 1.07 (1.01 to 1.11), embed128 1.01 (0.99 to 1.03); before, with remat full, 0.97 and 0.86. Two idle cores were not
-at hand for that commit.
-
-So at the commit of the table compiled PyTorch was faster on a CPU. The ratio to eager PyTorch depends on the machine: one with twice the rate of
-products had 1.60 and 1.22 where this has 1.08 and 0.87, and commit 89d81f3 has 1.09 here too.
+By processor time of one thread on each side (`taskset -c 0`, --cpu_time), at commit 94fc41a beside other work,
+compiled: demo 1.07 (1.01 to 1.11), embed128 1.01 (0.99 to 1.03); before, with remat full, 0.97 and 0.86. Two idle cores
+were not at hand for that commit; at that of the table compiled PyTorch was faster on them. The ratio to eager PyTorch
+depends on the machine: one with twice the rate of products had 1.60 and 1.22 where this has 1.08 and 0.87, and commit
+89d81f3 has 1.09 here too.
 
 What XLA's profiler says of the demo's step, on one core (processor time, the smallest of several rounds in turns): at
 commit 7685df1 67 ms with remat full, of which products are 48, most of them at 100 GFLOP/s, which is what the core
