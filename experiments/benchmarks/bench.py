@@ -13,7 +13,7 @@ A ratio has its median and its range over rounds. It got slower, or faster, wher
 other's range and they differ by more than FLOOR. Prints a line of JSON for each benchmark as it ends, then a table.
 Returns 0, 1 where something got slower or failed, 2 for bad input.
 
-Cost: less than 10 minutes on two slow CPU cores. What a benchmark needs and is not installed is said.
+Cost: minutes of one core; the aim is 10 at most, all together. What a benchmark needs and is not installed is said.
 """
 
 import datetime
