@@ -58,12 +58,13 @@ def cells(growth: Growth, target: ModelConfig) -> Cells:
         growth = growth.with_matrices(growth.learner.initial())
     grown = grow_params(growth, SOURCE, target, _ones(SOURCE), jax.random.key(0))
     row, column = growth.maps["embed"].origin, growth.maps["mlp"].origin
-    fresh, shape = growth.fresh(SHOWN), (len(row), len(column))
+    (first, *_), by_row, by_column = growth.fresh(SHOWN)
+    shape = (len(row), len(column))
     return Cells(
         np.broadcast_to(row[:, None], shape),
         np.broadcast_to(column, shape),
         np.asarray(grown["blocks"]["mlp"]["gate"][0]),
-        np.zeros(shape, bool) if fresh is None else np.broadcast_to(fresh[0], shape),
+        first | by_row[:, None] | by_column,
     )
 
 

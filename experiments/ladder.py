@@ -73,7 +73,6 @@ def _scales(rung: str) -> tuple[Scale, Scale]:
         length=128,
         base_lr=0.02,
         peak_lr=0.02,
-        remat="none",
         end_lr_ratio=0.0,
         optimizer=MODERN,
     )

@@ -27,7 +27,7 @@ from hypothesis import settings
 
 from growlm.training import programs
 
-settings.register_profile("default", max_examples=300, deadline=None)
+settings.register_profile("default", max_examples=200, deadline=None)
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("default")
 

@@ -331,7 +331,7 @@ def test_every_weight_has_a_role_and_every_leaf_is_a_weights(name):
     assert found == {field: {weight.path for weight in config.weights} for field in ("mu", "nu", "ages")}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, [next(iter(MODELS))]))
 def test_another_weight_changes_neither_initial_values_nor_what_growth_draws_for_the_others(name, monkeypatch):
     plain = MODELS[name]
     more_config = type("MoreConfig", (type(plain),), {})

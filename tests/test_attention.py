@@ -244,6 +244,7 @@ def largest_differences():
         yield float(np.max([largest(a - b) for a, b in zip(found, expected, strict=True)]))
 
 
+@pytest.mark.slow
 def test_split_over_a_mesh_it_is_the_same():
     differences = on_eight_devices(__file__)
     assert len(differences) == 4 and np.max(differences) < 1e-5

@@ -154,10 +154,8 @@ def test_comparison_without_torch_says_so(benchmark, capsys, monkeypatch):
 
 
 @needs_torch
-@pytest.mark.parametrize(
-    ("compare", "named"),
-    [pytest.param("torch", "compiled PyTorch", marks=pytest.mark.slow), ("torch_eager", "eager PyTorch")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("compare", "named"), [("torch", "compiled PyTorch"), ("torch_eager", "eager PyTorch")])
 def test_comparison_shows_one_loss_and_the_ratio_of_every_round(benchmark, compare, named):
     text, record = run(benchmark, f"--compare={compare}")
     assert record["loss"][compare] == pytest.approx(record["loss"]["growlm"], abs=1e-5)

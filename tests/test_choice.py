@@ -161,6 +161,7 @@ def test_the_next_stage_reads_all_windows_from_where_the_run_is(mixture):
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_after_every_step_ends_with_the_same_bits(whole, mixture, tmp_path):
     assert tiny.train_in_parts(run_of(mixture), tmp_path / "parts") > STEPS[1]
     ends = (tiny.checkpoints(folder / "checkpoints")[STEPS[0], sum(STEPS)] for folder in (whole, tmp_path / "parts"))

@@ -80,7 +80,7 @@ def test_decayed_is_the_same_experiment_with_every_schedule_down_to_zero():
     assert runs["CPU"][0].stage_hash == runs["size"][0].stage_hash  # a constant rate decays nowhere
     ends = {name: run[-1].learning_rate_at(run[-1].last_step) for name, run in runs.items()}
     assert ends == {"CPU": pytest.approx(0.1 * CPU.peak_lr), "size": pytest.approx(0)}
-    with pytest.raises(InputError, match="variant must be one of cpu, gpu, tiny, got 'cpy'"):
+    with pytest.raises(InputError, match="variant must be one of cpu, gpu, small, tiny, got 'cpy'"):
         scale("cpy_decayed")
 
 

@@ -142,6 +142,7 @@ def test_the_two_backends_encode_alike(both):
     assert (context, continuation) == ([theirs.prefix_token_id], theirs.tok_encode(" on its own", False))
 
 
+@pytest.mark.slow
 def test_rolling_log_likelihoods_are_those_of_the_harness(both):
     """Of whole pages of WikiText: some are many windows long, and one is short."""
     theirs, ours = both

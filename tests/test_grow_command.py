@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from representatives import few
 from trees import exact_products
 
 import growlm.commands.grow_checkpoint as grow_command
@@ -137,6 +138,7 @@ def test_what_the_command_writes_is_what_a_stage_of_training_begins_with(here, h
     assert_same(grown, expected(home / "study" / "short", "direct", layers=2))
 
 
+@pytest.mark.slow
 def test_zero_of_a_sweeps_run_and_growing_what_was_grown(here, home):
     first = grow(home / "study" / "grown", "--operator=zero", "--factor=2", "--target.embed=24", output="first")
     assert_same(tiny.load_saved(first)[2], expected(home / "study" / "grown", "zero", layers=4, embed=24))
@@ -362,7 +364,7 @@ def test_a_claim_that_is_not_met_ends_with_1_and_no_folder(here, home, monkeypat
     assert main([*arguments, "--no_verify"]) == 0 and Path("big").is_dir()
 
 
-@pytest.mark.parametrize("where", ["save", "rename"])
+@pytest.mark.parametrize("where", few(["save", "rename"], ["save"]))
 def test_a_process_killed_while_it_writes_leaves_no_folder_and_is_cleared_up_after(here, home, where):
     """Killed with the checkpoint begun, and with everything written but not in its place."""
     code = f"""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import own_architecture
 import pytest
+from representatives import few
 
 import growlm
 from growlm.errors import InputError
@@ -52,7 +53,7 @@ def in_pieces(config, params, tokens, pieces, document_end):
     return found
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", few(CONFIGS, ["llama", "samba", "undeclared"]))
 def test_pieces_of_any_size_give_the_logits_of_the_whole(name):
     """Rows at different positions, with padding between; in some with attention within documents."""
     config = CONFIGS[name]

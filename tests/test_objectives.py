@@ -171,6 +171,7 @@ def test_what_is_validated_is_the_next_token(distilled):
     np.testing.assert_allclose(tiny.records(distilled)[-1]["val_loss"], np.mean(losses), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_that_stops_after_every_step_ends_with_the_same_bits(distilled, corpus, tmp_path):
     assert tiny.train_in_parts(run_of(corpus), tmp_path / "parts") > 6
     whole, parts = (tiny.checkpoints(folder / "checkpoints")[3, 9] for folder in (distilled, tmp_path / "parts"))

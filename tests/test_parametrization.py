@@ -279,6 +279,7 @@ def check_spreads(kind, widths, depths):
         assert max(kept.values()) < 2.5 and lost["stream"] > 2 and max(lost.values()) > least, (kept, lost)
 
 
+@pytest.mark.slow
 def test_sizes_stay_over_widths_and_depths_with_a_base_and_not_without():
     check_spreads(ModelConfig, [64, 256], [2, 8])
 

@@ -119,6 +119,7 @@ def test_the_better_growth_is_taken_from_its_start_and_the_probe_is_paid_for(cor
     assert find_saved(whole).masks is None and find_saved(whole).step == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_after_every_step_chooses_the_same(corpus, whole, tmp_path):
     assert tiny.train_in_parts(build_run(settings(corpus, probing())), tmp_path / "run") == 8
     assert_as(tmp_path / "run", whole)

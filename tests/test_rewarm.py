@@ -89,6 +89,7 @@ def leaves(params, weight):
     return params
 
 
+@pytest.mark.slow
 def test_what_waits_stays_to_the_bit_and_the_rest_moves(corpus, tmp_path):
     plain, provenance = trained(corpus, tmp_path / "plain")
     of_new, _ = trained(corpus, tmp_path / "new", rewarm_tokens=2 * STEP, rewarm="new")

@@ -343,6 +343,7 @@ def test_a_text_ends_at_eos(model):
     assert text == model.tokenizer.decode(written[: written.index(written[3]) + 1])
 
 
+@pytest.mark.slow
 def test_draws_follow_the_softmax(model):
     """First tokens of 4,000 texts against the model's probabilities at that temperature; a seed gives the same."""
     tokens = [list(b"a")]

@@ -9,6 +9,7 @@ import optax
 import pytest
 import tiny
 from oracle import KEY, TOKENS, apart, noisy
+from representatives import few
 from test_growth_exact import MODELS
 from test_presets import state_of
 from trees import noisy as noisy_float32
@@ -95,7 +96,10 @@ def test_where_scales_are_powers_of_two_undo_gives_every_byte_back(name, operato
 
 @pytest.mark.parametrize(
     "options",
-    [{"split_imbalance": 0.6}, {"select": "random"}, {"select": "repeat"}, {"noise": 0.3, "cancel": True}],
+    few(
+        [{"split_imbalance": 0.6}, {"select": "random"}, {"select": "repeat"}, {"noise": 0.3, "cancel": True}],
+        [{"split_imbalance": 0.6}],
+    ),
     ids=str,
 )
 @pytest.mark.parametrize("name", MODELS)
@@ -232,6 +236,7 @@ def run(tmp_path_factory):
     return home / "work"
 
 
+@pytest.mark.slow
 def test_a_run_is_undone_to_the_shape_before_its_growth(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = tiny.load_saved(run, 2)[2]

@@ -207,6 +207,7 @@ def test_a_draw_depends_on_the_seed_and_the_step_alone():
 # --- Runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_step_of_a_run_trains_what_was_drawn_and_validation_is_of_the_whole(corpus, tmp_path, monkeypatch):
     events, evaluations = [], set()
 

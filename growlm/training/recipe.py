@@ -57,7 +57,7 @@ class Scale:
     peak_lr: float
     tuned_lr: float | None = None
     dtype: str = "float32"
-    remat: str = "full"
+    remat: str = "dots_and_attention"
     microbatches: int = 1
     warmup_tokens: int | None = None
     end_lr_ratio: float | None = None
