@@ -26,6 +26,7 @@ def run(corpus, mask):
     return tiny.run_config(corpus, tiny.stage(2), tiny.grown(1), document_mask=mask)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_validates_within_documents(corpus, tmp_path):
     config, text = tiny.run_config(corpus, tiny.stage(1), document_mask=True), load_corpus(corpus)
     first = next(batches(text.train, seed=config.seed, batch=tiny.BATCH, length=tiny.LENGTH, start=0))

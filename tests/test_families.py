@@ -448,6 +448,7 @@ def test_in_a_run_training_goes_on_after_a_lift_and_a_grown_folder_is_begun_with
     np.testing.assert_allclose(hf.logits_of(loaded, tokens), growlm.apply(model, state.params, tokens), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_converted_is_lifted_and_converted_back(theirs, tmp_path):
     convert_folder(theirs / "tied", tmp_path / "own", "growlm")
     arguments = [

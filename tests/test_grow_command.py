@@ -152,6 +152,7 @@ def test_zero_of_a_sweeps_run_and_growing_what_was_grown(here, home):
         tiny.load_saved(second, 4)
 
 
+@pytest.mark.slow
 def test_learned_maps_are_fed_with_the_runs_own_batches(here, home):
     arguments = ("--operator=learn", "--option.steps=2", "--option.warmup=1", "--option.peak=0.01", "--factor=2")
     folder = grow(home / "work", *arguments, "--no_verify")

@@ -54,6 +54,7 @@ def test_it_goes_back_with_its_files_and_in_its_dtype(home, tmp_path, dtype):
     assert not np.array_equal(found, np.asarray(read_model(home / "theirs")[1]["embedding"]))
 
 
+@pytest.mark.slow
 def test_what_learns_grows_a_checkpoint_so_as_the_error_of_grow_says(home, tmp_path, capsys):
     """`growlm grow` has no batches for it."""
     refused = ["grow", f"--source={home / 'theirs'}", f"--output={tmp_path / 'no'}", "--factor=2", "--operator=ligo"]

@@ -69,6 +69,7 @@ def twin(torch, config, params, tokens):
 
 
 @pytest.mark.parametrize("name", few(MODELS, ["tied"]))
+@pytest.mark.slow
 def test_logits_and_one_optimizer_step_are_those_of_a_twin_in_pytorch(name):
     torch = pytest.importorskip("torch")
     config, rate = MODELS[name], 0.01

@@ -216,6 +216,7 @@ def test_only_an_objective_that_is_not_the_default_is_in_a_hash(corpus):
     assert hashes(**of_teacher) != hashes(**of_teacher | {"temperature": 3.0})
 
 
+@pytest.mark.slow
 def test_a_checkpoint_teaches_too_wherever_it_lies(distilled, corpus, tmp_path):
     """It is read again where a run goes on; what it holds counts, and once it is not needed it may be gone."""
     teacher = tmp_path / "teacher"

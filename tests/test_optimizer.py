@@ -137,6 +137,7 @@ def test_fresh_slices_of_age_0_take_a_first_step_of_the_right_length_and_old_one
     assert_sizes(new, 1)
 
 
+@pytest.mark.slow
 def test_after_growth_in_depth_and_then_in_width_every_slice_is_adam_since_it_is_there():
     """Stock Adam is run on what is oldest, on what depth added and on what width added, each since its own start."""
     ours, theirs = scale_by_aged_adam(B1, B2, TINY), optax.scale_by_adam(B1, B2, TINY)
@@ -230,6 +231,7 @@ def doubled_and_trained(learning_rates):
         return largest(logits(DOUBLE, after[0]) - logits(SMALL, arrays[0]))
 
 
+@pytest.mark.slow
 def test_a_doubled_model_trains_as_the_small_one_where_matrices_have_half_the_rate():
     assert doubled_and_trained({"matrices": 0.5, "head": 0.5}) < 1e-9
 
@@ -286,6 +288,7 @@ def grown_full():
     return state
 
 
+@pytest.mark.slow
 def test_rates_are_multiplied_by_those_of_all_groups():
     state, rates = grown_full(), {"gains": 0.5, "matrices": 0.25, "head": 0.0, "new": 3.0, "old": 0.125}
 
@@ -363,6 +366,7 @@ def test_frozen_layers_keep_their_moments_and_ages_too():
         np.testing.assert_array_equal(new[-1], old[-1])
 
 
+@pytest.mark.slow
 def test_gradients_of_what_is_frozen_do_not_count_where_they_are_clipped():
     """The clip lies between the norm of what is trained and that of all: it must not be felt."""
     state = grown_full()
@@ -417,6 +421,7 @@ def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_
 
 
 @pytest.mark.parametrize("how", few(["map", "map_aged"], ["map_aged"]))
+@pytest.mark.slow
 def test_muons_momentum_grows_by_the_dual_map_and_training_goes_on(how):
     optimizer, params = make_optimizer(MUON, SMALL), noisy(SMALL)
     arrays, _ = run_steps(StepSpec(SMALL, MUON), (params, optimizer.init(params), None), {}, range(3))

@@ -192,6 +192,7 @@ def test_gradients_and_a_trajectory_are_those_that_a_growth_claims(name):
 
 
 @pytest.mark.parametrize("scale", few(["rms", "spectral"], ["rms"]))
+@pytest.mark.slow
 def test_muons_matrices_follow_the_size_of_their_updates(scale):
     config = OptimizerConfig(kind="muon", muon=MuonConfig(scale=scale), clip=0.0, weight_decay=0.1)
     wide = times(LLAMA, 4)

@@ -312,6 +312,7 @@ def plain_greedy(model, tokens, count):
     return tokens
 
 
+@pytest.mark.slow
 def test_greedy_text_is_the_likeliest_token_again_and_again(model):
     """In batches of any size, on past the end of what the model reads, from an empty text too."""
     contexts = ["A", "The longest of these beginnings, so that it is cut", "Some other text", ""]

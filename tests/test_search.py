@@ -249,6 +249,7 @@ def test_one_run_of_a_search_has_its_tries_trained_first(corpus, tmp_path):
     assert tiny.records(folder / "seed-1" / "grown")[-1]["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_try_that_another_process_trains_is_waited_for(corpus, tmp_path, monkeypatch):
     config, folder = two(corpus), tmp_path / "s"
     plan = plan_sweep(build_sweep(config), folder)

@@ -154,6 +154,7 @@ def test_what_was_trained_apart_is_averaged_and_its_loss_is_measured():
     assert f"{found['loss_after']:.4f} after" in describe_lost(found) and found["worst"] in describe_lost(found)
 
 
+@pytest.mark.slow
 def test_moments_are_undone_like_gradients():
     small = dataclasses.replace(LLAMA, qk_norm=False)
     large = larger(small)

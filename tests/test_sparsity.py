@@ -80,6 +80,7 @@ def test_roles_say_what_is_sparse_in_any_architecture(name):
 # --- Updates ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_optax_on_what_is_kept():
     config = OptimizerConfig(clip=0.5)
     kept = draw(MODEL, 0.75, jax.random.key(0))

@@ -196,6 +196,7 @@ def test_records_say_epochs_by_source_and_unique_tokens(texts, trained):
     assert (end["epochs"], end["unique_tokens"]) == (max(epochs.values()), end["tokens"])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_every_step_of_its_mixtures_ends_with_the_same_bits(texts, trained, tmp_path):
     assert tiny.train_in_parts(two_stages(texts), tmp_path / "run") == 8
     assert tiny.timeless(tmp_path / "run") == tiny.timeless(trained)
@@ -342,6 +343,7 @@ def test_runs_of_a_sweep_share_a_stage_until_their_texts_part(texts):
         plan_sweep(build_sweep(config))
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_found_reported_measured_and_grown(texts, trained, tmp_path, capsys):
     first, last = find_saved(trained, 4), find_saved(trained)
     assert (first.stage.number, last.stage.number) == (0, 1)

@@ -54,6 +54,7 @@ def saved_at(folder, first, step):
 
 
 @pytest.mark.parametrize("options", few([{}, {"whole_blocks": True, "in_turn": True, "norm": "gain"}], [{}]), ids=str)
+@pytest.mark.slow
 def test_random_begins_as_the_source_and_ends_as_the_plain_model(corpus, tmp_path, monkeypatch, options):
     stepped = []  # under which ramp
 

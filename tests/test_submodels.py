@@ -73,7 +73,7 @@ def first_layers(params, depth):
 
 
 @pytest.mark.parametrize("tied", few([False, True], [False]), ids=["untied", "tied"])
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", few(DEPTHS, [4]))
 def test_the_gradient_is_that_of_the_smaller_model_on_its_own(depth, tied):
     whole = dataclasses.replace(MODEL, tie_embeddings=tied)
     params, plan = noisy(whole), program(depth, whole)
@@ -101,7 +101,7 @@ OPTIMIZERS = {"adamw": {}, "muon": {"kind": "muon", "muon": MuonConfig(variance=
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("depth", few(DEPTHS, [4]))
 def test_what_is_not_trained_keeps_every_bit_and_its_moments_and_ages(depth, optimizer):
     plan = program(depth, **optimizer)
     before = begin(plan.optimizer)

@@ -164,6 +164,7 @@ def test_a_stage_is_trained_by_one_process_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_stage_that_another_process_trains(corpus, tmp_path, capsys):
     sweep, done = plan_sweep(tiny.build_sweep(timings(corpus, (8, 20)))), threading.Event()
     shared = tmp_path / "sweep" / "stages" / sweep.runs["at8"].stages[0].stage_hash

@@ -222,6 +222,7 @@ def test_without_a_terminal_a_line_says_so_when_a_validation_loss_is_measured(co
     assert lines[-1] == f"growlm: run is done, validation loss {recorded[4]['val_loss']:.4f} (1 of 1 runs)"
 
 
+@pytest.mark.slow
 def test_a_process_takes_the_next_free_run_and_comes_back(corpus, tmp_path, capsys, monkeypatch):
     runs = {"first": [tiny.stage(2)], "second": [tiny.stage(3)], "other": [tiny.stage(2, layers=2)]}
     plan = plan_sweep(tiny.build_sweep(tiny.sweep(corpus, runs, baseline="first")))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from representatives import few
 
 from growlm.__main__ import main
 from growlm.report.report import overview
@@ -52,7 +53,7 @@ def test_an_ending_changes_its_corpus_and_nothing_else_of_the_run():
     assert rates == pytest.approx([plain.learning_rate_at(step) for step in range(1, end.last_step + 1)])
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"kind": "muon", "ema": 0.9}])
+@pytest.mark.parametrize("optimizer", few([{}, {"kind": "muon", "ema": 0.9}], [{}]))
 def test_a_stage_that_goes_on_with_the_model_ends_as_one_without_a_break(tmp_path, optimizer):
     corpus, schedule = tiny.write_corpus(tmp_path), {"kind": "cosine", "peak_lr": 1e-2, "horizon_tokens": 5 * tiny.STEP}
     options = {"layers": 2, "schedule": schedule, "optimizer": optimizer}

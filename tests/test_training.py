@@ -218,6 +218,7 @@ def by_path(tree):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.slow
 def test_five_updates_are_those_of_optax_adamw(corpus, tmp_path):
     schedule = {"kind": "constant", "peak_lr": 1e-2, "warmup_tokens": 3 * STEP}
     config = tiny.run_config(corpus, tiny.stage(5, schedule=schedule), seed=3)
