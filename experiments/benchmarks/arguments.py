@@ -3,7 +3,8 @@
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import NoReturn
 
 from growlm.errors import InputError
@@ -18,6 +19,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises InputError where argparse prints its usage and exits."""
         raise InputError(f"{message} (see --help)")
+
+
+def add_sizes(parser: Parser, sizes: Mapping[str, int]) -> None:
+    """An option for each size of a model, with its default."""
+    for size, value in sizes.items():
+        parser.add_argument(f"--{size}", type=positive, default=value, metavar="N")
+
+
+def check_installed(packages: Iterable[str]) -> None:
+    """Raises InputError for a package that is not there."""
+    for name in packages:
+        if find_spec(name) is None:
+            raise InputError(f"{name} is not installed")
 
 
 def positive(text: str) -> int:

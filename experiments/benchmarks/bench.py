@@ -21,7 +21,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from arguments import Parser, exit_code
 from cores import busy_cores
 from turns import in_words, one_core
 
+from growlm.commands.options import installed_version
 from growlm.errors import InputError
 from growlm.files import read_json, write_json
 from growlm.training.metrics import commit, hardware
@@ -113,7 +113,7 @@ def compare(name: str, before: Mapping[str, Any] | None, now: Mapping[str, Any])
 
 def about() -> dict[str, Any]:
     """Where, when and with what a run is measured."""
-    versions = {name: found for name in PACKAGES if (found := _version(name))}
+    versions = {name: found for name in PACKAGES if (found := installed_version(name))}
     return {
         "hardware": hardware(),
         "processor": _processor(),
@@ -122,13 +122,6 @@ def about() -> dict[str, Any]:
         "date": f"{datetime.date.today()}",
         "busy_cores": busy_cores(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str | None:

@@ -20,19 +20,17 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from arguments import Parser, exit_code, positive
+from arguments import Parser, add_sizes, check_installed, exit_code, positive
 from cores import about_load, busy_cores, host_threads
 from turns import CPU_TIME, clock, in_words, ratios_of, speed, take_turns
 
 from growlm.data.tokenizers import load_tokenizer
 from growlm.data.vocabulary import train_tokenizer
-from growlm.errors import InputError
 from growlm.formats.export import write_model
 from growlm.models import ModelConfig, init, parameter_count
 from growlm.training.metrics import commit, hardware
@@ -161,8 +159,7 @@ def _likelihoods(results: dict[str, Any]) -> np.ndarray:
 
 def _parser() -> Parser:
     parser = Parser(__doc__.partition("\n")[0])
-    for size, value in SIZES.items():
-        parser.add_argument(f"--{size}", type=positive, default=value, metavar="N")
+    add_sizes(parser, SIZES)
     parser.add_argument("--data_dir", type=Path, metavar="DIR", help="with TASK.jsonl (default: all are drawn)")
     parser.add_argument("--limit", type=positive, default=64, metavar="N", help="documents of each task")
     parser.add_argument("--batch", type=positive, default=16, metavar="N", help="rows of the harness's batches")
@@ -174,9 +171,7 @@ def _parser() -> Parser:
 def benchmark(arguments: Sequence[str]) -> None:
     """Prints what was measured, and a last line of JSON."""
     args = _parser().parse_args(arguments)
-    for name in NEEDED:
-        if find_spec(name) is None:
-            raise InputError(f"{name} is not installed")
+    check_installed(NEEDED)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DISABLE_MULTIPROC": "1"}
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     config, busy = ModelConfig(**{size: getattr(args, size) for size in SIZES}), [busy_cores()]

@@ -21,18 +21,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from arguments import Parser, exit_code, positive
+from arguments import Parser, add_sizes, check_installed, exit_code, positive
 from cores import about_load, busy_cores, host_threads
 from turns import CPU_TIME, clock, in_words, ratios_of, speed, take_turns
 
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
-from growlm.errors import InputError
 from growlm.evaluation import LanguageModel, Sampling, generate
 from growlm.formats.export import write_model
 from growlm.models import ModelConfig, Params, init, parameter_count
@@ -103,8 +101,7 @@ def measure(config: ModelConfig, batch: int, prompt: int, new: int, rounds: int,
 
 def _parser() -> Parser:
     parser = Parser(__doc__.partition("\n")[0])
-    for size, value in SIZES.items():
-        parser.add_argument(f"--{size}", type=positive, default=value, metavar="N")
+    add_sizes(parser, SIZES)
     parser.add_argument("--batch", type=positive, action="append", metavar="N", help="rows (default: 1, then 8)")
     parser.add_argument("--prompt", type=positive, default=64, metavar="N", help="tokens of a prompt")
     parser.add_argument("--new", type=positive, default=128, metavar="N", help="tokens written after it")
@@ -116,9 +113,7 @@ def _parser() -> Parser:
 def benchmark(arguments: Sequence[str]) -> None:
     """Prints a row for each batch as it is measured, and a last line of JSON."""
     args = _parser().parse_args(arguments)
-    for name in ("torch", "transformers"):
-        if find_spec(name) is None:
-            raise InputError(f"{name} is not installed")
+    check_installed(("torch", "transformers"))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     config = ModelConfig(**{size: getattr(args, size) for size in SIZES})
     busy = [busy_cores()]

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from arguments import Parser, exit_code, positive
-from turns import CPU_TIME, clock, ratios_of, spread, take_turns
+from turns import CPU_TIME, clock, ratios_of, speed, take_turns
 
 from growlm.errors import InputError
 from growlm.growth import grow
@@ -86,7 +86,7 @@ def measure(
     times = take_turns(work, rounds, clock(cpu_time))
     return {
         "case": name,
-        **spread([one / other for one, other in zip(times["growth"], times["copy"], strict=True)]),
+        **speed(times, "copy", "growth"),
         "seconds": statistics.median(times["growth"]),
         "gigabytes": nbytes(wide) / 1e9,
         "temporary": growth.memory_analysis().temp_size_in_bytes / (nbytes(shapes) + nbytes(wide)),

@@ -126,16 +126,16 @@ def fitted(name: str) -> GrowthFit:
     return found
 
 
-def minima(name: str, papers: Callable[[], str] | None = None) -> str:
-    """Where the loss is lowest at every size and budget of a study."""
+def minima(name: str, paper: str = "") -> str:
+    """Where the loss is lowest at every size and budget of a study, beside a paper's one answer."""
     found = fitted(name)
     write = style.count if found.law == "timing" else "{:.2f}".format
     header = ["parameters", "FLOPs", "best after tokens [95 %]" if found.law == "timing" else "best factor [95 %]"]
     lines = []
     for one in sorted(found.slices, key=lambda one: (-one.params, -one.flops)):
         best = written(one.best, write) if one.best else "beyond what was tried"
-        lines.append([style.count(one.params), style.flops(one.flops), best, *([papers()] if papers else [])])
-    return table([*header, *(["the paper's"] if papers else [])], lines)
+        lines.append([style.count(one.params), style.flops(one.flops), best, *([paper] if paper else [])])
+    return table([*header, *(["the paper's"] if paper else [])], lines)
 
 
 def timing_law() -> str:
@@ -216,7 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "timing_law": timing_law,
     "factor": partial(league, "growth_factor", labels=FACTORS),
     "factor_at_growth": partial(at_growth, "growth_factor", labels=FACTORS),
-    "factor_minima": partial(minima, "growth_factor", lambda: str(GROWTH_FACTOR)),
+    "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),
     "continued": partial(league, "continue_from_checkpoint"),
     "gradual_doubling": partial(league, "gradual_doubling"),
 }

@@ -230,9 +230,8 @@ def _chosen(
     """The next token of every row: drawn at its temperature, or the likeliest at temperature 0."""
     largest_B1 = logits_BV.max(axis=1, keepdims=True)
     number_V = jnp.arange(logits_BV.shape[1])
-    greedy_B = jnp.where(logits_BV == largest_B1, number_V, number_V[-1]).min(
-        axis=1
-    )  # argmax is not vectorised on CPUs
+    # In place of argmax, which is not vectorised on CPUs.
+    greedy_B = jnp.where(logits_BV == largest_B1, number_V, number_V[-1]).min(axis=1)
 
     def drawn() -> jax.Array:
         keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(key_B2), count_B)

@@ -7,7 +7,6 @@ operator is one function and one row of OPERATORS; none knows the name of an axi
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import jax
@@ -196,8 +195,6 @@ def random(
       whole_blocks: one mask for each new block, as in the published code, instead of the paper's two (attention, FFN).
       norm: as in `zero`, while masks are below 1.
     """
-    if not is_number(mask_tokens):
-        raise must_be("mask_tokens", "a number of tokens", mask_tokens)
     check_range("mask_tokens", mask_tokens, low=0)
     layers = np.full(target.depth, -1)
     if source.depth:
@@ -293,10 +290,9 @@ def _check_types(operator: str, options: Mapping[str, Any]) -> None:
     parameters = [inspect.signature(function).parameters for function in (function_of(operator), _noise)]
     for name, value in options.items():
         default = next((found[name].default for found in parameters if name in found), None)
-        flag = isinstance(value, bool | np.bool_)
-        if isinstance(default, bool) and not flag:
+        if isinstance(default, bool) and not isinstance(value, bool | np.bool_):
             raise must_be(name, "true or false", value)
-        if type(default) in (int, float) and (flag or not isinstance(value, Real)):
+        if is_number(default) and not is_number(value):
             raise must_be(name, "a number", value)
 
 

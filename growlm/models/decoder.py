@@ -24,14 +24,13 @@ from growlm.models.sharding import GATHERED, by_batch, current_mesh
 
 # Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
 # "attention" keeps what attention gives, of the size of the stream, on TPUs and CPUs, and equals "full" on GPUs.
+_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(RESIDUALS),
-    "dots_and_attention": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
-    ),
+    "dots": _DOTS,
+    "attention": _ATTENTION,
+    "dots_and_attention": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -70,10 +69,7 @@ def of_layers(config: DecoderConfig) -> dict[str, OfLayer]:
 
 
 def _run(module: nn.Module, branch: Branch, x_ND, context: Context, layer: OfLayer, kept: Any = None):
-    """What a branch adds to the stream, and its auxiliary dict. Norms and branch become children of the module.
-
-    kept: what all layers keep of this branch.
-    """
+    """What a branch, of which all layers keep `kept`, adds to the stream, and its auxiliary dict."""
     config, dtype = module.config, module.dtype
     architecture = config.architecture
 
@@ -105,8 +101,7 @@ class Period(nn.Module):
         `scale` multiplies what the period adds to the stream. What is kept is carried from layer to layer, so that each
         writes the new positions in their places, where a scan's output would be a copy of all for every token.
         """
-        x_ND, kept = carry
-        x_ND = by_batch(x_ND)
+        x_ND, kept = by_batch(carry[0]), carry[1]
         y_ND, auxiliary = x_ND, {}
         for step in self.config.architecture.period:
             before_ND = y_ND
@@ -307,17 +302,14 @@ def hidden_in(
     for number, run in enumerate(_runs(config, frozen)):
         blocks, of_layer, scale = jax.tree.map(itemgetter(run.layers), stacked)
         if kept is not None:
-            order = jnp.arange(run.count(config))
-            of_layer = {name: one._replace(number=order) for name, one in of_layer.items()}
+            of_layer = {name: one._replace(number=jnp.arange(run.count(config))) for name, one in of_layer.items()}
         # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
         blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
         part = Decoder(config, how.dtype, how.remat, run.count(config))
         entry_ND = x_ND if run.enters else entry_ND
         carry = x_ND, {} if kept is None else kept[number]
-        carry, auxiliary = _call(part, {**params, "blocks": blocks}, "layers", carry, context, of_layer, scale)
-        x_ND, keep = carry
-        said.append(auxiliary)
-        keeps.append(keep)
+        (x_ND, keep), auxiliary = _call(part, {**params, "blocks": blocks}, "layers", carry, context, of_layer, scale)
+        said, keeps = [*said, auxiliary], [*keeps, keep]
         if run.boundary:
             assert architecture.boundary is not None, "sections with a boundary need one"
             x_ND = architecture.boundary(config, x_ND, entry_ND)

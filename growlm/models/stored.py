@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from growlm.errors import must_be
+from growlm.errors import check_count, must_be
 
 Settings = Mapping[str, Any]  # a config.json
 
@@ -82,8 +82,7 @@ def check_fixed(name: str, settings: Settings, fixed: Mapping[str, Any]) -> None
 
 def integer(key: str, value: Any, least: int = 1) -> int:
     """An integer of a config.json. Raises InputError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise must_be(f"config.json: {key}", f"an integer >= {least}", value)
+    check_count(f"config.json: {key}", value, low=least)
     return value
 
 
