@@ -3,12 +3,15 @@
 import itertools
 import json
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 
 from growlm.training import growing, loop, metrics
 from growlm.training.run import train
+from growlm.training.stages import resolve
 
 GO_ON = threading.Event()  # never set
 
@@ -70,3 +73,23 @@ def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkey
     seconds = [[r["seconds"] for r in recorded if r["stage"] == stage] for stage in range(3)]
     assert all(one == sorted(one) and 0 <= one[-1] - one[0] < 1000 for one in seconds)
     assert [after[0] - before[-1] for before, after in itertools.pairwise(seconds)] == pytest.approx([1000, 1000])
+
+
+def test_rates_are_of_as_many_steps_as_lie_between_two_lines_of_the_log():
+    clock, still, records = SimpleNamespace(seconds=0.0), SimpleNamespace(seconds=0.0), []
+    (stage,) = resolve(tiny.run_config("none", tiny.stage(30), log_every_steps=10), "fingerprint")
+    log, display = SimpleNamespace(write=records.append), SimpleNamespace(step=lambda *_, **__: None)
+    recorder = loop.Recorder(stage, log=log, display=display, watch=clock, waiting=still, peak=0.0)
+    recorder.begin(0)
+    for step in range(1, 31):
+        clock.seconds += 1.0
+        recorder.push(step, {"loss": np.float32(1), "grad_norm": np.float32(1)})
+        if step in (11, 25):  # evaluated as soon as the step before is recorded
+            recorder.settle({"val_loss": 1.0}, evaluated=True)
+    recorder.settle()
+    per_step = stage.tokens_at(1)
+    # A line is written while the next step is at work: 10, 20 and 30 are of 11, 10 and 10 seconds.
+    seconds = {10: 11, 11: 11, 20: 21 - 11, 25: 25 - 11, 30: 30 - 21}
+    steps = {10: 10, 11: 11, 20: 10, 25: 14, 30: 10}
+    measured = {record["step"]: record["tokens_per_second"] for record in records}
+    assert measured == {at: pytest.approx(steps[at] * per_step / seconds[at]) for at in seconds}

@@ -66,6 +66,10 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
 
 def _list_growths() -> str:
     """The operators with their options, the lifts, and the table of presets."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a run may hold the accelerator, and claims need none
+
     from growlm.files import table
     from growlm.growth import LIFTS, OPERATORS, SHRINKS, options_of
     from growlm.growth.presets import table as preset_table

@@ -1,6 +1,7 @@
 """What a preset's name stands for, what it claims to keep, and the table of all presets as text."""
 
 import dataclasses
+import functools
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -58,13 +59,17 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
     kept = {"depth": scaled_widths(target), "width": depth, "mixture": (*scaled_widths(target), *depth)}[grows]
     still = {name: getattr(target, name) for name in kept}
     pairs = [tuple(dataclasses.replace(model, **still) for model in pair) for pair in itertools.pairwise(stages)]
-    key = jax.random.key(0)
     claims = [
-        claim(plan_growth(preset.operator, source, grown, key, **preset.options), source, grown)[0]
+        claim(plan_growth(preset.operator, source, grown, _any_key(), **preset.options), source, grown)[0]
         for source, grown in pairs
         if source != grown
     ]
     return all(claims) if claims else None
+
+
+@functools.cache  # claims hold for every key; making one takes as long as a claim
+def _any_key() -> jax.Array:
+    return jax.random.key(0)
 
 
 # Heading and width of every column of the table.

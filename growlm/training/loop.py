@@ -275,7 +275,10 @@ class Recorder:
     def begin(self, step: int) -> None:
         """Rates are counted from this step on."""
         self._last_finite = step
-        self._mark = (step, self._watch.seconds, self._waiting.seconds)
+        self._marks = [self._now(step)]
+
+    def _now(self, step: int) -> tuple[int, float, float]:
+        return step, self._watch.seconds, self._waiting.seconds
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of a step that may not be computed yet, and settle the step before."""
@@ -304,7 +307,7 @@ class Recorder:
         rates = self._rates(step)
         if evaluated or step % self._stage.run.log_every_steps == 0:
             self.record(step, **values, **rates, **measured, **self._notes)
-            self.begin(step)
+            self._marks.append(self._now(step))
             self._notes = {}
         self._display.step(
             step,
@@ -341,11 +344,14 @@ class Recorder:
         )
 
     def _rates(self, step: int) -> dict[str, float]:
-        """Since the last record: tokens a second, the share of time that went into waiting for data, and the MFU.
+        """Since a former record: tokens a second, the share of time that went into waiting for data, and the MFU.
 
         The MFU is exact FLOPs over those that the devices could do; it is left out where that is not known.
         """
-        marked_step, marked_seconds, marked_waiting = self._mark
+        # Never over few steps: a step may be done before the one before it is recorded, and would have taken no time.
+        while len(self._marks) > 1 and step - self._marks[1][0] >= self._stage.run.log_every_steps:
+            del self._marks[0]
+        marked_step, marked_seconds, marked_waiting = self._marks[0]
         seconds = max(self._watch.seconds - marked_seconds, 1e-9)
         tokens = self._stage.tokens_at(step) - self._stage.tokens_at(marked_step)
         flops = self._stage.cost_at(step).flops_exact - self._stage.cost_at(marked_step).flops_exact
