@@ -344,6 +344,26 @@ def test_a_changed_source_is_noticed(source, tmp_path):
         prepare(request(source, folder))
 
 
+def test_a_copy_of_the_source_is_the_source(source, tmp_path):
+    """A machine that is made anew has the same text at the same place, with the time of the copying."""
+    folder = prepared(source, tmp_path / "out")
+    for path in source.iterdir():
+        os.utime(path, (1, 1))
+    assert prepare(request(source, folder)) == json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("at", [0, 300_000, 600_000])
+def test_another_text_of_the_same_size_and_time_is_noticed(tmp_path, at):
+    text = tmp_path / "a.txt"
+    text.write_bytes(b"x" * 600_001)
+    folder = prepared(text, tmp_path / "out")
+    time = text.stat().st_mtime_ns
+    text.write_bytes(b"x" * at + b"y" + b"x" * (600_000 - at))
+    os.utime(text, ns=(time, time))
+    with pytest.raises(InputError, match="the source's files changed since"):
+        prepare(request(text, folder))
+
+
 def test_a_folder_with_something_else_is_refused(source, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")

@@ -156,7 +156,7 @@ def _check(request: Request) -> None:
 
 
 def _settings(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Everything that determines the shards; the text itself by the sizes and times of its files."""
+    """Everything that determines the shards; the text itself by the sizes of its files and some of their blocks."""
     trained = {"trained": request.train_tokenizer, "vocab": request.vocab}
     reading = {key: value for key, value in vars(request.reading).items() if key not in ("filters", "chat")}
     if request.reading.filters:  # otherwise the settings are those of folders from before there were filters

@@ -93,7 +93,7 @@ def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) 
 
 
 def listing(parts: Sequence[Part]) -> str:
-    """SHA-256 (hex) of the parts: for files, of their names, sizes and times."""
+    """SHA-256 (hex) of the parts: for files, of their names, sizes and some of their blocks."""
     rows = [dataclasses.asdict(part) for part in parts]
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
 
