@@ -52,7 +52,8 @@ class Row(NamedTuple):
             yield Path(self.name, f"{self.prefix or self.variant}-{seed}"), [*options, f"--config.seed={seed}"]
 
 
-RATES = ("--config.search.peak_lr=[2e-3,4e-3,8e-3,1.6e-2]",)
+RATES = ("--config.search.peak_lr=[2e-3,4e-3,8e-3,1.6e-2,3.2e-2]",)
+RATES_LONG = ("--config.search.peak_lr=[4e-3,8e-3,1.6e-2]",)
 RATES_MODERN = ("--config.search.peak_lr=[5e-3,1e-2,2e-2,4e-2]",)
 _PREPARE = "-m growlm prepare --source=runs/facts.jsonl --chat --tokenizer=bytes --workers=1"
 FACTS = (
@@ -65,6 +66,7 @@ QUEUE = (
     Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
     Row("operators_small", "operators", "small", together=True, options=RATES),
     Row("gradual", "gradual", "small"),
+    Row("overtrained", "overtrained", "small", together=True, options=RATES_LONG),
     Row("ladder_search", "ladder", "2_search", (0,), "rung_2"),
     Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
     Row("noise", "noise", "small"),
