@@ -3,9 +3,9 @@
     python experiments/study/lens.py --runs=runs/operators/cpu-0 --output=lens.json
     python experiments/study/lens.py --table experiments/records/lens/*.json
 
-The logit lens (nostalgebraist, 2020) on the runs of a sweep at their ends, on the batches of their validation. A layer's
-share is how much of the loss, from no layer to all of them, it takes away; depth is the mean place of a layer, weighed
-by its share: 1 where the first one does everything, and 4.5 where each of 8 does as much.
+The logit lens (nostalgebraist, 2020) on the runs of a sweep at their ends, on the batches of their validation. The
+share of a layer is how much of the loss, from no layer to all of them, it takes away; depth is the mean place of a
+layer, weighed by its share: 1 where the first one does everything, and 4.5 where each of 8 does as much.
 
 Seconds a run on one core; checkpoints of the runs are needed, so a run that was archived cannot be asked.
 
@@ -58,7 +58,7 @@ def of_run(folder: Path) -> list[float]:
 
 
 def depth(losses: Sequence[float]) -> float:
-    """The mean place of a layer, 1 for the first, weighed by what it takes away of the loss. May be beyond the layers."""
+    """The mean place of a layer, 1 for the first, weighed by what it takes away of the loss; it may lie beyond."""
     taken = -np.diff(losses)
     return float(taken @ np.arange(1, len(losses)) / taken.sum())
 
