@@ -24,6 +24,7 @@ from typing import Any
 from growlm.data.documents import Document, Reading
 from growlm.data.holdout import Rule, find_rule
 from growlm.data.markers import markers_of, with_markers
+from growlm.data.readers import settings_of
 from growlm.data.shards import (
     FORMAT,
     MANIFEST,
@@ -37,10 +38,10 @@ from growlm.data.shards import (
     read_format,
     read_manifest,
 )
-from growlm.data.sources import Part, list_parts, listing, plain_files
+from growlm.data.sources import Part, Source, list_parts, listing, plain_files
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
-from growlm.data.workers import Job, run_parts
+from growlm.data.workers import Job, Rows, run_parts
 from growlm.errors import InputError, check_name, check_range, must_be
 from growlm.files import is_part, locked, write_json
 
@@ -53,7 +54,7 @@ class Request:
     """Arguments of `prepare`.
 
     Attributes:
-      sources: as in `growlm.data.sources.list_parts`.
+      sources: as in `growlm.data.sources.list_parts`: text that names one, or steps of datatrove.
       output: a new or empty folder, or the one of an equal request that was stopped.
       tokenizer: as in `load_tokenizer`, or None to train one.
       train_tokenizer: "bpe" or "sentencepiece", to train one of `vocab` tokens on the training text.
@@ -64,7 +65,7 @@ class Request:
       workers: number of processes, by default one a core.
     """
 
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     output: Path
     tokenizer: str | None = None
     train_tokenizer: str | None = None
@@ -84,19 +85,12 @@ def prepare(request: Request) -> dict[str, Any]:
       InputError: a document is not text, with its place; the folder holds something else; the disk is full; or the
         request is wrong.
     """
-    _check(request)
-    parts = list_parts(request.sources, request.split, request.data_dir)
-    if request.reading.filters and (plain := plain_files(parts)):
-        raise InputError(f"--filter={request.reading.filters[0]} needs records with fields, {plain[0]} has none")
-    if request.reading.chat and (plain := plain_files(parts)):
-        raise InputError(f"--chat needs records, such as JSON lines, {plain[0]} has none")
-    tokenizer = load_tokenizer(request.tokenizer, request.eos) if request.tokenizer else None
-    settings = _settings(request, parts, tokenizer)
-    if request.output.is_dir() and (manifest := _finished(request.output, settings)):
+    work = read_request(request)
+    if manifest := finished(work):
         return manifest
-    rule = _planned(request.output, settings) or _find_rule(parts, request)
+    rule = find_rule_of(work)
     try:
-        return _write(request, parts, tokenizer, settings, rule)
+        return _write(work, rule)
     except OSError as error:
         raise InputError(f"cannot write {error.filename or request.output}: {_reason(error)}") from error
     except KeyboardInterrupt:
@@ -136,6 +130,35 @@ def describe(folder: Path, manifest: dict[str, Any]) -> str:
 # --- the request
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a request comes to, in every process that takes part in it.
+
+    Attributes:
+      request: the request.
+      parts: the parts of its sources.
+      tokenizer: the one that it names; None where one is trained.
+      settings: everything that determines the shards.
+    """
+
+    request: Request
+    parts: Sequence[Part]
+    tokenizer: Tokenizer | None
+    settings: dict[str, Any]
+
+
+def read_request(request: Request) -> Work:
+    """Checks a request and lists its parts; nothing is written. Raises InputError."""
+    _check(request)
+    parts = list_parts(request.sources, request.split, request.data_dir)
+    if request.reading.filters and (plain := plain_files(parts)):
+        raise InputError(f"--filter={request.reading.filters[0]} needs records with fields, {plain[0]} has none")
+    if request.reading.chat and (plain := plain_files(parts)):
+        raise InputError(f"--chat needs records, such as JSON lines, {plain[0]} has none")
+    tokenizer = load_tokenizer(request.tokenizer, request.eos) if request.tokenizer else None
+    return Work(request, parts, tokenizer, _settings(request, parts, tokenizer))
+
+
 def _check(request: Request) -> None:
     if not request.sources:
         raise InputError("prepare needs --source: a text file, a folder of them, tfds:NAME or hf:NAME")
@@ -148,8 +171,12 @@ def _check(request: Request) -> None:
     check_name("--errors", request.reading.errors, ("strict", "replace"))
     if request.workers is not None:
         check_range("--workers", request.workers, low=1)
-    for source in request.sources:  # what is written would be read
-        if source and Path(source).is_dir() and request.output.resolve().is_relative_to(Path(source).resolve()):
+    for source in filter(None, request.sources):  # what is written would be read
+        if (
+            isinstance(source, str)
+            and Path(source).is_dir()
+            and request.output.resolve().is_relative_to(Path(source).resolve())
+        ):
             raise must_be("output", f"outside of source {source}", str(request.output))
     if request.output.exists() and not request.output.is_dir():
         raise must_be("output", "a new or empty folder", str(request.output))
@@ -173,11 +200,34 @@ def _settings(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | No
     }
 
 
-def _place(source: str) -> str:
+def _place(source: Source) -> Any:
+    if not isinstance(source, str):
+        return [settings_of(step) for step in source]
     return Path(source).absolute().as_posix() if Path(source).exists() else source
 
 
-def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
+# --- the folder
+
+
+def finished(work: Work) -> dict[str, Any] | None:
+    """The manifest of an equal request that is done, or None. Raises InputError where it is of another request."""
+    output = work.request.output
+    manifest = None if not output.is_dir() or (output / PLAN).exists() else read_manifest(output)
+    if manifest:
+        _check_equal(output, manifest["settings"], work.settings)
+        for split in SPLITS:
+            open_split(output, manifest, split)
+    return manifest
+
+
+def find_rule_of(work: Work) -> Rule:
+    """The rule of an equal request that was begun, or a new one. Raises InputError for anything else in the folder."""
+    if rule := planned_rule(work):
+        return rule
+    request, parts = work.request, work.parts
+    others = [path.name for path in _listed(request.output) if path.name != ".lock" and not is_part(path)]
+    if others:
+        raise InputError(f"output {request.output} must be a new or empty folder, it holds {min(others)}")
     from tqdm import tqdm
 
     def read() -> Iterator[Document]:
@@ -190,30 +240,17 @@ def _find_rule(parts: Sequence[Part], request: Request) -> Rule:
     return find_rule(read, request.validation, whole=request.reading.chat)
 
 
-# --- the folder
+def _listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _finished(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an equal request that is done, or None."""
-    manifest = None if (output / PLAN).exists() else read_manifest(output)
-    if manifest:
-        _check_equal(output, manifest["settings"], settings)
-        for split in SPLITS:
-            open_split(output, manifest, split)
-    return manifest
-
-
-def _planned(output: Path, settings: dict[str, Any]) -> Rule | None:
-    """The rule of an equal request that was begun, or None. Raises InputError for anything else in the folder."""
-    if not output.is_dir():
+def planned_rule(work: Work) -> Rule | None:
+    """The rule of an equal request that was begun, or None. Raises InputError where it is of another request."""
+    output = work.request.output
+    if not output.is_dir() or (plan := read_format(output / PLAN)) is None:
         return None
-    if plan := read_format(output / PLAN):
-        _check_equal(output, plan["settings"], settings)
-        return Rule(**plan["rule"])
-    others = [path.name for path in output.iterdir() if path.name != ".lock" and not is_part(path)]
-    if others:
-        raise InputError(f"output {output} must be a new or empty folder, it holds {min(others)}")
-    return None
+    _check_equal(output, plan["settings"], work.settings)
+    return Rule(**plan["rule"])
 
 
 def _check_equal(output: Path, written: dict[str, Any], asked: dict[str, Any]) -> None:
@@ -225,25 +262,21 @@ def _check_equal(output: Path, written: dict[str, Any], asked: dict[str, Any]) -
             raise InputError(f"output {output} is of other settings: {change}; take a new folder")
 
 
-def _write(
-    request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, settings: dict[str, Any], rule: Rule
-) -> dict[str, Any]:
+def _write(work: Work, rule: Rule) -> dict[str, Any]:
     """Writes everything that the folder lacks; returns the manifest."""
-    output, plan = request.output, {"format": FORMAT, "settings": settings, "rule": dataclasses.asdict(rule)}
+    output = work.request.output
     output.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        if manifest := _finished(output, settings):  # by the process that had the lock
+        if manifest := finished(work):  # by the process that had the lock
             return manifest
         _clear_parts(output)
-        write_json(output / PLAN, plan)
-        (output / RECORDS).mkdir(exist_ok=True)
-        tokenizer = _save_tokenizer(request, parts, tokenizer, rule)
-        rows = _write_shards(request, parts, tokenizer, rule)
-        manifest = plan | _manifest(request, tokenizer, rows)
-        write_json(output / MANIFEST, manifest)
-        (output / PLAN).unlink()
-        shutil.rmtree(output / RECORDS)
-    return manifest
+        write_plan(work, rule)
+        job, rows = job_of(work, rule), recorded(output)
+        workers = work.request.workers or _cores()
+        with contextlib.closing(run_parts(job, work.parts, rows, workers)) as results:
+            for number, written in results:
+                write_record(output, number, written)
+        return write_manifest(work, rule)
 
 
 def _clear_parts(output: Path) -> None:
@@ -253,29 +286,53 @@ def _clear_parts(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _save_tokenizer(request: Request, parts: Sequence[Part], tokenizer: Tokenizer | None, rule: Rule) -> Tokenizer:
-    """Writes the tokenizer into the folder, trained first if asked for, and loads it from there."""
-    output = request.output
-    if not (output / SETTINGS).exists():
-        if tokenizer:
-            tokenizer.save(output)
-        else:
-            print(f"growlm: training a tokenizer of {request.vocab} tokens", file=sys.stderr, flush=True)
-            train_tokenizer(request.train_tokenizer, request.vocab, sample(parts, request.reading, rule), output)
-    return load_tokenizer(output)
+def write_plan(work: Work, rule: Rule) -> None:
+    """Writes what all processes need: the plan, and the tokenizer, trained first if asked for."""
+    output, request = work.request.output, work.request
+    write_json(output / PLAN, _plan(work, rule))
+    (output / RECORDS).mkdir(exist_ok=True)
+    if (output / SETTINGS).exists():
+        return
+    if work.tokenizer:
+        work.tokenizer.save(output)
+    else:
+        print(f"growlm: training a tokenizer of {request.vocab} tokens", file=sys.stderr, flush=True)
+        train_tokenizer(request.train_tokenizer, request.vocab, sample(work.parts, request.reading, rule), output)
 
 
-def _write_shards(request: Request, parts: Sequence[Part], tokenizer: Tokenizer, rule: Rule) -> list[dict[str, Any]]:
-    """Writes the shards of all parts that have no record yet; returns the manifest's rows of all in order."""
-    folder = request.output / RECORDS
-    records = {int(path.stem): path for path in folder.glob("[0-9]*.json")}
-    done = {number: json.loads(path.read_text(encoding="utf-8"))["shards"] for number, path in records.items()}
-    job = Job(str(request.output), dtype_of(_vocabulary(tokenizer, request.reading)).str, rule, request.reading)
-    with contextlib.closing(run_parts(job, parts, done, request.workers or _cores())) as results:
-        for number, rows in results:
-            write_json(folder / f"{number:05}.json", {"shards": rows})
-            done[number] = rows
-    return [row for number in range(len(parts)) for row in done[number]]
+def _plan(work: Work, rule: Rule) -> dict[str, Any]:
+    return {"format": FORMAT, "settings": work.settings, "rule": dataclasses.asdict(rule)}
+
+
+def job_of(work: Work, rule: Rule) -> Job:
+    """The settings of all parts, of a folder that holds its plan and its tokenizer."""
+    output, reading = work.request.output, work.request.reading
+    return Job(str(output), dtype_of(_vocabulary(load_tokenizer(output), reading)).str, rule, reading)
+
+
+def recorded(output: Path) -> dict[int, Rows]:
+    """The manifest's rows of the parts that are done, by their numbers."""
+    paths = (output / RECORDS).glob("[0-9]*.json")
+    return {int(path.stem): json.loads(path.read_text(encoding="utf-8"))["shards"] for path in paths}
+
+
+def write_record(output: Path, number: int, rows: Rows) -> None:
+    """Says that the shards of a part are written."""
+    write_json(output / RECORDS / f"{number:05}.json", {"shards": rows})
+
+
+def write_manifest(work: Work, rule: Rule) -> dict[str, Any]:
+    """Ends a folder of which all parts are done; returns the manifest. Raises InputError where one is not."""
+    output, rows = work.request.output, recorded(work.request.output)
+    if missing := [number for number in range(len(work.parts)) if number not in rows]:
+        raise InputError(f"{output} must have all its {len(work.parts)} parts, got none of number {missing[0]}")
+    _clear_parts(output)
+    counted = _counted(work, [row for number in range(len(work.parts)) for row in rows[number]])
+    manifest = _plan(work, rule) | counted
+    write_json(output / MANIFEST, manifest)
+    (output / PLAN).unlink()
+    shutil.rmtree(output / RECORDS)
+    return manifest
 
 
 def _vocabulary(tokenizer: Tokenizer, reading: Reading) -> int:
@@ -288,7 +345,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _manifest(request: Request, tokenizer: Tokenizer, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _counted(work: Work, rows: Rows) -> dict[str, Any]:
+    """What the manifest says of the shards and the tokenizer in the folder."""
+    request, tokenizer = work.request, load_tokenizer(work.request.output)
     counts = {
         split: {key: sum(row[key] for row in rows if row["split"] == split) for key in ("documents", "tokens", "bytes")}
         for split in SPLITS

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.data.documents import Document, Reading, in_one_line, of_record
+from growlm.data.readers import ReaderPart, read_pipeline, settings_of
 from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, has_records, is_packed
 from growlm.data.tokenizers import import_library
 from growlm.errors import InputError, must_be
@@ -68,10 +69,11 @@ class HuggingFacePart:
                     yield document
 
 
-Part = FilesPart | TfdsPart | HuggingFacePart
+Part = FilesPart | TfdsPart | HuggingFacePart | ReaderPart
+Source = str | Sequence[Any]
 
 
-def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) -> list[Part]:
+def list_parts(sources: Sequence[Source], split: str, data_dir: str | None = None) -> list[Part]:
     """The parts of all sources, in order; nothing large is read.
 
     Args:
@@ -81,21 +83,30 @@ def list_parts(sources: Sequence[str], split: str, data_dir: str | None = None) 
         - a folder: all its files with a text suffix, packed or not, in the order of their paths.
         - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
         - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed (extra `huggingface`).
+        - steps of datatrove, of which the first reads files: see `growlm.data.readers`.
       split: the split of named datasets.
       data_dir: the folder of TFDS datasets.
 
     Raises:
       InputError: a source is missing, is the folder of a run, holds no text, or its library is not installed.
     """
-    named = [source for source in sources if source.startswith(("tfds:", "hf:"))]
-    files = group_files([file for source in sources if source not in named for file in find_files(source)])
-    return files + [part for source in named for part in _named(source, split, data_dir)]
+    texts = [source for source in sources if isinstance(source, str)]
+    named = [source for source in texts if source.startswith(("tfds:", "hf:"))]
+    groups = group_files([file for source in texts if source not in named for file in find_files(source)])
+    parts: list[Part] = [FilesPart(group) for group in groups]
+    parts += [part for source in named for part in _named(source, split, data_dir)]
+    return parts + [part for steps in sources if not isinstance(steps, str) for part in read_pipeline(steps)]
 
 
 def listing(parts: Sequence[Part]) -> str:
     """SHA-256 (hex) of the parts: for files, of their names, sizes and some of their blocks."""
-    rows = [dataclasses.asdict(part) for part in parts]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()
+    rows = json.dumps(list(parts), sort_keys=True, default=_plain)
+    return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """What JSON has of a part, a file or a step of datatrove."""
+    return vars(value) if dataclasses.is_dataclass(value) else settings_of(value)
 
 
 def plain_files(parts: Sequence[Part]) -> list[str]:

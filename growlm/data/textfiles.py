@@ -9,7 +9,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,28 +89,32 @@ def hash_blocks(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def group_files(files: list[File]) -> list[FilesPart]:
-    """Parts of small files together, and of ranges of larger files of records, of about equal size."""
-    size = min(max(math.ceil(sum(file.size for file in files) / MOST_PARTS), SMALLEST_PART), LARGEST_PART)
-    parts: list[FilesPart] = []
-    group: list[File] = []
-    for file in files:
-        ranges = _ranges(file, size)
-        if group and (len(ranges) > 1 or sum(each.size for each in group) + file.size > size):
-            parts.append(FilesPart(tuple(group)))
-            group = []
-        if len(ranges) > 1:
-            parts += [FilesPart((each,)) for each in ranges]
-        else:
-            group.append(file)
-    return parts + ([FilesPart(tuple(group))] if group else [])
+Ranges = Callable[[File, int], list[File]]
 
 
-def _ranges(file: File, size: int) -> list[File]:
+def ranges_of(file: File, size: int) -> list[File]:
+    """A file of records that is larger than `size` bytes in ranges of that size, any other file whole."""
     if file.size <= size or Path(file.path).suffix.lower() not in (*LINES, parquet.PARQUET):
         return [file]
     starts = range(0, file.size, size)
     return [dataclasses.replace(file, start=start, stop=min(start + size, file.size)) for start in starts]
+
+
+def group_files(files: Sequence[File], ranges: Ranges = ranges_of) -> list[tuple[File, ...]]:
+    """The files of each part: small ones together, and each of the `ranges` of larger ones, of about equal size."""
+    size = min(max(math.ceil(sum(file.size for file in files) / MOST_PARTS), SMALLEST_PART), LARGEST_PART)
+    parts: list[tuple[File, ...]] = []
+    group: list[File] = []
+    for file in files:
+        pieces = ranges(file, size)
+        if group and (len(pieces) > 1 or sum(each.size for each in group) + file.size > size):
+            parts.append(tuple(group))
+            group = []
+        if len(pieces) > 1:
+            parts += [(each,) for each in pieces]
+        else:
+            group.append(file)
+    return parts + ([tuple(group)] if group else [])
 
 
 def is_packed(path: str) -> bool:

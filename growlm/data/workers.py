@@ -6,9 +6,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -124,10 +125,8 @@ _worker: list[_Worker] = []  # one, set at the start of the process
 
 def _start(job: Job, stop: Event, read: Synchronized) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sets `stop`
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker is one thread
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    tokenizer = load_tokenizer(job.output)
-    _worker[:] = [_Worker(job, with_markers(tokenizer) if job.reading.chat else tokenizer, stop, read)]
+    _worker[:] = [_Worker(job, open_tokenizer(job), stop, read)]
 
 
 def _end_with_parent() -> None:
@@ -137,21 +136,46 @@ def _end_with_parent() -> None:
 
 
 def _prepare_part(number: int, part: Part) -> Rows:
-    """Writes the shards of a part, whole or not at all; returns their rows."""
     (worker,) = _worker
-    job = worker.job
+
+    def written(size: int) -> None:
+        with worker.read.get_lock():
+            worker.read.value += size
+        if worker.stop.is_set():
+            raise InputError("stopped: the same command goes on")
+
+    return write_part(worker.job, worker.tokenizer, number, part, written)
+
+
+# --- a part
+
+
+def open_tokenizer(job: Job) -> Tokenizer:
+    """The tokenizer of a job, with the markers of conversations where it has them; for a process of one thread."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = load_tokenizer(job.output)
+    return with_markers(tokenizer) if job.reading.chat else tokenizer
+
+
+def write_part(job: Job, tokenizer: Tokenizer, number: int, part: Part, written: Callable[[int], None]) -> Rows:
+    """Writes the shards of a part, whole or not at all; returns their rows.
+
+    Args:
+      job: settings of all parts.
+      tokenizer: that of `open_tokenizer`.
+      number: the part's number, which names its shards.
+      part: what is read.
+      written: is told the bytes of text, about 1 MiB at a time; what it raises ends the work.
+    """
     with contextlib.ExitStack() as stack:
         writers: dict[str, _Writer] = {}
         for texts in _batches(part.documents(job.reading), job.rule):
-            if worker.stop.is_set():
-                raise InputError("stopped: the same command goes on")
-            for text, ids in zip(texts, _encode(worker.tokenizer, texts), strict=True):
+            for text, ids in zip(texts, _encode(tokenizer, texts), strict=True):
                 if text.split not in writers:
                     writer = _Writer(Path(job.output), f"{text.split}-{number:05}", text.split, np.dtype(job.dtype))
                     writers[text.split] = stack.enter_context(writer)
-                writers[text.split].add(ids, worker.tokenizer.eos if text.ends else None, len(encoded(text.text)))
-            with worker.read.get_lock():
-                worker.read.value += sum(len(encoded(text.text)) for text in texts)
+                writers[text.split].add(ids, tokenizer.eos if text.ends else None, len(encoded(text.text)))
+            written(sum(len(encoded(text.text)) for text in texts))
         return [asdict(writers[split].finish()) for split in sorted(writers)]
 
 
@@ -189,8 +213,9 @@ class _Writer:
 
     def __init__(self, folder: Path, name: str, split: str, dtype: np.dtype):
         self._folder, self._name, self._split, self._dtype = folder, name, split, dtype
-        self._part = folder / f".{name}{TOKENS_SUFFIX}.{os.getpid()}.part"
-        self._index_part = folder / f".{name}{INDEX_SUFFIX}.{os.getpid()}.part"
+        writer = f"{socket.gethostname()}.{os.getpid()}"  # a part may be written twice, by machines of a cluster
+        self._part = folder / f".{name}{TOKENS_SUFFIX}.{writer}.part"
+        self._index_part = folder / f".{name}{INDEX_SUFFIX}.{writer}.part"
         self._digest, self._ends = hashlib.sha256(), array("Q")
         self._tokens = self._bytes = 0
 
