@@ -19,6 +19,7 @@ from growlm.commands.options import STEP, Keys, flag, one
 from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
+from growlm.data.tokenized import is_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
 from growlm.errors import InputError, check_name
 from growlm.files import check_output, check_space, write_json
@@ -204,6 +205,8 @@ def _tokenizer_files(corpus: str, fingerprints: Collection[str]) -> TokenizerFil
     folder = Path(corpus)
     if corpus != "stdlib" and not folder.exists():
         raise InputError(f"corpus {corpus!r} is not here any more")
+    if is_tokenized(folder):
+        raise InputError(f"{corpus!r} is of datatrove, whose tokenizer is {tokenizer_source(folder)}")
     manifest = read_manifest(folder)
     if manifest is None:
         return TokenizerFiles(ids={"bos_token_id": None, "eos_token_id": load_tokenizer(BYTE_TOKENIZER).eos})

@@ -19,6 +19,7 @@ import numpy as np
 
 from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
 from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
+from growlm.data.tokenized import is_tokenized, open_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, load_tokenizer
 from growlm.errors import InputError, must_be
 
@@ -72,7 +73,7 @@ def load_corpus(source: str, metadata: bool = False) -> Corpus:
 
     Args:
       source: one of
-        - the path of a folder that `growlm prepare` wrote.
+        - the path of a folder that `growlm prepare` wrote, or datatrove's DocumentTokenizer.
         - "stdlib": the text files of the running interpreter's standard library. About 30 MB, or 11 MB where
           a distribution leaves out the tests; it differs between Python versions.
         - the path of a text file, with any suffix.
@@ -89,12 +90,14 @@ def load_corpus(source: str, metadata: bool = False) -> Corpus:
         bytes, or there is too little for a part to be held out; token shards are not finished, or have not the
         sizes or the tokenizer that their manifest names, or were asked for metadata.
     """
-    if source and (manifest := read_manifest(Path(source))):
-        if metadata:
-            raise InputError(
-                f"metadata must be unset for {source}, which is prepared: its texts have theirs or have none"
-            )
+    manifest = read_manifest(Path(source)) if source else None
+    tokenized = source and is_tokenized(Path(source))
+    if metadata and (manifest or tokenized):
+        raise InputError(f"metadata must be unset for {source}, which is prepared: its texts have theirs or have none")
+    if manifest:
         return _prepared(source, manifest)
+    if tokenized:
+        return _tokenized(source)
     documents = _stdlib() if source == "stdlib" else _read(source)
     train, validation = _split(source, documents, metadata)
     return Corpus(
@@ -111,6 +114,8 @@ def load_corpus(source: str, metadata: bool = False) -> Corpus:
 
 def tokenizer_of(source: str) -> str:
     """The argument of `load_tokenizer` for a corpus: a prepared folder itself, or "bytes" for text."""
+    if source and is_tokenized(Path(source)):
+        return tokenizer_source(Path(source))
     return source if source and read_manifest(Path(source)) else BYTE_TOKENIZER
 
 
@@ -128,6 +133,21 @@ def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
         tokenizer=manifest["tokenizer"]["fingerprint"],
         documents=sum(split["documents"] for split in manifest["splits"].values()),
         markers=tuple(manifest["chat"].values()) if "chat" in manifest else None,
+    )
+
+
+def _tokenized(source: str) -> Corpus:
+    """The corpus of a folder of datatrove."""
+    opened = open_tokenized(Path(source))
+    return Corpus(
+        name=source,
+        train=opened.train,
+        validation=opened.validation,
+        vocab=opened.tokenizer.vocab,
+        eos=opened.tokenizer.eos,
+        fingerprint=opened.fingerprint,
+        tokenizer=opened.tokenizer.fingerprint,
+        documents=opened.documents,
     )
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from growlm.data.documents import Document, Reading, in_one_line, of_record
-from growlm.data.textfiles import File, group_files, hash_blocks
+from growlm.data.shards import hash_blocks
+from growlm.data.textfiles import File, group_files
 from growlm.data.tokenizers import import_library
 from growlm.errors import InputError, must_be
 

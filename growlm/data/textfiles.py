@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import gzip
-import hashlib
 import io
 import json
 import math
@@ -17,13 +16,12 @@ from typing import Any, BinaryIO
 from growlm.data import parquet
 from growlm.data.corpus import SUFFIXES, text_files
 from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, in_one_line, of_record, pieces_of
+from growlm.data.shards import hash_blocks
 from growlm.data.tokenizers import import_library
 from growlm.errors import InputError, must_be
 
 # A part is large enough to be worth a file, and small enough for all cores to have work until the end.
 MOST_PARTS, SMALLEST_PART, LARGEST_PART = 256, 2**22, 2**29  # the last two in bytes
-
-HASHED_BYTES = 2**16
 
 LINES = (".jsonl", ".ndjson")
 PACKED = (".gz", ".zst")
@@ -74,19 +72,6 @@ def find_files(source: str) -> list[File]:
 def _digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hash_blocks(stream)
-
-
-def hash_blocks(stream: BinaryIO) -> str:
-    """SHA-256 (hex) of the size of a file and of its first, middle and last 64 KiB: whether it is another one.
-
-    Not its time, which a copy on another machine does not keep, and not the whole of what may be a terabyte.
-    """
-    size = stream.seek(0, io.SEEK_END)
-    digest = hashlib.sha256(f"{size}:".encode())
-    for start in sorted({0, max(0, (size - HASHED_BYTES) // 2), max(0, size - HASHED_BYTES)}):
-        stream.seek(start)
-        digest.update(stream.read(HASHED_BYTES))
-    return digest.hexdigest()
 
 
 Ranges = Callable[[File, int], list[File]]
