@@ -1,8 +1,10 @@
 """InputError, which means 'the input is wrong', the one form of its message, and the other ways to end early."""
 
 import difflib
+import importlib
 import math
 from collections.abc import Iterable
+from types import ModuleType
 from typing import TypeGuard
 
 
@@ -70,3 +72,16 @@ def check_positive(name: str, value: object) -> None:
     """Raises InputError unless the value is a finite positive number."""
     if not is_number(value) or not 0 < value < math.inf:
         raise must_be(name, "a positive number", value)
+
+
+def in_one_line(error: Exception) -> str:
+    """The message of a library's error on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def import_library(name: str, extra: str = "data") -> ModuleType:
+    """A library of an extra. Raises InputError that names the extra where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise InputError(f"this needs the library {name}: pip install growlm[{extra}]") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pyarrow.parquet
 import pytest
+from hub_server import hub
 from representatives import few
 
 import growlm
@@ -26,6 +27,8 @@ from growlm.training.optimizer import OptimizerConfig
 from growlm.training.schedules import ScheduleConfig
 from growlm.training.settings import RunConfig, StageConfig
 from growlm.training.variants import build_sweep
+
+__all__ = ["hub"]  # a fixture
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -219,7 +222,8 @@ def trained():
 
 @pytest.mark.slow
 @of_pages
-def test_commands_run(page, at_reader, trained):
+def test_commands_run(page, at_reader, trained, hub):
+    hub.commit_folder("TinyLlama/TinyLlama_v1.1", at_reader / "TinyLlama")
     for words in map(made_tiny, commands(page)):
         if any(part in word for word in words for part in NOT_RUN):
             continue

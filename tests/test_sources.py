@@ -124,7 +124,7 @@ def test_a_hugging_face_folder_is_streamed(tmp_path, monkeypatch):
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "datasets", None)
     line = failed(capsys, "--source=hf:some/set", "--tokenizer=bytes", f"--output={tmp_path / 'out'}")
-    assert "pip install growlm[huggingface]" in line
+    assert "pip install growlm[data]" in line
 
 
 # --- parquet

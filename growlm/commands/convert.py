@@ -9,20 +9,22 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from growlm.commands.options import STEP, Keys, flag, one
+from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, push
 from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
 from growlm.data.tokenized import is_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
-from growlm.errors import InputError, check_name
+from growlm.errors import InputError, check_name, must_be
 from growlm.files import check_output, check_space, write_json
+from growlm.formats.card import growth_lines, write_card
 from growlm.formats.export import LENGTH, progress_bar, write_model
 from growlm.formats.folder import (
     CARRIED,
@@ -37,13 +39,20 @@ from growlm.formats.folder import (
 )
 from growlm.formats.layout import settings_of
 from growlm.formats.safetensors import inside, read_object
+from growlm.growth import describe_lost
 from growlm.growth.plan import initial_provenance
+from growlm.growth.verify import describe_verdict
+from growlm.hub import local_folder, name_of, recorded
+from growlm.models import parameter_count
 from growlm.state import TrainState
 from growlm.training.optimizer import OptimizerConfig, make_optimizer
 from growlm.training.saved import (
+    GROWTH_FILE,
     IMPORTED,
     MODEL_FILE,
+    ORIGIN,
     STORED_DTYPES,
+    VERIFY_FILE,
     Saved,
     check_open,
     find_saved,
@@ -54,13 +63,12 @@ from growlm.training.saved import (
 from growlm.training.step import abstract_state, run_keys
 
 OPTIONS = {
-    "--source": one(
-        "DIR", "checkpoint to convert: a Hugging Face folder, a run's, or one of growlm grow", Path, required=True
-    ),
+    "--source": one("DIR", "a Hugging Face folder or hf:ORG/NAME, a run's, or one of growlm grow", Path, required=True),
     "--output": one("DIR", "new folder", Path),
     "--to": one("FORMAT", "huggingface or growlm"),
     "--dtype": one("NAME", "dtype of exported weights (default: as imported, else float32)"),
     "--step": STEP,
+    **PUSHING,
     "--describe": flag("print what the source is, and write nothing"),
 }
 FORMATS = ("huggingface", "growlm")
@@ -73,7 +81,7 @@ def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None
     """Write a folder of the other kind.
 
     Args:
-      source: a Hugging Face folder, or one of `growlm train`, `growlm grow` or this.
+      source: a Hugging Face folder, also as hf:ORG/NAME, or one of `growlm train`, `growlm grow` or this.
       output: a new or empty folder.
       to: "huggingface" or "growlm".
       dtype: of the weights that Hugging Face gets; as they were stored by default, else float32.
@@ -84,6 +92,7 @@ def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None
     """
     check_name("format", to, FORMATS)
     check_output(output)
+    source = local_folder(source)
     if to == "huggingface":
         if is_hugging_face(source):
             raise InputError(f"source {source} is a Hugging Face folder already (--to=growlm converts it)")
@@ -101,7 +110,7 @@ def describe(folder: Path | str) -> str:
 
     Raises InputError as `read_model` does.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if is_hugging_face(folder):
         return describe_folder(open_folder(folder))
     saved = find_saved(folder)
@@ -131,7 +140,7 @@ def _import(source: HuggingFaceFolder, output: Path) -> None:
         model,
         optimizer,
         state,
-        growth={"imported_from": str(source.folder.absolute()), "family": source.family.model_type},
+        growth={"imported_from": recorded(source.folder), "family": source.family.model_type},
         beside=lambda part: save_imported(part, source),
     )
 
@@ -162,8 +171,40 @@ def _export(saved: Saved, output: Path, dtype: str | None) -> None:
         dtypes=dtypes,
         settings=settings | tokenizer.ids,
         carried=[*carried, *tokenizer.files],
-        beside=tokenizer.write,
+        beside=partial(_write_beside, saved, tokenizer),
     )
+
+
+def _write_beside(saved: Saved, tokenizer: "TokenizerFiles", folder: Path) -> None:
+    """The rest of an exported folder: what of a tokenizer is not copied, and the card."""
+    tokenizer.write(folder)
+    imported = saved.folder / IMPORTED
+    origin = read_object(imported / ORIGIN) if (imported / ORIGIN).exists() else {}
+    record = origin.get("folder")
+    spent = {"tokens": f"{saved.tokens or 0:,}", "FLOPs": f"{saved.flops or 0:.2e}"}
+    known = " and ".join(f"{value} {name}" for name, value in spent.items() if getattr(saved, name.lower()))
+    model = f"{saved.model.architecture.name} of {parameter_count(saved.model):,} parameters"
+    says = [f"A {model}, at step {saved.step:,} of training by growlm{known and f', after {known}'}."]
+    if record:
+        says += [f"It began from `{record if name_of(record) else Path(record).name}` ({origin['model_type']})."]
+    says += [growth_lines(report, verified) for report, verified in _growths(saved)]
+    title = (record and name_of(record)) or saved.folder.absolute().name
+    write_card(folder, f"{title}, by growlm", says, record=record, source=imported)
+
+
+def _growths(saved: Saved) -> list[tuple[dict[str, Any], str]]:
+    """The reports of how a model was grown until its checkpoint, and what was verified of each."""
+    if saved.stage:
+        paths = sorted(saved.folder.glob("growth-*.json"), key=lambda path: (len(path.name), path))
+        reports = map(read_object, paths)
+        return [(report, "nothing when it grew in its run") for report in reports if report["step"] <= saved.step]
+    report, path = read_object(saved.folder / GROWTH_FILE), saved.folder / VERIFY_FILE
+    if "operator" not in report:  # an import, which has not grown
+        return []
+    if not path.exists():
+        return [(report, "nothing, it was written unchecked")]
+    verdict = read_object(path)
+    return [(report, (describe_verdict if "ok" in verdict else describe_lost)(verdict))]
 
 
 # --- The tokenizer of the corpus that a run was trained on, as the files that transformers reads ---
@@ -236,6 +277,10 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         return 0
     if missing := [option for option in ("output", "to") if getattr(args, option) is None]:
         raise InputError(f"convert needs --{missing[0]}, or --describe (see growlm convert --help)")
+    if args.push and args.to != "huggingface":
+        raise must_be("--to", "'huggingface' with --push", args.to)
+    check_push(args)
     convert_folder(args.source, args.output, args.to, args.dtype, args.step)
     print(f"{describe(args.output)}\n\nwritten: {args.output}")
+    push(args)
     return 0

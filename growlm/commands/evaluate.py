@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.commands.options import STEP, Keys, installed_version, one, pairs
+from growlm.commands.options import CHECKPOINT, STEP, Keys, installed_version, one, pairs
 from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
@@ -17,20 +17,21 @@ from growlm.evaluation.table import table
 from growlm.files import write_json
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import read_object
+from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.processes import is_first, join_processes
 from growlm.training.saved import IMPORTED, Saved, find_saved, read_state
 
 OPTIONS = {
-    "--checkpoint": one("DIR", "a run's folder, one of growlm grow, or a Hugging Face checkpoint", Path, required=True),
+    "--checkpoint": CHECKPOINT,
     "--tasks": one("A,B", "tasks of lm-evaluation-harness; paper: the paper's eight"),
     "--perplexity": one("FILE,...", "text files to measure perplexity on"),
     "--data_dir": one("DIR", "folder with TASK.jsonl for every task (default: the hub)", Path),
     "--limit": one("N", "documents of each task", int),
     "--shots": one("N", "examples before a question", int),
     "--batch": one("N", "rows of a batch", int),
-    "--output": one("DIR", "folder of the results (default: CHECKPOINT/evaluations)", Path),
+    "--output": one("DIR", "folder of the results (default: CHECKPOINT/evaluations; of the hub's, evaluations)", Path),
     "--tokenizer": one("SOURCE", "tokenizer to use instead of the checkpoint's"),
     "--step": STEP,
     "--length": one("N", "tokens that the model reads at once", int),
@@ -57,10 +58,11 @@ def run_evaluation(
     """Measure a checkpoint, and write the scores unless told not to.
 
     Args:
-      checkpoint: a folder of `growlm train`, of a sweep's run, of `growlm grow`, or a Hugging Face checkpoint.
+      checkpoint: a folder of `growlm train`, of a sweep's run, of `growlm grow`, or a Hugging Face checkpoint, also as
+        hf:ORG/NAME.
       tasks, data_dir, limit, shots, batch: as `growlm.evaluation.evaluate` has them.
       texts: files of which the perplexity is taken.
-      output: the folder for the scores; the checkpoint's `evaluations` by default.
+      output: the folder for the scores; the checkpoint's `evaluations` by default, of the hub's the one that is here.
       write: whether this process writes them.
       opened_as: as `open_checkpoint` has it.
 
@@ -74,7 +76,8 @@ def run_evaluation(
     if not tasks and not texts:
         raise InputError("evaluate needs --tasks=NAME,... or --perplexity=FILE (see growlm evaluate --help)")
     contents = {str(path): read_text(path) for path in texts}
-    output = output or checkpoint / RESULTS
+    checkpoint = local_folder(checkpoint)
+    output = output or (Path(RESULTS) if pinned(checkpoint) else checkpoint / RESULTS)
     _check_writable(output)
     if tasks:
         check_tasks(tasks, data_dir, shots)
@@ -87,7 +90,7 @@ def run_evaluation(
         results["results"][name] = {key if key in COUNTS else f"{key},none": value for key, value in measured.items()}
     date = datetime.datetime.now().astimezone()
     results["growlm"] = {
-        "checkpoint": str(checkpoint.absolute()),
+        "checkpoint": recorded(checkpoint),
         **origin,
         "model": plain(model.config),
         "parameters": parameter_count(model.config),
@@ -149,6 +152,7 @@ def open_checkpoint(
       InputError: as `run_evaluation` does.
     """
     devices = make_mesh(mesh or MeshConfig())
+    folder = local_folder(folder)
     if is_hugging_face(folder):
         if step is not None:
             raise InputError(f"--step is of runs, and {folder} is a Hugging Face checkpoint")
@@ -193,13 +197,13 @@ def _as_imported(
     folder: Path, settings: Mapping[str, Any], tokenizer: str | None, length: int | None
 ) -> dict[str, Any]:
     """How lm-evaluation-harness reads text with a Hugging Face model: after BOS where its tokenizer puts it."""
-    source = tokenizer or str(folder)
+    source = local_folder(tokenizer, weights=False) if tokenizer else folder
     loaded = load_tokenizer(source)
     length = length or settings.get("max_position_embeddings")
     if length is None:
         raise InputError(f"{folder / CONFIG} has no max_position_embeddings: --length=N is needed")
     prefix = loaded.eos if loaded.bos is None else loaded.bos
-    add_bos = loaded.bos is not None and _adds_bos(Path(source), loaded)
+    add_bos = loaded.bos is not None and _adds_bos(source, loaded)
     return {"tokenizer": loaded, "length": length, "prefix": prefix, "add_bos": add_bos}
 
 

@@ -5,11 +5,11 @@ import inspect
 import sys
 from pathlib import Path
 
-from growlm.commands.options import STEP, Keys, flag, one, pairs
+from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, push
 from growlm.errors import InputError
 
 OPTIONS = {
-    "--source": one("DIR", "checkpoint to grow: a run's folder, one of growlm grow, or a Hugging Face folder", Path),
+    "--source": one("DIR", "a run's folder, one of growlm grow, a Hugging Face folder, or hf:ORG/NAME", Path),
     "--output": one("DIR", "new folder", Path),
     "--operator": one("NAME", "operator or preset (default: direct)"),
     "--factor": one("N", "multiply the layers by N; of a shrink, keep this share of them, such as 0.5", float),
@@ -17,6 +17,7 @@ OPTIONS = {
     "--optimizer_state": one("NAME", "reset, map, map_aged or keep_old"),
     "--step": STEP,
     "--seed": one("N", "seed of fresh values (default: the source's key)", int),
+    **PUSHING,
     "--no_verify": flag("write the grown model unchecked"),
     "--dry_run": flag("print what would be done, and write nothing"),
     "--list": flag("print the operators and presets"),
@@ -57,10 +58,14 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.dry_run:
         print(describe_plan(plan))
         return 0
+    if args.push and not plan.folder:
+        raise InputError("--push is of Hugging Face folders: growlm convert --to=huggingface makes one of a run")
+    check_push(args)
     verdict = run_grow(
         plan, verified=not args.no_verify, log=lambda text: print(f"growlm: {text}", file=sys.stderr, flush=True)
     )
     print(f"{describe_plan(plan)}\n\n{verdict}\n\nwritten: {args.output}")
+    push(args)
     return 0
 
 

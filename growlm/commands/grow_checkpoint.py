@@ -16,9 +16,10 @@ import numpy as np
 
 from growlm.data import Mixture, batches, load_corpus, load_mixture, read_sources, validation_batches
 from growlm.errors import BrokenClaimError, InputError, check_name, check_range, must_be, unknown
-from growlm.files import check_output, check_space, read_json, table, write_json, write_whole
+from growlm.files import check_output, check_space, read_json, table, write_json
+from growlm.formats.card import grown_or_shrunk, growth_lines, write_card
 from growlm.formats.check import compare, describe_comparison, lost_in_folder
-from growlm.formats.export import CARD, OTHER_BYTES, model_card, write_folder
+from growlm.formats.export import OTHER_BYTES, write_folder
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder
 from growlm.formats.growing import FolderGrowth
 from growlm.formats.layout import family_of, stored_shape
@@ -39,6 +40,7 @@ from growlm.growth.presets import Resolved, resolve
 from growlm.growth.shrink import forward_of
 from growlm.growth.state import apply_growth, prepare
 from growlm.growth.verify import describe_verdict, verify
+from growlm.hub import local_folder, name_of, pinned, recorded
 from growlm.models import ARCHITECTURES, DecoderConfig, parameter_count, plain, sizes_of
 from growlm.state import TrainState
 from growlm.training.config import build_model
@@ -103,7 +105,7 @@ def plan_grow(
     """Find everything that can be wrong with a growth before anything is read or written.
 
     Args:
-      source: a folder of `growlm train`, of a sweep's run or of `growlm grow`, or a Hugging Face folder.
+      source: a folder of `growlm train`, of a sweep's run or of `growlm grow`, a Hugging Face folder or hf:ORG/NAME.
       output: a new or empty folder.
       operator, options: as in `growlm.grow`.
       factor: multiplies the layers.
@@ -154,6 +156,7 @@ def _find(
         check_output(output)
     if optimizer_state is not None:
         check_name("optimizer_state", optimizer_state, OPTIMIZER_STATES)
+    source = local_folder(source)
     if not is_hugging_face(source):
         return find_saved(source, step)
     for option, value in (("optimizer_state", optimizer_state), ("step", step)):
@@ -240,7 +243,8 @@ def describe_plan(plan: GrowPlan) -> str:
     """The shapes before and after, the claims with their reasons, and what it takes, for a terminal."""
     options = " ".join(f"{name}={value}" for name, value in plan.resolved.options.items())
     names = dict.fromkeys((plan.asked, plan.resolved.operator))  # one, where they are the same
-    notes = {"source": f"{plan.source.folder}, ", "operator": " ".join(filter(None, [*names, options]))}
+    source = pinned(plan.source.folder) or plan.source.folder
+    notes = {"source": f"{source}, ", "operator": " ".join(filter(None, [*names, options]))}
     notes |= {"undoes": plan.undoes} if plan.undoes else {}
     if plan.folder:
         largest = max(tensor.nbytes for tensor in plan.folder.tensors)
@@ -313,7 +317,7 @@ def run_grow(plan: GrowPlan, *, verified: bool, log: Log) -> str:
 
 def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
     source, folder = plan.source, plan.folder
-    log(f"growing {source.folder}, {source.nbytes:,} bytes, to {folder.nbytes:,} bytes")
+    log(f"growing {pinned(source.folder) or source.folder}, {source.nbytes:,} bytes, to {folder.nbytes:,} bytes")
     outcome = "not verified"
 
     def write_reports(part: Path) -> None:
@@ -331,17 +335,17 @@ def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
                 raise BrokenClaimError(f"the grown model is not what its growth claims: {outcome}; nothing is written")
             write_json(part / VERIFY_FILE, verdict)
         report = describe(plan.growth, source.model, plan.target)
-        report |= {"grown_from": {"folder": str(source.folder.absolute())}, "asked": plan.asked}
+        origin = recorded(source.folder)
+        report |= {"grown_from": {"folder": origin}, "asked": plan.asked}
         report |= {"operator": plan.resolved.operator, "options": plan.resolved.options}
         write_json(part / GROWTH_FILE, report)
-        card = model_card(
-            source.folder.absolute().name,
-            source.family.model_type,
-            report=report,
-            shapes=_shapes_and_notes(plan, _claims(plan)),
-            verified=outcome if verified else "nothing, it was written unchecked",
-        )
-        write_whole(part / CARD, card.encode())
+        name, made = name_of(origin) or source.folder.absolute().name, grown_or_shrunk(report)
+        weights = f"the weights of `{pinned(source.folder) or name}` ({source.family.model_type})"
+        grown = growth_lines(report, outcome if verified else "nothing, it was written unchecked")
+        says = [f"These are {weights}, {made} and not trained since.", grown]
+        says += [f"```\n{_shapes_and_notes(plan, _claims(plan))}\n```"]
+        says += [f"`{GROWTH_FILE}` says of every coordinate of every axis which one of the source it comes from."]
+        write_card(part, f"{name}, {made} by growlm", says, record=origin, source=source.folder)
 
     write_folder(
         plan.output,
@@ -405,7 +409,7 @@ def _grown(plan: GrowPlan, state: TrainState, corpus: Mixture | None) -> tuple[T
     prepared = prepare(plan.growth, *models, optimizer, request)
     grown, report = apply_growth(prepared, state, *models, key=growth_key(state.key, saved.step), batches=fed)
     jax.block_until_ready(grown.params)
-    origin = {"folder": str(saved.folder.absolute()), "step": saved.step, "tokens": saved.tokens, "flops": saved.flops}
+    origin = {"folder": recorded(saved.folder), "step": saved.step, "tokens": saved.tokens, "flops": saved.flops}
     return grown, {"grown_from": origin, "asked": plan.asked, "train": plan.resolved.train} | report
 
 

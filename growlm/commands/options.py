@@ -84,11 +84,16 @@ def flag(says: str) -> dict[str, Any]:
 
 CONFIG = one("FILE.py[:variant]", "experiment file", required=True)
 WORKDIR = one("DIR", "folder of the run or the sweep", Path, required=True)
+CHECKPOINT = one("DIR", "a run's folder, one of growlm grow, a Hugging Face one, or hf:ORG/NAME", Path, required=True)
 STEP = one("N", "checkpoint of this step of a run (default: the last)", int)
 PROFILING = {
     "--peak_flops": one("N", "peak FLOP/s of a device, for the model FLOPs utilization", positive),
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
     "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: ~/.cache/growlm/compiled)", Path),
+}
+PUSHING = {
+    "--push": one("ORG/NAME", "upload what was written to the Hugging Face hub, to a new or empty repository"),
+    "--public": flag("that everybody sees (default: private)"),
 }
 CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[0].schedule.peak_lr=3e-4"}
 
@@ -96,6 +101,24 @@ CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[
 def command_line() -> str:
     """The command that runs, as a shell would take it."""
     return shlex.join(["growlm", *sys.argv[1:]])
+
+
+def check_push(args: argparse.Namespace) -> None:
+    """Raises InputError, before anything is computed, where what `PUSHING` asks for cannot be done."""
+    if args.public and not args.push:
+        raise InputError("--public is of --push=ORG/NAME")
+    if args.push:
+        from growlm import hub
+
+        hub.check_push(args.push, args.public)
+
+
+def push(args: argparse.Namespace) -> None:
+    """Upload --output, where --push asks for it, and say where it is now."""
+    if args.push:
+        from growlm import hub
+
+        print(f"pushed: {hub.push(args.output, args.push, args.public)}, {'public' if args.public else 'private'}")
 
 
 def profiling_config(args: argparse.Namespace) -> Any:

@@ -9,7 +9,7 @@ from growlm.errors import InputError
 OPTIONS = {
     "--source": {"action": "append", "help": "text or parquet file, folder, tfds:NAME or hf:NAME; may be repeated"},
     "--output": one("DIR", "new folder, or one to go on with", Path),
-    "--tokenizer": one("PATH", "bytes, a SentencePiece model, a tokenizer.json, or a folder with one"),
+    "--tokenizer": one("PATH", "bytes, a SentencePiece model, a tokenizer.json, a folder with one, or hf:ORG/NAME"),
     "--train_tokenizer": one("KIND", "train a tokenizer: bpe or sentencepiece"),
     "--vocab": one("N", "tokens of the trained tokenizer", int),
     "--eos": one("TOKEN", "token that ends a document, where the tokenizer does not say"),

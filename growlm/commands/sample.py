@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from growlm.commands.evaluate import mesh_of, open_checkpoint, read_text
-from growlm.commands.options import STEP, Keys, flag, one, pairs
+from growlm.commands.options import CHECKPOINT, STEP, Keys, flag, one, pairs
 from growlm.data import read_sources
 from growlm.data.chat import ASSISTANT, END, MARKERS, render
 from growlm.data.markers import with_markers
@@ -16,11 +16,12 @@ from growlm.data.shards import read_manifest
 from growlm.errors import InputError, check_range
 from growlm.evaluation import LanguageModel, Sampling, generate
 from growlm.formats.folder import is_hugging_face
+from growlm.hub import local_folder
 from growlm.training.processes import is_first, join_processes
 from growlm.training.saved import find_saved
 
 OPTIONS = {
-    "--checkpoint": one("DIR", "a run's folder, one of growlm grow, or a Hugging Face checkpoint", Path, required=True),
+    "--checkpoint": CHECKPOINT,
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "text to go on with; may be repeated"},
     "--prompts": one("FILE", "prompts, one a line", Path),
     "--samples": one("N", "texts for each prompt (default: 1)", int),
@@ -91,6 +92,7 @@ def talking(model: LanguageModel) -> LanguageModel:
 
 def has_conversations(folder: Path, step: int | None) -> bool:
     """Whether there are conversations in what a checkpoint was trained on last."""
+    folder = local_folder(folder)
     if is_hugging_face(folder):
         return False
     data = find_saved(folder, step).data

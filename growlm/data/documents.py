@@ -112,8 +112,3 @@ def decode(data: bytes, place: str, start: int, errors: str) -> str:
 
 def _not_utf8(place: str, found: str, position: int) -> InputError:
     return InputError(f"{place} must be UTF-8 (or --errors=replace), got {found} at position {position}")
-
-
-def in_one_line(error: Exception) -> str:
-    """The message of a library's error on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

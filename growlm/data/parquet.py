@@ -4,9 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from growlm.data.documents import PIECE_BYTES, Document, Reading, in_one_line, of_record
-from growlm.data.tokenizers import import_library
-from growlm.errors import InputError
+from growlm.data.documents import PIECE_BYTES, Document, Reading, of_record
+from growlm.errors import InputError, import_library, in_one_line
 
 PARQUET = ".parquet"
 ROWS = 64  # in memory at a time

@@ -22,9 +22,8 @@ from growlm.data.prepare import (
     write_plan,
     write_record,
 )
-from growlm.data.tokenizers import import_library
 from growlm.data.workers import Job, open_tokenizer, write_part
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, import_library, must_be
 from growlm.files import locked
 
 PipelineStep = import_library("datatrove.pipeline.base").PipelineStep

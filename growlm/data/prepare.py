@@ -156,6 +156,7 @@ def read_request(request: Request) -> Work:
     if request.reading.chat and (plain := plain_files(parts)):
         raise InputError(f"--chat needs records, such as JSON lines, {plain[0]} has none")
     tokenizer = load_tokenizer(request.tokenizer, request.eos) if request.tokenizer else None
+    request = dataclasses.replace(request, tokenizer=tokenizer and tokenizer.name)  # of the hub, with its commit
     return Work(request, parts, tokenizer, _settings(request, parts, tokenizer))
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growlm.data.documents import Document, Reading, in_one_line, of_record
+from growlm.data.documents import Document, Reading, of_record
 from growlm.data.shards import hash_blocks
 from growlm.data.textfiles import File, group_files
-from growlm.data.tokenizers import import_library
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, import_library, in_one_line, must_be
 
 # Under which names file systems say what a file holds, or which version of it this is.
 DIGESTS = ("md5Hash", "ETag", "etag", "blob_id")

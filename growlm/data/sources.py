@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from growlm.data.documents import Document, Reading, in_one_line, of_record
+from growlm.data.documents import Document, Reading, of_record
 from growlm.data.readers import ReaderPart, read_pipeline, settings_of
 from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, has_records, is_packed
-from growlm.data.tokenizers import import_library
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, import_library, in_one_line, must_be
 
 TFDS_PART = 1000  # records in a part at least
 TFDS_BATCH = 100  # records read at a time
@@ -82,7 +81,7 @@ def list_parts(sources: Sequence[Source], split: str, data_dir: str | None = Non
           Or .parquet, a record a row.
         - a folder: all its files with a text suffix, packed or not, in the order of their paths.
         - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
-        - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed (extra `huggingface`).
+        - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed.
         - steps of datatrove, of which the first reads files: see `growlm.data.readers`.
       split: the split of named datasets.
       data_dir: the folder of TFDS datasets.
@@ -146,7 +145,7 @@ def _tfds(name: str, data_dir: str | None, split: str) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _huggingface(name: str, config: str | None, split: str) -> Any:
-    datasets = import_library("datasets", "huggingface")
+    datasets = import_library("datasets")
     with _named_errors(f"hf:{name}", split):
         return datasets.load_dataset(name, config, split=split, streaming=True)
 

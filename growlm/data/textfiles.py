@@ -15,10 +15,9 @@ from typing import Any, BinaryIO
 
 from growlm.data import parquet
 from growlm.data.corpus import SUFFIXES, text_files
-from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, in_one_line, of_record, pieces_of
+from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, of_record, pieces_of
 from growlm.data.shards import hash_blocks
-from growlm.data.tokenizers import import_library
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, import_library, in_one_line, must_be
 
 # A part is large enough to be worth a file, and small enough for all cores to have work until the end.
 MOST_PARTS, SMALLEST_PART, LARGEST_PART = 256, 2**22, 2**29  # the last two in bytes

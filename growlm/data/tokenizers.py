@@ -5,17 +5,15 @@ token: a document with '</s>' or '<|endoftext|>' in it must not end there.
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from growlm.data.documents import in_one_line
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, import_library, in_one_line, must_be
 from growlm.files import write_json, write_whole
+from growlm.hub import local_folder, pinned
 
 BYTE_TOKENIZER = "bytes"
 JSON, MODEL = "tokenizer.json", "tokenizer.model"
@@ -92,6 +90,7 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
         - a tokenizer.json of the `tokenizers` library, by any name.
         - a folder that holds one of these, such as a Hugging Face model or a corpus of `growlm prepare`, or GPT-2's
           vocab.json and merges.txt (encoder.json and vocab.bpe).
+        - hf:ORG/NAME, such a folder on the hub.
       eos: the token that ends a document, such as "</s>". By default the one that the files beside it name
         (tokenizer_config.json, special_tokens_map.json, generation_config.json, config.json), then the model's own,
         then the first of EOS_NAMES that it has.
@@ -100,11 +99,13 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
       InputError: the source is missing or no tokenizer, it has no token `eos`, no token is known to be EOS, or the
         extra `data` is not installed.
     """
-    if str(source) == BYTE_TOKENIZER or _is_byte_folder(Path(source)):
-        return _bytes(str(source), eos)
-    files = {name: _read(path) for name, path in _find(Path(source)).items()}
-    library = _READERS[next(iter(files))](str(source), files)
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    place = local_folder(source, weights=False)
+    source = pinned(place) or str(source)
+    if source == BYTE_TOKENIZER or _is_byte_folder(place):
+        return _bytes(source, eos)
+    files = {name: _read(path) for name, path in _find(place).items()}
+    library = _READERS[next(iter(files))](source, files)
+    folder = place if place.is_dir() else place.parent
     named = _special_tokens(folder)
     end = _token(library, source, eos) if eos else _special("eos", library, named, EOS_NAMES)
     if end is None:
@@ -113,7 +114,7 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
     start = _special("bos", library, named, BOS_NAMES)
     settings = {"eos_token": library.token(end), "bos_token": None if start is None else library.token(start)}
     return Tokenizer(
-        name=str(source),
+        name=source,
         vocab=library.vocab,
         eos=end,
         bos=start,
@@ -286,14 +287,6 @@ def _token(library: _Library, source: str | Path, token: str) -> int:
 def _fingerprint(files: dict[str, bytes], eos: int, bos: int | None) -> str:
     parts = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return hashlib.sha256(json.dumps([parts, eos, bos], sort_keys=True).encode()).hexdigest()
-
-
-def import_library(name: str, extra: str = "data") -> ModuleType:
-    """A library of an extra. Raises InputError that names the extra where it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f"this needs the library {name}: pip install growlm[{extra}]") from None
 
 
 def _read(path: Path) -> bytes:

@@ -9,8 +9,8 @@ from growlm.data.chat import without_markers
 from growlm.data.documents import Reading, cut
 from growlm.data.holdout import Rule, runs
 from growlm.data.sources import Part
-from growlm.data.tokenizers import EOS_NAMES, JSON, MODEL, import_library, load_tokenizer
-from growlm.errors import InputError, check_name, must_be
+from growlm.data.tokenizers import EOS_NAMES, JSON, MODEL, load_tokenizer
+from growlm.errors import InputError, check_name, import_library, must_be
 from growlm.files import write_whole
 
 # More text hardly changes a vocabulary, and both libraries keep their counts in memory.

@@ -1,6 +1,5 @@
-"""Models written as Hugging Face folders, and the model card of one that was grown."""
+"""Models written as Hugging Face folders."""
 
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,6 @@ from growlm.formats.layout import family_of, places, settings_of, stored_shape, 
 from growlm.formats.safetensors import DTYPES, SHARD_BYTES, NewTensor, PieceFn, Pieces, write_tensors
 from growlm.models import DecoderConfig, Params, check_params
 
-CARD = "README.md"
 PIECE_BYTES = 2**24  # of a tensor that are reordered and written at once
 OTHER_BYTES = 2**20  # for what is written beside the weights
 # What asks a reader to run code of the source's folder, which is neither copied nor of the model that is written.
@@ -115,47 +113,6 @@ def _without_code(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_code(item) for key, item in value.items() if key not in CODE}
     return [*map(_without_code, value)] if isinstance(value, list) else value
-
-
-def model_card(source: str, family: str, report: dict[str, Any], shapes: str, verified: str) -> str:
-    """Markdown: where a grown model comes from, how it was grown, what that claims and what was verified.
-
-    Args:
-      source: the name of the folder that was grown.
-      family: its model_type.
-      report: of the growth, as `growlm.growth.describe` gives it, with the operator's name as it was asked for.
-      shapes: the two shapes and the claims, as a table.
-      verified: what was verified, in a sentence.
-    """
-    before, after = (f"{report[f'parameters_{when}']:,}" for when in ("before", "after"))
-    options = shlex.join(f"{name}={value}" for name, value in report["options"].items()) or "none"
-    asked, operator = report["asked"], report["operator"]
-    kept = "keeps" if report["preserves_function"] else "does not keep"
-    made = "grown" if report["parameters_after"] >= report["parameters_before"] else "shrunk"
-    return f"""---
-library_name: transformers
-tags:
-- growlm
-- model-growth
----
-
-# {source}, {made} from {before} to {after} parameters
-
-These are the weights of `{source}` ({family}), {made} by growlm and not trained since.
-
-- operator: {asked if asked == operator else f"{asked} ({operator})"}; options: {options}
-- layers, by the source's layer that each is a copy of (-1: fresh): {" ".join(map(str, report["order"]))}
-- layers that add nothing yet: {" ".join(map(str, report["zero_residual_layers"])) or "none"}
-- function: what was done {kept} the source's: {report["reason"]}
-- verified: {verified}
-
-```
-{shapes}
-```
-
-`growth.json` says of every coordinate of every axis which one of the source it comes from. The licence and the terms of
-the source hold for this model too.
-"""
 
 
 def progress_bar(what: str, nbytes: int) -> tqdm:

@@ -20,6 +20,7 @@ from growlm.data import Corpus, first_corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError, must_be
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import StoredTensor
+from growlm.hub import local_folder, name_of, pinned, recorded
 from growlm.models import DecoderConfig, Params, Weight, hashed, plain
 from growlm.models.sharding import fsdp_spec
 from growlm.training.config import build_model
@@ -78,18 +79,22 @@ class Source:
     def record(self) -> dict[str, Any]:
         """What a run's folder records of it, as plain JSON. What was spent on it is not billed to the run."""
         names = ("kind", "fingerprint", "step", "tokens", "flops")
-        return {"folder": str(self.folder.absolute())} | {name: getattr(self, name) for name in names}
+        return {"folder": recorded(self.folder)} | {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         checkpoint = self.kind if self.step is None else f"{self.kind}, step {self.step:,}"
         cost = "its cost is not known"
         if self.tokens is not None and self.flops is not None:
             cost = f"its {self.tokens:,} tokens and {self.flops:.2e} FLOPs are not counted"
-        return f"{self.folder} ({checkpoint}); {cost}"
+        return f"{pinned(self.folder) or self.folder} ({checkpoint}); {cost}"
 
 
-def find_source(folder: Path, setting: str = "init_from") -> Source:
-    """What a folder holds, checked. Raises InputError: nothing, neither kind of folder, masks that are not open."""
+def find_source(place: Path | str, setting: str = "init_from") -> Source:
+    """What a folder, or hf:ORG/NAME, holds, checked.
+
+    Raises InputError: nothing, neither kind of folder, masks that are not open.
+    """
+    folder = local_folder(place)
     if not folder.is_dir():
         raise InputError(f"{setting} must be a Hugging Face checkpoint or {FOLDERS}, got {str(folder)!r}, no folder")
     try:
@@ -214,16 +219,31 @@ def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], S
             named = _named(stage, setting)
             if named.place in (None, PARENT):
                 continue
-            known = named if named.fingerprint else _known(previous, number, setting)
-            if not (known and known.fingerprint and known.model) or Path(named.place).exists():
-                source = found[named.place] = find_source(Path(named.place), setting)
-                known = _Named(named.place, source.fingerprint, source.model)
+            before = _known(previous, number, setting)
+            place = before.place if before and _moves(named.place, before.place) else named.place
+            known = named if named.fingerprint else before
+            if not (known and known.fingerprint and known.model) or _is_there(place):
+                source = find_source(place, setting)
+                place = pinned(source.folder) or place
+                known, found[place] = _Named(place, source.fingerprint, source.model), source
             pairs = zip(fields[1:], named[1:], known[1:], strict=True)
-            filled = {field: written or seen for field, written, seen in pairs}
+            filled = {fields.place: place} | {field: written or seen for field, written, seen in pairs}
             section, _, _ = setting.rpartition(".")
             own |= {section: dataclasses.replace(getattr(stage, section), **filled)} if section else filled
         said.append(own)
     return said, found
+
+
+def _moves(place: str, before: str) -> bool:
+    """Whether a place is a name on the hub without a revision, of which a run had a commit before."""
+    return name_of(place) is not None and "@" not in place and name_of(place) == name_of(before)
+
+
+def _is_there(place: str) -> bool:
+    try:
+        return local_folder(place).exists()
+    except InputError:  # gone from the hub, or out of reach
+        return False
 
 
 def _known(previous: Any, number: int, setting: str) -> _Named | None:

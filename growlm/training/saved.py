@@ -15,8 +15,11 @@ from jax.sharding import Mesh
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
 from growlm.files import check_output, read_json, whole_folder, write_json
+from growlm.formats.card import CARD
 from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
+from growlm.formats.safetensors import inside
 from growlm.growth.masks import Masks
+from growlm.hub import local_folder, recorded
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints, stored_steps
@@ -31,8 +34,9 @@ from growlm.training.systems import written_out
 # What a folder of `growlm grow` holds.
 MODEL_FILE, OPTIMIZER_FILE, CHECKPOINT = "model.json", "optimizer.json", "checkpoint"
 GROWTH_FILE, VERIFY_FILE = "growth.json", "verify.json"
-# Within a folder of ours, what an imported checkpoint came with: its config, tokenizer, and the dtypes of its tensors.
+# Within a folder of ours, what an imported checkpoint came with: config, tokenizer, card, the dtypes of its tensors.
 IMPORTED, STORED_DTYPES = "huggingface", "dtypes.json"
+ORIGIN = "origin.json"  # what records say of the folder that was imported; beside it its card
 INIT_FROM_FILE = "init_from.json"  # what a run began from, if not from nothing
 FOLDERS = "a folder of growlm train, of a sweep's run or of growlm grow"
 
@@ -233,8 +237,11 @@ def save_imported(folder: Path, source: HuggingFaceFolder) -> None:
     with whole_folder(folder / IMPORTED) as part:
         write_json(part / CONFIG, source.settings)
         write_json(part / STORED_DTYPES, {name: tensor.dtype.name for name, tensor in source.tensors.items()})
+        write_json(part / ORIGIN, {"folder": recorded(source.folder), "model_type": source.family.model_type})
         for path in source.carried:
             shutil.copyfile(path, part / path.name)
+        if (source.folder / CARD).is_file():
+            shutil.copyfile(inside(source.folder, CARD), part / CARD)
 
 
 def copy_imported(source: Path, folder: Path) -> None:
@@ -283,7 +290,7 @@ def save_grown(
 
 def read_config(folder: Path | str) -> DecoderConfig:
     """The shape of a saved model, as for a stage with `init_from`; no weight is read. Else as `read_model`."""
-    folder = Path(folder)
+    folder = local_folder(folder)
     return open_folder(folder).model if is_hugging_face(folder) else find_saved(folder).model
 
 
@@ -291,8 +298,8 @@ def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
     """The shape and the parameters of a saved model.
 
     Args:
-      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.formats.layout.families()`, or a
-        folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
+      folder: a Hugging Face checkpoint in safetensors, of a model_type in `growlm.formats.layout.families()`, also as
+        hf:ORG/NAME, or a folder of `growlm train` or `growlm grow` (of which the last checkpoint is read).
 
     Returns:
       (config, params): params as `growlm.init` gives them, float32, NumPy arrays or JAX arrays; they hold the stored
@@ -302,7 +309,7 @@ def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
       InputError: a folder of another kind, another family, weights that are damaged, missing or not what config.json
         says, a run whose masks are not open yet.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     if is_hugging_face(folder):
         source = open_folder(folder)
         return source.model, read_params(source)
