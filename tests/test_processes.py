@@ -1,5 +1,6 @@
 """Real processes on loopback: they train, grow, save, are stopped and killed, and go on as others."""
 
+import http.server
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 import tiny
 
 from growlm import InputError
-from growlm.training import processes
+from growlm.training import processes, tpu_hosts
 from growlm.training.config import build_run
 from growlm.training.run import train
 
@@ -232,15 +233,122 @@ def test_a_task_of_several_asks_jax_for_the_others(monkeypatch, name):
     assert [set(options.values()) for options in joined] == [{processes.PEER_TIMEOUT_SECONDS}]
 
 
-@pytest.mark.parametrize(("device", "libtpu", "joins"), [("accel0", True, 1), ("accel0", False, 0), (None, True, 0)])
-def test_a_tpu_vm_is_seen_by_its_chips_and_its_library(monkeypatch, device, libtpu, joins):
+def joined_on_tpu(monkeypatch, environment, device="accel0", libtpu=True):
+    """Whether a process asks JAX for the others, on a machine with these variables and these chips."""
     joined = []
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.append(options))
-    monkeypatch.setattr(
-        processes.Path, "glob", lambda self, names: [self / device] if device and "accel" in names else []
-    )
-    monkeypatch.setattr(processes, "find_spec", lambda name: name if libtpu else None)
-    for name in ("JAX_COORDINATOR_ADDRESS", *processes.TASK_COUNTS):
+    glob = lambda self, names: [self / device] if device and names[:4] == device[:4] else []  # noqa: E731
+    monkeypatch.setattr(tpu_hosts.Path, "glob", glob)
+    monkeypatch.setattr(tpu_hosts, "find_spec", lambda name: name if libtpu else None)
+    monkeypatch.setattr(tpu_hosts.time, "sleep", lambda seconds: None)
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_SKIP_MDS_QUERY", *processes.TASK_COUNTS, *tpu_hosts.WORKERS):
         monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     processes.join_processes()
-    assert len(joined) == joins
+    return bool(joined)
+
+
+NOBODY = {"GCE_METADATA_IP": "127.0.0.1:9"}  # no machine of Google's
+FOUR = "t1v-0,t1v-1,t1v-2,t1v-3"
+
+
+@pytest.mark.parametrize(
+    ("device", "libtpu", "environment", "joins"),
+    [
+        pytest.param(None, True, {"TPU_WORKER_HOSTNAMES": FOUR}, False, id="no chips"),
+        pytest.param("accel0", False, {"TPU_WORKER_HOSTNAMES": FOUR}, False, id="no library"),
+        pytest.param("accel0", True, {"TPU_WORKER_HOSTNAMES": FOUR}, True, id="GKE"),
+        pytest.param("vfio/0", True, {"TPU_WORKER_HOSTNAMES": "here"}, False, id="GKE, one machine"),
+        pytest.param("accel0", True, {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True, id="slices"),
+        pytest.param(
+            "vfio/0", True, {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}, False, id="Colab"
+        ),
+        pytest.param("accel0", True, {"TPU_PROCESS_ADDRESSES": "local", "TPU_WORKER_ID": "0"}, False, id="Kaggle"),
+        pytest.param("accel0", True, {"TPU_SKIP_MDS_QUERY": "1"} | NOBODY, False, id="a container"),
+        pytest.param("vfio/0", True, NOBODY, False, id="a machine with VFIO"),
+        pytest.param("accel0", True, {"GCE_METADATA_IP": "no.such.name.invalid"}, False, id="no such name"),
+    ],
+)
+def test_a_machine_with_a_tpu_asks_for_others_where_there_are_some(monkeypatch, device, libtpu, environment, joins):
+    assert joined_on_tpu(monkeypatch, environment, device, libtpu) == joins
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """A metadata server of Google's, whose attributes a test sets; a number is the status of its answer."""
+    attributes = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            folder, name = self.path.rsplit("/", 1)
+            known = folder == "/computeMetadata/v1/instance/attributes" and self.headers["Metadata-Flavor"] == "Google"
+            value = attributes.get(name, 404) if known else 403
+            self.send_response(value if isinstance(value, int) else 200)
+            self.end_headers()
+            if isinstance(value, str):
+                self.wfile.write(value.encode())
+
+        def log_message(self, format, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{server.server_port}")
+        yield attributes
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "settings", "joins"),
+    [
+        (404, 404, False),  # a virtual machine that is part of no TPU
+        ("10.0.0.2", "TYPE: 'V5LITE_POD'\nCHIPS: '8'\n", False),
+        ("10.0.0.2,10.0.0.3", "", True),
+        ("unknown:0:10.0.0.2,unknown:1:10.0.0.3", "", True),
+        ("10.0.0.2", "ZONE: 'us-a'\nMEGASCALE_NUM_SLICES: '2'\n", True),
+    ],
+)
+def test_google_says_which_machines_a_tpu_has(monkeypatch, metadata, endpoints, settings, joins):
+    metadata |= {"worker-network-endpoints": endpoints, "tpu-env": settings}
+    assert joined_on_tpu(monkeypatch, {}) == joins
+
+
+def test_jax_counts_the_same_machines(monkeypatch, metadata):
+    """What is read here JAX reads too, by a module of its own that is not public."""
+    cluster = pytest.importorskip("jax._src.clusters.cloud_tpu_cluster").GceTpuCluster
+    metadata |= {"worker-network-endpoints": "a:0:10.0.0.2,a:1:10.0.0.3", "tpu-env": "MEGASCALE_NUM_SLICES: '2'\n"}
+    for name in (*tpu_hosts.WORKERS, tpu_hosts.NO_METADATA, tpu_hosts.SLICES):
+        monkeypatch.delenv(name, raising=False)
+    assert tpu_hosts.host_count() == 4 == cluster.get_process_count()
+
+
+def test_a_metadata_server_that_fails_is_one_line(monkeypatch, metadata):
+    metadata["worker-network-endpoints"] = 503
+    with pytest.raises(InputError, match="must say which machines the TPU has, got HTTP Error 503"):
+        joined_on_tpu(monkeypatch, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("coordinator_address should be defined."), "JAX must find the processes of this job, got coord"),
+        (RuntimeError("must be called before any JAX calls that"), "must join before JAX is used: run the command by"),
+    ],
+)
+def test_processes_that_cannot_be_joined_are_one_line(monkeypatch, error, says):
+    def fail(**options):
+        raise error
+
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setenv(processes.TASK_COUNTS[0], "4")
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
+    with pytest.raises(InputError, match=says):
+        processes.join_processes()
+
+
+def test_a_second_command_of_a_process_does_not_join_again(monkeypatch):
+    monkeypatch.setattr(processes.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
+    monkeypatch.setenv(processes.TASK_COUNTS[0], "4")
+    processes.join_processes()

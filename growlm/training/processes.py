@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from growlm.errors import must_be
+from growlm.errors import InputError, must_be
+from growlm.training.tpu_hosts import has_tpu, host_count
 
 # Seconds after which a silent peer is taken for dead, and the job with it.
 PEER_TIMEOUT = "GROWLM_PEER_TIMEOUT"
@@ -34,20 +34,33 @@ def join_processes() -> None:
     """Join the other processes of the job; must come before anything else of JAX. A process on its own has none.
 
     JAX_COORDINATOR_ADDRESS=HOST:PORT with JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; under SLURM, Open MPI and on
-    TPU VMs JAX finds out. GROWLM_PEER_TIMEOUT: seconds after which a silent process is taken for dead (default: 60).
-    Raises InputError where the variables do not fit together.
+    TPUs of several machines JAX finds out. A process that has joined stays joined. GROWLM_PEER_TIMEOUT: seconds after
+    which a silent process is taken for dead (default: 60).
+
+    Raises InputError where the variables do not fit together, JAX finds nobody, or was used before, as in a notebook.
     """
     seconds = _whole(PEER_TIMEOUT, low=1) if PEER_TIMEOUT in os.environ else PEER_TIMEOUT_SECONDS
     timeouts = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+    if jax.distributed.is_initialized():
+        return
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         count, number = _whole("JAX_NUM_PROCESSES", low=1), _whole("JAX_PROCESS_ID", low=0)
         if number >= count:
             raise must_be("JAX_PROCESS_ID", f"0 to JAX_NUM_PROCESSES - 1 = {count - 1}", number)
-        jax.distributed.initialize(
-            num_processes=count, process_id=number, cluster_detection_method="deactivate", **timeouts
-        )
-    elif _on_tpu_vm() or any(int(os.environ.get(name, 1)) > 1 for name in TASK_COUNTS):
-        jax.distributed.initialize(**timeouts)
+        _initialize(num_processes=count, process_id=number, cluster_detection_method="deactivate", **timeouts)
+    elif any(int(os.environ.get(name, 1)) > 1 for name in TASK_COUNTS) or (has_tpu() and host_count() > 1):
+        _initialize(**timeouts)
+
+
+def _initialize(**options: Any) -> None:
+    try:
+        jax.distributed.initialize(**options)
+    except ValueError as error:  # what it should have found out is missing
+        raise InputError(f"JAX must find the processes of this job, got {error}") from error
+    except RuntimeError as error:
+        if "before any JAX calls" not in str(error):
+            raise
+        raise InputError("the processes of a job must join before JAX is used: run the command by itself") from error
 
 
 def _whole(name: str, low: int) -> int:
@@ -55,11 +68,6 @@ def _whole(name: str, low: int) -> int:
     if not text.isdecimal() or int(text) < low:
         raise must_be(name, f"an integer >= {low}", text)
     return int(text)
-
-
-def _on_tpu_vm() -> bool:
-    chips = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
-    return bool(chips) and find_spec("libtpu") is not None
 
 
 def is_first() -> bool:
