@@ -4,7 +4,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 
 from growlm.commands.options import Parser, installed_version
@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint on benchmarks and text",
     "sample": "write text with a checkpoint, or talk to it",
     "doctor": "say what this machine has, what is missing, and what can be grown",
+    "completion": "print a script with which bash or zsh completes commands and options",
 }
 RENAMED = {"keep": "archive"}  # until 0.3
 
@@ -33,28 +34,27 @@ def _command(name: str) -> ModuleType:
     return importlib.import_module(f"growlm.commands.{name}")
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser of all commands; only the chosen one's options are loaded."""
-    parser = Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
+def parser(chosen: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of all commands, with the options of those that are chosen: they have to be loaded for that."""
+    whole = Parser(prog="growlm", description="Language models that grow while they train.", allow_abbrev=False)
     own = installed_version("growlm") or "of a path"
-    parser.add_argument("--version", action="version", version=f"growlm {own}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    whole.add_argument("--version", action="version", version=f"growlm {own}")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     for name, says in COMMANDS.items():
         sub = commands.add_parser(name, help=says, allow_abbrev=False)
-        if name != chosen:
+        if name not in chosen:
             continue
         command = _command(name)
         sub.description = command.__doc__
         for option, settings in command.OPTIONS.items():
             sub.add_argument(option, **settings)
         sub.epilog = "; ".join(f"{option}.key=value {says}" for option, says in getattr(command, "KEYS", {}).items())
-    return parser
+    return whole
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     arguments = [RENAMED.get(arguments[0], arguments[0]), *arguments[1:]] if arguments else []
-    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
-    args, rest = _parser(chosen).parse_known_args(arguments)
+    args, rest = parser(arguments[:1]).parse_known_args(arguments)
     command = _command(args.command)
     names = getattr(command, "KEYS", {})
     keys = {name: [text for text in rest if text.startswith(f"{name}.")] for name in names}

@@ -1,10 +1,12 @@
 """Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it."""
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,30 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write the value as indented JSON."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def as_json(value: Any) -> Any:
+    """A value as plain JSON: objects by their fields but those that no repr shows, such as resamples; NaN as null.
+
+    Raises TypeError for an object that is none of these.
+    """
+    if dataclasses.is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value) if field.repr}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [*map(as_json, value)]
+    if hasattr(value, "tolist"):  # of NumPy
+        return as_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not of JSON")
 
 
 def read_json(path: Path, what: str) -> Any:

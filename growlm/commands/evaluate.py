@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from growlm.commands.options import CHECKPOINT, STEP, Keys, installed_version, one, pairs
+from growlm.commands.options import CHECKPOINT, JSON, STEP, Keys, installed_version, one, pairs, print_json
 from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
@@ -36,6 +36,7 @@ OPTIONS = {
     "--step": STEP,
     "--length": one("N", "tokens that the model reads at once", int),
     "--dtype": one("NAME", "compute dtype: float32 (default) or bfloat16"),
+    **JSON,
 }
 KEYS = {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"}
 RESULTS = "evaluations"
@@ -250,7 +251,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         dtype=args.dtype or "float32",
         mesh=mesh_of(pairs("--mesh", keys)),
     )
-    if is_first():
+    if is_first() and args.json:
+        print_json(results)
+    elif is_first():
         print(f"{table(results)}\n\nwritten: {path}")
     return 0
 

@@ -2,13 +2,14 @@
 
 import argparse
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from growlm.commands.options import Keys, one, pairs, positive
+from growlm.commands.options import JSON, Keys, one, pairs, positive, print_json
 from growlm.errors import check_name, must_be
 from growlm.report.kaplan import fit_kaplan
 from growlm.report.multiplier import fit_multiplier
@@ -48,6 +49,7 @@ OPTIONS = {
     "--floor": one("NATS", "scaling: the irreducible loss, where it is known (default: fitted)", positive),
     "--checkpoints": one("SHARE", "scaling, kaplan: all losses of a run but for this first share, such as 0.1", float),
     "--figures": one("DIR", "timing, factor, multiplier: where to write the figures", Path),
+    **JSON,
 }
 KEYS = {
     "--column": "what a table calls its column family, flops, loss, params, tokens, ...",
@@ -60,7 +62,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     check_name("law", args.law, LAWS)
     law, given = LAWS[args.law], {name: value for name, value in vars(args).items() if f"--{name}" in OPTIONS}
     given |= {name.removeprefix("--"): pairs(name, keys) or None for name in KEYS}
-    options = {name: value for name, value in given.items() if name not in ("runs", "law") and value is not None}
+    options = {
+        name: value for name, value in given.items() if name not in ("runs", "law", "json") and value is not None
+    }
     takes = inspect.signature(law).parameters
     for name, value in options.items():
         if name not in takes:
@@ -69,5 +73,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             )
     if "progress" in takes:
         options["progress"] = partial(tqdm, desc="resampling", leave=False)
-    law(args.runs, partial(print, flush=True), **options)
+    found = law(args.runs, partial(print, flush=True, file=sys.stderr if args.json else None), **options)
+    if args.json:
+        print_json({"law": args.law, "found": found})
     return 0

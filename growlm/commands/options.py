@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import json
 import math
 import shlex
 import sys
@@ -91,6 +92,7 @@ PROFILING = {
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
     "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: ~/.cache/growlm/compiled)", Path),
 }
+JSON = {"--json": flag("print one JSON document, and nothing else, to the standard output")}
 PUSHING = {
     "--push": one("ORG/NAME", "upload what was written to the Hugging Face hub, to a new or empty repository"),
     "--public": flag("that everybody sees (default: private)"),
@@ -101,6 +103,13 @@ CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[
 def command_line() -> str:
     """The command that runs, as a shell would take it."""
     return shlex.join(["growlm", *sys.argv[1:]])
+
+
+def print_json(value: Any) -> None:
+    """Print a value as the one document that `JSON` asks for."""
+    from growlm.files import as_json
+
+    print(json.dumps(as_json(value), indent=2, ensure_ascii=False))
 
 
 def check_push(args: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
-from growlm.commands.options import Keys, command_line, one, positive
+from growlm.commands.options import JSON, Keys, command_line, one, positive, print_json
 from growlm.errors import must_be
 from growlm.files import write_whole
 from growlm.laws.evidence import FAR, Gain, Measured
@@ -29,6 +31,7 @@ OPTIONS = {
     "--write": one("FILE.py", "write the experiment that runs the plan", Path),
     "--system": one("NAME", "published system of that experiment, in place of G_stack: growlm grow --list"),
     "--corpus": one("PATH", "corpus of that experiment (default: stdlib)"),
+    **JSON,
 }
 WIDTH = 110  # characters of a line
 WARMUP_STEPS, WARMUP_SHARE = 2000, 0.1  # of all stages: so many updates, at most this share of the base's tokens
@@ -301,14 +304,18 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.system and not args.write:
         raise must_be("--system", "given with --write, which has the experiment", args.system)
     stages = system_stages(planned, args.system) if args.system else ""
-    print(describe(planned) + stages)
+    said = partial(print, file=sys.stderr if args.json else None)
+    if args.json:
+        print_json(planned)
+    else:
+        print(describe(planned) + stages)
     if args.figure:
         from growlm.report.drawing import png
 
         figure = plan_figure(planned)
         write_whole(args.figure, png(figure, figure.x[0]))
-        print(f"\nfigure: {args.figure}")
+        said(f"\nfigure: {args.figure}")
     if args.write:
         write_experiment(planned, args.write, command_line(), args.corpus or "stdlib", args.system)
-        print(f"\nwritten: {args.write}")
+        said(f"\nwritten: {args.write}")
     return 0

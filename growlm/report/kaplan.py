@@ -21,8 +21,10 @@ def fit_kaplan(
     column: Mapping[str, str] | None = None,
     checkpoints: float | None = None,
     **how: Any,
-) -> None:
+) -> dict[str, list[KaplanFit]]:
     """Fits L(N, D), and L(N, S_min) with the critical batch where there are several batches, and prints them.
+
+    Returns them by family.
 
     Args:
         source: a folder of runs from scratch; or a table with the columns flops, loss, params and tokens, and family
@@ -35,7 +37,7 @@ def fit_kaplan(
     Raises:
         InputError: no runs, a table that lacks a column, or no family with enough points (says how many more).
     """
-    missing, fitted = [], 0
+    missing, found = [], {}
     for points in read_points(source, log, column or {}, checkpoints, ("params", "tokens")):
         lacking = [name for name in ("params", "tokens") if getattr(points, name) is None]
         if lacking:
@@ -43,23 +45,26 @@ def fit_kaplan(
             continue
         for fit in (_loss, _curve):
             try:
-                log(f"\n{fit(points, how)}")
-                fitted += 1
+                fitted, text = fit(points, how)
             except InputError as error:
                 missing.append(f"{points.name}: {error}")
-    if not fitted:
+            else:
+                found.setdefault(points.name, []).append(fitted)
+                log(f"\n{text}")
+    if not found:
         raise InputError("; ".join(missing))
     for line in missing:
         log(f"not fitted: {line}")
     log(f"\n{_CAUTION}")
+    return found
 
 
-def _loss(points: Points, how: dict) -> str:
+def _loss(points: Points, how: dict) -> tuple[KaplanFit, str]:
     fit = fit_kaplan_loss(points.params, points.tokens, points.loss, runs=points.run, **how)
-    return _table("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", points.name, fit, KAPLAN_LOSS)
+    return fit, _table("L = ((N_c/N)^(alpha_N/alpha_D) + D_c/D)^alpha_D", points.name, fit, KAPLAN_LOSS)
 
 
-def _curve(points: Points, how: dict) -> str:
+def _curve(points: Points, how: dict) -> tuple[KaplanFit, str]:
     if points.batch is None:
         raise InputError("the critical batch needs a column batch, tokens an update")
     steps = points.tokens / points.batch
@@ -74,7 +79,7 @@ def _curve(points: Points, how: dict) -> str:
         f"L ~ C_min^-alpha_C with alpha_C {law.compute_exponent:.4f}; Kaplan's {KAPLAN_CURVE.compute_exponent:.4f}",
     )
     title = "L = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S"
-    return "\n".join([_table(title, points.name, fit, KAPLAN_CURVE), *lines])
+    return fit, "\n".join([_table(title, points.name, fit, KAPLAN_CURVE), *lines])
 
 
 def _table(title: str, name: str, fit: KaplanFit, published: Any) -> str:

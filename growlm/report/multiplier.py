@@ -35,8 +35,8 @@ def fit_multiplier(
     families: Sequence[str] = (),
     at: Sequence[float] = (),
     figures: Path | None = None,
-) -> None:
-    """Judges the gain of every family over the first one, and prints it.
+) -> list[Judgement]:
+    """Judges the gain of every family over the first one, prints it, and returns what was judged.
 
     Args:
         source: a folder of runs, whose families are those from scratch and those grown; or a table with the columns
@@ -63,6 +63,7 @@ def fit_multiplier(
             figures.mkdir(parents=True, exist_ok=True)
             write_figure(figures, figure)
     log(f"\n{_above_floor(every, baseline)}")
+    return found
 
 
 def judgement_text(found: Judgement, at: Sequence[float]) -> str:

@@ -94,6 +94,18 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
     return "\n\n\n".join(parts)
 
 
+def compared(folder: str | Path, loss: float | None = None) -> list[dict[str, Any]]:
+    """What `overview` says as values: of every sweep its title, seeds, rows and verdict. Args and errors are its."""
+    found = []
+    for group in read_groups(folder):
+        compared = rows(group, loss)
+        said = [vars(row) | {name: getattr(row, name) for name in ("val_loss", "speedup", "saved")} for row in compared]
+        found.append(
+            {"title": group.first.title, "seeds": len(group.studies), "rows": said, "verdict": verdict(compared)}
+        )
+    return found
+
+
 def write_report(folder: str | Path, loss: float | None = None) -> Path:
     """Writes report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
 

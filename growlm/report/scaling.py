@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError, check_name
-from growlm.laws.chinchilla import PUBLISHED, REANALYSIS, fit_chinchilla, left_out_error
+from growlm.laws.chinchilla import PUBLISHED, REANALYSIS, ChinchillaFit, fit_chinchilla, left_out_error
 from growlm.laws.scaling import PowerLaw, fit_power_law
 from growlm.report import style
 from growlm.report.points import Points, read_points
@@ -30,8 +30,8 @@ def fit_scaling(
     checkpoints: float | None = None,
     borrow: Mapping[str, Any] | None = None,
     **how: Any,
-) -> None:
-    """Fits the scaling laws to losses, and prints them.
+) -> dict[str, list[PowerLaw | ChinchillaFit]]:
+    """Fits the scaling laws to losses, prints them, and returns them by family.
 
     Args:
         source: a folder of runs; or a table with the columns flops and loss, and family, params and tokens if it has
@@ -48,13 +48,13 @@ def fit_scaling(
         InputError: no runs, a table that lacks a column, or no family with enough points (says how many more).
     """
     families, borrowed = read_points(source, log, column or {}, checkpoints), _borrowed(borrow or {})
-    missing = []
+    missing, found = [], {one.name: [] for one in families}
     if checkpoints is None:
-        missing += [_power_laws(one, floor, at, log, how) for one in families]
+        missing += [_power_laws(one, floor, at, log, how, found[one.name]) for one in families]
     else:
         log(_CHECKPOINTS)
     known = [one for one in families if one.params is not None and one.tokens is not None]
-    missing += [_chinchilla(one, borrowed, log, how) for one in known]
+    missing += [_chinchilla(one, borrowed, log, how, found[one.name]) for one in known]
     if (borrowed or checkpoints is not None) and not known:
         missing.append("L(N, D) needs params and tokens, which the table does not have")
     if all(missing):
@@ -63,6 +63,7 @@ def fit_scaling(
         log(f"not fitted: {line}")
     if borrowed or checkpoints is not None:
         log(f"{_EXPECT}{f'; {_BORROWED}' if borrowed else ''}")
+    return found
 
 
 def _borrowed(borrow: Mapping[str, Any]) -> dict[str, float]:
@@ -77,14 +78,17 @@ def _borrowed(borrow: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _power_laws(points: Points, floor: float | None, at: Sequence[float], log: Callable[[str], None], how: dict) -> str:
-    """Prints the power laws of the final losses; returns what they lack, or nothing."""
+def _power_laws(
+    points: Points, floor: float | None, at: Sequence[float], log: Callable[[str], None], how: dict, found: list
+) -> str:
+    """Prints the power laws of the final losses, and adds them to what is found; returns what they lack, or nothing."""
     forms = [{"irreducible": False}, {"irreducible": True} if floor is None else {"floor": floor}]
     for form in forms:
         try:
             fit = fit_power_law(points.flops, points.loss, **form, **how)
         except InputError as error:
             return f"{points.name}: {error}"
+        found.append(fit)
         log(_power_law(points.name, fit))
         for flops in at:
             beyond = "" if flops <= fit.flops[1] else f", {flops / fit.flops[1]:.3g} x the largest"
@@ -103,13 +107,16 @@ def _power_law(name: str, fit: PowerLaw) -> str:
     )
 
 
-def _chinchilla(points: Points, borrowed: Mapping[str, float], log: Callable[[str], None], how: dict) -> str:
-    """Prints L(N, D) and how well it predicts the largest size; returns what it lacks, or nothing."""
+def _chinchilla(
+    points: Points, borrowed: Mapping[str, float], log: Callable[[str], None], how: dict, found: list
+) -> str:
+    """Prints L(N, D) and how well it predicts the largest size, and adds it to what is found; returns what it lacks."""
     columns = points.params, points.tokens, points.loss
     try:
         fit = fit_chinchilla(*columns, borrowed=borrowed, runs=points.run, **how)
     except InputError as error:
         return f"{points.name}: {error}"
+    found.append(fit)
     rows = []
     for name in REANALYSIS.__annotations__:
         mine = style.figures(getattr(fit, name)) + (" borrowed" if name in borrowed else "")

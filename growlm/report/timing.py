@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ def fit_timing(
     slices: int = SLICES,
     figures: Path | None = None,
     **how: int,
-) -> None:
-    """Fits when to grow and prints it beside the published answers.
+) -> dict[str, Any]:
+    """Fits when to grow and prints it beside the published answers; returns the fits and all the answers.
 
     Args:
         source: a folder of runs that grew once; or a table with the columns params, flops, tokens, share and loss, and
@@ -46,29 +47,32 @@ def fit_timing(
         families = _families(source, column or {}, how)
         for one in families:
             log(f"{shares_text(one)}\n")
-        own = [_answer(one) for one in families]
+        own, fits = [_answer(one) for one in families], families
         drawn = [replace(parabola_figure(_growth(one)), name=f"share_valley_{one.family}") for one in families]
         missing = ""
     else:
         runs = grown_once(finished(source, log), log)
         found = fit_growth("timing", runs, slices, **how)
         log(f"{slices_text(found)}\n{law_text(found)}\n" if found.fit else f"{slices_text(found)}\n")
-        own, drawn, missing = _of_runs(found, runs), [parabola_figure(found), law_figure(found)], found.missing
+        own, fits, missing = _of_runs(found, runs), [found], found.missing
+        drawn = [parabola_figure(found), law_figure(found)]
     answers = [*published_answers(), *own]
     log(answers_text(answers))
     _write(figures, [*drawn, answers_figure(answers)])
     if missing:
         raise InputError(missing)
+    return {"fits": fits, "answers": answers}
 
 
-def fit_factor(source: Path, log: Log, slices: int = SLICES, figures: Path | None = None, **how: int) -> None:
-    """Fits by how much to grow to the runs of a folder, as `fit_timing` does."""
+def fit_factor(source: Path, log: Log, slices: int = SLICES, figures: Path | None = None, **how: int) -> GrowthFit:
+    """Fits by how much to grow to the runs of a folder, as `fit_timing` does; returns the fit."""
     found = fit_growth("factor", grown_once(finished(source, log), log), slices, **how)
     log(slices_text(found))
     _write(figures, [parabola_figure(found), law_figure(found)])
     if found.fit is None:
         raise InputError(found.missing)
     log(law_text(found))
+    return found
 
 
 def shares_text(found: SharesFit) -> str:
