@@ -248,6 +248,18 @@ def test_a_search_under_way_has_no_curve_and_no_choice(tmp_path):
     write_report(folder)
 
 
+def test_of_a_search_under_way_what_the_first_seed_knows_is_told_and_drawn(tmp_path):
+    folder = write_seeds(tmp_path / "s", SEEDS, search=search(TRIES))
+    now = search({"grown": {1e-3: 2.5, 2e-3: 2.4}, "scratch": {1e-3: None, 2e-3: None}})
+    begun = search({"grown": {1e-3: 2.5, 2e-3: None}, "scratch": {1e-3: None, 2e-3: None}})
+    for name, known in zip(("cpu-0", "cpu-1", "cpu-2"), (now, begun, begun), strict=True):
+        path = folder / name / "sweep.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"search": known}))
+    assert [line[1:3] for line in search_table(group_of(folder))[1]] == [["2.5000", "2.4000 *"], ["failed", "failed"]]
+    assert [one.name for one in search_figure(group_of(folder)).series] == ["grown"]  # scratch has no point yet
+    write_report(folder)
+
+
 def test_without_a_search_nothing_is_said_of_one(tmp_path):
     folder = write_sweep(tmp_path, {"scratch": 1.0, "grown": 0.7})
     assert search_text(group_of(folder)) == "" and search_figure(group_of(folder)) is None

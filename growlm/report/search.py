@@ -93,12 +93,14 @@ def _reach(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 
 def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Series]:
-    """A curve for every searched run, in its colour of the other charts."""
+    """A curve for every searched run with a try that is done, in its colour of the other charts."""
     looks, values = styles(list(group.first.runs.values())), _values(searches(group))
     for name, of_run in search["runs"].items():
         role = group.first.runs[name].role
         label = name if role == "run" else f"{name} ({role})"
         done = [(_place(one["value"], values), one) for one in of_run["tries"] if one["val_loss"] is not None]
+        if not done:
+            continue
         done.sort(key=lambda pair: pair[0])
         columns = {
             search["key"]: np.array([place for place, _ in done], np.float64),
@@ -111,9 +113,17 @@ def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Ser
 
 
 def searches(group: Group) -> list[dict[str, Any]]:
-    """The searches of the studies, each once: all seeds of a sweep have the one of its first seed."""
-    found = {study.search["seed"]: study.search for study in group.studies.values() if study.search.get("runs")}
-    return list(found.values())
+    """The searches of the studies, each once, as far as any of them knows it.
+
+    All seeds of a sweep have the one of its first seed; while it trains the others know what was done when they began.
+    """
+    known = [study.search for study in group.studies.values() if study.search.get("runs")]
+    return list({search["seed"]: search for search in sorted(known, key=_done)}.values())
+
+
+def _done(search: dict[str, Any]) -> int:
+    tries = (one for of_run in search["runs"].values() for one in of_run["tries"])
+    return sum(one["val_loss"] is not None for one in tries)
 
 
 def _values(several: Sequence[dict[str, Any]]) -> list[Any]:
