@@ -7,9 +7,11 @@ grown = growlm.grow(params, config, dataclasses.replace(config, layers=8), order
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's is true to a type checker too, and takes as long to load as a command its signals
 if TYPE_CHECKING:
+    from typing import Any
+
     from growlm import evaluation, formats, growth, laws, models
     from growlm.errors import InputError
     from growlm.formats.export import write_model
@@ -45,7 +47,7 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Loads public names when they are first used, so that `growlm --help` does not wait for JAX."""
     if name in _MODULE_OF:
         return getattr(importlib.import_module(_MODULE_OF[name]), name)

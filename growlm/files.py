@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from growlm.checked import MAX_JSON, check_text, parse_json, sealed, unsealed
 from growlm.errors import InputError
 
 LOCK = ".lock"
@@ -56,14 +57,38 @@ def as_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not of JSON")
 
 
+def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+    """Write an object of JSON with its checksum, which `read_json` checks."""
+    write_json(path, sealed(record))
+
+
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file; `what` says in the InputError what it should have been."""
+    """Read a JSON file, without its checksum; `what` says in the InputError what it should have been.
+
+    Raises InputError; DamagedError where the checksum is not that of the rest.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        check_regular(path, what)
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) > MAX_JSON:
+                raise InputError(f"{what} must have at most {MAX_JSON:,} bytes, got {path}")
+            file.seek(0)
+            value = parse_json(file.read())
+        check_text(value)
+        return unsealed(value, path)
     except OSError as error:
         raise InputError(f"{what} must be a readable file, got {path}: {error.strerror}") from None
-    except ValueError:  # of the text's encoding or of the JSON in it
-        raise InputError(f"{what} must be JSON, got {path}") from None
+    except InputError:
+        raise
+    except ValueError as error:  # of the text's encoding or of the JSON in it
+        reason = "" if isinstance(error, json.JSONDecodeError) else f", which has {error}"
+        raise InputError(f"{what} must be JSON, got {path}{reason}") from None
+
+
+def check_regular(path: Path, what: object) -> None:
+    """Raises InputError for a pipe or a device, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{what} must be a regular file, got {path}")
 
 
 def is_part(path: Path) -> bool:

@@ -183,9 +183,7 @@ def test_the_choice_is_billed_where_the_stage_begins(whole, mixture):
         exact = flops_per_token(small, 16) * (before + billed / 3) + flops_per_token(large, 16) * after
         assert by_step[step]["flops"] == pytest.approx(flops, rel=1e-12)
         assert by_step[step]["flops_exact"] == pytest.approx(exact, rel=1e-12)
-    assert json.loads((whole / "choice-1.json").read_text())["flops"] == pytest.approx(
-        2 * parameter_count(small) * billed
-    )
+    assert tiny.read_json(whole / "choice-1.json")["flops"] == pytest.approx(2 * parameter_count(small) * billed)
 
 
 def test_a_checkpoint_chooses_too_in_a_first_stage_and_is_read_once(whole, corpus, tmp_path):

@@ -276,11 +276,11 @@ def test_a_workdir_that_holds_a_different_run(capsys, bench):
     assert "work, which holds a different run" in line and len(line) < 200
     # The same run again, in other words or by a growlm that had fewer settings, is no different one.
     assert main([*TRAIN, *small, "--config.seed=0", "--config.stages[0].batch=4.0"]) == 0
-    held = json.loads((bench / "work" / "config.json").read_text())
+    held = tiny.read_json(bench / "work" / "config.json")
     del held["document_mask"], held["evaluation"]["batch"], held["stages"][0]["model"]["rope_scaling"]
     (bench / "work" / "config.json").write_text(json.dumps(held))
     assert main([*TRAIN, *small]) == 0
-    assert "document_mask" in json.loads((bench / "work" / "config.json").read_text())
+    assert "document_mask" in tiny.read_json(bench / "work" / "config.json")
 
 
 def test_an_override_is_for_one_stage_though_the_file_shares_a_dict(capsys, bench):
@@ -290,7 +290,7 @@ def test_an_override_is_for_one_stage_though_the_file_shares_a_dict(capsys, benc
     (bench / "run.py").write_text("SCHEDULE = " + constant + "\n" + text.replace(constant, "SCHEDULE"))
     small = [f"--config.stages[{number}].tokens=64" for number in (0, 1)]
     assert main([*TRAIN, *small, "--config.stages[1].schedule.peak_lr=0.5"]) == 0
-    first, second = json.loads((bench / "work" / "config.json").read_text())["stages"]
+    first, second = tiny.read_json(bench / "work" / "config.json")["stages"]
     assert (first["schedule"]["peak_lr"], second["schedule"]["peak_lr"]) == (0.01, 0.5)
 
 
@@ -338,8 +338,7 @@ def test_train_says_how_a_run_was_begun_and_its_report_how_to_do_it_again(bench,
     monkeypatch.setattr(sys, "argv", ["growlm", *small])
     assert main(small) == 0
     path = bench / "work" / "run.json"
-    text = path.read_text()
-    begun = json.loads(text)
+    text, begun = path.read_text(), tiny.read_json(path)
     assert list(begun) == ["command", "hardware", "commit"] and begun["hardware"] == hardware()
     assert begun["command"] == f"growlm {shlex.join(small)}" and begun["commit"] == commit()
     monkeypatch.setattr(sys, "argv", ["growlm", *small, "--peak_flops=1e12"])
@@ -449,7 +448,7 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_says_so(capsys, bench, corpus
         (line,) = (line for line in err.splitlines() if line.startswith(f"growlm: run {name!r} failed: loss nan"))
         assert "between steps 1 and 2" in line
     assert "between steps 1 and 2" in out  # the table's note
-    summary = json.loads((bench / "work" / "sweep.json").read_text())["runs"]
+    summary = tiny.read_json(bench / "work" / "sweep.json")["runs"]
     assert {name: entry["status"] for name, entry in summary.items()} == {
         "bad": "failed",
         "good": "done",
@@ -458,7 +457,7 @@ def test_a_sweep_goes_on_past_a_run_that_fails_and_says_so(capsys, bench, corpus
     assert summary["good"]["error"] is None and "between steps 1 and 2" in summary["bad"]["error"]
     # One run of it again: what is known of the others stays.
     assert main([*SWEEP, "--run=good"]) == 0
-    assert json.loads((bench / "work" / "sweep.json").read_text())["runs"] == summary
+    assert tiny.read_json(bench / "work" / "sweep.json")["runs"] == summary
 
 
 def test_commands_run_from_a_path_where_nothing_is_installed(monkeypatch, capsys):

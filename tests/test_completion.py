@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from growlm.__main__ import COMMANDS, main
+from growlm.__main__ import main
+from growlm.commands.dispatch import COMMANDS
 
 pytest.importorskip("shtab")
 

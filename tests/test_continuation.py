@@ -1,7 +1,6 @@
 """A run that goes on in its folder: longer, with further stages, measured and kept in another way, or not at all."""
 
 import dataclasses
-import json
 import threading
 
 import pytest
@@ -110,4 +109,4 @@ def test_a_stage_that_was_begun_at_another_commit_says_so_and_keeps_it(corpus, t
         said = "begun at commit aaaa, and this is bbbb" in capsys.readouterr().err
         assert said == (commit == "bbbb")
     [stage] = (tmp_path / "run" / "checkpoints").glob("*/stage.json")
-    assert json.loads(stage.read_text())["commit"] == "aaaa"
+    assert tiny.read_json(stage)["commit"] == "aaaa"

@@ -1,6 +1,5 @@
 """The controls of a sweep: what the recipe makes of a grown run, and stages that are not trained."""
 
-import json
 import threading
 
 import pytest
@@ -123,7 +122,7 @@ def test_an_untrained_base_costs_nothing_and_is_measured_before_and_after_growth
     assert (second["stage"], second["tokens"], second["flops"]) == (1, 0, 0.0)
     assert first["val_loss"] == pytest.approx(5.5, abs=0.2) and second["val_loss"] == pytest.approx(5.5, abs=0.2)
     assert rest[-1]["tokens"] == 4 * tiny.STEP and rest[-1]["val_loss"] < second["val_loss"]
-    assert json.loads((untrained / "growth-1.json").read_text())["tokens"] == 0
+    assert tiny.read_json(untrained / "growth-1.json")["tokens"] == 0
 
 
 def test_stopped_after_every_step_it_ends_with_the_same_bits(corpus, untrained, tmp_path):

@@ -1,6 +1,5 @@
 """What is decided while a run trains: when a stage ends; the same whenever the run is cut off, and never twice."""
 
-import json
 import pathlib
 import threading
 
@@ -257,7 +256,7 @@ def assert_as_whole(folder, whole):
     """The same records but for the clock, the same decisions and the same arrays."""
     assert tiny.timeless(folder) == tiny.timeless(whole)
     for name in ("decision-0.json", "growth-1.json"):
-        have, want = (json.loads((home / name).read_text()) for home in (folder, whole))
+        have, want = (tiny.read_json(home / name) for home in (folder, whole))
         assert have | {"seconds": 0} == want | {"seconds": 0}
     have, want = tiny.checkpoints(folder), tiny.checkpoints(whole)
     ends = {(0, 6), (6, 6 + GROWN_STEPS)}
@@ -267,7 +266,7 @@ def assert_as_whole(folder, whole):
 
 
 def test_a_stage_ends_where_its_rule_is_met_and_the_last_one_takes_what_is_left(corpus, whole, tmp_path):
-    assert json.loads((whole / "decision-0.json").read_text())["end"]["step"] == 6
+    assert tiny.read_json(whole / "decision-0.json")["end"]["step"] == 6
     saved = find_saved(whole)
     assert saved.step == 6 + GROWN_STEPS and saved.model.layers == 2
     # As if somebody had known.
@@ -337,7 +336,7 @@ def test_runs_that_share_a_stage_share_its_decision(settings, whole, tmp_path):
     }
     for have, want in zip(tiny.timeless(tmp_path / "s" / "a"), tiny.timeless(whole), strict=True):
         assert have | want == have
-    summary = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    summary = tiny.read_json(tmp_path / "s" / "sweep.json")
     assert [stage["tokens"] for stage in summary["runs"]["c"]["stages"]] == [6 * STEP, 2 * STEP]
     assert summary["flops_trained"] == 6 * STEP * (6 * SMALL + (GROWN_STEPS + 2 + 2) * LARGE)
     assert {run["status"] for run in summary["runs"].values()} == {"done"}
@@ -356,7 +355,7 @@ def test_a_searched_run_is_known_to_be_done_where_its_stages_were_decided(settin
     for _ in range(2):  # the second time nothing is left
         plan = plan_sweep(config, tmp_path / "s")
         assert run_sweep(plan, tmp_path / "s", GO_ON, "", plan.select(None)) == {}
-        summary = json.loads((tmp_path / "s" / "sweep.json").read_text())
+        summary = tiny.read_json(tmp_path / "s" / "sweep.json")
         assert {run["status"] for run in summary["runs"].values()} == {"done"}
         assert [stage["tokens"] for stage in summary["runs"]["grown"]["stages"]] == [6 * STEP, 2 * STEP]
         assert tiny.records(tmp_path / "s" / "grown")[-1]["step"] == 8

@@ -17,7 +17,8 @@ from hub_server import hub
 from representatives import few
 
 import growlm
-from growlm.__main__ import COMMANDS, main
+from growlm.__main__ import main
+from growlm.commands.dispatch import COMMANDS
 from growlm.data import Request, prepare
 from growlm.growth import LIFTS, OPERATORS, ORDERS, SHRINKS, options_of, resolve
 from growlm.growth import operators as operators_file

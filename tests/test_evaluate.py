@@ -427,7 +427,7 @@ def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_pa
     assert main(["evaluate", *options, "--tasks=sciq", "--limit=3", "--batch=2"]) == 0
     out = capsys.readouterr().out
     (file,) = (workdir / "evaluations").iterdir()
-    held = json.loads(file.read_text())
+    held = tiny.read_json(file)
     assert held["results"]["sciq"]["sample_len"] == 3 and held["growlm"]["step"] == 10
     assert held["growlm"]["tasks"] == ["sciq"] and held["growlm"]["tokenizer"]["name"] == "bytes"
     shown = f"{held['results']['sciq']['acc_norm,none']:.4f}"
@@ -438,7 +438,7 @@ def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_pa
     assert str(file) in out
     assert main(["evaluate", *options, f"--output={tmp_path / 'out'}", "--step=4"]) == 0
     (other,) = (tmp_path / "out").iterdir()
-    assert json.loads(other.read_text())["growlm"]["step"] == 4
+    assert tiny.read_json(other)["growlm"]["step"] == 4
 
 
 def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
@@ -468,7 +468,7 @@ def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):
 def test_a_run_whose_corpus_is_gone_says_so(workdir, tmp_path, capsys):
     """It may have been a prepared one, with a tokenizer of its own."""
     shutil.copytree(workdir, tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config = tiny.read_json(tmp_path / "run" / "config.json")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"corpus": str(tmp_path / "gone")}))
     (tmp_path / "text.txt").write_text("Some text.")
     options = [f"--checkpoint={tmp_path / 'run'}", f"--perplexity={tmp_path / 'text.txt'}"]
@@ -482,7 +482,7 @@ def test_a_run_on_prepared_text_has_the_tokenizer_beside_it(workdir, tmp_path):
     prepared.prepared(prepared.write_sources(tmp_path / "text"), tmp_path / "prepared")
     tokenizer = load_tokenizer(str(tmp_path / "prepared"))
     shutil.copytree(workdir, tmp_path / "run")
-    config = json.loads((workdir / "config.json").read_text()) | {"corpus": str(tmp_path / "prepared")}
+    config = tiny.read_json(workdir / "config.json") | {"corpus": str(tmp_path / "prepared")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     model, _ = open_checkpoint(tmp_path / "run")
     assert model.tokenizer.name == str(tmp_path / "prepared")

@@ -204,8 +204,8 @@ def test_every_preset_grows_a_folder(folders, tmp_path, preset, capsys):
         if max(options["order"]) >= SOURCE.layers:
             sizes.append(f"--option.order={[layer % SOURCE.layers for layer in options['order']]}")
     folder = grow(folders / "llama-float32", tmp_path / "out", f"--operator={preset}", *sizes)
-    report = json.loads((folder / "growth.json").read_text())
-    verdict = json.loads((folder / "verify.json").read_text())
+    report = tiny.read_json(folder / "growth.json")
+    verdict = tiny.read_json(folder / "verify.json")
     assert verdict["ok"] and verdict["function"]["claimed"] == report["preserves_function"]
     assert read_model(folder)[0].layers == report["target"]["layers"]
     assert preset in (folder / "README.md").read_text()
@@ -238,7 +238,7 @@ def test_transformers_loads_what_grew_and_it_computes_the_same(name, tmp_path):
     tokens = hf.random_tokens(96)
     np.testing.assert_allclose(hf.logits_of(after, tokens), hf.logits_of(before, tokens), atol=1e-4)
     assert (after.config.model_type, after.config.num_hidden_layers) == (before.config.model_type, 5)
-    settings = json.loads((folder / "config.json").read_text())
+    settings = tiny.read_json(folder / "config.json")
     assert len(settings.get("layer_types", [0] * 5)) == 5
     assert (folder / "tokenizer.json").read_bytes() == b"{}" and (folder / "generation_config.json").exists()
     torch, _ = hf.needed()
@@ -280,8 +280,9 @@ def test_a_llama_whose_heads_divide_its_width_no_more_becomes_a_mistral(tmp_path
 
 def test_a_grown_folder_asks_for_no_code(tmp_path):
     write_model(tmp_path / "small", SOURCE, noisy(SOURCE))
+    (tmp_path / "small" / "checksums.json").unlink()
     code, files = {"auto_map": {"AutoModel": "evil.Model"}, "trust_remote_code": True}, {}
-    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    config = tiny.read_json(tmp_path / "small" / "config.json")
     files["config.json"] = config | code | {"custom_pipelines": {"x": {"impl": "evil.P"}}}
     files["tokenizer_config.json"] = {"eos_token": "é", "nested": [code | {"kept": 1}]} | code
     files["tokenizer.json"] = {"model": {"vocab": {"auto_map": 0, "a": 1}}}  # a token of that name
@@ -289,7 +290,7 @@ def test_a_grown_folder_asks_for_no_code(tmp_path):
         (tmp_path / "small" / name).write_text(json.dumps(value))
     arguments = [f"--source={tmp_path}/small", f"--output={tmp_path}/big", "--target.layers=8"]
     assert main(["grow", *arguments]) == 0
-    grown = {name: json.loads((tmp_path / "big" / name).read_text()) for name in files}
+    grown = {name: tiny.read_json(tmp_path / "big" / name) for name in files}
     assert not {*code, "custom_pipelines"} & grown["config.json"].keys()
     assert grown["config.json"]["num_hidden_layers"] == 8
     assert grown["tokenizer_config.json"] == {"eos_token": "é", "nested": [{"kept": 1}]}

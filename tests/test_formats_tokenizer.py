@@ -72,7 +72,7 @@ def convert(run, output):
 
 
 def ids_of(folder):
-    settings = json.loads((folder / "config.json").read_text())
+    settings = tiny.read_json(folder / "config.json")
     return settings["bos_token_id"], settings["eos_token_id"]
 
 
@@ -89,7 +89,7 @@ def test_transformers_loads_it_and_encodes_as_we_do(home, tmp_path, kind, capsys
         assert theirs.decode(ours.encode(text)) == text
     assert ids_of(folder) == (theirs.bos_token_id, theirs.eos_token_id) == (ours.bos, ours.eos)
     assert (ours.bos is None) == (kind == "trained")
-    said = json.loads((folder / "tokenizer_config.json").read_text())
+    said = tiny.read_json(folder / "tokenizer_config.json")
     assert said["add_bos_token"] is False  # what reads a tokenizer.model adds it else, as `growlm evaluate` does
     again = load_tokenizer(folder)
     assert (again.eos, again.bos) == (ours.eos, ours.bos)
@@ -100,7 +100,7 @@ def test_transformers_loads_it_and_encodes_as_we_do(home, tmp_path, kind, capsys
 
 def test_bytes_have_no_file_and_an_eos(home, tmp_path, capsys):
     folder = convert(home / "run-bytes", tmp_path / "out")
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
     assert ids_of(folder) == (None, 0) and "no tokenizer" not in capsys.readouterr().err
 
 
@@ -125,14 +125,14 @@ def test_without_its_corpus_it_goes_on_and_says_so(home, tmp_path, monkeypatch, 
     """And gets the tokenizer again where it trains on from there on such a corpus."""
     for name in ("text-trained", "text-pair", "run-trained"):
         shutil.copytree(home / name, tmp_path / name)
-    config = json.loads((tmp_path / "run-trained" / "config.json").read_text())
+    config = tiny.read_json(tmp_path / "run-trained" / "config.json")
     corpus = str(tmp_path / "text-trained")
     (tmp_path / "run-trained" / "config.json").write_text(json.dumps(config | {"corpus": corpus}))
     damage(tmp_path)
     folder = convert(tmp_path / "run-trained", tmp_path / "out")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("growlm: "))
     assert line.startswith("growlm: no tokenizer comes along: ") and said in line
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
     assert ids_of(folder) == (None, None)
     if damage is moved:
         begin = tiny.stage(1, model=MODEL, init_from=str(folder))

@@ -152,7 +152,7 @@ def test_growth_at_once_costs_nothing_and_keeps_the_function(home, tmp_path, beg
     assert after.params["blocks"]["mlp"]["up"].shape[0] == large.layers
     assert (steps[-1]["tokens"], steps[-1]["flops"]) == (2 * STEP, 6 * parameter_count(large) * 2 * STEP)
     assert set(tiny.checkpoints(tmp_path / "run")) == {(0, 2)}
-    report = json.loads((tmp_path / "run" / "growth-1.json").read_text())
+    report = tiny.read_json(tmp_path / "run" / "growth-1.json")
     assert (report["step"], report["preserves_function"]) == (0, True)
     cost = {"theirs": "FLOPs are not known", "ours": "FLOPs are not counted"}
     (row,) = summarise(tmp_path / "run")
@@ -186,7 +186,7 @@ def test_a_growth_that_does_not_keep_the_function_is_that_of_growlm_grow(home, t
 def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, capsys):
     train(config_of(home, first(home / "ours", 1)), tmp_path / "next", GO_ON)
     spent = {name: tiny.records(home / "ours")[-1][name] for name in ("tokens", "flops")}
-    said = json.loads((tmp_path / "next" / "init_from.json").read_text())
+    said = tiny.read_json(tmp_path / "next" / "init_from.json")
     assert said.pop("fingerprint") == find_source(home / "ours").fingerprint
     assert said == {"folder": str(home / "ours"), "kind": "growlm", "step": 4} | spent
     assert f"next 1/1: begins from {home / 'ours'} (growlm, step 4); its 256 tokens and" in capsys.readouterr().err
@@ -204,7 +204,7 @@ def test_what_was_spent_before_is_not_billed_and_not_forgotten(home, tmp_path, c
     assert (big.tokens, big.flops, big.model.layers) == (last.tokens, last.flops, 4)
 
     train(config_of(home, first(home / "theirs", 1)), tmp_path / "of theirs", GO_ON)
-    said = json.loads((tmp_path / "of theirs" / "init_from.json").read_text())
+    said = tiny.read_json(tmp_path / "of theirs" / "init_from.json")
     assert said["kind"] == "Hugging Face, llama" and said["tokens"] is said["flops"] is None
     assert "(Hugging Face, llama); its cost is not known" in capsys.readouterr().err
     unknown = find_saved(tmp_path / "of theirs")

@@ -25,7 +25,8 @@ def home(tmp_path_factory):
     """A checkpoint in bfloat16 with files beside its weights, and a run that grew it and trained it on."""
     folder = tmp_path_factory.mktemp("home")
     write_model(folder / "theirs", SMALL, noisy(SMALL), dtype="bfloat16")
-    settings = json.loads((folder / "theirs" / "config.json").read_text())
+    (folder / "theirs" / "checksums.json").unlink()
+    settings = tiny.read_json(folder / "theirs" / "config.json")
     (folder / "theirs" / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 4096}))
     (folder / "theirs" / "generation_config.json").write_text('{"temperature": 0.6}')
     (folder / "theirs" / "LICENSE").write_text("Apache 2.0")
@@ -41,7 +42,7 @@ def test_it_goes_back_with_its_files_and_in_its_dtype(home, tmp_path, dtype):
     asked = [] if dtype == "bfloat16" else [f"--dtype={dtype}"]
     out = tmp_path / "out"
     assert main(["convert", f"--source={home / 'run'}", f"--output={out}", "--to=huggingface", *asked]) == 0
-    settings = json.loads((out / "config.json").read_text())
+    settings = tiny.read_json(out / "config.json")
     assert (settings["num_hidden_layers"], settings["max_position_embeddings"]) == (3, 4096)
     assert (out / "generation_config.json").read_text() == '{"temperature": 0.6}'
     assert (out / "LICENSE").read_text() == "Apache 2.0"
@@ -76,5 +77,5 @@ def test_a_run_that_goes_on_from_such_a_run_has_them_too(home, tmp_path):
     begin = tiny.stage(1, model=dataclasses.asdict(read_config(home / "run")), init_from=str(home / "run"))
     train(tiny.run_config(str(home / "corpus.txt"), begin), tmp_path / "on", threading.Event())
     kept = sorted(path.name for path in (tmp_path / "on" / "huggingface").iterdir())
-    assert kept == ["LICENSE", "config.json", "dtypes.json", "generation_config.json"]
+    assert kept == ["LICENSE", "checksums.json", "config.json", "dtypes.json", "generation_config.json"]
     assert kept == sorted(path.name for path in (home / "run" / "huggingface").iterdir())

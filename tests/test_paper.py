@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from records import PAGES, write_records
 from test_docs import checked, commands
 
@@ -107,7 +108,7 @@ def test_a_size_runs_as_tiny(size, tmp_path):
     variant = "tiny" if size == "tiny" else f"{size}_tiny"
     command = ["sweep", f"--config={FILE}:{variant}", f"--workdir={tmp_path}", "--run=grown"]
     assert main(command) == 0
-    lines = [json.loads(line) for line in (tmp_path / "grown" / "metrics.jsonl").read_text().splitlines()]
+    lines = tiny.read_lines(tmp_path / "grown" / "metrics.jsonl")
     assert {line["stage"] for line in lines} == {0, 1}
     assert np.isfinite(lines[-1]["val_loss"])
 
@@ -215,7 +216,7 @@ def test_a_released_checkpoint_is_scored_on_the_papers_tasks(released, tmp_path,
     said = capsys.readouterr().out
     assert "average of the paper's 7 accuracies: acc 0." in said and "word_perplexity" in said
     (written,) = (folder / "evaluations").glob("results_*.json")
-    assert set(json.loads(written.read_text())["results"]) == set(PAPER)
+    assert set(tiny.read_json(written)["results"]) == set(PAPER)
 
 
 def test_weights_as_they_were_released_are_refused_in_a_line(released, capsys):

@@ -17,6 +17,7 @@ from prepared import TEXTS, documents, failed, prepared, read, request, shard_by
 
 from growlm.data import load_corpus, load_tokenizer, prepare, verify
 from growlm.data.documents import Reading
+from growlm.data.shards import read_manifest
 from growlm.errors import InputError
 
 
@@ -206,7 +207,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(long, tmp_path):
 def test_a_folder_that_is_done_is_left_as_it_is(source, tmp_path):
     folder = prepared(source, tmp_path / "out")
     before = tiny.snapshot(folder)
-    assert prepare(request(source, folder, workers=3)) == json.loads((folder / "manifest.json").read_text())
+    assert prepare(request(source, folder, workers=3)) == read_manifest(folder)
     assert tiny.snapshot(folder) == before
 
 
@@ -349,7 +350,7 @@ def test_a_copy_of_the_source_is_the_source(source, tmp_path):
     folder = prepared(source, tmp_path / "out")
     for path in source.iterdir():
         os.utime(path, (1, 1))
-    assert prepare(request(source, folder)) == json.loads((folder / "manifest.json").read_text())
+    assert prepare(request(source, folder)) == read_manifest(folder)
 
 
 @pytest.mark.parametrize("at", [0, 300_000, 600_000])

@@ -1,7 +1,6 @@
 """Growths that are tried before one of them is taken: the better by construction, paid for, never tried twice."""
 
 import dataclasses
-import json
 import threading
 
 import pytest
@@ -80,7 +79,7 @@ def whole(corpus, tmp_path_factory):
 
 
 def decision_of(folder):
-    return json.loads((folder / "decision-1.json").read_text())["growth"]
+    return tiny.read_json(folder / "decision-1.json")["growth"]
 
 
 def assert_as(folder, whole):
@@ -113,7 +112,7 @@ def test_the_better_growth_is_taken_from_its_start_and_the_probe_is_paid_for(cor
         assert same == plain_one
     ends = (tiny.checkpoints(home)[3, 8] for home in (whole, tmp_path / "plain"))
     tiny.assert_same_arrays(*map(tiny.read_checkpoint, ends))
-    report = json.loads((whole / "growth-1.json").read_text())
+    report = tiny.read_json(whole / "growth-1.json")
     assert (report["operator"], report["options"]) == ("direct", EXACT["options"])
     assert report["probe"] == decision and report["seconds"] > decision["seconds"]
     assert find_saved(whole).masks is None and find_saved(whole).step == 8
@@ -254,7 +253,7 @@ def test_the_command_tries_growths_on_a_run_and_leaves_it_as_it_is(corpus, whole
     arguments = ["probe", f"--config={config}", f"--checkpoint={whole}", f"--workdir={tmp_path / 'probed'}"]
     assert main(arguments) == 0
     assert tiny.snapshot(whole) == before
-    found, own = json.loads((tmp_path / "probed" / "probe.json").read_text()), decision_of(whole)
+    found, own = tiny.read_json(tmp_path / "probed" / "probe.json"), decision_of(whole)
     assert (found["step"], found["checkpoint"]) == (3, str(whole))
     assert {name: found[name] for name in ("chosen", "steps", "flops", "candidates")} == {
         name: own[name] for name in ("chosen", "steps", "flops", "candidates")

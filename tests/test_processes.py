@@ -1,7 +1,6 @@
 """Real processes on loopback: they train, grow, save, are stopped and killed, and go on as others."""
 
 import http.server
-import json
 import os
 import signal
 import socket
@@ -109,7 +108,7 @@ def test_two_processes_decide_as_one(settings, tmp_path):
     assert_as_on_one(tiny.records(tmp_path / "run"), settings, tmp_path / "one")
     steps = [(record["stage"], record["step"]) for record in tiny.records(tmp_path / "run")]
     assert (0, 4) in steps and (0, 5) not in steps and steps[-1] == (1, 12)
-    found = [json.loads((folder / "decision-1.json").read_text()) for folder in (tmp_path / "run", tmp_path / "one")]
+    found = [tiny.read_json(folder / "decision-1.json") for folder in (tmp_path / "run", tmp_path / "one")]
     assert found[0]["growth"]["chosen"] == found[1]["growth"]["chosen"]
 
 
@@ -147,7 +146,7 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
         "metrics.jsonl",
         "run.json",
     ]
-    assert json.loads((run / "run.json").read_text())["hardware"].startswith("4 x cpu")
+    assert tiny.read_json(run / "run.json")["hardware"].startswith("4 x cpu")
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def assert_as_reference(bench: Bench, name: str) -> None:
     """The same records but for the clock, the same reports and the same arrays."""
     folder, reference = bench.folder / name, bench.folder / "reference"
     assert tiny.timeless(folder) == tiny.timeless(reference)
-    have, want = (json.loads((home / "growth-1.json").read_text()) for home in (folder, reference))
+    have, want = (tiny.read_json(home / "growth-1.json") for home in (folder, reference))
     assert have | {"seconds": 0} == want | {"seconds": 0}
     have, want = tiny.checkpoints(folder), tiny.checkpoints(reference)
     assert have.keys() == want.keys() == {(0, STEPS), (STEPS, TOTAL)}
@@ -229,12 +229,12 @@ def test_a_killed_sweep_goes_on_and_its_runs_have_the_bits_of_a_run_alone(bench)
     for where in ({"kind": "rename", "where": "/grown/config.json"}, {"kind": "batch", "n": STEPS + 7}):
         code, said = bench.finish("shared", where, command="sweep")
         assert code == -signal.SIGKILL, said
-    sweep = json.loads((bench.folder / "shared" / "sweep.json").read_text())
+    sweep = tiny.read_json(bench.folder / "shared" / "sweep.json")
     assert {name: entry["status"] for name, entry in sweep["runs"].items()} == {"base": "done", "grown": "pending"}
 
     code, said = bench.finish("shared", command="sweep")
     assert code == 0 and "report.html" in said, said
-    sweep = json.loads((bench.folder / "shared" / "sweep.json").read_text())
+    sweep = tiny.read_json(bench.folder / "shared" / "sweep.json")
     assert {entry["status"] for entry in sweep["runs"].values()} == {"done"}
     assert tiny.timeless(bench.folder / "shared" / "grown") == tiny.timeless(bench.folder / "reference")
     have, want = tiny.checkpoints(bench.folder / "shared"), tiny.checkpoints(bench.folder / "reference")
@@ -269,7 +269,7 @@ def test_a_run_killed_around_its_decisions_makes_the_same_and_ends_with_the_same
     have, want = (tmp_path / name for name in ("killed", "reference"))
     assert tiny.timeless(have) == tiny.timeless(want)
     for number, kind in enumerate(("end", "growth")):
-        ours, theirs = (json.loads((home / f"decision-{number}.json").read_text())[kind] for home in (have, want))
+        ours, theirs = (tiny.read_json(home / f"decision-{number}.json")[kind] for home in (have, want))
         assert ours | {"seconds": 0} == theirs | {"seconds": 0}
     for end in ((0, 6), (6, 6 + STEPS)):
         paths = (tiny.checkpoints(home)[end] for home in (have, want))

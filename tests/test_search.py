@@ -51,7 +51,7 @@ def trained(config, folder, name=None, stop=None):
 
 
 def written(folder):
-    return json.loads((folder / "sweep.json").read_text())
+    return tiny.read_json(folder / "sweep.json")
 
 
 # What the settings stand for.
@@ -184,7 +184,7 @@ def test_two_seeds_of_a_search_end_to_end(corpus, tmp_path, capsys):
     assert tiny.records(folder / "seed-3" / "grown") == tiny.records(folder / "seed-3" / f"grown@peak_lr={GOOD}")
     assert all(stage["reused"] for stage in first["runs"]["grown"]["stages"])
     for seed in (3, 4):
-        run = json.loads((folder / f"seed-{seed}" / "grown" / "config.json").read_text())
+        run = tiny.read_json(folder / f"seed-{seed}" / "grown" / "config.json")
         assert (run["seed"], run["stages"][-1]["schedule"]["peak_lr"]) == (seed, GOOD)
     assert list(second["runs"]) == ["grown", "scratch", "short"]
     assert {entry["status"] for entry in second["runs"].values()} == {"done"}
@@ -326,7 +326,7 @@ def test_further_values_and_seeds_go_on_and_fewer_are_refused(corpus, whole, tmp
     for name, of_run in found["search"]["runs"].items():
         assert (of_run["chosen"], of_run["at_end"]) == (0.05, True)
         assert tiny.records(folder / name) == tiny.records(folder / f"{name}@peak_lr=0.05")
-        assert json.loads((folder / name / "config.json").read_text())["stages"][0]["schedule"]["peak_lr"] == 0.05
+        assert tiny.read_json(folder / name / "config.json")["stages"][0]["schedule"]["peak_lr"] == 0.05
     assert {entry["status"] for entry in found["runs"].values()} == {"done"}
     assert before.keys() <= tiny.snapshot(folder / "stages").keys()
 

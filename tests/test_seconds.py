@@ -1,7 +1,6 @@
 """Seconds on record, by a clock that goes on when a test says so."""
 
 import itertools
-import json
 import threading
 from types import SimpleNamespace
 
@@ -68,7 +67,7 @@ def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkey
         assert tiny.train_in_parts(config, folder) > 3
     else:
         train(config, folder, GO_ON)
-    assert [json.loads((folder / f"growth-{n}.json").read_text())["seconds"] for n in (1, 2)] == [1000.0, 1000.0]
+    assert [tiny.read_json(folder / f"growth-{n}.json")["seconds"] for n in (1, 2)] == [1000.0, 1000.0]
     recorded = tiny.records(folder)
     seconds = [[r["seconds"] for r in recorded if r["stage"] == stage] for stage in range(3)]
     assert all(one == sorted(one) and 0 <= one[-1] - one[0] < 1000 for one in seconds)

@@ -78,7 +78,7 @@ def test_batches_do_not_see_where_a_shard_ends(sizes, length, start):
 
 def test_a_prepared_folder_is_a_corpus(whole):
     corpus = load_corpus(str(whole))
-    manifest = json.loads((whole / "manifest.json").read_text())
+    manifest = tiny.read_json(whole / "manifest.json")
     assert len({row["name"] for row in manifest["shards"] if row["split"] == "train"}) > 3
     assert (corpus.vocab, corpus.eos, corpus.documents) == (256, 0, len(TEXTS))
     for split, found in (("train", corpus.train), ("validation", corpus.validation)):
@@ -158,7 +158,7 @@ def rewrite(corpus, path, change):
     data = np.fromfile(path, "<u8" if path.suffix == ".idx" else "<u2")
     change(data)
     data.tofile(path)
-    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest = tiny.read_json(corpus / "manifest.json")
     row = next(row for row in manifest["shards"] if row["name"] == path.stem)
     row["index_sha256" if path.suffix == ".idx" else "sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (corpus / "manifest.json").write_text(json.dumps(manifest))
@@ -212,7 +212,7 @@ def test_verify_needs_a_prepared_folder(tmp_path):
 
 def test_a_finished_folder_is_not_taken_for_whole_when_it_is_not(corpus, whole):
     first(corpus).unlink()
-    (source,) = json.loads((whole / "manifest.json").read_text())["settings"]["sources"]
+    (source,) = tiny.read_json(whole / "manifest.json")["settings"]["sources"]
     with pytest.raises(InputError, match="missing"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("growlm.data.textfiles.SMALLEST_PART", 4000)
         prepare(request(source, corpus, validation="0.1"))

@@ -218,7 +218,7 @@ def test_a_hugging_face_folder_is_undone_to_the_byte(tmp_path, capsys, dtype, si
     assert before.model == after.model
     for name, tensor in before.tensors.items():
         assert tensor.read().tobytes() == after.tensors[name].read().tobytes(), name
-    verdict = json.loads((tmp_path / "back" / "verify.json").read_text())
+    verdict = tiny.read_json(tmp_path / "back" / "verify.json")
     assert verdict["loss_after"] == pytest.approx(verdict["loss_before"], abs=1e-4)
     assert "shrunk from" in (tmp_path / "back" / "README.md").read_text()
     assert main(["grow", "--undo", f"--source={tmp_path}/small", f"--output={tmp_path}/no"]) == 2

@@ -221,7 +221,7 @@ def test_learning_the_maps_is_on_the_stages_own_batches_and_is_paid_for(corpus, 
     assert begin["flops"] - end["flops"] == 6 * n * 3 * 32 and begin["tokens"] == end["tokens"]
     # Attention costs 6 x layers x heads x head_dim x (length + 1) a token, lookup and gains nothing.
     assert begin["flops_exact"] - end["flops_exact"] == (6 * (n - 256 * 16 - 5 * 16) + 2 * 6 * 16 * 17) * 3 * 32
-    report = json.loads((tmp_path / "run" / "growth-1.json").read_text())
+    report = tiny.read_json(tmp_path / "run" / "growth-1.json")
     assert report["learning"]["steps"] == 3 and report["learning"]["tokens"] == 96
     assert report["learning"]["flops"] == 6 * n * 96
     assert report["learning"]["loss_after"] != report["learning"]["loss_before"]
@@ -329,7 +329,7 @@ def test_a_run_of_an_older_growlm_goes_on(corpus, tmp_path):
     config = tiny.run_config(corpus, tiny.stage(2), tiny.grown(1, 4, growth={"operator": "g_stack"}))
     train(config, tmp_path / "run", GO_ON)
     trained, path = tiny.timeless(tmp_path / "run"), tmp_path / "run" / "config.json"
-    held = json.loads(path.read_text())
+    held = tiny.read_json(path)
     for stage in held["stages"]:
         stage["schedule"]["peak"], stage["schedule"]["final"] = (
             stage["schedule"].pop(name) for name in ("peak_lr", "end_lr_ratio")
@@ -338,7 +338,7 @@ def test_a_run_of_an_older_growlm_goes_on(corpus, tmp_path):
     path.write_text(json.dumps(held))
     train(config, tmp_path / "run", GO_ON)
     assert tiny.timeless(tmp_path / "run") == trained
-    assert json.loads(path.read_text()) == json.loads(json.dumps(plain(config)))
+    assert tiny.read_json(path) == json.loads(json.dumps(plain(config)))
 
 
 def test_the_hashes_of_stages_stay_what_they_were():

@@ -1,7 +1,6 @@
 """Sweeps: runs that begin alike share their beginning, and end as if each had been trained alone."""
 
 import contextlib
-import json
 import random
 import threading
 
@@ -88,7 +87,7 @@ def test_ten_timings_cost_one_base_and_say_so(corpus, alone, tmp_path, capsys, t
     base = 6 * parameter_count(SMALL) * STEP
     saved, trained = base * (sum(TIMINGS) - 20), base * 20 + 6 * parameter_count(LARGE) * STEP * 20
     assert f"10 runs, {trained:.2e} FLOPs to train; sharing stages saves {saved:.2e} FLOPs" in listing
-    sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    sweep = tiny.read_json(tmp_path / "sweep" / "sweep.json")
     assert (sweep["flops_saved_by_sharing"], sweep["flops_trained"]) == (saved, trained)
     bases = {entry["stages"][0]["address"] for entry in sweep["runs"].values()}
     ends = {entry["stages"][1]["address"] for entry in sweep["runs"].values()}
@@ -127,7 +126,7 @@ def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, tra
     run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select("at8"))
     assert trained_steps == {1: 8, 2: 2}
     assert_as_alone(tmp_path / "sweep", alone)
-    status = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["runs"]
+    status = tiny.read_json(tmp_path / "sweep" / "sweep.json")["runs"]
     assert {name: entry["status"] for name, entry in status.items()} == {"at20": "pending", "at8": "done"}
     run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None))
     assert trained_steps == {1: 20, 2: 4}

@@ -137,7 +137,7 @@ def breaking(monkeypatch):
 def test_a_run_that_fails_is_reported_and_the_others_go_on(corpus, tmp_path, capsys, breaking, error, line):
     breaking.append(error)
     assert run_all(corpus, tmp_path / "s") == {"second": line}
-    runs = json.loads((tmp_path / "s" / "sweep.json").read_text())["runs"]
+    runs = tiny.read_json(tmp_path / "s" / "sweep.json")["runs"]
     assert {name: entry["status"] for name, entry in runs.items()} == {
         "first": "done",
         "second": "failed",

@@ -213,7 +213,7 @@ def test_a_system_is_trained_stopped_and_resumed_from_end_to_end(tmp_path, syste
     found = [tiny.read_checkpoint(tiny.checkpoints(tmp_path / name)[last]) for name in ("named", "spelled")]
     tiny.assert_same_arrays(*found)
 
-    kept = json.loads((tmp_path / "named/config.json").read_text())
+    kept = tiny.read_json(tmp_path / "named/config.json")
     assert kept["system"] == system and [stage["model"]["layers"] for stage in kept["stages"]] == [4]
     assert find_saved(tmp_path / "named").model.layers == 4
     (study,) = read(tmp_path / "named").runs.values()

@@ -425,7 +425,7 @@ def test_the_optimizer_state_is_mapped_or_reset_at_growth(corpus, tmp_path, monk
     with pytest.raises(StoppedError):
         train(config, tmp_path / "run", GO_ON)
 
-    report = json.loads((tmp_path / "run" / "growth-1.json").read_text())
+    report = tiny.read_json(tmp_path / "run" / "growth-1.json")
     assert (report["optimizer_state"], report["step"], report["tokens"]) == (optimizer_state, 3, 3 * STEP)
     assert report["order"] == [0, 1, 1]
     before, grown = tiny.read_checkpoint(tiny.checkpoints(tmp_path / "run")[0, 3]), begun[1]

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from growlm.checked import KEY
 from growlm.errors import StoppedError
 from growlm.training.config import build_run
 from growlm.training.run import train
@@ -87,7 +88,19 @@ def train_in_parts(config, folder: Path) -> int:
 
 def records(folder: Path) -> list[dict]:
     """metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_lines(folder / "metrics.jsonl")
+
+
+def read_json(path: Path):
+    """What a JSON file says, without its checksum."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return {key: item for key, item in value.items() if key != KEY} if isinstance(value, dict) else value
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The objects in a file of JSON lines, without their checksums."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [{key: item for key, item in line.items() if key != KEY} for line in lines]
 
 
 def losses(folder: Path) -> list[float]:

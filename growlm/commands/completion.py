@@ -13,7 +13,7 @@ FOLDER = "DIR"  # how options call a folder, in their help
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
-    from growlm.__main__ import COMMANDS, parser
+    from growlm.commands.dispatch import COMMANDS, parser
 
     shtab = import_library("shtab")
     whole = parser(COMMANDS)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from growlm.checked import check_files
 from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, push
 from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
@@ -56,6 +57,7 @@ from growlm.training.saved import (
     Saved,
     check_open,
     find_saved,
+    of_the_newest,
     read_state,
     save_grown,
     save_imported,
@@ -77,6 +79,7 @@ FORMATS = ("huggingface", "growlm")
 CLASSES = {JSON: "PreTrainedTokenizerFast", MODEL: "LlamaTokenizer", VOCABULARY: "GPT2Tokenizer"}
 
 
+@of_the_newest
 def convert_folder(source: Path, output: Path, to: str, dtype: str | None = None, step: int | None = None) -> None:
     """Write a folder of the other kind.
 
@@ -149,6 +152,7 @@ def _export(saved: Saved, output: Path, dtype: str | None) -> None:
     imported, settings, dtypes = saved.folder / IMPORTED, {}, None
     check_open(saved)
     if imported.is_dir():
+        check_files(imported)
         settings = read_object(inside(imported, CONFIG))
         dtypes = read_object(inside(imported, STORED_DTYPES))
         if dtype:

@@ -8,20 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growlm.checked import check_files
 from growlm.commands.options import CHECKPOINT, JSON, STEP, Keys, installed_version, one, pairs, print_json
 from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.evaluation.table import table
-from growlm.files import write_json
+from growlm.files import check_regular, write_sealed
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import read_object
 from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.processes import is_first, join_processes
-from growlm.training.saved import IMPORTED, Saved, find_saved, read_state
+from growlm.training.saved import IMPORTED, Saved, find_saved, of_the_newest, read_state
 
 OPTIONS = {
     "--checkpoint": CHECKPOINT,
@@ -106,12 +107,13 @@ def run_evaluation(
     path = output / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"  # as the harness calls its own
     if write:
         output.mkdir(parents=True, exist_ok=True)
-        write_json(path, results)
+        write_sealed(path, results)
     return results, path
 
 
 def read_text(path: Path) -> str:
     """The text of a file. Raises InputError where it cannot be read, or is not UTF-8."""
+    check_regular(path, "a text")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -127,6 +129,7 @@ def _check_writable(output: Path) -> None:
         raise InputError(f"output {output} cannot be written: say --output=DIR in a folder of yours")
 
 
+@of_the_newest
 def open_checkpoint(
     folder: Path,
     *,
@@ -163,6 +166,7 @@ def open_checkpoint(
         return dataclasses.replace(model, params=read_params(source)).on_mesh(devices), {}
     saved = find_saved(folder, step)
     imported = saved.folder / IMPORTED
+    check_files(imported)
     if saved.data is None and imported.is_dir():
         settings = read_object(imported / CONFIG)
         reads = _as_imported(imported, settings, tokenizer, length or saved.model.longest)

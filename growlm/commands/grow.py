@@ -4,6 +4,7 @@ import argparse
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, push
 from growlm.errors import InputError
@@ -33,12 +34,17 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.list:
         print(_list_growths())
         return 0
-    from growlm.commands.grow_checkpoint import describe_plan, plan_grow, plan_undone, run_grow
+    from growlm.training.saved import of_the_newest
 
     needed = {"--source": args.source} | ({} if args.dry_run else {"--output": args.output})
     if missing := [option for option, value in needed.items() if value is None]:
         raise InputError(f"grow needs {missing[0]}=DIR (see growlm grow --help)")
-    options, sizes = pairs("--option", keys), pairs("--target", keys)
+    return of_the_newest(_grow)(args, pairs("--option", keys), pairs("--target", keys))
+
+
+def _grow(args: argparse.Namespace, options: dict[str, Any], sizes: dict[str, Any]) -> int:
+    from growlm.commands.grow_checkpoint import describe_plan, plan_grow, plan_undone, run_grow
+
     settings = {"output": args.output, "optimizer_state": args.optimizer_state, "step": args.step}
     if args.undo:
         given = {

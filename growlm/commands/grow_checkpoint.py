@@ -317,6 +317,7 @@ def run_grow(plan: GrowPlan, *, verified: bool, log: Log) -> str:
 
 def _grow_folder(plan: GrowPlan, verified: bool, log: Log) -> str:
     source, folder = plan.source, plan.folder
+    source.check_weights()
     log(f"growing {pinned(source.folder) or source.folder}, {source.nbytes:,} bytes, to {folder.nbytes:,} bytes")
     outcome = "not verified"
 

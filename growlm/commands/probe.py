@@ -24,7 +24,7 @@ PROBE_FILE = "probe.json"
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
-    from growlm.files import write_json
+    from growlm.files import write_sealed
     from growlm.training.config import build_run, load_config
     from growlm.training.metrics import reproduction
     from growlm.training.processes import is_first, join_processes
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         found = run_probe(*plan)
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / PROBE_FILE, found | reproduction(options.command_line()))
+        write_sealed(workdir / PROBE_FILE, found | reproduction(options.command_line()))
         print(f"{table(found)}\n\nwritten: {workdir / PROBE_FILE}")
     return 0
 

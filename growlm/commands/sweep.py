@@ -15,6 +15,7 @@ OPTIONS = {
     **PROFILING,
 }
 KEYS = CONFIG_KEYS
+TAKES_SIGNALS = True  # from the first moment to the last: `stop_requests` is between
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:

@@ -7,6 +7,7 @@ from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Key
 
 OPTIONS = {"--workdir": WORKDIR, "--config": CONFIG, **PROFILING}
 KEYS = CONFIG_KEYS
+TAKES_SIGNALS = True  # from the first moment to the last: `stop_requests` is between
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:

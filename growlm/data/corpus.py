@@ -22,6 +22,7 @@ from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open
 from growlm.data.tokenized import is_tokenized, open_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, load_tokenizer
 from growlm.errors import InputError, must_be
+from growlm.files import check_regular
 
 VOCAB = 256
 EOS = b"\0"  # never inside a document: text with a NUL byte is refused
@@ -203,6 +204,7 @@ def _walk(root: Path) -> Iterator[Path]:
 def _text(path: Path) -> bytes:
     """The bytes of a file, checked to be text."""
     try:
+        check_regular(path, "a text")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

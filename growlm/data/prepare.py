@@ -12,7 +12,6 @@ shards depend on the part alone, so that after a kill the same command goes on a
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import shutil
 import sys
@@ -43,7 +42,7 @@ from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, Rows, run_parts
 from growlm.errors import InputError, check_name, check_range, must_be
-from growlm.files import is_part, locked, write_json
+from growlm.files import is_part, locked, read_json, write_sealed
 
 RECORDS = "parts"  # folder of the records of finished parts
 GOES_ON = "finished parts are kept, and the same command goes on"
@@ -290,7 +289,7 @@ def _clear_parts(output: Path) -> None:
 def write_plan(work: Work, rule: Rule) -> None:
     """Writes what all processes need: the plan, and the tokenizer, trained first if asked for."""
     output, request = work.request.output, work.request
-    write_json(output / PLAN, _plan(work, rule))
+    write_sealed(output / PLAN, _plan(work, rule))
     (output / RECORDS).mkdir(exist_ok=True)
     if (output / SETTINGS).exists():
         return
@@ -314,12 +313,12 @@ def job_of(work: Work, rule: Rule) -> Job:
 def recorded(output: Path) -> dict[int, Rows]:
     """The manifest's rows of the parts that are done, by their numbers."""
     paths = (output / RECORDS).glob("[0-9]*.json")
-    return {int(path.stem): json.loads(path.read_text(encoding="utf-8"))["shards"] for path in paths}
+    return {int(path.stem): read_json(path, "record of a part")["shards"] for path in paths}
 
 
 def write_record(output: Path, number: int, rows: Rows) -> None:
     """Says that the shards of a part are written."""
-    write_json(output / RECORDS / f"{number:05}.json", {"shards": rows})
+    write_sealed(output / RECORDS / f"{number:05}.json", {"shards": rows})
 
 
 def write_manifest(work: Work, rule: Rule) -> dict[str, Any]:
@@ -330,7 +329,7 @@ def write_manifest(work: Work, rule: Rule) -> dict[str, Any]:
     _clear_parts(output)
     counted = _counted(work, [row for number in range(len(work.parts)) for row in rows[number]])
     manifest = _plan(work, rule) | counted
-    write_json(output / MANIFEST, manifest)
+    write_sealed(output / MANIFEST, manifest)
     (output / PLAN).unlink()
     shutil.rmtree(output / RECORDS)
     return manifest

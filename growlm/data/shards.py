@@ -11,19 +11,22 @@ The manifest is written last: a folder without one is not finished.
 import bisect
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from growlm.errors import InputError, must_be
+from growlm.checked import parse_json, unsealed
+from growlm.errors import InputError, check_count, check_name, check_range, must_be
 
 FORMAT = "growlm token shards 1"
 MANIFEST, PLAN = "manifest.json", "plan.json"
 SPLITS = ("train", "validation")
+DTYPES = ("<u2", "<u4")
 TOKENS_SUFFIX, INDEX_SUFFIX = ".bin", ".idx"
 INDEX_DTYPE = np.dtype("<u8")
 HASHED_BYTES = 2**16
@@ -72,7 +75,7 @@ class ShardedTokens:
 
 def dtype_of(vocab: int) -> np.dtype:
     """The narrowest type of a shard's tokens."""
-    return np.dtype("<u2" if vocab <= 2**16 else "<u4")
+    return np.dtype(DTYPES[vocab > 2**16])
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -88,19 +91,55 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def read_format(path: Path) -> dict[str, Any] | None:
     """A manifest or plan; None where there is none, as a folder of text may have any manifest.json.
 
-    Raises InputError where it is of another version.
+    Raises InputError where it is of another version, damaged or altered.
     """
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError:
         return None
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("growlm token shards"):
         return None
     if content["format"] != FORMAT:
         raise must_be(f"format of {path}", repr(FORMAT), content["format"])
+    content = unsealed(content, path)
+    try:
+        (_check_manifest if path.name == MANIFEST else _check_plan)(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{path} must be what growlm prepare wrote, got another: {said}") from None
     return content
+
+
+def _check_plan(plan: dict[str, Any]) -> None:
+    if not isinstance(plan["settings"], dict) or not isinstance(plan["rule"], dict):
+        raise TypeError("settings and rule must be objects")
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError, KeyError or AttributeError for a manifest that is none."""
+    _check_plan(manifest)
+    check_name("dtype", manifest["dtype"], DTYPES)
+    tokenizer, shards = manifest["tokenizer"], shards_of(manifest)
+    check_count("vocab", tokenizer["vocab"], 1)
+    check_range("eos", tokenizer["eos"], 0, tokenizer["vocab"] - 1)
+    for name in ("name", "fingerprint"):
+        if not isinstance(tokenizer[name], str):
+            raise must_be(name, "a text", tokenizer[name])
+    for name in (*tokenizer["files"], *(shard.name for shard in shards)):
+        if PurePosixPath(name).name != name or "\0" in name:
+            raise must_be("a name", "one of a file in the folder", name)
+    for shard in shards:
+        check_name("split", shard.split, SPLITS)
+    for split, field in itertools.product(SPLITS, ("documents", "tokens", "bytes")):
+        counts = [getattr(shard, field) for shard in shards if shard.split == split]
+        for count in counts:
+            check_count(field, count, 0)
+        if (total := manifest["splits"][split][field]) != sum(counts):
+            raise must_be(f"{field} of {split}", f"those of its shards, {sum(counts)}", total)
+    for name, token in manifest.get("chat", {}).items():
+        check_count(f"marker {name}", token, 0)
 
 
 def open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTokens:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import gzip
 import io
-import json
 import math
 import sys
 import zlib
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.checked import MAX_JSON, parse_json
 from growlm.data import parquet
 from growlm.data.corpus import SUFFIXES, text_files
 from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, of_record, pieces_of
@@ -168,8 +168,8 @@ def _lines(file: File, stream: BinaryIO, reading: Reading) -> Iterator[Document]
     position = file.start
     if position:  # a line across the border belongs to the range before
         stream.seek(position - 1)
-        position += len(stream.readline()) - 1
-    while position < file.stop and (line := stream.readline()):
+        position += len(stream.readline(MAX_JSON + 1)) - 1
+    while position < file.stop and (line := stream.readline(MAX_JSON + 1)):  # longer ones are refused
         if line.strip() and (document := _on_line(file, position, line, reading)):
             yield document
         position += len(line)
@@ -186,7 +186,7 @@ def _on_line(file: File, position: int, line: bytes, reading: Reading) -> Docume
 def _parse(file: File, line: bytes, reading: Reading) -> Any:
     text = decode(line, file.path, 0, reading.errors)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise InputError(f"{file.path} must be JSON, got {error}") from None
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growlm.checked import parse_json
 from growlm.errors import InputError, import_library, in_one_line, must_be
-from growlm.files import write_json, write_whole
+from growlm.files import check_regular, write_json, write_whole
 from growlm.hub import local_folder, pinned
 
 BYTE_TOKENIZER = "bytes"
@@ -291,6 +292,7 @@ def _fingerprint(files: dict[str, bytes], eos: int, bos: int | None) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        check_regular(path, "a tokenizer's file")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -301,7 +303,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(_read(path))
+        content = parse_json(_read(path))
     except ValueError as error:
         raise InputError(f"{path} must be JSON, got {error}") from None
     return content if isinstance(content, dict) else {}

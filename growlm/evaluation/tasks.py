@@ -21,6 +21,7 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
+from growlm.checked import parse_json
 from growlm.errors import InputError, must_be
 
 # The zero-shot tasks of the paper (arXiv 2405.15319): of tables 2 and 3, and of table 6, which is on 7B. Averages are
@@ -197,7 +198,7 @@ def _check_records(file: Path) -> None:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 record = None
             if not isinstance(record, dict):

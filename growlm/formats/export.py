@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from growlm.checked import write_checksums
 from growlm.errors import InputError, unknown
 from growlm.files import check_output, check_space, read_json, whole_folder, write_json
 from growlm.formats.folder import CONFIG, open_folder
@@ -97,6 +98,7 @@ def write_folder(
         beside(part)
         if (written := open_folder(part).model) != config:
             raise InputError(f"the model that {CONFIG} describes must be {config}, got {written}")
+        write_checksums(part)
 
 
 def _carry(path: Path, target: Path) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from growlm.checked import check_files
 from growlm.errors import InputError
 from growlm.files import table
 from growlm.formats.layout import Place, family_of, from_stored, model_of, places, stored_shape
-from growlm.formats.safetensors import Progress, StoredTensor, inside, read_object, stored_tensors
+from growlm.formats.safetensors import INDEX, Progress, StoredTensor, inside, read_object, stored_tensors
 from growlm.models import DecoderConfig, Params, Weight, nest, parameter_count, sizes_of
 from growlm.models.stored import Family
 
@@ -66,6 +67,10 @@ class HuggingFaceFolder:
         """The size of all weights."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def check_weights(self) -> None:
+        """Read every byte of the weights of a folder that growlm wrote. Raises DamagedError."""
+        check_files(self.folder, *{tensor.file.name for tensor in self.tensors.values()})
+
     def layer(self, prefixes: tuple[str, ...], layer: int | None) -> Params:
         """float32 weights whose paths begin so, of one layer (None: outside of layers), as a tree below `blocks`."""
         leaves: dict[str, np.ndarray] = {}
@@ -96,6 +101,7 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     if not folder.is_dir() or not (folder / CONFIG).exists():
         reason = f"and has no {CONFIG}" if folder.is_dir() else "which is no folder"
         raise InputError(f"source must be a folder with {CONFIG} and safetensors, got {folder}, {reason}")
+    check_files(folder, CONFIG, INDEX, *CARRIED)
     settings = read_object(inside(folder, CONFIG))
     try:
         family = family_of(settings)
@@ -139,6 +145,7 @@ def read_params(
     place: Callable[[Weight, np.ndarray], Any] = lambda weight, value: value,
 ) -> Params:
     """The parameter tree: of every weight, in float32, what `place` returns for it before the next one is read."""
+    source.check_weights()
     leaves: dict[str, Any] = {}
     tensors_of: dict[tuple[str, ...], list[Place]] = {}
     for tensor in source.places:

@@ -24,7 +24,6 @@ from growlm.files import read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-MAX_JSON = 100 * 2**20  # bytes
 SHARD_BYTES = 5 * 10**9
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -119,12 +118,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object. Raises InputError."""
-    if path.is_file() and (size := path.stat().st_size) > MAX_JSON:
-        raise InputError(f"{path} must have at most {MAX_JSON:,} bytes, got {size:,}")
-    try:
-        value = read_json(path, path.name)
-    except RecursionError:  # of brackets in brackets
-        value = None
+    value = read_json(path, path.name)
     if not isinstance(value, dict):
         raise InputError(f"{path} must be a JSON object, got a {type(value).__name__}")
     return value

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 from flax.traverse_util import unflatten_dict
 
-from growlm.errors import InputError, check_positive, must_be
+from growlm.errors import InputError, check_positive, check_range, must_be
 from growlm.models.axes import Axis, Kind, Multiplier, Role, Weight, WeightSpec, always, multiply
 
 Params = dict[str, Any]
+MOST, MOST_LAYERS = 2**31 - 1, 10**5  # of a size and of layers: what is larger is a slip, and would be counted to
 MEMORY = "memory"  # the entry of a branch's auxiliary dict with what all layers keep for the next positions
 
 
@@ -390,10 +391,14 @@ class DecoderConfig:
     def _check_integers(self, *names: str, least: int = 1) -> None:
         for name in names:
             check_integer(f"model.{name}", getattr(self, name), least)
+            most = MOST_LAYERS if name == self.architecture.stack.field else MOST
+            check_range(f"model.{name}", getattr(self, name), high=most)
 
     def _check_numbers(self, *names: str) -> None:
         for name in names:
             check_positive(f"model.{name}", getattr(self, name))
+            if name == self.architecture.norm.eps:  # of a mean square that is about 1
+                check_range(f"model.{name}", getattr(self, name), high=1)
 
     def _check_flags(self, *names: str) -> None:
         for name in names:

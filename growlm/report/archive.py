@@ -5,7 +5,7 @@ from pathlib import Path
 
 from growlm.errors import InputError
 from growlm.files import check_output, whole_folder
-from growlm.report.records import read_json, study_folders
+from growlm.report.records import read_object, study_folders
 
 OF_SWEEP = ("sweep.json", "config.json", "metrics.csv")
 OF_RUN = (
@@ -37,7 +37,7 @@ def archive(folder: Path, output: Path, ended: bool = False) -> Path:
         raise InputError(f"{other[0]} must be the folder of a sweep, got one without sweep.json")
     files = [folder / "config.json"] if folder not in sweeps else []
     for sweep in sweeps:
-        runs = read_json(sweep / "sweep.json").get("runs", {})
+        runs = read_object(sweep / "sweep.json").get("runs", {})
         statuses = {name: run.get("status") or "pending" for name, run in runs.items()}
         whole = [name for name, status in statuses.items() if status in ("done", "failed")]
         if (left := [name for name in statuses if name not in whole]) and not ended:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from growlm.checked import DamagedError, parse_record
 from growlm.errors import InputError
+from growlm.files import read_json
 
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
 PROVENANCE = ("command", "hardware", "commit")  # of sweep.json and run.json
@@ -235,7 +237,7 @@ def _read(folder: Path) -> Study:
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep, config = read_json(folder / "sweep.json"), _optional_json(folder / "config.json")
+    sweep, config = read_object(folder / "sweep.json"), _optional_json(folder / "config.json")
     entries = {name: _entry(name, sweep) for name in sweep.get("runs", {})}
     if (folder / ARCHIVED).exists():
         metrics, configs = _archived_metrics(folder / ARCHIVED), config.get("runs", {})
@@ -280,10 +282,10 @@ def _run(folder: Path, name: str, **entry: Any) -> Run:
         name,
         _optional_json(folder / "config.json"),
         _metrics(folder / "metrics.jsonl"),
-        [read_json(path) for path in reports],
-        evaluations=[read_json(path) for path in results],
+        [read_object(path) for path in reports],
+        evaluations=[read_object(path) for path in results],
         init_from=_optional_json(folder / "init_from.json"),
-        decisions={number: read_json(decided[number]) for number in sorted(decided)},
+        decisions={number: read_object(decided[number]) for number in sorted(decided)},
         **entry,
     )
 
@@ -299,15 +301,19 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
     A run that was killed goes on from its checkpoint and records some steps again: the later record counts.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    content = path.read_bytes() if path.exists() else b""
+    lines = content.splitlines()
     steps: dict[tuple, dict] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = parse_record(line, f"{path}:{number}")
+        except DamagedError:
+            raise
+        except InputError:
+            if number < len(lines) or content.endswith(b"\n"):
+                raise
+        else:
             steps.setdefault((record["stage"], record["step"]), {}).update(record)
-        except (ValueError, TypeError, KeyError) as error:
-            if number < len(lines):
-                raise InputError(f"{path}:{number} must be a record with stage and step, got {line[:60]!r}") from error
     return [steps[key] for key in sorted(steps)]
 
 
@@ -324,12 +330,9 @@ def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    value = read_json(path, path.name)
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
@@ -337,4 +340,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
-    return read_json(path) if path.exists() else {}
+    return read_object(path) if path.exists() else {}

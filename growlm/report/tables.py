@@ -1,7 +1,6 @@
 """Tables of measurements, CSV or JSON, as columns of numbers."""
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.checked import parse_json
 from growlm.errors import InputError, must_be, unknown
 
 FAMILY = "family"  # the one column of names
@@ -35,7 +35,7 @@ def read_table(
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = _json_rows(json.loads(text), path) if path.suffix == ".json" else [*csv.DictReader(text.splitlines())]
+        rows = _json_rows(parse_json(text), path) if path.suffix == ".json" else [*csv.DictReader(text.splitlines())]
     except (OSError, ValueError) as error:
         raise error if isinstance(error, InputError) else InputError(f"cannot read {path}: {error}") from error
     if not rows:

@@ -1,7 +1,10 @@
-"""Checkpoints of the whole state by orbax, asynchronous, restored at exactly the stored shapes and dtypes."""
+"""Checkpoints of the whole state by orbax, asynchronous, restored at exactly the stored shapes and dtypes.
+
+The checksums of its files are part of a checkpoint, and are checked before it is restored.
+"""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 from orbax.checkpoint.utils import checkpoint_steps
 
-from growlm.errors import check_range, must_be
+from growlm.checked import DamagedError, check_files, write_checksums
+from growlm.errors import InputError, check_range, must_be
 from growlm.models import path_of
 from growlm.state import TrainState
+from growlm.training.processes import broadcast, broadcast_json, is_first
+
+ITEM = "default"  # the folder that orbax has in that of a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +46,64 @@ def stored_steps(folder: Path) -> list[int]:
     return sorted(checkpoint_steps(folder))
 
 
+def check_whole(folder: Path, step: int) -> None:
+    """Raises DamagedError where a file of a checkpoint is not as it was written."""
+    check_files(folder / str(step) / ITEM)
+
+
+def newest_whole(folder: Path, steps: Iterable[int], say: Callable[[str], None] = lambda text: None) -> int:
+    """The last of these steps whose checkpoint is undamaged; -1 without one. Damage is said.
+
+    Of several processes the first one reads the files.
+    """
+    newest = -1
+    for step in sorted(steps, reverse=True) if is_first() else ():
+        try:
+            check_whole(folder, step)
+        except DamagedError as error:
+            say(f"the checkpoint of step {step:,} is left out: {error}")
+        else:
+            newest = step
+            break
+    return broadcast(newest)
+
+
+class _Handler(ocp.StandardCheckpointHandler):
+    """Writes checksums when all else of a checkpoint is written, before it gets its name."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        if is_first():
+            write_checksums(directory)
+
+
+# Orbax finds a handler by the class of its arguments.
+@ocp.args.register_with_handler(_Handler, for_save=True)
+@dataclasses.dataclass
+class _Save(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+@dataclasses.dataclass
+class _Restore(ocp.args.StandardRestore):
+    pass
+
+
+def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    # The handler is named, or a manager that has not saved yet reads no metadata.
+    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=_Handler())
+
+
 class Checkpoints:
     """The checkpoints of one stage, by step. `keep_steps`, where runs leave the stage, are kept for ever."""
+
+    _whole = -1  # a step whose files were checked already
 
     def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
         policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(set(keep_steps)))])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-        handler = ocp.StandardCheckpointHandler()  # named, or a manager that has not saved yet reads no metadata
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
+        self._manager = _manager(folder, options)
 
     def steps(self) -> list[int]:
         """The steps of the whole checkpoints."""
@@ -57,15 +114,33 @@ class Checkpoints:
         step = int(state.step)
         if step not in self.steps():
             # force: a stage of a sweep may be trained again from an earlier step than its last
-            self._manager.save(step, args=ocp.args.StandardSave(_held(_to_tree(state))), force=True)
+            self._manager.save(step, args=_Save(_held(_to_tree(state))), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct)."""
+        """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct).
+
+        Raises InputError; DamagedError where a file is not as it was written.
+        """
+        if step != self._whole and newest_whole(self._manager.directory, [step]) < 0:
+            check_whole(self._manager.directory, step)
         whole = jax.tree.map(_abstract, _to_tree(like))
         expected = _held(whole)
-        self._check_stored(step, expected)
-        stored = self._manager.restore(step, args=ocp.args.StandardRestore(expected))
+        try:
+            self._check_stored(step, expected)
+            stored = self._manager.restore(step, args=_Restore(expected))
+        except InputError:
+            raise
+        except (ValueError, OSError, KeyError, TypeError) as error:  # of what was written without checksums
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedError(f"checkpoint {self._manager.directory}/{step} cannot be read: {reason}") from None
         return _from_tree(jax.tree.map(_or_empty, stored, whole, is_leaf=lambda leaf: leaf is None), like)
+
+    def newest(self, steps: Iterable[int], say: Callable[[str], None]) -> int:
+        """The last of these steps whose checkpoint is undamaged, or -1. Later ones are removed, to be written again."""
+        self._whole = newest_whole(self._manager.directory, steps := broadcast_json(sorted(steps)), say)
+        for damaged in [step for step in steps if step > self._whole]:
+            self._manager.delete(damaged)
+        return self._whole
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
@@ -125,3 +200,10 @@ def _abstract(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+class ReadOnlyCheckpoints(Checkpoints):
+    """Checkpoints of a run that may be training at this moment, and is not disturbed."""
+
+    def __init__(self, folder: Path):
+        self._manager = _manager(folder, ocp.CheckpointManagerOptions(create=False))  # read_only=True warns three times

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from growlm.data.batches import next_windows, read_windows
 from growlm.errors import InputError
-from growlm.files import read_json, write_json, write_whole
+from growlm.files import read_json, write_sealed, write_whole
 from growlm.models import Params
 from growlm.training.choice import window_scores
 from growlm.training.init_from import Sources, read_named
@@ -122,7 +122,7 @@ def _write(folder: Path, stage: Stage, chosen: Mapping[str, list[int]], seconds:
         "flops": spent.flops,
         "seconds": seconds,
     }
-    write_json(folder / CHOICE_FILE, report | _stamp(content.getvalue()))
+    write_sealed(folder / CHOICE_FILE, report | _stamp(content.getvalue()))
 
 
 def _read(folder: Path) -> dict[str, list[int]] | InputError | None:

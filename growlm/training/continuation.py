@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError, must_be
-from growlm.files import is_part, read_json, write_json
+from growlm.files import is_part, read_json, write_sealed
 from growlm.training.config import build_run, plain
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import RunConfig
@@ -45,12 +45,12 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
             previous = read_json(path, f"{NEW} {folder}: its config")
             if previous != config:
                 _check_continues(folder, _read_settings(folder, previous), result_settings(config))
-                write_json(path, config)
+                write_sealed(path, config)
         elif folder.exists() and (not folder.is_dir() or not all(map(is_part, folder.iterdir()))):
             raise InputError(f"{NEW} {folder}, which holds no run")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, config)
+            write_sealed(path, config)
     except OSError as error:
         raise InputError(f"{NEW} {folder}, which cannot be used: {error.strerror}") from error
 

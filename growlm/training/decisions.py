@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.files import read_json, write_json
+from growlm.files import read_json, write_sealed
 from growlm.training.criteria import Curve
 from growlm.training.metrics import read_records
 from growlm.training.processes import broadcast
@@ -31,7 +31,7 @@ def read_decisions(store: Path) -> Decisions:
 def write_decision(folder: Path, kind: str, decision: Mapping[str, Any]) -> None:
     """Keep a decision of one kind in the folder of its stage."""
     path = folder / DECISION_FILE
-    write_json(path, (read_json(path, "decision") if path.exists() else {}) | {kind: decision})
+    write_sealed(path, (read_json(path, "decision") if path.exists() else {}) | {kind: decision})
 
 
 class Criterion:

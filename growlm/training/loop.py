@@ -320,9 +320,7 @@ class Recorder:
         """Raises DivergedError unless all values are finite."""
         if not all(map(math.isfinite, values.values())):
             named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
-            raise DivergedError(
-                f"{named} between steps {self._last_finite} and {step}: stopped; the last good checkpoint is kept"
-            )
+            raise DivergedError(f"{named} between steps {self._last_finite} and {step}: stopped")
 
     def record(self, step: int, **values: float | None) -> None:
         """Write one line of metrics.jsonl, with what every line has."""

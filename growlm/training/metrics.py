@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from growlm.checked import parse_record, sealed
+from growlm.errors import InputError
 from growlm.files import write_whole
 
 
@@ -61,15 +63,27 @@ class Profile:
             jax.profiler.stop_trace()
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records in a file. The last line may be half a line, if its writer was killed: it is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+def read_records(path: Path, damaged: list[str] | None = None) -> list[dict[str, Any]]:
+    """The records in a file. The last line may be half a line, if its writer was killed: it is left out.
+
+    damaged: gets what is wrong with lines that are no record as it was written, which are left out then.
+    Raises InputError that names such a line otherwise.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            records.append(parse_record(line, f"{path}:{number}"))
+        except InputError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+    return records
 
 
 def write_records(path: Path, records: list[dict[str, Any]]) -> None:
     """Write all records, whole or not at all."""
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_whole(path, "".join(json.dumps(sealed(record)) + "\n" for record in records).encode())
 
 
 class MetricsLog:
@@ -85,7 +99,7 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one line, handed to the system at once; a step that is on record already is not written again."""
         if record["step"] > self._known:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(sealed(record)) + "\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from growlm.errors import InputError, must_be
+from growlm.signals import STOPPED, restore_signals
 from growlm.training.tpu_hosts import has_tpu, host_count
 
 # Seconds after which a silent peer is taken for dead, and the job with it.
@@ -141,6 +142,7 @@ def stop_requests() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
+        restore_signals(signal.SIGINT)  # the other is JAX's by now
         yield request  # only the main thread may set handlers
         return
     # A handler in Python would wait for XLA to return; the number of the signal is in the socket at once.
@@ -169,7 +171,7 @@ def _listen(received: socket.socket, request: StopRequest) -> None:
             continue
         asked += 1
         if not request.unsaved:
-            exit_process(os.EX_TEMPFAIL, "growlm: stopped; all that was trained is saved, the same command goes on")
+            exit_process(os.EX_TEMPFAIL, STOPPED)
         if asked == 1:
             request.set()
             how = "stopping: saving after the step under way; Ctrl-C again ends at once"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import compilation_cache as jax_cache  # has no public place to check what it reads
 from jax.experimental.compilation_cache import compilation_cache
 
 MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
@@ -80,7 +82,8 @@ def cached_on_disk(folder: Path | None = None) -> Iterator[None]:
     """Within it, compiled programs are cached in a folder; JAX_COMPILATION_CACHE_DIR names another one.
 
     JAX finds a program by its code, the compiler's version and flags, and the devices, a CPU's instructions among them.
-    It locks the folder, and drops what was least recently used beyond CACHE_BYTES.
+    It locks the folder, and drops what was least recently used beyond CACHE_BYTES. Entries are checked, see
+    `CheckedPrograms`, but not those of JAX_COMPILATION_CACHE_DIR, which other programs may share.
 
     folder: by default `user_cache`; nothing is cached where that cannot be written.
     """
@@ -100,11 +103,40 @@ def cached_on_disk(folder: Path | None = None) -> Iterator[None]:
         used = entry.with_name(f"{entry.name.removesuffix('-cache')}-atime")
         if not used.exists():  # its writer was killed, and JAX would write no other: it is the first to be dropped
             used.write_bytes(bytes(8))
+    make = jax_cache.get_file_cache
+    jax_cache.get_file_cache = lambda path: _checked(make(path))
     _set_cache(settings)
     try:
         yield
     finally:
+        jax_cache.get_file_cache = make
         _set_cache(before)
+
+
+class CheckedPrograms:
+    """JAX's cache with a CRC-32 after each entry: XLA runs whatever bytes it is given, and may die of them.
+
+    A damaged entry, and one of before there were checksums, is removed, and its program compiled anew.
+    """
+
+    def __init__(self, cache: Any):
+        self._cache, self._path = cache, cache._path
+
+    def get(self, key: str) -> bytes | None:
+        """The entry, or None."""
+        value = self._cache.get(key)
+        if value is None or zlib.crc32(value[:-4]).to_bytes(4) == value[-4:]:
+            return value and value[:-4]
+        Path(str(self._path), f"{key}-cache").unlink(missing_ok=True)  # or JAX would not write it again
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep an entry."""
+        self._cache.put(key, value + zlib.crc32(value).to_bytes(4))
+
+
+def _checked(made: tuple[Any, str] | None) -> tuple[Any, str] | None:
+    return made and (CheckedPrograms(made[0]), made[1])
 
 
 def _writable(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """How far runs are while they are trained: a live table on a terminal, elsewhere a line at each event."""
 
-import json
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from growlm.checked import parse_record
+from growlm.errors import InputError
 from growlm.files import is_locked
 from growlm.training.processes import is_first
 from growlm.training.stages import Stage
@@ -98,7 +100,11 @@ def _last_records(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
         _, *lines = (b"\n" * (file.tell() == 0) + file.read()).split(b"\n")
-    return [json.loads(line) for line in lines[:-1]]
+    records = []
+    for line in lines[:-1]:
+        with contextlib.suppress(InputError):  # what is damaged is said where it is read for more than a picture
+            records.append(parse_record(line, path))
+    return records
 
 
 def _last(records: Sequence[Mapping[str, Any]], name: str) -> Any:

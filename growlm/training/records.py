@@ -1,10 +1,12 @@
 """What is on record of the stages of a run: where each was begun, what it took, and the run's own view of them."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from growlm.files import read_json, write_json
+from growlm.files import InUseError, locked, read_json, write_sealed
+from growlm.training.checkpoint import stored_steps
 from growlm.training.chosen import CHOICE_FILE
 from growlm.training.decisions import DECISION_FILE
 from growlm.training.metrics import read_records, write_records
@@ -36,6 +38,31 @@ def seconds_before(stage: Stage, records: Path) -> float:
     return seconds + (read_json(report, "growth report")["seconds"] if report.exists() else 0.0)
 
 
+def restore_records(stages: Sequence[Stage], store: Path, records: Path, folder: Path) -> None:
+    """Give stages back what their files of records have lost and the run's own view still has; what is lost is said.
+
+    A stage that another process trains is left alone.
+    """
+    published = read_records(folder / "metrics.jsonl", damaged=[])
+    for stage in stages:
+        path = records / stage.stage_hash / "metrics.jsonl"
+        if not is_first() or not path.parent.is_dir():
+            continue
+        with contextlib.suppress(InUseError), locked(path.parent, timeout=1.0):
+            known = [step for step in stored_steps(store / stage.stage_hash / "checkpoints") if step <= stage.last_step]
+            damage: list[str] = []
+            have = {record["step"]: record for record in read_records(path, damage)}
+            own = {record["step"]: record for record in published if record["stage"] == stage.number}
+            back = {step: own[step] for step in own.keys() - have.keys() if step <= max(known, default=-1)}
+            if not known or not (damage or back or not have):
+                continue
+            steps = {step: (back | have)[step] for step in sorted(back | have)}
+            write_records(path, [*steps.values()])
+            reason = damage[0] if damage else f"{path} must have records until step {max(known)}, got {len(have)}"
+            got = f"{len(back)} came back from {folder / 'metrics.jsonl'}" if back else "none are left elsewhere"
+            print(f"growlm: records are lost: {reason}; {got}", file=sys.stderr, flush=True)
+
+
 def publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
     """Write the run's own view of its stages: records up to where it left them, and growth reports."""
     merged = []
@@ -46,6 +73,6 @@ def publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
         copies[INIT_FROM_FILE] = INIT_FROM_FILE
         for name, copy in copies.items():
             if (stage_folder / name).exists():
-                write_json(folder / copy, read_json(stage_folder / name, "report"))
+                write_sealed(folder / copy, read_json(stage_folder / name, "report"))
         copy_imported(stage_folder, folder)
     write_records(folder / "metrics.jsonl", merged)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from growlm.errors import InputError, must_be
-from growlm.files import InUseError, locked, write_json
+from growlm.checked import DamagedError
+from growlm.errors import DivergedError, InputError, must_be
+from growlm.files import InUseError, locked, write_sealed
 from growlm.growth.state import check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
-from growlm.training.checkpoint import Checkpoints, stored_steps
+from growlm.training.checkpoint import Checkpoints, newest_whole, stored_steps
 from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
@@ -31,7 +32,7 @@ from growlm.training.probe import probe
 from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.records import commit_of, publish, say_other_commits, seconds_before
+from growlm.training.records import commit_of, publish, restore_records, say_other_commits, seconds_before
 from growlm.training.saved import GROWTH_FILE, IMPORTED, INIT_FROM_FILE
 from growlm.training.settings import RunConfig
 from growlm.training.sparsity import emptied
@@ -71,7 +72,7 @@ def train(
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
         if metadata and not (records / RUN_METADATA_FILE).exists():
-            write_json(records / RUN_METADATA_FILE, metadata)
+            write_sealed(records / RUN_METADATA_FILE, metadata)
         barrier()
         with cached_on_disk(cache), Display({records: (records / STORE, plan.stages)}) as display:
             train_run(
@@ -200,7 +201,7 @@ def train_run(
     How a run resumes:
 
     1. It goes on in the last of its stages that has a checkpoint of its own: of a step after the stage's first, and not
-       after the step at which this run leaves it.
+       after the step at which this run leaves it; and undamaged. Where all are damaged nothing is begun anew.
     2. There the newest of these is restored, every array, counter and key as it was stored, on whatever mesh. Records
        of steps after it are dropped; those steps are trained again, and come out the same.
     3. A stage without a checkpoint begins with the state at the end of the stage before, grown.
@@ -224,7 +225,8 @@ def train_run(
     state, here, plan = None, commit(), plan.decided(_decisions(records))
     say_other_commits(folder.absolute().name, plan.stages, records, here)
     try:
-        first = broadcast(_resume_point(plan, store))  # rules 1 and 5
+        first = _resume_point(plan, store)  # rules 1 and 5
+        restore_records(plan.stages, store, records, folder)
         for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
@@ -236,14 +238,14 @@ def train_run(
                 of_all = (one for run in runs for one in run.decided(decisions).stages)
                 branch_steps = {one.last_step for one in of_all if one.stage_hash == stage_hash}
                 began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
-                write_json(stage_folder / "stage.json", stage.settings | began)
+                write_sealed(stage_folder / "stage.json", stage.settings | began)
                 display.begin(folder, plan.stages, number)
                 for line in repeats(plan.stages[-1]) if number == first else ():
                     display.say(line)
                 most = stage.run.checkpoint.max_to_keep
                 with contextlib.closing(Checkpoints(checkpoints_folder, most, branch_steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
-                    newest, grown_at = broadcast(max(own, default=-1)), None
+                    newest, grown_at = checkpoints.newest(own, display.say), None
                     teacher = read_teacher(stage, plan.sources, mesh, store, max(newest, stage.first_step))
                     if max(newest, stage.first_step) < stage.last_step:
                         where = {"mesh": mesh, "store": store, "folder": stage_folder}
@@ -286,6 +288,8 @@ def train_run(
                         )
                 plan = plan.decided(_decisions(records))
             stop.unsaved = False  # the checkpoints are closed: all are on disk
+    except DivergedError as error:
+        raise DivergedError(f"{error}; {_kept(plan, store)}") from None
     finally:
         stop.unsaved = False
         publish(plan.decided(_decisions(records)).stages, records, folder)
@@ -298,12 +302,30 @@ def _decisions(records: Path) -> Decisions:
 
 def _resume_point(plan: RunPlan, store: Path) -> int:
     """The number of the stage in which a run goes on, by rules 1 and 5; that after the last where all is trained."""
-    for stage in reversed(plan.stages):
-        steps = stored_steps(store / stage.stage_hash / "checkpoints")
-        own = [step for step in steps if stage.first_step < step <= stage.last_step]
-        if own:
-            return stage.number + (stage is plan.stages[-1] and max(own) == stage.last_step)
+    damage: list[str] = []
+    for stage, newest in _whole_checkpoints(plan, store, damage.append):
+        return stage.number + (stage is plan.stages[-1] and newest == stage.last_step)
+    if broadcast(len(damage)):
+        reason = damage[0] if damage else "all checkpoints are damaged"
+        raise DamagedError(f"{reason}; no older one is whole: without {store} the run begins anew")
     return 0
+
+
+def _whole_checkpoints(
+    plan: RunPlan, store: Path, say: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[Stage, int]]:
+    """The stages that have an undamaged checkpoint of their own, the last one first, and the step of the newest."""
+    for stage in reversed(plan.stages):
+        folder = store / stage.stage_hash / "checkpoints"
+        own = broadcast_json([step for step in stored_steps(folder) if stage.first_step < step <= stage.last_step])
+        if (newest := newest_whole(folder, own, say)) >= 0:
+            yield stage, newest
+
+
+def _kept(plan: RunPlan, store: Path) -> str:
+    """What there is to go back to."""
+    newest = next((step for _, step in _whole_checkpoints(plan, store)), None)
+    return "no checkpoint is there" if newest is None else f"the last good checkpoint is kept, of step {newest:,}"
 
 
 @contextlib.contextmanager
@@ -326,7 +348,7 @@ def _first_state(stage: Stage, sources: Sources, mesh: Mesh, store: Path, folder
     display.say("begins with fresh weights" if place is None else f"begins from {sources.get(place, place)}")
     if place is not None:
         params, source = read_named(stage, "init_from", sources, mesh, store), sources[place]
-        write_json(folder / INIT_FROM_FILE, source.record)
+        write_sealed(folder / INIT_FROM_FILE, source.record)
         if not (folder / IMPORTED).exists():
             source.keep(folder)
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
@@ -342,5 +364,5 @@ def _grow(stage: Stage, before: TrainState, text: Text, mesh: Mesh, folder: Path
             leaf.delete()
     if tried := stage.decided.get(GROWTH):
         report |= {"probe": tried, "seconds": report["seconds"] + tried["seconds"]}
-    write_json(folder / GROWTH_FILE, report | {"step": stage.first_step, "tokens": stage.first_tokens})
+    write_sealed(folder / GROWTH_FILE, report | {"step": stage.first_step, "tokens": stage.first_tokens})
     return state

@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from growlm.checked import check_files, write_checksums
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
 from growlm.files import check_output, read_json, whole_folder, write_json
@@ -22,7 +24,7 @@ from growlm.growth.masks import Masks
 from growlm.hub import local_folder, recorded
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
-from growlm.training.checkpoint import Checkpoints, stored_steps
+from growlm.training.checkpoint import Checkpoints, ReadOnlyCheckpoints, stored_steps
 from growlm.training.config import build, build_model, build_run
 from growlm.training.decisions import read_decisions
 from growlm.training.optimizer import OptimizerConfig
@@ -38,7 +40,29 @@ GROWTH_FILE, VERIFY_FILE = "growth.json", "verify.json"
 IMPORTED, STORED_DTYPES = "huggingface", "dtypes.json"
 ORIGIN = "origin.json"  # what records say of the folder that was imported; beside it its card
 INIT_FROM_FILE = "init_from.json"  # what a run began from, if not from nothing
+REMOVAL_SECONDS = 1.0  # in which a checkpoint vanishes whose files have begun to
+TRIES = 5  # to read a checkpoint before a run that trains removes it
 FOLDERS = "a folder of growlm train, of a sweep's run or of growlm grow"
+
+
+Args, Value = ParamSpec("Args"), TypeVar("Value")
+
+
+class GoneError(InputError):
+    """A checkpoint was removed while it was being read."""
+
+
+def of_the_newest(read: Callable[Args, Value]) -> Callable[Args, Value]:
+    """A decorator of what finds a checkpoint and reads it: done again where a run that trains removes that one."""
+
+    @functools.wraps(read)
+    def again(*args: Args.args, **kwargs: Args.kwargs) -> Value:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(GoneError):
+                return read(*args, **kwargs)
+        return read(*args, **kwargs)
+
+    return again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +108,6 @@ class Saved:
     stage: Stage | None = None
 
 
-class _ReadOnly(Checkpoints):
-    """Checkpoints of a run that may be training at this moment, and is not disturbed."""
-
-    def __init__(self, folder: Path):
-        options = ocp.CheckpointManagerOptions(create=False)  # read_only=True warns three times
-        handler = ocp.StandardCheckpointHandler()
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handler)
-
-
 def find_saved(folder: Path, step: int | None = None) -> Saved:
     """What a folder holds, for `read_state`; nothing large is read.
 
@@ -122,9 +137,21 @@ def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
 
 
 def read_stored(checkpoints: Path, step: int, like: TrainState) -> TrainState:
-    """The state of a checkpoint, see `Checkpoints.restore`, of a stage that may be training."""
-    with contextlib.closing(_ReadOnly(checkpoints)) as stored:
-        return stored.restore(step, like)
+    """The state of a checkpoint, see `Checkpoints.restore`, of a stage that may be training.
+
+    Raises GoneError where that has removed it meanwhile.
+    """
+    try:
+        with contextlib.closing(ReadOnlyCheckpoints(checkpoints)) as stored:
+            return stored.restore(step, like)
+    except Exception:
+        until = time.monotonic() + REMOVAL_SECONDS
+        while (checkpoints / str(step)).exists():
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+        reason = "the run that trains there has removed it for a newer one"
+        raise GoneError(f"step {step} of {checkpoints} is gone: {reason}") from None
 
 
 def check_open(saved: Saved) -> None:
@@ -140,6 +167,7 @@ def check_open(saved: Saved) -> None:
 
 def _find_grown(folder: Path, step: int | None) -> Saved:
     step = _chosen(folder, stored_steps(folder / CHECKPOINT), step)
+    check_files(folder, MODEL_FILE, OPTIMIZER_FILE, GROWTH_FILE)
     try:
         growth = read_json(folder / GROWTH_FILE, GROWTH_FILE)
         stored_masks = growth.get(Masks.name) or growth.get("ramp")  # its name until 0.3
@@ -242,13 +270,16 @@ def save_imported(folder: Path, source: HuggingFaceFolder) -> None:
             shutil.copyfile(path, part / path.name)
         if (source.folder / CARD).is_file():
             shutil.copyfile(inside(source.folder, CARD), part / CARD)
+        write_checksums(part)
 
 
 def copy_imported(source: Path, folder: Path) -> None:
     """Copy config.json, tokenizer and dtypes of the original Hugging Face checkpoint, unless already present."""
     if (source / IMPORTED).is_dir() and not (folder / IMPORTED).exists():
+        check_files(source / IMPORTED)
         with whole_folder(folder / IMPORTED) as part:
             shutil.copytree(source / IMPORTED, part, dirs_exist_ok=True)
+            write_checksums(part)
 
 
 def save_grown(
@@ -286,6 +317,7 @@ def save_grown(
         with contextlib.closing(Checkpoints(folder / CHECKPOINT, max_to_keep=1)) as checkpoints:
             checkpoints.save(state)
         beside(folder)
+        write_checksums(folder)
 
 
 def read_config(folder: Path | str) -> DecoderConfig:
@@ -294,6 +326,7 @@ def read_config(folder: Path | str) -> DecoderConfig:
     return open_folder(folder).model if is_hugging_face(folder) else find_saved(folder).model
 
 
+@of_the_newest
 def read_model(folder: Path | str) -> tuple[DecoderConfig, Params]:
     """The shape and the parameters of a saved model.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from growlm.errors import DivergedError, InputError, StoppedError, unknown
-from growlm.files import InUseError, locked, read_json, write_json
+from growlm.files import InUseError, locked, read_json, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
@@ -375,7 +375,7 @@ def _write_summary(
     """Write sweep.json of a seed: what the sweep is, how far each run is, which stages were shared, what that saved."""
     with locked(workdir / seed, timeout=-1):  # another process may write its own run's outcome
         plan = _settled(plan, workdir)
-        write_json(workdir / seed / SUMMARY, _summary(plan, seed, workdir, command, outcomes))
+        write_sealed(workdir / seed / SUMMARY, _summary(plan, seed, workdir, command, outcomes))
 
 
 def _summary(

@@ -1,0 +1,152 @@
+"""What is written is checked when it is read: objects of JSON carry a CRC-32, and so do the files of a folder.
+
+An object has it under the key "crc32", of itself without that key. A folder has it in checksums.json, a file a row, but
+for folders within that have their own. What has none, of an older growlm or of others, is read as it is.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from growlm.errors import InputError, is_number
+
+KEY = "crc32"
+CHECKSUMS = "checksums.json"
+MAX_JSON = 100 * 2**20  # bytes
+MAX_DIGITS = 100  # of an integer: a larger one is no size and no count, and floats end at 308
+PIECE_BYTES = 2**22
+
+
+class DamagedError(InputError):
+    """A file is not what growlm wrote."""
+
+
+# --- JSON ---
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, a few words, for what is none or cannot be meant."""
+    if len(text) > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON:,} bytes")
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("brackets in brackets without end") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 at byte {error.start}") from None
+
+
+def check_text(value: Any) -> None:
+    """Raises ValueError for a JSON value with text that UTF-8 cannot hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its checksum as the last key."""
+    record = {key: value for key, value in record.items() if key != KEY}
+    return record | {KEY: _checksum(record)}
+
+
+def unsealed(value: Any, place: object) -> Any:
+    """A value as it was read, without its checksum, which is checked if it has one. Raises DamagedError."""
+    if not isinstance(value, dict) or KEY not in value:
+        return value
+    record = {key: item for key, item in value.items() if key != KEY}
+    if (expected := value[KEY]) != (got := _checksum(record)):
+        own = "where you changed it yourself, remove that key"
+        raise DamagedError(f"{place} is damaged: its {KEY} must be {expected}, got {got}; {own}")
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    # What json reads of its own text it writes as that text again.
+    return f"{zlib.crc32(json.dumps(json.loads(json.dumps(record))).encode()):08x}"
+
+
+# Of a record of training: what must be there, and what is a number where it is there.
+COUNTS = ("stage", "step")
+NUMBERS = ("tokens", "flops", "flops_exact", "seconds", "loss", "val_loss", "learning_rate", "tokens_per_second")
+
+
+def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
+    """The record in a line of metrics.jsonl, without its checksum. Raises InputError, DamagedError."""
+    try:
+        record = unsealed(parse_json(line), place)
+    except DamagedError:
+        raise
+    except ValueError:
+        record = None
+    whole = isinstance(record, dict) and all(type(record.get(key)) is int for key in COUNTS)
+    if not whole or not all(record.get(key) is None or is_number(record[key]) for key in NUMBERS):
+        text = line if isinstance(line, str) else line.decode(errors="replace")
+        raise InputError(f"{place} must be a record with stage, step and numbers, got {text[:60]!r}")
+    return record
+
+
+# --- Folders ---
+
+
+def write_checksums(folder: Any) -> None:
+    """Write the size and the CRC-32 of every file of a folder into its checksums.json."""
+    rows = {name: _measure(path) for name, path in sorted(_files(folder))}
+    (folder / CHECKSUMS).write_text(json.dumps(sealed({"files": rows}), indent=2) + "\n")
+
+
+def check_files(folder: Any, *names: str) -> None:
+    """Check the files of a folder that has a checksums.json, all of them or those named.
+
+    Raises DamagedError, which names the file, what it must have and what it has.
+    """
+    path = folder / CHECKSUMS
+    if not path.exists():
+        return
+    try:
+        rows = dict(unsealed(parse_json(path.read_bytes()), path)["files"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{path} is damaged: it must have the sizes and checksums of files") from None
+    for name, row in rows.items():
+        if names and name not in names:
+            continue
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DamagedError(f"{path} is damaged: it must name files in its folder, got {name!r}")
+        if not (folder / name).is_file():
+            raise DamagedError(f"{folder / name} is missing: it must have {row}")
+        if (got := _measure(folder / name)) != row:
+            raise DamagedError(f"{folder / name} is damaged: it must have {row}, got {got}{_own(name)}")
+
+
+def _own(name: str) -> str:
+    return f"; where you changed it yourself, remove {CHECKSUMS}" if name.endswith(".json") else ""
+
+
+def _files(folder: Any, within: str = "") -> Iterator[tuple[str, Any]]:
+    """The files of a folder by their path in it, without hidden ones."""
+    for path in folder.iterdir():
+        name = f"{within}{path.name}"
+        if path.is_dir():
+            if not (path / CHECKSUMS).exists():
+                yield from _files(path, f"{name}/")
+        elif path.name != CHECKSUMS and not path.name.startswith("."):
+            yield name, path
+
+
+def _measure(path: Path) -> str:
+    """The size and the checksum of a file, in words."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+    return f"{size} bytes, {KEY} {crc:08x}"
