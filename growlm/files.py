@@ -22,10 +22,21 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place and move it there in one step."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(content)
-        part.replace(path)
+        with named(path):
+            part.write_bytes(content)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError of writing a file, such as that the disk is full, says which one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

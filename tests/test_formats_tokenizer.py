@@ -26,6 +26,9 @@ PLAIN = ("word1 word2 document 3: hello", "", "a", "1,024 = 10", "naïve 模型 
 TEXTS = (*PLAIN, "  two  spaces\n\tand   more ", "\n\nx \n")
 
 
+WRITTEN = ("checksums.json", "config.json", "model.safetensors")
+
+
 def with_bos(text: str) -> str:
     """A tokenizer.json, made to begin every text with <s>, as Llama's is."""
     held = json.loads(text)
@@ -100,7 +103,7 @@ def test_transformers_loads_it_and_encodes_as_we_do(home, tmp_path, kind, capsys
 
 def test_bytes_have_no_file_and_an_eos(home, tmp_path, capsys):
     folder = convert(home / "run-bytes", tmp_path / "out")
-    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
+    assert {path.name for path in folder.iterdir()} == {"README.md", *WRITTEN}
     assert ids_of(folder) == (None, 0) and "no tokenizer" not in capsys.readouterr().err
 
 
@@ -132,7 +135,7 @@ def test_without_its_corpus_it_goes_on_and_says_so(home, tmp_path, monkeypatch, 
     folder = convert(tmp_path / "run-trained", tmp_path / "out")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("growlm: "))
     assert line.startswith("growlm: no tokenizer comes along: ") and said in line
-    assert sorted(path.name for path in folder.iterdir()) == ["checksums.json", "config.json", "model.safetensors"]
+    assert {path.name for path in folder.iterdir()} == {"README.md", *WRITTEN}
     assert ids_of(folder) == (None, None)
     if damage is moved:
         begin = tiny.stage(1, model=MODEL, init_from=str(folder))

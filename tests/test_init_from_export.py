@@ -77,5 +77,5 @@ def test_a_run_that_goes_on_from_such_a_run_has_them_too(home, tmp_path):
     begin = tiny.stage(1, model=dataclasses.asdict(read_config(home / "run")), init_from=str(home / "run"))
     train(tiny.run_config(str(home / "corpus.txt"), begin), tmp_path / "on", threading.Event())
     kept = sorted(path.name for path in (tmp_path / "on" / "huggingface").iterdir())
-    assert kept == ["LICENSE", "checksums.json", "config.json", "dtypes.json", "generation_config.json"]
+    assert kept == ["LICENSE", "checksums.json", "config.json", "dtypes.json", "generation_config.json", "origin.json"]
     assert kept == sorted(path.name for path in (home / "run" / "huggingface").iterdir())

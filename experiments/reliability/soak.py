@@ -5,7 +5,8 @@
 Every chain is one sweep in one folder, started again after each SIGKILL until it is done. A kill comes at a moment
 drawn from the time that the sweep takes after its first stage is begun. The ending is equal where every record but for
 the clock and every bit of the last checkpoints are. A kill takes about 5 seconds of one core. Prints Markdown: how
-often it was killed at what, by what lay in the folder then, and the endings; exit code 1 unless all are equal.
+often it was killed at what, by what lay in the folder then, and the endings; exit code 1 unless all are equal. Ctrl-C
+ends it, and what is done is reported.
 """
 
 import argparse
@@ -208,11 +209,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     soak, chains, left = Soak(args.workdir.absolute(), args.seed), [], args.kills
-    while left > 0:
-        chains.append(soak.chain(len(chains), min(left, soak.draw.randint(1, 2 * KILLS_IN_A_CHAIN - 1))))
-        left -= len(chains[-1].kills)
-        said = "equal" if chains[-1].equal else f"DIFFERENT, see {args.workdir / f'chain-{len(chains) - 1}'}"
-        print(f"soak: {args.kills - left} of {args.kills} kills, {said}", file=sys.stderr, flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # then the chains that are done are reported
+        while left > 0:
+            chains.append(soak.chain(len(chains), min(left, soak.draw.randint(1, 2 * KILLS_IN_A_CHAIN - 1))))
+            left -= len(chains[-1].kills)
+            said = "equal" if chains[-1].equal else f"DIFFERENT, see {args.workdir / f'chain-{len(chains) - 1}'}"
+            print(f"soak: {args.kills - left} of {args.kills} kills, {said}", file=sys.stderr, flush=True)
     print(report(chains, soak.whole))
     return 0 if all(chain.equal for chain in chains) else 1
 

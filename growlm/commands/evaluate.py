@@ -106,9 +106,14 @@ def run_evaluation(
     }
     path = output / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"  # as the harness calls its own
     if write:
-        output.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, results)
+        write_results(results, path)
     return results, path
+
+
+def write_results(results: dict[str, Any], path: Path) -> None:
+    """Write what `run_evaluation` has measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_sealed(path, results)
 
 
 def read_text(path: Path) -> str:
@@ -248,17 +253,21 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         shots=args.shots,
         batch=args.batch,
         output=args.output,
-        write=is_first(),
+        write=False,
         tokenizer=args.tokenizer,
         step=args.step,
         length=args.length,
         dtype=args.dtype or "float32",
         mesh=mesh_of(pairs("--mesh", keys)),
     )
-    if is_first() and args.json:
-        print_json(results)
-    elif is_first():
-        print(f"{table(results)}\n\nwritten: {path}")
+    if is_first():  # shown first: what was measured for hours outlives a disk that is full
+        if args.json:
+            print_json(results)
+        else:
+            print(table(results), flush=True)
+        write_results(results, path)
+        if not args.json:
+            print(f"\nwritten: {path}")
     return 0
 
 

@@ -24,6 +24,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.records import read_groups
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
+    from growlm.training.checkpoint import quiet_writers
     from growlm.training.config import load_config
     from growlm.training.host_memory import keep_freed_memory
     from growlm.training.processes import is_first, join_processes, stop_requests
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
 
     join_processes()
     keep_freed_memory()
+    quiet_writers()
     plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)
     chosen = plan.select(args.run)
     if is_first():

@@ -14,6 +14,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
     from growlm.report.report import summarise, table
+    from growlm.training.checkpoint import quiet_writers
     from growlm.training.config import build_run, load_config
     from growlm.training.host_memory import keep_freed_memory
     from growlm.training.metrics import reproduction
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
 
     join_processes()
     keep_freed_memory()
+    quiet_writers()
     config = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:

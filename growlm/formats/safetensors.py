@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from growlm.errors import InputError, must_be
-from growlm.files import read_json, write_json
+from growlm.files import named, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -200,7 +200,7 @@ def write_tensors(
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     names = [SINGLE] if len(shards) == 1 else names
     for name, members in zip(names, shards, strict=True):
-        with (folder / name).open("xb") as file:
+        with named(folder / name), (folder / name).open("xb") as file:
             _write_file(file, members, pieces, progress)
     if len(shards) > 1:
         file_of = {tensor.name: name for name, members in zip(names, shards, strict=True) for tensor in members}

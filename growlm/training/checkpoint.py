@@ -3,8 +3,13 @@
 The checksums of its files are part of a checkpoint, and are checked before it is restored.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,8 @@ from growlm.models import path_of
 from growlm.state import TrainState
 from growlm.training.processes import broadcast, broadcast_json, is_first
 
+# What a system says of a disk that takes no more, in pages of an error.
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)))
 ITEM = "default"  # the folder that orbax has in that of a step
 
 
@@ -90,6 +97,17 @@ class _Restore(ocp.args.StandardRestore):
     pass
 
 
+def quiet_writers() -> None:
+    """What orbax and tensorstore print themselves of an error of writing, hundreds of lines, is not printed.
+
+    The error itself is raised, see `Checkpoints.save`. For a process of its own: hooks of the interpreter are set.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread" not in record.getMessage())
+    hook = sys.unraisablehook
+    closed = "Event loop is closed"  # of the writes that were under way when another failed
+    sys.unraisablehook = lambda said: None if closed in str(said.exc_value) else hook(said)
+
+
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     # The handler is named, or a manager that has not saved yet reads no metadata.
     return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=_Handler())
@@ -114,7 +132,8 @@ class Checkpoints:
         step = int(state.step)
         if step not in self.steps():
             # force: a stage of a sweep may be trained again from an earlier step than its last
-            self._manager.save(step, args=_Save(_held(_to_tree(state))), force=True)
+            with self._named_errors():
+                self._manager.save(step, args=_Save(_held(_to_tree(state))), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct).
@@ -144,11 +163,23 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once everything saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._named_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait, and free the writer's threads."""
-        self._manager.close()
+        with self._named_errors():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn an error of writing, which the threads of orbax have met, into one line that names the folder."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            reason = next((text for text in FULL if text in str(error)), None) or " ".join(str(error).split())[:200]
+            more = "where that is mended the same command goes on from the last checkpoint"
+            raise InputError(f"cannot write a checkpoint in {self._manager.directory}: {reason}; {more}") from None
 
     def _check_stored(self, step: int, expected: dict[str, Any]) -> None:
         """Orbax casts dtypes without a word and may pad shapes: what is stored must be what is expected."""

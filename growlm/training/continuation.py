@@ -52,7 +52,8 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_sealed(path, config)
     except OSError as error:
-        raise InputError(f"{NEW} {folder}, which cannot be used: {error.strerror}") from error
+        reason = f"{error.strerror} ({error.filename or folder})"
+        raise InputError(f"{NEW} {folder}, which cannot be used: {reason}") from error
 
 
 def claim_best(folder: Path, config: dict[str, Any], tries: Sequence[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import jax
 
 from growlm.checked import parse_record, sealed
 from growlm.errors import InputError
-from growlm.files import write_whole
+from growlm.files import named, write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MetricsLog:
     """Appends records to metrics.jsonl. Records after `known_step` are a killed process's, and are dropped first."""
 
     def __init__(self, path: Path, known_step: int):
-        self._known = known_step
+        self._path, self._known = path, known_step
         records = [record for record in read_records(path) if record["step"] <= known_step]
         self.seconds = records[-1]["seconds"] if records else None
         write_records(path, records)
@@ -99,12 +99,14 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one line, handed to the system at once; a step that is on record already is not written again."""
         if record["step"] > self._known:
-            self._file.write(json.dumps(sealed(record)) + "\n")
-            self._file.flush()
+            with named(self._path):
+                self._file.write(json.dumps(sealed(record)) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk was reported by `write`
+            self._file.close()
 
 
 class Stopwatch:
@@ -153,7 +155,7 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=10"]
+    command = ["git", "--no-optional-locks", "-C", root, "describe", "--always", "--dirty=+", "--abbrev=10"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
