@@ -36,6 +36,8 @@ class SingleUseAction(argparse.Action):
         """Store the value."""
         if getattr(namespace, self.dest) is not None:
             parser.error(f"{option_string} is given twice: {getattr(namespace, self.dest)} and {value}")
+        if any("\udc80" <= each <= "\udcff" for each in str(value)):  # bytes that are in no UTF-8
+            parser.error(f"{option_string} must be a text in UTF-8, got {str(value)!a}")
         setattr(namespace, self.dest, value)
 
 

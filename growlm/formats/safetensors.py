@@ -24,6 +24,7 @@ from growlm.files import named, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MAX_HEADER = 2**24  # bytes, of about 100,000 tensors
 SHARD_BYTES = 5 * 10**9
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -151,6 +152,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _tensors_in(path: Path, computed: re.Pattern) -> dict[str, StoredTensor]:
     """The weights of one file, whose header the library checks: they fill the file without gap or overlap."""
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > min(MAX_HEADER, path.stat().st_size):
+            raise InputError(f"{path} is damaged: its header must have at most {MAX_HEADER:,} bytes, got {header:,}")
         with safe_open(path, framework="np") as file:
             names = [name for name in file.keys() if not computed.fullmatch(name)]  # noqa: SIM118
             slices = {name: file.get_slice(name) for name in names}

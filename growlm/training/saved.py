@@ -186,7 +186,7 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
             masks=(masks, masks.progress(0)) if masks else None,
             **spent,
         )
-    except (AttributeError, TypeError, KeyError, InputError) as error:
+    except (AttributeError, TypeError, KeyError, OverflowError, ValueError) as error:
         reason = f"{GROWTH_FILE} has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"source {folder} is no folder of this version's growlm grow: {reason}") from None
 
