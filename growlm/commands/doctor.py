@@ -36,6 +36,7 @@ DRIVERS = {
     "/dev/vfio/0": ("a TPU", "tpu"),
 }
 EXACT = "exact: with which operators a growth keeps the function (direct with zero_residual in depth, random masked)"
+NAMED = 4  # packages of an extra that are named
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -104,14 +105,15 @@ def _host() -> str:
 
 
 def _extras() -> list[tuple[str, str, str]]:
-    """A row for each extra of growlm: its name, whether all of it is installed or what brings it, what it is for."""
+    """A row for each extra of growlm: its name, what it is for, and whether it is installed or what brings it."""
     if installed_version("growlm") is None:
         return []
     rows = []
     for extra in importlib.metadata.metadata("growlm").get_all("Provides-Extra") or ():
-        missing = ", ".join(dict.fromkeys(_missing("growlm", extra)))
-        said = f"pip install 'growlm[{extra}]' brings {missing}" if missing else "installed"
-        rows.append((extra, said, USES.get(extra, "")))
+        missing = [*dict.fromkeys(_missing("growlm", extra))]
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        said = f"pip install 'growlm[{extra}]' brings {', '.join(missing[:NAMED])}{more}" if missing else "installed"
+        rows.append((extra, USES.get(extra, ""), said))
     return rows
 
 

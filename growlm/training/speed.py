@@ -25,9 +25,10 @@ class Block:
     @property
     def model(self) -> ModelConfig:
         """A model of this block alone, with a vocabulary that costs nearly nothing."""
-        heads = self.embed // self.head_dim
-        sizes = {"layers": 1, "embed": self.embed, "heads": heads, "kv_heads": heads, "head_dim": self.head_dim}
-        return ModelConfig(**sizes, mlp=self.embed * 8 // 3 // 128 * 128, vocab=128)
+        heads, mlp = self.embed // self.head_dim, self.embed * 8 // 3 // 128 * 128
+        return ModelConfig(
+            layers=1, embed=self.embed, heads=heads, kv_heads=heads, head_dim=self.head_dim, mlp=mlp, vocab=128
+        )
 
 
 # By platform: large enough to keep a device busy, small enough that a slow one is done in a second or two.
