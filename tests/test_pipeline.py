@@ -113,12 +113,12 @@ LocalPipelineExecutor([TokenShards(request)], tasks=2, workers=1, logging_dir=sy
 def test_a_killed_job_goes_on(large, tmp_path):
     output, logs = tmp_path / "out", tmp_path / "logs"
     command = [sys.executable, "-c", KILLED, str(large / "a.jsonl"), str(output), str(logs)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     end = time.monotonic() + 60
     while not list(output.glob("parts/*.json")):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)  # datatrove has a process of its own for queues
     process.wait()
     (done,) = output.glob("train-*.bin")
     before = done.stat().st_mtime_ns

@@ -26,6 +26,7 @@ USES = {
     "s3": "s3:// buckets",
     "tracking": "curves in TensorBoard, Weights & Biases and trackio",
     "huggingface": "the former name of data",
+    "cluster": "SLURM",
     "docs": "the guide",
     "test": "the tests",
 }
