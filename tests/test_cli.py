@@ -334,19 +334,21 @@ print("loaded:", sorted({"jax", "flax", "orbax", "matplotlib", "tensorflow"} & s
 
 def test_train_says_how_a_run_was_begun_and_its_report_how_to_do_it_again(bench, corpus, monkeypatch):
     tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(1)))
+    text = f'"""A run.\n\nWhat is expected: nothing.\n"""\n{(bench / "run.py").read_text()}'
+    (bench / "run.py").write_text(text)
     small = [*TRAIN, "--config.stages[0].schedule.peak_lr=1e-3"]
     monkeypatch.setattr(sys, "argv", ["growlm", *small])
     assert main(small) == 0
     path = bench / "work" / "run.json"
     text, begun = path.read_text(), tiny.read_json(path)
-    assert list(begun) == ["command", "hardware", "commit"] and begun["hardware"] == hardware()
+    assert list(begun) == ["command", "hardware", "commit", "experiment"] and begun["hardware"] == hardware()
     assert begun["command"] == f"growlm {shlex.join(small)}" and begun["commit"] == commit()
     monkeypatch.setattr(sys, "argv", ["growlm", *small, "--peak_flops=1e12"])
     assert main(sys.argv[1:]) == 0
     assert path.read_text() == text  # what goes on was begun by what began it
     assert main(["report", "--workdir=work"]) == 0
     page = html.unescape((bench / "work" / "report.html").read_text())
-    assert begun["command"] in page and begun["hardware"] in page
+    assert begun["command"] in page and begun["hardware"] in page and "What is expected: nothing." in page
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from studies import write_run, write_sweep
 from growlm.errors import InputError
 from growlm.report import drawing, style
 from growlm.report.charts import COSTS, loss_figure
+from growlm.report.page import MOST_BYTES
 from growlm.report.records import read, read_groups
 from growlm.report.report import report_page, summarise, table, verdict, write_report
 from growlm.report.style import DARK, LIGHT
@@ -274,6 +275,27 @@ def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
     assert len((tmp_path / "s" / "loss.csv").read_text().splitlines()) == 1 + 4001
     assert 500 < len(curve["x"]) == len(curve["y"]) <= 1000
     assert curve["x"][-1] == pytest.approx(read(tmp_path / "s").runs["s"].metrics[-1]["flops"], rel=1e-6)
+
+
+def test_a_page_that_would_be_too_large_has_its_tables_beside_it(sweep, monkeypatch):
+    whole = report_page(sweep)[0]
+    assert len(whole) < MOST_BYTES and "data:text/csv" in whole and 'href="loss.csv"' not in whole
+    monkeypatch.setattr("growlm.report.page.MOST_BYTES", 1_000_000)
+    write_report(sweep)
+    page = (sweep / "report.html").read_text()
+    assert "data:text/csv" not in page and data_of(Page(page)) == data_of(Page(whole))
+    linked = re.findall(r'class="csv" title="[^"]*" href="([^"]*)"', page)
+    assert "loss.csv" in linked and all((sweep / name).exists() for name in linked)
+
+
+def test_the_page_says_what_its_experiment_expected(tmp_path):
+    text = (
+        "A title.\n\nCost: nothing.\n\nWhat is expected (a paper): that it grows,\nand <more>.\n\nResult: not run yet."
+    )
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, "grown": 0.7}, experiment=text)
+    page = report_page(folder)[0]
+    assert "What is expected (a paper): that it grows, and &lt;more&gt;." in page and "not run yet" not in page
+    assert page.index("What is expected") < page.index('id="part-0"')
 
 
 def test_the_report_says_everything(sweep):

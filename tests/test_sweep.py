@@ -123,7 +123,8 @@ def test_the_order_of_the_runs_makes_no_difference(corpus, alone, tmp_path, trai
 
 def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, trained_steps):
     sweep = plan_sweep(tiny.build_sweep(timings(corpus, (20, 8))))
-    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select("at8"))
+    run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select("at8"), experiment="What is expected: nothing.")
+    assert tiny.read_json(tmp_path / "sweep" / "sweep.json")["experiment"] == "What is expected: nothing."
     assert trained_steps == {1: 8, 2: 2}
     assert_as_alone(tmp_path / "sweep", alone)
     status = tiny.read_json(tmp_path / "sweep" / "sweep.json")["runs"]

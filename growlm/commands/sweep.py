@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
     from growlm.training.checkpoint import quiet_writers
-    from growlm.training.config import load_config
+    from growlm.training.config import experiment_text, load_config
     from growlm.training.host_memory import keep_freed_memory
     from growlm.training.processes import is_first, join_processes, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             chosen=chosen,
             profiling=options.profiling_config(args),
             cache=args.compilation_cache,
+            experiment=experiment_text(args.config),
         )
         if not is_first():
             return 1 if errors else 0

@@ -15,7 +15,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     options.announce_loading()
     from growlm.report.report import summarise, table
     from growlm.training.checkpoint import quiet_writers
-    from growlm.training.config import build_run, load_config
+    from growlm.training.config import build_run, experiment_text, load_config
     from growlm.training.host_memory import keep_freed_memory
     from growlm.training.metrics import reproduction
     from growlm.training.processes import is_first, join_processes, stop_requests
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     config = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:
-        metadata = reproduction(options.command_line())
+        metadata = reproduction(options.command_line(), experiment_text(args.config))
         profiling = options.profiling_config(args)
         train(config, args.workdir, stop, profiling=profiling, cache=args.compilation_cache, metadata=metadata)
         if is_first():

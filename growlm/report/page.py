@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,11 @@ _COLOURS = f"""
 :root[data-theme="dark"] {{ color-scheme: dark; {DARK.css()} }}
 @media (prefers-color-scheme: dark) {{ :root[data-theme="auto"] {{ {DARK.css()} }} }}
 """
+
+
+# A page that is larger than this many bytes has no tables of points in it: they lie beside it, and charts are whole.
+MOST_BYTES = 5_900_000
+_CSV = re.compile(r'download="([^"]*)" title="all points" href="data:text/csv;base64,[^"]*"')
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
     parts = [part for part in parts if part.body]
     contents = "".join(f'<a href="#part-{n}">{escape(part.title)}</a>' for n, part in enumerate(parts))
     body = "\n".join(f'<h2 id="part-{n}">{escape(part.title)}</h2>\n{part.body}' for n, part in enumerate(parts))
+    if len(body) + len(inline) > MOST_BYTES:
+        body = _CSV.sub(r'title="all points, in the file beside this page" href="\1"', body)
     return f"""<!doctype html>
 <html lang="en" data-theme="auto">
 <head>

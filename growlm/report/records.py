@@ -12,7 +12,8 @@ from growlm.errors import InputError
 from growlm.files import read_json
 
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
-PROVENANCE = ("command", "hardware", "commit")  # of sweep.json and run.json
+# Of sweep.json and run.json, and what stands between those of several studies.
+PROVENANCE = {"command": "\n", "hardware": ", ", "commit": ", ", "experiment": "\n\n"}
 # Settings that tell no study from another: the seed, and what does not change a result.
 WITHOUT_EFFECT = ("seed", "mesh", "remat", "log_every_steps", "checkpoint")
 
@@ -90,6 +91,7 @@ class Study:
     Attributes:
         search: what sweep.json says of a search: its key, seed and FLOPs, and for each searched run its tries and which
             was chosen. Empty without one.
+        experiment: what its experiment file said when it was started last.
         trials: the runs that only try a value for another, by name; they are not among the runs.
     """
 
@@ -100,6 +102,7 @@ class Study:
     command: str | None = None
     hardware: str | None = None
     commit: str | None = None
+    experiment: str | None = None
     flops_trained: float | None = None
     flops_saved_by_sharing: float | None = None
     search: dict[str, Any] = field(default_factory=dict)
@@ -198,9 +201,9 @@ def _check_metrics(folder: Path, studies: Collection[Study]) -> None:
 
 
 def _merged_provenance(studies: Collection[Study]) -> dict[str, str | None]:
-    """The provenance of several studies: distinct values joined by commas, commands by newlines."""
+    """The provenance of several studies: distinct values, joined."""
     found = {key: dict.fromkeys(getattr(study, key) for study in studies) for key in PROVENANCE}
-    return {key: ("\n" if key == "command" else ", ").join(filter(None, texts)) or None for key, texts in found.items()}
+    return {key: PROVENANCE[key].join(filter(None, texts)) or None for key, texts in found.items()}
 
 
 def _group(members: dict[Path, Study]) -> Group:

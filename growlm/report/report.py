@@ -30,6 +30,8 @@ from growlm.report.verdict import verdict
 
 __all__ = ["overview", "summarise", "table", "verdict", "write_report"]
 
+EXPECTED = ("What is expected", "What was expected")  # with which experiment files begin to say so
+
 
 @dataclass(frozen=True)
 class Section:
@@ -180,6 +182,7 @@ def _head(sections: list[Section]) -> str:
         named = f"<b>{escape(one.title)}.</b><br>" if len(sections) > 1 else ""
         lines = map(escape, verdict(one.rows).splitlines())
         found.append(f'<p class="verdict">{named}{"<br>".join(lines)}</p>')
+        found += map(page.quiet, expectations(one.group))
     studies = [study for one in sections for study in one.group.studies.values()]
     machines, commits = ({getattr(study, key): None for study in studies} for key in ("hardware", "commit"))
     facts = [*filter(None, machines), *(f"commit {commit}" for commit in commits if commit)]
@@ -189,6 +192,13 @@ def _head(sections: list[Section]) -> str:
         apart = f", {style.flops(searched)} of them in the search alone" if searched else ""
         facts.append(f"{style.flops(sum(trained))} FLOPs trained in all{apart}")
     return "\n".join([*found, page.quiet(" · ".join(facts))])
+
+
+def expectations(group: Group) -> list[str]:
+    """What the experiment of a study says is expected: the paragraph of its file that begins so."""
+    texts = "\n\n".join(study.experiment or "" for study in group.studies.values())
+    paragraphs = (" ".join(text.split()) for text in texts.split("\n\n"))
+    return [*dict.fromkeys(text for text in paragraphs if text.startswith(EXPECTED))]
 
 
 def _parts(one: Section) -> Iterator[Part]:

@@ -39,16 +39,7 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
 
     Raises InputError: a file that is not there, fails or has no get_config, an override that is no key=value.
     """
-    if spec.startswith("growlm:"):  # growlm/experiments is a link to experiments/, and in a wheel a copy
-        _, name, *variants = spec.split(":")
-        folder = Path(__file__).parents[1] / "experiments"
-        if name not in (names := [file.stem for file in folder.glob("*.py")]):
-            raise unknown("experiment of the package", name, names)
-        spec = ":".join([f"{folder / name}.py", *variants])
-    name, _, variant = spec.partition(":")
-    path, former = Path(name), []
-    if path.suffix != ".py" or not path.is_file():
-        raise must_be("config", "an experiment file such as experiments/quickstart.py", name)
+    (path, variant), former = _experiment(spec), []
     try:
         config = _run_file(path, variant)
     except InputError:
@@ -67,6 +58,26 @@ def load_config(spec: str, overrides: list[str]) -> dict[str, Any]:
     for line in dict.fromkeys(former):
         print(f"growlm: config {spec!r}: {line}; the old name will not be read in the next version", file=sys.stderr)
     return settings
+
+
+def experiment_text(spec: str) -> str | None:
+    """The docstring of an experiment file, named as in `load_config`: what is asked, expected and found."""
+    return ast.get_docstring(ast.parse(_experiment(spec)[0].read_bytes()))
+
+
+def _experiment(spec: str) -> tuple[Path, str]:
+    """The file of an experiment, and the variant. Raises InputError where there is none."""
+    if spec.startswith("growlm:"):  # growlm/experiments is a link to experiments/, and in a wheel a copy
+        _, name, *variants = spec.split(":")
+        folder = Path(__file__).parents[1] / "experiments"
+        if name not in (names := [file.stem for file in folder.glob("*.py")]):
+            raise unknown("experiment of the package", name, names)
+        spec = ":".join([f"{folder / name}.py", *variants])
+    name, _, variant = spec.partition(":")
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise must_be("config", "an experiment file such as experiments/quickstart.py", name)
+    return path, variant
 
 
 def _run_file(path: Path, variant: str) -> Any:

@@ -138,9 +138,9 @@ class Stopwatch:
             self.pause()
 
 
-def reproduction(command: str) -> dict[str, str | None]:
-    """What it takes to reproduce a run: the command, the hardware and the commit."""
-    return {"command": command, "hardware": hardware(), "commit": commit()}
+def reproduction(command: str, experiment: str | None = None) -> dict[str, str | None]:
+    """What it takes to reproduce a run: the command, the hardware, the commit, and what its experiment file says."""
+    return {"command": command, "hardware": hardware(), "commit": commit(), "experiment": experiment}
 
 
 def hardware() -> str:

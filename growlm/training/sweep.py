@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -231,13 +231,14 @@ def run_sweep(
     chosen: Sequence[str],
     profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
+    experiment: str | None = None,
 ) -> dict[str, str]:
     """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages; of seeds in workdir/seed-N.
 
     Several processes may train one sweep: a run of which another trains a stage, or a try, is put off until no other
     run is left. Started again, the sweep goes on where it was; a run that is done and has no checkpoint, as in an
     archive, stays done. Returns the errors of runs that failed, by folder; the others go on. A try that diverged is
-    none: it is a try that is not the best.
+    none: it is a try that is not the best. experiment: the text of the file that the sweep is of.
 
     Raises:
       InputError: the folder holds something else.
@@ -247,6 +248,7 @@ def run_sweep(
     for run in (*(plan.runs[path] for path in chosen), *candidates):
         mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
+    metadata = reproduction(command, experiment)
     with records_folder(workdir) as records:
         for folder in plan.seeds:
             check_store(records / folder / STORE)
@@ -255,7 +257,7 @@ def run_sweep(
         for folder in plan.seeds:
             claim_folder(records / folder, plain(plan.of_seed(folder).config))
         barrier()
-        _write_summaries(plan, records, command)
+        _write_summaries(plan, records, metadata)
         for path in chosen:
             if path not in plan.tries:
                 claim_folder(records / path, plain(plan.runs[path].config))
@@ -301,9 +303,9 @@ def run_sweep(
                 refused, error = 0, outcome["error"]
                 if error is not None and not (outcome.get("diverged") and _name(path) in plan.config.owners):
                     errors[path] = error
-                _write_summary(plan, _seed(path), records, command, {_name(path): outcome})
+                _write_summary(plan, _seed(path), records, metadata, {_name(path): outcome})
                 display.end(records / path, error)
-        _write_summaries(plan, records, command)  # what one seed says of the search, all say
+        _write_summaries(plan, records, metadata)  # what one seed says of the search, all say
     return errors
 
 
@@ -364,22 +366,22 @@ def _one_line(error: Exception) -> str:
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
 
 
-def _write_summaries(plan: SweepPlan, workdir: Path, command: str) -> None:
+def _write_summaries(plan: SweepPlan, workdir: Path, metadata: Mapping[str, Any]) -> None:
     for folder in plan.seeds:
-        _write_summary(plan, folder, workdir, command, {})
+        _write_summary(plan, folder, workdir, metadata, {})
 
 
 def _write_summary(
-    plan: SweepPlan, seed: str, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]
+    plan: SweepPlan, seed: str, workdir: Path, metadata: Mapping[str, Any], outcomes: dict[str, dict[str, Any]]
 ) -> None:
     """Write sweep.json of a seed: what the sweep is, how far each run is, which stages were shared, what that saved."""
     with locked(workdir / seed, timeout=-1):  # another process may write its own run's outcome
         plan = _settled(plan, workdir)
-        write_sealed(workdir / seed / SUMMARY, _summary(plan, seed, workdir, command, outcomes))
+        write_sealed(workdir / seed / SUMMARY, _summary(plan, seed, workdir, metadata, outcomes))
 
 
 def _summary(
-    plan: SweepPlan, seed: str, workdir: Path, command: str, outcomes: dict[str, dict[str, Any]]
+    plan: SweepPlan, seed: str, workdir: Path, metadata: Mapping[str, Any], outcomes: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     sweep = plan.of_seed(seed)
     config, (trained, saved), runs = sweep.config, sweep.flops(), _entries(sweep, workdir / seed, outcomes)
@@ -395,7 +397,7 @@ def _summary(
                 runs[name] |= {"status": "pending"}
     return {
         "title": config.title or (workdir.resolve().name if seed else ""),  # seeds of one sweep have one title
-        **reproduction(command),
+        **metadata,
         "baseline": config.baseline,
         "grown": config.grown,
         "controls": config.controls,
