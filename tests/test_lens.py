@@ -33,8 +33,10 @@ def test_the_last_loss_is_the_runs_and_those_before_are_of_its_first_layers(lens
     assert main(["sweep", f"--config={config}", f"--workdir={runs}"]) == 0
     monkeypatch.setattr("sys.argv", ["lens.py", f"--runs={runs}", f"--output={output}"])
     lens["main"]()
-    (losses,) = json.loads(output.read_text()).values()
+    (found,) = json.loads(output.read_text()).values()
+    losses = found["losses"]
     assert len(losses) == 3
     assert losses[-1] == pytest.approx(tiny.records(runs / "run")[-1]["val_loss"], rel=1e-5)
     assert len(set(losses)) == 3
-    assert f"{lens['depth'](losses):.1f}" in capsys.readouterr().out
+    assert found["depth"] == lens["depth"](losses)
+    assert f"run: depth {found['depth']:.1f}: {losses[0]:.3f}" in capsys.readouterr().out

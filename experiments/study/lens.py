@@ -1,7 +1,6 @@
 """How deep is a grown model? The loss with the first layers alone: final norm and head read the stream after each.
 
     python experiments/study/lens.py --runs=runs/operators/cpu-0 --output=lens.json
-    python experiments/study/lens.py --table experiments/records/lens/*.json
 
 The logit lens (nostalgebraist, 2020) on the runs of a sweep at their ends, on the batches of their validation. The
 share of a layer is how much of the loss, from no layer to all of them, it takes away; depth is the mean place of a
@@ -19,7 +18,6 @@ Result: not run yet.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -63,43 +61,20 @@ def depth(losses: Sequence[float]) -> float:
     return float(taken @ np.arange(1, len(losses)) / taken.sum())
 
 
-def table(paths: Sequence[Path]) -> str:
-    """The runs of all files by name: depth of each seed, and the mean loss after every layer."""
-    found: dict[str, list[list[float]]] = {}
-    for path in paths:
-        for name, losses in json.loads(path.read_text(encoding="utf-8")).items():
-            found.setdefault(name, []).append(losses)
-    rows = [
-        (
-            name,
-            " ".join(f"{depth(losses):.1f}" for losses in each),
-            " ".join(f"{loss:.2f}" for loss in np.mean(each, 0)),
-        )
-        for name, each in found.items()
-    ]
-    return files.table([("run", "depth, by seed", "mean loss after 0, 1, ... layers"), *rows], align="<><", rule=True)
-
-
 def main() -> None:
-    """Asks the runs of a sweep, or prints the table of what was asked."""
+    """Asks the runs of a sweep, keeps what they say and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="a sweep of one seed, with its checkpoints")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where the losses go, as JSON")
-    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="files of former calls, one a seed")
+    parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="a sweep of one seed, with checkpoints")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where it goes, as JSON")
     given = parser.parse_args()
-    if given.table:
-        print(table(given.table))
-        return
-    if not (given.runs and given.output):
-        parser.error("--runs and --output, or --table, must be given")
     sweep = json.loads((given.runs / "sweep.json").read_text(encoding="utf-8"))
     found = {}
     for name, run in sweep["runs"].items():
         if "@" not in name and run["status"] == "done":  # the tries of a search aside
-            found[name] = of_run(given.runs / name)
-            print(f"lens: {name}: {' '.join(f'{loss:.3f}' for loss in found[name])}", file=sys.stderr, flush=True)
+            losses = of_run(given.runs / name)
+            found[name] = {"depth": depth(losses), "losses": losses}
+            print(f"lens: {name}: depth {depth(losses):.1f}: {' '.join(f'{loss:.3f}' for loss in losses)}", flush=True)
     files.write_json(given.output, found)
-    print(table([given.output]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ experiments/records; a table of it is one row of TABLES, a figure one row of FIG
 """
 
 import argparse
+import json
 import re
 import shlex
 import sys
@@ -25,6 +26,7 @@ from growlm.report.fit import GrowthFit
 from growlm.report.law_figures import growth_fits
 from growlm.report.records import Group, Run, read_groups
 from growlm.report.report import report_page
+from growlm.report.search import search_table
 from growlm.report.spikes import NO_RISE, NOT_RECOVERED, Spike, spike_rows
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +44,14 @@ OPERATORS = {
     "zero_depth": "zero in depth",
     "zero_width": "zero in width",
 }
+SMALL = OPERATORS | {
+    "direct_width": "direct in width, uneven split",
+    "direct_width_even": "direct in width, even split",
+}
 NO_LABELS: Mapping[str, str] = {}
 # arXiv 2405.15319: speed-up over scratch at 1.1B, one seed.
 PAPER = dict(zip(OPERATORS, ("49 %", "-1 %, uneven", "49 %", "-15 %", "-26 %", "-14 %", "47 %", "-18 %"), strict=True))
+PAPER_SMALL = PAPER | {"direct_width": "-1 %", "direct_width_even": ""}
 SHARES = {f"after_{percent:02}_percent": f"{percent} % of the budget's tokens" for percent in (3, 6, 12, 24, 48)}
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
@@ -56,7 +63,11 @@ def study(name: str, number: int = 0) -> Group:
 
 
 def league(
-    name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, papers: Mapping[str, str] | None = None
+    name: str,
+    number: int = 0,
+    labels: Mapping[str, str] = NO_LABELS,
+    papers: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
 ) -> str:
     """The runs of a study from the lowest loss on, with their speed-up over the baseline and over every control.
 
@@ -64,10 +75,12 @@ def league(
         name, number: of the study, as in `study`.
         labels: what runs are called.
         papers: what a paper has, by run.
+        without: runs that are left out, such as a scratch_tuned where the baseline was searched as well.
     """
     group = study(name, number)
-    found = sorted((row for row in rows(group) if row.loss), key=lambda row: row.loss.value)
-    controls = list(dict.fromkeys(control for row in found for control, gain in row.over.items() if gain))
+    found = sorted((row for row in rows(group) if row.loss and row.run not in without), key=lambda row: row.loss.value)
+    controls = dict.fromkeys(control for row in found for control, gain in row.over.items() if gain)
+    controls = [control for control in controls if control not in without]
     seeds = [seed.removeprefix("seed ") for seed in group.studies]
     header = ["run", f"seeds {', '.join(seeds)}", "mean", f"over {group.first.baseline}"]
     if len(seeds) == 1:
@@ -84,6 +97,25 @@ def league(
         lines.append(cells)
     lines[0][0] = f"**{lines[0][0]}**"
     return f"{table(header, lines)}\n\n{made(group)}"
+
+
+def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
+    """The last loss of every run of a study at every value that its search tried; a star marks the best."""
+    header, lines = search_table(study(name, number))
+    shown = [[labels.get(run, run), *cells[:-1]] for run, *cells in lines if run not in without]
+    return table(header[:-1], shown)
+
+
+def lens(name: str, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
+    """What `lens.py` found in the runs of a study: the depth at each seed, and the mean loss after every layer."""
+    seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RECORDS / "lens" / name).glob("*.json"))]
+    lines = []
+    for run in (run for run in seeds[0] if run not in without):
+        each = [seed[run] for seed in seeds]
+        losses = [f"{sum(after) / len(after):.2f}" for after in zip(*(one["losses"] for one in each), strict=True)]
+        lines.append([labels.get(run, run), ", ".join(f"{one['depth']:.1f}" for one in each), " ".join(losses)])
+    lines.sort(key=lambda line: line[1])
+    return table(("run", "depth, by seed", "mean loss after 0, 1, ... layers"), lines)
 
 
 def over(row: Row, control: str) -> Interval | None:
@@ -208,6 +240,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "novels": partial(league, "novels"),
     "operators": partial(league, "operators", labels=OPERATORS, papers=PAPER),
+    "operators_small": partial(league, "operators_small", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)),
+    "operators_small_tried": partial(tried, "operators_small", labels=SMALL, without=("scratch_tuned",)),
     "operators_at_growth": partial(at_growth, "operators", labels=OPERATORS),
     "timing": partial(league, "growth_timing", 0, SHARES),
     "timing_narrow": partial(league, "growth_timing", 1, SHARES),

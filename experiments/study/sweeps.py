@@ -113,7 +113,8 @@ def train(records: Path, folder: Path, options: list[str]) -> bool:
     """Trains what a sweep's records lack, and keeps the records of every run as it ends. Returns whether all did."""
     if records.exists() and not folder.exists():  # trained on another machine
         shutil.copytree(records, folder)
-    command = [sys.executable, "-m", "growlm", "sweep", f"--workdir={folder}", *options]
+    # A path within the repository, for the records keep the command.
+    command = [sys.executable, "-m", "growlm", "sweep", f"--workdir={os.path.relpath(folder, ROOT)}", *options]
     # In a session of its own, as Linux has a niceness of each; so an interrupt is passed on.
     with subprocess.Popen(command, cwd=ROOT, preexec_fn=yield_to_all, start_new_session=True) as process:
         try:
@@ -134,6 +135,9 @@ def keep(folder: Path, records: Path) -> None:
     if progress(folder)[0] > progress(records)[0]:
         part = records.with_name(f".{records.name}.part")
         archive(folder, part, ended=True)
+        ended, runs = progress(part)
+        for tried in part.glob("**/*@*") if ended == runs else ():  # sweep.json has their losses
+            shutil.rmtree(tried)
         shutil.rmtree(records, ignore_errors=True)
         part.rename(records)
 
