@@ -1,5 +1,6 @@
 """Checksums: what was written is checked when it is read, damage is named, and an older whole checkpoint is used."""
 
+import json
 import random
 import shutil
 import threading
@@ -7,6 +8,7 @@ import threading
 import pytest
 import tiny
 
+from growlm.__main__ import main
 from growlm.checked import CHECKSUMS, DamagedError
 from growlm.commands.convert import convert_folder
 from growlm.errors import InputError
@@ -184,3 +186,25 @@ def test_what_reads_a_run_that_trains_takes_the_newest_again_when_a_checkpoint_i
     with pytest.raises(InputError, match=r"step of .* must be one of its checkpoints"):
         convert_folder(folder, tmp_path / "named", "huggingface", step=16)
     assert read == [16]
+
+
+ALTERED = {
+    "a list": ("sweep.json", []),
+    "runs": ("sweep.json", {"runs": []}),
+    "a run": ("sweep.json", {"runs": {"a": 1}}),
+    "stages": ("sweep.json", {"runs": {"a": {"stages": 5}}}),
+    "title": ("sweep.json", {"title": 3, "runs": {}}),
+    "step": ("metrics.jsonl", {"stage": 0, "step": "1"}),
+    "loss": ("metrics.jsonl", {"stage": 0, "step": 1, "loss": [1]}),
+    "growth": ("growth-1.json", [1]),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_record_that_is_none_is_one_line_in_a_report(tmp_path, capsys, name):
+    file, value = ALTERED[name]
+    (tmp_path / "metrics.jsonl").write_text('{"stage": 0, "step": 0}\n')
+    (tmp_path / file).write_text(json.dumps(value) + "\n")
+    assert main(["report", f"--workdir={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("growlm: ") and file in line

@@ -190,7 +190,13 @@ def plan_undone(
     if not isinstance(report, dict) or not isinstance(report.get("source"), dict):
         raise InputError(f"{path} must be the report of a growth, got another file")
     target = build_model(report["source"], GROWTH_FILE)
-    growth = plan_undo(report, found.model, target)
+    try:
+        growth = plan_undo(report, found.model, target)
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{path} must be the report of a growth, got another: {reason}") from None
     undoes = f"{report.get('operator')}, of {path}"
     key, folder = run_keys(0)[1], None
     if isinstance(found, HuggingFaceFolder):

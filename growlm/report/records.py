@@ -235,12 +235,13 @@ def _read(folder: Path) -> Study:
         raise InputError(f"{folder} must hold sweep.json or metrics.jsonl, got neither")
     name = folder.resolve().name
     run, made = _run(folder, name), _optional_json(folder / "run.json")
-    return Study(name, {name: run}, run.config, **{key: made.get(key) for key in PROVENANCE})
+    return Study(name, {name: run}, run.config, **{key: _text(made.get(key)) for key in PROVENANCE})
 
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
     sweep, config = read_object(folder / "sweep.json"), _optional_json(folder / "config.json")
+    _check_sweep(folder / "sweep.json", sweep)
     entries = {name: _entry(name, sweep) for name in sweep.get("runs", {})}
     if (folder / ARCHIVED).exists():
         metrics, configs = _archived_metrics(folder / ARCHIVED), config.get("runs", {})
@@ -255,6 +256,29 @@ def _sweep(folder: Path) -> Study:
     tried = [each["run"] for of_run in search.get("runs", {}).values() for each in of_run["tries"]]
     more["trials"] = {name: runs.pop(name) for name in tried if name in runs}
     return Study(sweep.get("title") or folder.resolve().name, runs, config, **more)
+
+
+# What sweep.json and each of its runs may hold, as far as a report reads it.
+SWEEP = {"title": str, "baseline": str, "controls": dict, "grown": list, "search": dict} | dict.fromkeys(
+    PROVENANCE, str
+)
+ENTRY = {"status": str, "error": str, "stages": list}
+
+
+def _check_sweep(path: Path, sweep: dict[str, Any]) -> None:
+    """Raises InputError where sweep.json is none."""
+    runs = sweep.get("runs", {})
+    entries = [*runs.values()] if isinstance(runs, dict) else [None]
+    for kinds, value in [(SWEEP, sweep), *((ENTRY, entry) for entry in entries)]:
+        if not isinstance(value, dict):
+            raise InputError(f"{path} must have its runs as objects, got {str(value)[:60]!r}")
+        for key, kind in kinds.items():
+            if not isinstance(value.get(key), kind | None):
+                raise InputError(f"{path}: {key} must be a {kind.__name__}, got {str(value[key])[:60]!r}")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _entry(name: str, sweep: dict) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def run_sweep(
                 run, folder = plan.runs[path], records / path
                 if path in plan.tries:
                     run = _claim_best(plan, path, records)
-                before = read_json(folder.parent / SUMMARY, "summary")["runs"][_name(path)]
+                before = _read_runs(folder.parent)[_name(path)]
                 if _name(path) in plan.config.owners and broadcast(before.get("diverged", False)):
                     raise DivergedError(before["error"] or "diverged")  # it is the try that it was
                 saved = stored_steps((workdir / path).parent / STORE / run.stages[-1].stage_hash / "checkpoints")
@@ -410,12 +410,25 @@ def _summary(
 
 def _entries(sweep: SweepPlan, folder: Path, outcomes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The runs of one seed as sweep.json has them."""
-    previous = read_json(folder / SUMMARY, "summary")["runs"] if (folder / SUMMARY).exists() else {}
+    previous = _read_runs(folder) if (folder / SUMMARY).exists() else {}
     entries = {}
     for name, shares in sweep.shares().items():
         stages = [_entry(*share) for share in shares]
         entries[name] = {"stages": stages} | (outcomes.get(name) or _previous_outcome(previous.get(name), stages))
     return entries
+
+
+def _read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """The runs of a sweep.json. Raises InputError where it is no such file."""
+    summary = read_json(folder / SUMMARY, SUMMARY)
+    try:
+        for entry in summary["runs"].values():
+            if not isinstance(entry["status"], str) or not isinstance(entry.get("error"), str | None):
+                raise TypeError
+            _ = [(stage["address"], stage["tokens"]) for stage in entry["stages"]]
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{folder / SUMMARY} must be what growlm sweep wrote; without it the sweep goes on") from None
+    return summary["runs"]
 
 
 def _previous_outcome(entry: dict[str, Any] | None, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -430,7 +443,7 @@ def _previous_outcome(entry: dict[str, Any] | None, stages: list[dict[str, Any]]
 
 
 def _statuses(workdir: Path, seeds: Sequence[str]) -> dict[Path, str]:
-    runs = {seed: read_json(workdir / seed / SUMMARY, "summary")["runs"] for seed in seeds}
+    runs = {seed: _read_runs(workdir / seed) for seed in seeds}
     return {workdir / seed / name: entry["status"] for seed in seeds for name, entry in runs[seed].items()}
 
 
