@@ -259,6 +259,7 @@ TABLES: dict[str, Callable[[], str]] = {
 FIGURES = {
     "novels.png": ("novels", "loss", "flops"),
     "operators_speedup.png": ("operators", "speedup", "speedup"),
+    "operators_small_speedup.png": ("operators_small", "speedup", "speedup"),
     "operators_spike.png": ("operators", "spike", "since_growth"),
     "growth_timing.png": ("growth_timing", "timing_valley", "grown_at"),
     "growth_factor.png": ("growth_factor", "factor_valley", "factor"),
