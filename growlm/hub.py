@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from growlm.checked import CHECKSUMS
 from growlm.errors import InputError, import_library, in_one_line, must_be
 
 SCHEME = "hf:"
@@ -91,7 +92,8 @@ def push(folder: Path, name: str, public: bool) -> str:
     with _said(f"{folder} is written, and cannot be pushed to {name}"):
         api = hub.HfApi()
         api.create_repo(name, private=not public, exist_ok=True)
-        commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Written by growlm")
+        options = {"commit_message": "Written by growlm", "ignore_patterns": CHECKSUMS}  # there anyone may edit a file
+        commit = api.upload_folder(repo_id=name, folder_path=folder, **options)
     return f"{SCHEME}{name}@{commit.oid}"
 
 
