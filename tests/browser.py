@@ -27,6 +27,9 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
+KEYS = {"Tab": 9, "Enter": 13, " ": 32}
+
+
 def find_browser() -> str | None:
     """The path of a Chromium, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
@@ -90,6 +93,11 @@ class Tab:
     def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         """A real event of the mouse: mousePressed, mouseMoved, mouseReleased or mouseWheel."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **{"button": "left", "clickCount": 1} | more)
+
+    def key(self, key: str) -> None:
+        """A key that is pressed and let go."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=KEYS[key])
 
     def touch(self, kind: str, *points: tuple[float, float]) -> None:
         """A real event of fingers: touchStart, touchMove or touchEnd."""

@@ -128,6 +128,27 @@ def test_every_figure_has_its_curves(laptop):
     assert laptop.value(f"{LOSS}.querySelector('.annotation').textContent") == "layers 2 → 8"
 
 
+FOCUSED = "document.activeElement.ariaLabel || document.activeElement.textContent"
+
+
+def test_all_controls_of_a_chart_are_reached_and_pressed_by_keyboard(laptop):
+    """With Tab from the link above the chart: axes, the names in the legend, and the bar; Enter and space press."""
+    laptop.value("document.querySelector('#chart-loss a.csv').focus()")
+    seen = []
+    while laptop.value("document.activeElement.closest('#chart-loss') !== null") and len(seen) < 40:
+        seen.append(laptop.value(FOCUSED))
+        laptop.key("Tab")
+    assert {"tokens", "log x", "grown (grown)", "Zoom in"} <= set(seen), seen
+    laptop.value(f"[...{LOSS}.querySelectorAll('.updatemenu-button')].find(b => b.ariaLabel === 'tokens').focus()")
+    laptop.key("Enter")
+    assert axis(laptop)[0].startswith("tokens")
+    assert laptop.value(FOCUSED) == "tokens"  # and goes on from there
+    laptop.value(f"[...{LOSS}.querySelectorAll('.legendtoggle')].find(b => b.ariaLabel === 'grown (grown)').focus()")
+    laptop.key(" ")
+    laptop.value("new Promise(done => setTimeout(done, 500))")  # plotly waits for a double click
+    assert len(curves(laptop)) == 6 and laptop.value(FOCUSED) == "grown (grown)"
+
+
 def test_the_speed_ups_fill_their_chart(laptop):
     """The rows are spread over the plot, and the plot over most of the chart."""
     speedup = "document.querySelector('#chart-speedup .plot')"
