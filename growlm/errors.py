@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Bad input. The message is one line, 'X must be Y, got Z'; the command exits with 2."""
 
 
+class InUseError(InputError):
+    """Another process has the folder, and alone may write it."""
+
+
 class DivergedError(RuntimeError):
     """The loss or the gradient is no longer finite."""
 

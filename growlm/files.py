@@ -1,4 +1,7 @@
-"""Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it."""
+"""Files written whole or not at all: whoever reads one, or restarts after a kill, never meets half of it.
+
+They lie on a local disk or in a bucket; what that cannot do is in `growlm.buckets`.
+"""
 
 import contextlib
 import dataclasses
@@ -6,20 +9,25 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from growlm.buckets import holds_something, is_bucket, whole
 from growlm.checked import MAX_JSON, check_text, parse_json, sealed, unsealed
-from growlm.errors import InputError
+from growlm.errors import InputError, InUseError
 
 LOCK = ".lock"
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there in one step."""
+    """Write a file beside its place and move it there in one step; in a bucket it is put there, which is one."""
+    if is_bucket(path):
+        path.write_bytes(content)
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with named(path):
@@ -88,7 +96,7 @@ def read_json(path: Path, what: str) -> Any:
         check_text(value)
         return unsealed(value, path)
     except OSError as error:
-        raise InputError(f"{what} must be a readable file, got {path}: {error.strerror}") from None
+        raise InputError(f"{what} must be a readable file, got {path}: {error.strerror or 'it is not there'}") from None
     except InputError:
         raise
     except ValueError as error:  # of the text's encoding or of the JSON in it
@@ -105,10 +113,6 @@ def check_regular(path: Path, what: object) -> None:
 def is_part(path: Path) -> bool:
     """Whether this is what a process leaves that was killed while it wrote a file."""
     return path.name.startswith(".") and path.name.endswith(".part")
-
-
-class InUseError(InputError):
-    """Another process has the folder locked."""
 
 
 @contextlib.contextmanager
@@ -141,6 +145,10 @@ def is_locked(folder: Path) -> bool:
 
 def check_output(output: Path) -> None:
     """Raises InputError unless a folder can be written there without touching anything that is there."""
+    if is_bucket(output):
+        if holds_something(output):
+            raise InputError(f"output must be a new or empty folder, got {output}, which is not empty")
+        return
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise InputError(f"output must be a new or empty folder, got {output}, which exists and is no folder")
     if output.is_dir() and any(output.iterdir()):
@@ -151,7 +159,11 @@ def check_output(output: Path) -> None:
 
 
 def check_space(output: Path, nbytes: int) -> None:
-    """Raises InputError where the disk of a folder that is to be written has less room than this."""
+    """Raises InputError where the disk of a folder that is to be written has less room than this.
+
+    A folder of a bucket is written to the disk of temporary files first.
+    """
+    output = Path(tempfile.gettempdir(), output.name) if is_bucket(output) else output
     above = next(path for path in output.absolute().parents if path.exists())
     if nbytes > (free := shutil.disk_usage(above).free):
         raise InputError(f"output must be on a disk with {nbytes:,} bytes free, got {output}, where {free:,} are")
@@ -160,6 +172,10 @@ def check_space(output: Path, nbytes: int) -> None:
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """A folder beside its place that is moved there once it is whole; what a killed process left is cleared first."""
+    if is_bucket(output):
+        with whole(output) as part:
+            yield part
+        return
     part = output.absolute().with_name(f".{output.name}.part")
     if part.is_symlink():
         raise InputError(f"output {output} is written at {part} first, which must be no link")

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from growlm.buckets import absolute, location, origin
 from growlm.checked import CHECKSUMS
 from growlm.errors import InputError, import_library, in_one_line, must_be
 
@@ -31,7 +32,7 @@ def local_folder(source: Path | str, weights: bool = True) -> Path:
     """
     text = str(source)
     if not text.startswith(SCHEME):
-        return Path(source)
+        return location(source)
     name, _, revision = text.removeprefix(SCHEME).partition("@")
     if not name or text.endswith("@"):
         raise must_be("a name on the hub", f"{SCHEME}ORG/NAME or {SCHEME}ORG/NAME@REVISION", text)
@@ -49,7 +50,7 @@ def local_folder(source: Path | str, weights: bool = True) -> Path:
 
 def pinned(folder: Path) -> str | None:
     """hf:ORG/NAME@COMMIT of a snapshot in the hub's cache; None of other folders."""
-    commit = folder.absolute()
+    commit = absolute(folder)
     kind, *name = commit.parent.parent.name.split("--")
     if commit.parent.name != "snapshots" or kind != "models" or not name:
         return None
@@ -58,7 +59,7 @@ def pinned(folder: Path) -> str | None:
 
 def recorded(folder: Path) -> str:
     """What a record says of a folder: what `pinned` does, else the whole path; `local_folder` takes either again."""
-    return pinned(folder) or str(folder.absolute())
+    return pinned(folder) or origin(folder)
 
 
 def name_of(record: str) -> str | None:

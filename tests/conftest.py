@@ -23,6 +23,7 @@ import gc
 
 import jax
 import pytest
+from bucket_servers import serving
 from hypothesis import settings
 
 from growlm.training import programs
@@ -44,3 +45,17 @@ def forget_programs():
     if not MAPS.exists() or MAPS.read_bytes().count(b"\n") > MANY:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def bucket_servers():
+    """Servers of buckets on this machine, with the environment that leads to them."""
+    with serving() as variables:
+        yield variables
+
+
+@pytest.fixture
+def buckets(bucket_servers, tmp_path, monkeypatch):
+    """Those servers, and a cache of the test's own for what is copied from buckets."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return bucket_servers

@@ -36,7 +36,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOB = "https://github.com/growlm/growlm/blob/main/"
 
 # Commands that need what a reader has to bring: they are checked and not run.
-NOT_RUN = {"--tasks=paper": "benchmarks from the hub", "--config.mesh.": "several devices"}
+NOT_RUN = {"--tasks=paper": "benchmarks from the hub", "--config.mesh.": "several devices", "gs://my-": "a bucket"}
 # TinyLlama's depth by 11, its width by 64; heads and keys as it has them.
 TINY_LLAMA = growlm.ModelConfig(
     layers=2, embed=32, heads=32, kv_heads=4, head_dim=2, mlp=88, vocab=512, tie_embeddings=False

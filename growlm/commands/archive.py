@@ -1,13 +1,12 @@
 """`growlm archive`: copies the records of a sweep, without its checkpoints; report and fit read the copy."""
 
 import argparse
-from pathlib import Path
 
-from growlm.commands.options import WORKDIR, Keys, flag, one
+from growlm.commands.options import Keys, flag, one, place, records
 
 OPTIONS = {
-    "--workdir": WORKDIR,
-    "--output": one("DIR", "new folder", Path, required=True),
+    "--workdir": one("DIR", "folder of the sweep", records, required=True),
+    "--output": one("DIR", "new folder", place, required=True),
     "--ended": flag("leave out the runs that have not ended; `growlm sweep` in a copy of DIR trains those alone"),
 }
 

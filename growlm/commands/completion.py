@@ -2,9 +2,8 @@
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-from growlm.commands.options import Keys
+from growlm.commands.options import PATHS, Keys
 from growlm.errors import import_library
 
 OPTIONS = {"shell": {"choices": ("bash", "zsh"), "help": "the shell: growlm completion bash"}}
@@ -18,7 +17,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     shtab = import_library("shtab")
     whole = parser(COMMANDS)
     for action in _actions(whole):
-        if action.type is Path:
+        if action.type in PATHS:
             action.complete = shtab.DIRECTORY if action.metavar == FOLDER else shtab.FILE
     print(shtab.complete(whole, args.shell))
     return 0

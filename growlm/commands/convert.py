@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from growlm.buckets import here
 from growlm.checked import check_files
-from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, push
+from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, place, push
 from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
 from growlm.data.shards import fingerprint as fingerprint_of
@@ -65,8 +66,8 @@ from growlm.training.saved import (
 from growlm.training.step import abstract_state, run_keys
 
 OPTIONS = {
-    "--source": one("DIR", "a Hugging Face folder or hf:ORG/NAME, a run's, or one of growlm grow", Path, required=True),
-    "--output": one("DIR", "new folder", Path),
+    "--source": one("DIR", "a Hugging Face folder or hf:ORG/NAME, a run or one of growlm grow", place, required=True),
+    "--output": one("DIR", "new folder", place),
     "--to": one("FORMAT", "huggingface or growlm"),
     "--dtype": one("NAME", "dtype of exported weights (default: as imported, else float32)"),
     "--step": STEP,
@@ -247,7 +248,7 @@ def tokenizer_files(corpus: str, fingerprints: Collection[str]) -> TokenizerFile
 
 
 def _tokenizer_files(corpus: str, fingerprints: Collection[str]) -> TokenizerFiles:
-    folder = Path(corpus)
+    folder = here(corpus)
     if corpus != "stdlib" and not folder.exists():
         raise InputError(f"corpus {corpus!r} is not here any more")
     if is_tokenized(folder):

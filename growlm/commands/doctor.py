@@ -10,9 +10,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from growlm.commands.options import Keys, installed_version, one
+from growlm.commands.options import Keys, installed_version, local, one
 
-OPTIONS = {"--workdir": one("DIR", "folder that runs shall be written to (default: here)", Path)}
+OPTIONS = {"--workdir": one("DIR", "folder that runs shall be written to (default: here)", local)}
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "safetensors")
 # What extras are for; which packages each asks for is read off growlm's own metadata.

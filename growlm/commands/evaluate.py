@@ -8,8 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from growlm.buckets import here, is_bucket
 from growlm.checked import check_files
-from growlm.commands.options import CHECKPOINT, JSON, STEP, Keys, installed_version, one, pairs, print_json
+from growlm.commands.options import (
+    CHECKPOINT,
+    JSON,
+    STEP,
+    Keys,
+    copied,
+    installed_version,
+    one,
+    pairs,
+    place,
+    print_json,
+)
 from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
@@ -28,11 +40,11 @@ OPTIONS = {
     "--checkpoint": CHECKPOINT,
     "--tasks": one("A,B", "tasks of lm-evaluation-harness; paper: the paper's eight"),
     "--perplexity": one("FILE,...", "text files to measure perplexity on"),
-    "--data_dir": one("DIR", "folder with TASK.jsonl for every task (default: the hub)", Path),
+    "--data_dir": one("DIR", "folder with TASK.jsonl for every task (default: the hub)", copied),
     "--limit": one("N", "documents of each task", int),
     "--shots": one("N", "examples before a question", int),
     "--batch": one("N", "rows of a batch", int),
-    "--output": one("DIR", "folder of the results (default: CHECKPOINT/evaluations; of the hub's, evaluations)", Path),
+    "--output": one("DIR", "folder of the results (default: CHECKPOINT/evaluations; of the hub's, evaluations)", place),
     "--tokenizer": one("SOURCE", "tokenizer to use instead of the checkpoint's"),
     "--step": STEP,
     "--length": one("N", "tokens that the model reads at once", int),
@@ -100,7 +112,7 @@ def run_evaluation(
         **{name: getattr(model, name) for name in ("length", "prefix", "add_bos", "dtype")},
         "tasks": list(tasks),
         **options,
-        "data_dir": str(data_dir.absolute()) if data_dir else None,
+        "data_dir": recorded(data_dir) if data_dir else None,
         "versions": {name: installed_version(name) for name in ("growlm", "jax", "lm_eval")},
         "date": date.isoformat(),
     }
@@ -129,6 +141,8 @@ def read_text(path: Path) -> str:
 
 def _check_writable(output: Path) -> None:
     """Raises InputError now rather than when all is measured."""
+    if is_bucket(output):  # whoever may read it mostly may write it
+        return
     above = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise InputError(f"output {output} cannot be written: say --output=DIR in a folder of yours")
@@ -194,7 +208,7 @@ def _as_trained(saved: Saved, tokenizer: str | None, length: int | None) -> dict
         raise InputError(f"{saved.folder} names no corpus, and so no tokenizer: --tokenizer=SOURCE is needed")
     if tokenizer is None:
         corpus = first_corpus(saved.data.corpus)
-        if corpus != "stdlib" and not Path(corpus).exists():
+        if corpus != "stdlib" and not here(corpus).exists():
             raise InputError(f"{saved.folder} was trained on {corpus}, which is not here: --tokenizer=SOURCE is needed")
         tokenizer = tokenizer_of(corpus)
     loaded = load_tokenizer(tokenizer)
@@ -247,7 +261,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     results, path = run_evaluation(
         args.checkpoint,
         tasks=_names(args.tasks),
-        texts=[Path(name) for name in _names(args.perplexity)],
+        texts=[here(name) for name in _names(args.perplexity)],
         data_dir=args.data_dir,
         limit=args.limit,
         shots=args.shots,

@@ -5,11 +5,10 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
-from growlm.commands.options import JSON, Keys, one, pairs, positive, print_json
+from growlm.commands.options import JSON, Keys, local, one, pairs, positive, print_json, records
 from growlm.errors import check_name, must_be
 from growlm.report.kaplan import fit_kaplan
 from growlm.report.multiplier import fit_multiplier
@@ -41,14 +40,14 @@ def _count(text: str) -> int:
 
 
 OPTIONS = {
-    "--runs": one("PATH", "folder of sweeps or a sweep; but for factor, also a .csv or .json", Path, required=True),
+    "--runs": one("PATH", "folder of sweeps or a sweep; but for factor, also a .csv or .json", records, required=True),
     "--law": one("NAME", ", ".join(LAWS), required=True),
     "--slices": one("N", "timing, factor: budgets per size (default: 4)", _count),
     "--families": one("A,B", "multiplier: the families, the baseline first (default: all)", _names),
     "--at": one("FLOPS,..", "scaling, multiplier: budgets to ask the laws at", _budgets),
     "--floor": one("NATS", "scaling: the irreducible loss, where it is known (default: fitted)", positive),
     "--checkpoints": one("SHARE", "scaling, kaplan: all losses of a run but for this first share, such as 0.1", float),
-    "--figures": one("DIR", "timing, factor, multiplier: where to write the figures", Path),
+    "--figures": one("DIR", "timing, factor, multiplier: where to write the figures", local),
     **JSON,
 }
 KEYS = {

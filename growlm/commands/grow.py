@@ -3,15 +3,14 @@
 import argparse
 import inspect
 import sys
-from pathlib import Path
 from typing import Any
 
-from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, push
+from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, place, push
 from growlm.errors import InputError
 
 OPTIONS = {
-    "--source": one("DIR", "a run's folder, one of growlm grow, a Hugging Face folder, or hf:ORG/NAME", Path),
-    "--output": one("DIR", "new folder", Path),
+    "--source": one("DIR", "a run's folder, one of growlm grow, a Hugging Face folder, or hf:ORG/NAME", place),
+    "--output": one("DIR", "new folder", place),
     "--operator": one("NAME", "operator or preset (default: direct)"),
     "--factor": one("N", "multiply the layers by N; of a shrink, keep this share of them, such as 0.5", float),
     "--undo": flag("take back the growth that the source is of"),

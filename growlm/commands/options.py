@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from growlm import buckets
 from growlm.errors import InputError
 
 
@@ -56,6 +57,26 @@ def positive(text: str) -> float:
     return value
 
 
+def _place(of: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The type of an option that takes a path; what is wrong with it is said as argparse says it."""
+
+    def read(text: str) -> Path:
+        try:
+            return of(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+# A file or folder on a local disk or in a bucket; one that is read, from its local copy; one on a local disk.
+place = _place(buckets.location)
+copied = _place(buckets.here)
+local = _place(lambda text: buckets.local_only(buckets.location(text), "this path"))
+records = _place(lambda text: buckets.here(text, buckets.STATES))
+PATHS = (place, copied, local, records)
+
+
 def steps(text: str) -> range:
     """FIRST:LAST, the last included."""
     first, _, last = text.partition(":")
@@ -86,13 +107,13 @@ def flag(says: str) -> dict[str, Any]:
 
 
 CONFIG = one("FILE.py[:variant]", "experiment file", required=True)
-WORKDIR = one("DIR", "folder of the run or the sweep", Path, required=True)
-CHECKPOINT = one("DIR", "a run's folder, one of growlm grow, a Hugging Face one, or hf:ORG/NAME", Path, required=True)
+WORKDIR = one("DIR", "folder of the run or the sweep", place, required=True)
+CHECKPOINT = one("DIR", "a run's folder, one of growlm grow, a Hugging Face one, or hf:ORG/NAME", place, required=True)
 STEP = one("N", "checkpoint of this step of a run (default: the last)", int)
 PROFILING = {
     "--peak_flops": one("N", "peak FLOP/s of a device, for the model FLOPs utilization", positive),
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
-    "--compilation_cache": one("DIR", "directory of XLA's compilation cache (default: ~/.cache/growlm/compiled)", Path),
+    "--compilation_cache": one("DIR", "folder of XLA's compilation cache (default: ~/.cache/growlm/compiled)", local),
 }
 JSON = {"--json": flag("print one JSON document, and nothing else, to the standard output")}
 PUSHING = {
@@ -136,10 +157,11 @@ def profiling_config(args: argparse.Namespace) -> Any:
     """The ProfilingConfig that the options of `PROFILING` ask for."""
     from growlm.training.metrics import ProfilingConfig
 
+    folder = args.workdir / "profile"
+    if args.profile_steps:
+        buckets.local_only(folder, "the folder of a trace, --workdir/profile,")
     return ProfilingConfig(
-        peak_flops=args.peak_flops,
-        profile_steps=args.profile_steps or range(0),
-        profile_folder=args.workdir / "profile",
+        peak_flops=args.peak_flops, profile_steps=args.profile_steps or range(0), profile_folder=folder
     )
 
 

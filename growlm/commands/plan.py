@@ -7,7 +7,7 @@ import textwrap
 from functools import partial
 from pathlib import Path
 
-from growlm.commands.options import JSON, Keys, command_line, one, positive, print_json
+from growlm.commands.options import JSON, Keys, command_line, local, one, positive, print_json, records
 from growlm.errors import must_be
 from growlm.files import write_whole
 from growlm.laws.evidence import FAR, Gain, Measured
@@ -26,9 +26,9 @@ OPTIONS = {
     "--factor": one("N", "growth factor (default: 4, or that of --records)", int),
     "--vocab": one("N", "vocabulary (default: 32000)", int),
     "--length": one("N", "tokens of an example (default: 2048)", int),
-    "--records": one("DIR", "folder of sweeps: your fits in place of the published constants", Path),
-    "--figure": one("FILE.png", "draw when to grow over size and compute, with the plan in it", Path),
-    "--write": one("FILE.py", "write the experiment that runs the plan", Path),
+    "--records": one("DIR", "folder of sweeps: your fits in place of the published constants", records),
+    "--figure": one("FILE.png", "draw when to grow over size and compute, with the plan in it", local),
+    "--write": one("FILE.py", "write the experiment that runs the plan", local),
     "--system": one("NAME", "published system of that experiment, in place of G_stack: growlm grow --list"),
     "--corpus": one("PATH", "corpus of that experiment (default: stdlib)"),
     **JSON,

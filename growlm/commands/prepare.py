@@ -1,14 +1,13 @@
 """`growlm prepare`: text or a dataset becomes token shards, which a config names as its corpus."""
 
 import argparse
-from pathlib import Path
 
-from growlm.commands.options import Keys, flag, one
+from growlm.commands.options import Keys, flag, one, place
 from growlm.errors import InputError
 
 OPTIONS = {
     "--source": {"action": "append", "help": "text or parquet file, folder, tfds:NAME or hf:NAME; may be repeated"},
-    "--output": one("DIR", "new folder, or one to go on with", Path),
+    "--output": one("DIR", "new folder, or one to go on with", place),
     "--tokenizer": one("PATH", "bytes, a SentencePiece model, a tokenizer.json, a folder with one, or hf:ORG/NAME"),
     "--train_tokenizer": one("KIND", "train a tokenizer: bpe or sentencepiece"),
     "--vocab": one("N", "tokens of the trained tokenizer", int),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from growlm.commands import options
-from growlm.commands.options import CONFIG, CONFIG_KEYS, STEP, Keys, one
+from growlm.commands.options import CONFIG, CONFIG_KEYS, STEP, Keys, one, place
 from growlm.errors import InputError, must_be
 from growlm.training.settings import PROBE, RunConfig
 
 OPTIONS = {
     "--config": CONFIG,
-    "--workdir": one("DIR", "folder that gets probe.json (default: the checkpoint's)", Path),
-    "--checkpoint": one("RUN", "folder of the run to fork (default: WORKDIR)", Path),
+    "--workdir": one("DIR", "folder that gets probe.json (default: the checkpoint's)", place),
+    "--checkpoint": one("RUN", "folder of the run to fork (default: WORKDIR)", place),
     "--step": STEP | {"help": "fork at this step (default: where the stage before the config's last one ends)"},
 }
 KEYS = CONFIG_KEYS
@@ -90,6 +90,7 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
 
 def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
     """Try the candidates on a saved state, which is only read: the decision, and what was forked."""
+    from growlm.buckets import origin
     from growlm.training.mesh import mesh_of
     from growlm.training.probe import probe
     from growlm.training.processes import is_first
@@ -101,7 +102,7 @@ def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
 
     mesh = mesh_of(stage.run.mesh, stage.run.batch_sizes)
     found = probe(stage, read_state(saved, mesh), text=text, mesh=mesh, say=say)
-    return found | {"checkpoint": str(saved.folder.absolute()), "step": saved.step}
+    return found | {"checkpoint": origin(saved.folder), "step": saved.step}
 
 
 def table(found: dict[str, Any]) -> str:

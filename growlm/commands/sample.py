@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from growlm.buckets import here
 from growlm.commands.evaluate import mesh_of, open_checkpoint, read_text
-from growlm.commands.options import CHECKPOINT, STEP, Keys, flag, one, pairs
+from growlm.commands.options import CHECKPOINT, STEP, Keys, copied, flag, one, pairs
 from growlm.data import read_sources
 from growlm.data.chat import ASSISTANT, END, MARKERS, render
 from growlm.data.markers import with_markers
@@ -23,7 +24,7 @@ from growlm.training.saved import find_saved
 OPTIONS = {
     "--checkpoint": CHECKPOINT,
     "--prompt": {"action": "append", "metavar": "TEXT", "help": "text to go on with; may be repeated"},
-    "--prompts": one("FILE", "prompts, one a line", Path),
+    "--prompts": one("FILE", "prompts, one a line", copied),
     "--samples": one("N", "texts for each prompt (default: 1)", int),
     "--max_tokens": one("N", "the most tokens of a text (default: 256)", int),
     "--temperature": one("T", "of the softmax; 0 is greedy (default: 0.7)", float),
@@ -96,7 +97,7 @@ def has_conversations(folder: Path, step: int | None) -> bool:
     if is_hugging_face(folder):
         return False
     data = find_saved(folder, step).data
-    manifests = [read_manifest(Path(one.corpus)) for one in read_sources(data.corpus)] if data else []
+    manifests = [read_manifest(here(one.corpus)) for one in read_sources(data.corpus)] if data else []
     return any("chat" in manifest for manifest in manifests if manifest)
 
 

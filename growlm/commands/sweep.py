@@ -21,6 +21,7 @@ TAKES_SIGNALS = True  # from the first moment to the last: `stop_requests` is be
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
+    from growlm.buckets import mirrored
     from growlm.report.records import read_groups
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
@@ -34,7 +35,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     join_processes()
     keep_freed_memory()
     quiet_writers()
-    plan = plan_sweep(build_sweep(load_config(args.config, keys["--config"])), args.workdir)
+    config = build_sweep(load_config(args.config, keys["--config"]))
+    with mirrored(args.workdir) as mirror:
+        plan = plan_sweep(config, mirror.folder)
     chosen = plan.select(args.run)
     if is_first():
         print(describe(plan, chosen), flush=True)
@@ -58,8 +61,10 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         if not set(chosen) & set(plan.without_tries().runs):
             return 1 if errors else 0
         try:
-            rows, searched = summarise(args.workdir), search_text(read_groups(args.workdir)[0])
-            texts = table(rows), verdict(rows), searched, f"report: {write_report(args.workdir)}"
+            with mirrored(args.workdir) as mirror:
+                rows, searched = summarise(mirror.folder), search_text(read_groups(mirror.folder)[0])
+                page = write_report(mirror.folder)
+            texts = table(rows), verdict(rows), searched, f"report: {args.workdir / page.name}"
             print("\n" + "\n\n".join(filter(None, texts)))
         except InputError:
             if not errors:  # else there may be nothing to report

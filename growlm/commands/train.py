@@ -13,6 +13,7 @@ TAKES_SIGNALS = True  # from the first moment to the last: `stop_requests` is be
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
+    from growlm.buckets import mirrored
     from growlm.report.report import summarise, table
     from growlm.training.checkpoint import quiet_writers
     from growlm.training.config import build_run, experiment_text, load_config
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         profiling = options.profiling_config(args)
         train(config, args.workdir, stop, profiling=profiling, cache=args.compilation_cache, metadata=metadata)
         if is_first():
-            print(table(summarise(args.workdir)))
+            with mirrored(args.workdir) as mirror:
+                print(table(summarise(mirror.folder)))
     return 0

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.buckets import here
 from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
 from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
 from growlm.data.tokenized import is_tokenized, open_tokenized, tokenizer_source
@@ -91,8 +92,9 @@ def load_corpus(source: str, metadata: bool = False) -> Corpus:
         bytes, or there is too little for a part to be held out; token shards are not finished, or have not the
         sizes or the tokenizer that their manifest names, or were asked for metadata.
     """
-    manifest = read_manifest(Path(source)) if source else None
-    tokenized = source and is_tokenized(Path(source))
+    folder = here(source)
+    manifest = read_manifest(folder) if source else None
+    tokenized = source and is_tokenized(folder)
     if metadata and (manifest or tokenized):
         raise InputError(f"metadata must be unset for {source}, which is prepared: its texts have theirs or have none")
     if manifest:
@@ -115,14 +117,15 @@ def load_corpus(source: str, metadata: bool = False) -> Corpus:
 
 def tokenizer_of(source: str) -> str:
     """The argument of `load_tokenizer` for a corpus: a prepared folder itself, or "bytes" for text."""
-    if source and is_tokenized(Path(source)):
-        return tokenizer_source(Path(source))
-    return source if source and read_manifest(Path(source)) else BYTE_TOKENIZER
+    folder = here(source)
+    if source and is_tokenized(folder):
+        return tokenizer_source(folder)
+    return source if source and read_manifest(folder) else BYTE_TOKENIZER
 
 
 def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
     """The corpus of a folder of token shards."""
-    folder = Path(source)
+    folder = here(source)
     check_tokenizer(folder, manifest)
     return Corpus(
         name=source,
@@ -139,7 +142,7 @@ def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
 
 def _tokenized(source: str) -> Corpus:
     """The corpus of a folder of datatrove."""
-    opened = open_tokenized(Path(source))
+    opened = open_tokenized(here(source))
     return Corpus(
         name=source,
         train=opened.train,
@@ -154,7 +157,7 @@ def _tokenized(source: str) -> Corpus:
 
 def _read(source: str) -> dict[str, bytes]:
     """The documents of a user's file or folder, name -> text; a file that is not text is an error."""
-    path = Path(source)
+    path = here(source)
     if source and path.is_file():
         documents = {path.name: _text(path)}
     elif source and path.is_dir():

@@ -9,6 +9,7 @@ The parts are those of one machine and do not depend on the number of tasks, so 
 prepare` itself goes on with what a job has left. All machines must see the output.
 """
 
+from growlm.buckets import local_only
 from growlm.data.prepare import (
     Request,
     Work,
@@ -38,6 +39,7 @@ def begin(request: Request) -> int:
     Raises:
       InputError: as `growlm.data.prepare.prepare` does.
     """
+    local_only(request.output, "the output of a job of several machines")
     work = read_request(request)
     if finished(work) is None:
         rule = find_rule_of(work)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growlm.buckets import here, resumable
 from growlm.data.documents import Document, Reading
 from growlm.data.holdout import Rule, find_rule
 from growlm.data.markers import markers_of, with_markers
@@ -84,6 +85,11 @@ def prepare(request: Request) -> dict[str, Any]:
       InputError: a document is not text, with its place; the folder holds something else; the disk is full; or the
         request is wrong.
     """
+    with resumable(request.output) as output:
+        return _prepare(dataclasses.replace(request, output=output))
+
+
+def _prepare(request: Request) -> dict[str, Any]:
     work = read_request(request)
     if manifest := finished(work):
         return manifest
@@ -103,6 +109,7 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises:
       InputError: the folder is not a prepared one, or a file differs from the manifest; the file is named.
     """
+    folder = here(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder} must be a folder of growlm prepare, it has no {MANIFEST}")

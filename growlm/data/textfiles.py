@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from growlm.buckets import here
 from growlm.checked import MAX_JSON, parse_json
 from growlm.data import parquet
 from growlm.data.corpus import SUFFIXES, text_files
@@ -53,7 +54,7 @@ class FilesPart:
 
 def find_files(source: str) -> list[File]:
     """The file, or the files of a folder. Raises InputError where there are none."""
-    path = Path(source)
+    path = here(source)
     if source and path.is_file():
         paths = [path]
     elif source and path.is_dir():

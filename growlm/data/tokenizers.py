@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from growlm.buckets import WEIGHTS, here
 from growlm.checked import parse_json
 from growlm.errors import InputError, import_library, in_one_line, must_be
 from growlm.files import check_regular, write_json, write_whole
@@ -100,7 +101,7 @@ def load_tokenizer(source: str | Path, eos: str | None = None) -> Tokenizer:
       InputError: the source is missing or no tokenizer, it has no token `eos`, no token is known to be EOS, or the
         extra `data` is not installed.
     """
-    place = local_folder(source, weights=False)
+    place = here(local_folder(source, weights=False), WEIGHTS)
     source = pinned(place) or str(source)
     if source == BYTE_TOKENIZER or _is_byte_folder(place):
         return _bytes(source, eos)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from growlm.buckets import location
 from growlm.checked import write_checksums
 from growlm.errors import InputError, unknown
 from growlm.files import check_output, check_space, read_json, whole_folder, write_json
@@ -54,7 +55,7 @@ def write_model(
       InputError: params that are not the model's, a model that no family has, a dtype of another kind, a folder that
         is not empty, a disk without room.
     """
-    folder = Path(folder)
+    folder = location(folder)
     check_output(folder)
     check_params(config, params)
     settings = settings_of(config, settings or {"torch_dtype": dtype, "max_position_embeddings": LENGTH})

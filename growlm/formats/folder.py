@@ -1,6 +1,7 @@
 """Folders of Hugging Face checkpoints: found, checked against their config.json, and read."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.buckets import here
 from growlm.checked import check_files
 from growlm.errors import InputError
 from growlm.files import table
@@ -36,6 +38,8 @@ CARRIED = (
     "USE_POLICY.md",
     "NOTICE",
 )
+# What a copy of a bucket's folder is made without: the same weights in other formats, and folders within.
+OTHERS = re.compile(r"/|\.(?:bin|pt|pth|ckpt|pkl|gguf|h5|msgpack|onnx)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +92,7 @@ class HuggingFaceFolder:
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder claims to hold a Hugging Face checkpoint: its config.json names a model_type."""
-    path = folder / CONFIG
+    path = here(folder / CONFIG)
     return path.is_file() and "model_type" in read_object(path)
 
 
@@ -98,6 +102,7 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     Raises InputError: another family, weights that are no safetensors, damaged or leading elsewhere, and tensors that
     are missing, too many or of another shape.
     """
+    folder = here(folder, OTHERS)
     if not folder.is_dir() or not (folder / CONFIG).exists():
         reason = f"and has no {CONFIG}" if folder.is_dir() else "which is no folder"
         raise InputError(f"source must be a folder with {CONFIG} and safetensors, got {folder}, {reason}")

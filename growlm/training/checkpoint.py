@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 from orbax.checkpoint.utils import checkpoint_steps
 
+from growlm.buckets import absolute, is_bucket
 from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.errors import InputError, check_range, must_be
 from growlm.models import path_of
@@ -76,11 +77,14 @@ def newest_whole(folder: Path, steps: Iterable[int], say: Callable[[str], None] 
 
 
 class _Handler(ocp.StandardCheckpointHandler):
-    """Writes checksums when all else of a checkpoint is written, before it gets its name."""
+    """Writes checksums when all else of a checkpoint is written, before it gets its name.
+
+    A bucket has its own of every object, and what is written would have to be read again.
+    """
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
-        if is_first():
+        if is_first() and not is_bucket(directory):
             write_checksums(directory)
 
 
@@ -110,7 +114,7 @@ def quiet_writers() -> None:
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     # The handler is named, or a manager that has not saved yet reads no metadata.
-    return ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=_Handler())
+    return ocp.CheckpointManager(absolute(folder), options=options, item_handlers=_Handler())
 
 
 class Checkpoints:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from growlm.buckets import here
 from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
@@ -73,8 +74,9 @@ def _experiment(spec: str) -> tuple[Path, str]:
         if name not in (names := [file.stem for file in folder.glob("*.py")]):
             raise unknown("experiment of the package", name, names)
         spec = ":".join([f"{folder / name}.py", *variants])
-    name, _, variant = spec.partition(":")
-    path = Path(name)
+    scheme, separator, place = spec.rpartition("://")  # of a bucket
+    name, _, variant = place.partition(":")
+    path = here(scheme + separator + name)
     if path.suffix != ".py" or not path.is_file():
         raise must_be("config", "an experiment file such as experiments/quickstart.py", name)
     return path, variant

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from growlm.buckets import is_folder, sizes
 from growlm.data import Corpus, first_corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError, must_be
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
@@ -95,10 +96,11 @@ def find_source(place: Path | str, setting: str = "init_from") -> Source:
     Raises InputError: nothing, neither kind of folder, masks that are not open.
     """
     folder = local_folder(place)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{setting} must be a Hugging Face checkpoint or {FOLDERS}, got {str(folder)!r}, no folder")
     try:
-        return _of_hugging_face(open_folder(folder)) if is_hugging_face(folder) else _of_saved(find_saved(folder))
+        found = _of_hugging_face(open_folder(folder)) if is_hugging_face(folder) else _of_saved(find_saved(folder))
+        return dataclasses.replace(found, folder=folder)  # one of a bucket is read from its copy
     except InputError as error:
         raise InputError(f"{setting}: {error}") from None
 
@@ -146,8 +148,7 @@ def _of_saved(saved: Saved) -> Source:
     digest = hashlib.sha256(json.dumps(hashed(saved.model), sort_keys=True).encode())
     # Orbax gives its files of data random names: what was written another time has others.
     folder = saved.checkpoints / str(saved.step)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    digest.update(json.dumps([[str(path.relative_to(folder)), path.stat().st_size] for path in files]).encode())
+    digest.update(json.dumps([list(file) for file in sizes(folder)]).encode())
     imported = saved.folder / IMPORTED
     return Source(
         folder=saved.folder,

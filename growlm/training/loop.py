@@ -131,9 +131,9 @@ def train_stage(
             recorder.settle(validation | scores | samples, evaluating)
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
+            publish()  # first: no checkpoint is without the records until there
             if saving:
                 checkpoints.save(state)
-            publish()
             if stopping:
                 checkpoints.wait()
                 raise StoppedError(f"stopped and saved at step {step}; the same command goes on from there")

@@ -4,6 +4,7 @@ All processes run the same code; the first alone writes records. A process of it
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from growlm.errors import InputError, must_be
+from growlm.buckets import check_states, mirrored
+from growlm.errors import InputError, InUseError, must_be
+from growlm.leases import leased
 from growlm.signals import STOPPED, restore_signals
 from growlm.training.tpu_hosts import has_tpu, host_count
 
@@ -84,6 +87,55 @@ def records_folder(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch) / folder.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A folder of runs, as a process of a job uses it.
+
+    Attributes:
+      place: the folder, where all processes write checkpoints.
+      known: where what was on record in it at the beginning is read.
+      records: where this process writes all else.
+      push: brings the first process's records to a bucket.
+    """
+
+    place: Path
+    known: Path
+    records: Path
+    push: Callable[[], None]
+
+
+@contextlib.contextmanager
+def open_workdir(place: Path) -> Iterator[Workdir]:
+    """A folder of runs: in a bucket, with its records on the local disk, and held by this job alone.
+
+    Raises:
+      InUseError: another job has the bucket's folder.
+      InputError: the bucket cannot be reached, or takes no checkpoints.
+    """
+    check_states(place)
+    with (
+        first_enters(leased(place, lambda: exit_process(1, f"growlm: {place} was taken over by another process"))),
+        mirrored(place) as mirror,
+        records_folder(mirror.folder) as records,
+    ):
+        yield Workdir(place, mirror.folder, records, mirror.push if is_first() else lambda: None)
+
+
+@contextlib.contextmanager
+def first_enters(context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Within a context that the first process enters for all. Where it cannot, they all raise InUseError."""
+    with contextlib.ExitStack() as stack:
+        error: InputError | None = None
+        try:
+            if is_first():
+                stack.enter_context(context)
+        except InputError as refused:
+            error = refused
+        if broadcast(error is not None):
+            raise error or InUseError("the first process is refused its folder")
+        yield
 
 
 def broadcast(number: int) -> int:

@@ -2,10 +2,11 @@
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from growlm.files import InUseError, locked, read_json, write_sealed
+from growlm.errors import InUseError
+from growlm.files import locked, read_json, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.chosen import CHOICE_FILE
 from growlm.training.decisions import DECISION_FILE
@@ -13,6 +14,8 @@ from growlm.training.metrics import read_records, write_records
 from growlm.training.processes import is_first
 from growlm.training.saved import GROWTH_FILE, INIT_FROM_FILE, copy_imported
 from growlm.training.stages import Stage
+
+Follower = Callable[[Path], None]  # is called with the folder of a run that has new records
 
 
 def commit_of(stage: Stage, records: Path) -> str | None:
@@ -63,8 +66,8 @@ def restore_records(stages: Sequence[Stage], store: Path, records: Path, folder:
             print(f"growlm: records are lost: {reason}; {got}", file=sys.stderr, flush=True)
 
 
-def publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
-    """Write the run's own view of its stages: records up to where it left them, and growth reports."""
+def publish(stages: Sequence[Stage], records: Path, folder: Path, followers: Sequence[Follower] = ()) -> None:
+    """Write the run's own view of its stages: records up to where it left them, and reports; tell who follows."""
     merged = []
     for stage in stages:
         stage_folder = records / stage.stage_hash
@@ -76,3 +79,5 @@ def publish(stages: Sequence[Stage], records: Path, folder: Path) -> None:
                 write_sealed(folder / copy, read_json(stage_folder / name, "report"))
         copy_imported(stage_folder, folder)
     write_records(folder / "metrics.jsonl", merged)
+    for follow in followers:
+        follow(folder)

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from growlm.buckets import location
 from growlm.checked import DamagedError
 from growlm.errors import DivergedError, InputError, must_be
-from growlm.files import InUseError, locked, write_sealed
+from growlm.files import locked, write_sealed
 from growlm.growth.state import check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
@@ -29,10 +30,18 @@ from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit
 from growlm.training.optimizer import make_optimizer
 from growlm.training.probe import probe
-from growlm.training.processes import StopRequest, barrier, broadcast, broadcast_json, is_first, records_folder
+from growlm.training.processes import (
+    StopRequest,
+    barrier,
+    broadcast,
+    broadcast_json,
+    first_enters,
+    is_first,
+    open_workdir,
+)
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.records import commit_of, publish, restore_records, say_other_commits, seconds_before
+from growlm.training.records import Follower, commit_of, publish, restore_records, say_other_commits, seconds_before
 from growlm.training.saved import GROWTH_FILE, IMPORTED, INIT_FROM_FILE
 from growlm.training.settings import RunConfig
 from growlm.training.sparsity import emptied
@@ -66,9 +75,10 @@ def train(
     Raises:
       InputError, DivergedError, StoppedError.
     """
-    plan = plan_run(config, previous_config(workdir), read_decisions(workdir / STORE))
-    mesh = mesh_of(config.mesh, config.batch_sizes)
-    with records_folder(workdir) as records:
+    workdir = location(workdir)
+    with open_workdir(workdir) as shared:
+        plan = plan_run(config, previous_config(shared.known), read_decisions(shared.known / STORE))
+        mesh, records = mesh_of(config.mesh, config.batch_sizes), shared.records
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
         if metadata and not (records / RUN_METADATA_FILE).exists():
@@ -85,6 +95,7 @@ def train(
                 display=display,
                 stop=stop or StopRequest(),
                 profiling=profiling,
+                followers=[lambda folder: shared.push()],
             )
             display.end(records, None)
 
@@ -195,6 +206,7 @@ def train_run(
     display: Display,
     stop: StopRequest,
     profiling: ProfilingConfig,
+    followers: Sequence[Follower] = (),
 ) -> None:
     """Train what is missing of a run, stage after stage, and write the run's own folder.
 
@@ -218,6 +230,7 @@ def train_run(
       records: the store for all else, which only the first process has in the same place.
       runs: all that share the store, which leave stages at steps of their own.
       display, stop, profiling: as in `train_stage`.
+      followers: called with the run's own folder when that has new records.
 
     Raises:
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
@@ -231,7 +244,7 @@ def train_run(
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
             stage_folder.mkdir(parents=True, exist_ok=True)
-            with _locked(stage_folder):  # rules 6 and 7
+            with first_enters(locked(stage_folder, timeout=1.0)):  # rules 6 and 7; a display looks for a moment
                 decisions = _decisions(records)
                 plan = plan.decided(decisions)
                 stage, text = plan.stages[number], plan.texts[number]
@@ -280,7 +293,7 @@ def train_run(
                             seconds_before=seconds_before(stage, records),
                             grown_at=grown_at,
                             next_stage=next(iter(plan.stages[number + 1 :]), None),
-                            publish=partial(publish, plan.stages, records, folder),
+                            publish=partial(publish, plan.stages, records, folder, followers),
                             display=display,
                             stop=stop,
                             profiling=profiling,
@@ -292,7 +305,7 @@ def train_run(
         raise DivergedError(f"{error}; {_kept(plan, store)}") from None
     finally:
         stop.unsaved = False
-        publish(plan.decided(_decisions(records)).stages, records, folder)
+        publish(plan.decided(_decisions(records)).stages, records, folder, followers)
 
 
 def _decisions(records: Path) -> Decisions:
@@ -326,20 +339,6 @@ def _kept(plan: RunPlan, store: Path) -> str:
     """What there is to go back to."""
     newest = next((step for _, step in _whole_checkpoints(plan, store)), None)
     return "no checkpoint is there" if newest is None else f"the last good checkpoint is kept, of step {newest:,}"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock a stage. Of several processes the first one does, and all raise InUseError where it cannot."""
-    with contextlib.ExitStack() as stack:
-        error: InUseError | None = None
-        try:
-            stack.enter_context(locked(folder, timeout=1.0))  # a display looks at the lock for a moment
-        except InUseError as held:
-            error = held
-        if broadcast(error is not None):
-            raise error or InUseError(f"{folder} is in use")
-        yield
 
 
 def _first_state(stage: Stage, sources: Sources, mesh: Mesh, store: Path, folder: Path, display: Display) -> TrainState:

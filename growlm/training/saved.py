@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from growlm.buckets import STATES, absolute, here, is_folder
 from growlm.checked import check_files, write_checksums
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
@@ -118,10 +119,10 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
     Raises:
       InputError: a folder of another kind, a step that was not kept, a checkpoint that is not what it should be.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"source must be {FOLDERS}, got {folder}, which is no folder")
     if (folder / MODEL_FILE).exists() and (folder / CHECKPOINT).is_dir():
-        return _find_grown(folder, step)
+        return _find_grown(here(folder), step)
     config = read_json(folder / CONFIG, CONFIG) if (folder / CONFIG).exists() else None
     if isinstance(config, dict) and isinstance(config.get("runs"), dict):
         runs = ", ".join(str(folder / name) for name in config["runs"])
@@ -193,7 +194,7 @@ def _find_grown(folder: Path, step: int | None) -> Saved:
 
 def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     """The stage of a run that a step belongs to, and its checkpoint."""
-    shared = folder.absolute().parent / "stages"  # where the runs of a sweep share their stages
+    shared = absolute(folder).parent / "stages"  # where the runs of a sweep share their stages
     found = [(stage, store) for store in (folder / "checkpoints", shared) for stage in _stages(run, store)]
     if not found and any((folder / "checkpoints").glob("*/stage.json")):
         raise InputError(
@@ -208,7 +209,7 @@ def _find_run(folder: Path, run: RunConfig, step: int | None) -> Saved:
     stage, checkpoints = at[step]
     progress = stage.progress_at(step)
     return Saved(
-        folder=folder,
+        folder=here(folder, STATES),
         checkpoints=checkpoints,
         step=step,
         model=stage.config.model,
@@ -278,7 +279,7 @@ def copy_imported(source: Path, folder: Path) -> None:
     if (source / IMPORTED).is_dir() and not (folder / IMPORTED).exists():
         check_files(source / IMPORTED)
         with whole_folder(folder / IMPORTED) as part:
-            shutil.copytree(source / IMPORTED, part, dirs_exist_ok=True)
+            shutil.copytree(here(source / IMPORTED), part, dirs_exist_ok=True)
             write_checksums(part)
 
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import jax
 
-from growlm.errors import DivergedError, InputError, StoppedError, unknown
-from growlm.files import InUseError, locked, read_json, write_sealed
+from growlm.buckets import location
+from growlm.errors import DivergedError, InputError, InUseError, StoppedError, unknown
+from growlm.files import locked, read_json, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
 from growlm.training.decisions import END, Decisions, read_decisions
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
-from growlm.training.processes import StopRequest, barrier, broadcast, is_first, records_folder
+from growlm.training.processes import StopRequest, barrier, broadcast, is_first, open_workdir
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
 from growlm.training.run import RunPlan, plan_run, train_run
@@ -249,7 +250,9 @@ def run_sweep(
         mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     metadata = reproduction(command, experiment)
-    with records_folder(workdir) as records:
+    workdir = location(workdir)
+    with open_workdir(workdir) as shared:
+        records = shared.records
         for folder in plan.seeds:
             check_store(records / folder / STORE)
         if plan.config.seeds:
@@ -288,6 +291,7 @@ def run_sweep(
                     display=display,
                     stop=stop,
                     profiling=profiling,
+                    followers=[lambda folder: shared.push()],
                 )
 
             while pending:
