@@ -8,10 +8,12 @@ import pytest
 import tiny
 from bucket_servers import objects
 from test_restart import STEPS, TOTAL, Bench, assert_as_reference
+from test_trackers import events
 
 from growlm import leases
 from growlm.__main__ import main
 from growlm.buckets import LEASE, location
+from growlm.commands import doctor
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +26,7 @@ def test_a_run_in_a_bucket_that_is_killed_ends_with_the_bits_of_one_on_a_disk(bu
     bench = Bench(tmp_path)
     code, said = bench.finish("reference")
     assert code == 0, said
-    bench.place = "gs://bucket/killed"
+    bench.place, bench.options = "gs://bucket/killed", ["--track=tensorboard"]
     for moment in KILLS:
         code, said = bench.finish("run", moment)
         assert code == -signal.SIGKILL, said
@@ -41,6 +43,8 @@ def test_a_run_in_a_bucket_that_is_killed_ends_with_the_bits_of_one_on_a_disk(bu
     assert LEASE not in files
     fsspec.filesystem("gs").get(f"{bench.place}/run/", f"{tmp_path}/copy/", recursive=True)
     assert_as_reference(bench, "copy")
+    records = tiny.records(tmp_path / "copy")
+    assert [step for step, _ in events(tmp_path / "copy")] == [record["step"] for record in records]
     steps = {name.split("/")[3] for name in files if name.startswith("checkpoints/") and name.count("/") > 3}
     assert steps == {str(STEPS), str(TOTAL)}  # nothing is left of others
 
@@ -87,6 +91,10 @@ def test_what_a_bucket_cannot_do_is_one_line_and_writes_nothing(buckets, tmp_pat
         assert main([*command, *options]) == 2
         assert says in capsys.readouterr().err.splitlines()[-1]
     assert objects("gs://bucket/none") == {} == objects("s3://bucket/run")
+
+    assert doctor._not_writable(location("gs://bucket/none")) == "" and objects("gs://bucket/none") == {}
+    assert "where orbax writes checkpoints" in doctor._not_writable(location("s3://bucket/run"))
+    assert "cannot be reached" in doctor._not_writable(location("gs://no-such-bucket/run"))
 
     monkeypatch.setattr(leases, "SECONDS", 1.0)
     with leases.leased(location("gs://bucket/held"), lost=lambda: None):

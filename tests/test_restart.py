@@ -86,6 +86,7 @@ class Bench:
     def __init__(self, folder: Path):
         self.folder = folder
         self.place = str(folder)  # of runs
+        self.options: list[str] = []
         schedule = {"kind": "cosine", "peak_lr": 1e-2, "warmup_tokens": 3 * tiny.STEP}
         growth = {"operator": "direct", "optimizer_state": "map"}
         common = {"schedule": schedule, "optimizer": {"moment_dtype": "bfloat16"}}
@@ -108,7 +109,7 @@ class Bench:
 
     def start(self, name: str, moment: dict | None = None, command: str = "train") -> subprocess.Popen:
         code = ["-c", DRIVER, json.dumps({"signal": "SIGKILL"} | moment)] if moment else ["-m", "growlm"]
-        arguments = [command, f"--config={self.folder / command}.py", f"--workdir={self.place}/{name}"]
+        arguments = [command, f"--config={self.folder / command}.py", *self.options, f"--workdir={self.place}/{name}"]
         return subprocess.Popen(
             [sys.executable, *code, *arguments],
             env=self.environment,

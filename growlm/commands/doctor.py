@@ -10,9 +10,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from growlm.commands.options import Keys, installed_version, local, one
+from growlm.buckets import check_states, is_bucket, reaching
+from growlm.commands.options import Keys, installed_version, one, place
+from growlm.errors import InputError
 
-OPTIONS = {"--workdir": one("DIR", "folder that runs shall be written to (default: here)", local)}
+OPTIONS = {"--workdir": one("DIR", "folder that runs shall be written to (default: here)", place)}
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "safetensors")
 # What extras are for; which packages each asks for is read off growlm's own metadata.
@@ -36,6 +38,7 @@ DRIVERS = {
     "/dev/accel0": ("a TPU", "tpu"),
     "/dev/vfio/0": ("a TPU", "tpu"),
 }
+PROBE = ".growlm-doctor"  # a file that is written and removed
 EXACT = "exact: with which operators a growth keeps the function (direct with zero_residual in depth, random masked)"
 NAMED = 4  # packages of an extra that are named
 CGROUP = Path("/sys/fs/cgroup/memory.max")
@@ -52,9 +55,8 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     devices, working = _devices()
     folder = args.workdir or Path()
     problem = _not_writable(folder)
-    free = shutil.disk_usage(_existing(folder)).free
     rows += [("host", _host()), *devices]
-    rows.append(("runs", problem or f"{folder.resolve()} can be written, {free / 1e9:.1f} GB are free"))
+    rows.append(("runs", problem or _room(folder)))
     print(table(rows))
     print()
     extras = _extras()
@@ -139,9 +141,25 @@ def _existing(folder: Path) -> Path:
     return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
+def _room(folder: Path) -> str:
+    """That a folder can be written, and how much there is room for where there is a limit."""
+    if is_bucket(folder):
+        return f"{folder} can be written"
+    return f"{folder.resolve()} can be written, {shutil.disk_usage(_existing(folder)).free / 1e9:.1f} GB are free"
+
+
 def _not_writable(folder: Path) -> str:
     """Why nothing can be written into a folder, or the folder that it would be made in; empty if something can."""
-    probe = _existing(folder) / ".growlm-doctor"
+    if is_bucket(folder):
+        try:
+            check_states(folder)
+            with reaching(folder):
+                (folder / PROBE).write_bytes(b"")
+                (folder / PROBE).unlink()
+        except InputError as error:
+            return str(error)
+        return ""
+    probe = _existing(folder) / PROBE
     try:
         probe.write_bytes(b"")
         probe.unlink()

@@ -115,6 +115,7 @@ PROFILING = {
     "--profile_steps": one("FIRST:LAST", "steps to write a profiler trace of", steps),
     "--compilation_cache": one("DIR", "folder of XLA's compilation cache (default: ~/.cache/growlm/compiled)", local),
 }
+TRACK = one("A,B", "send each run's curve to tensorboard, wandb, trackio", lambda text: text.split(","))
 JSON = {"--json": flag("print one JSON document, and nothing else, to the standard output")}
 PUSHING = {
     "--push": one("ORG/NAME", "upload what was written to the Hugging Face hub, to a new or empty repository"),

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from growlm.commands import options
-from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys, flag, one
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, TRACK, WORKDIR, Keys, flag, one
 from growlm.errors import InputError
 
 OPTIONS = {
@@ -12,6 +12,7 @@ OPTIONS = {
     "--config": CONFIG,
     "--list": flag("print the runs and their stages, and train nothing"),
     "--run": one("NAME", "train this run only, at all seeds; seed-N/NAME at one"),
+    "--track": TRACK,
     **PROFILING,
 }
 KEYS = CONFIG_KEYS
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             profiling=options.profiling_config(args),
             cache=args.compilation_cache,
             experiment=experiment_text(args.config),
+            trackers=args.track or (),
         )
         if not is_first():
             return 1 if errors else 0

@@ -3,9 +3,9 @@
 import argparse
 
 from growlm.commands import options
-from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, WORKDIR, Keys
+from growlm.commands.options import CONFIG, CONFIG_KEYS, PROFILING, TRACK, WORKDIR, Keys
 
-OPTIONS = {"--workdir": WORKDIR, "--config": CONFIG, **PROFILING}
+OPTIONS = {"--workdir": WORKDIR, "--config": CONFIG, "--track": TRACK, **PROFILING}
 KEYS = CONFIG_KEYS
 TAKES_SIGNALS = True  # from the first moment to the last: `stop_requests` is between
 
@@ -30,7 +30,15 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     with stop_requests() as stop:
         metadata = reproduction(options.command_line(), experiment_text(args.config))
         profiling = options.profiling_config(args)
-        train(config, args.workdir, stop, profiling=profiling, cache=args.compilation_cache, metadata=metadata)
+        train(
+            config,
+            args.workdir,
+            stop,
+            profiling=profiling,
+            cache=args.compilation_cache,
+            metadata=metadata,
+            trackers=args.track or (),
+        )
         if is_first():
             with mirrored(args.workdir) as mirror:
                 print(table(summarise(mirror.folder)))

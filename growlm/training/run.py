@@ -49,6 +49,7 @@ from growlm.training.stages import Stage, resolve
 from growlm.training.step import abstract_state, init_state
 from growlm.training.systems import written_out
 from growlm.training.texts import Load, Text, check_text, corpus_cache, load_texts, repeats
+from growlm.training.trackers import check_trackers, tracked
 
 STORE = "checkpoints"  # of a run alone: a folder per stage, by its hash
 RUN_METADATA_FILE = "run.json"
@@ -61,6 +62,7 @@ def train(
     profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Train one run in its folder: config.json, metrics.jsonl, growth-N.json and checkpoints/.
 
@@ -71,10 +73,12 @@ def train(
       profiling: how training is measured.
       cache: the folder of compiled programs; None: the user's.
       metadata: written as run.json when the run begins: the command, the hardware and the commit.
+      trackers: where its curve goes, names of `growlm.training.trackers.TRACKERS`.
 
     Raises:
       InputError, DivergedError, StoppedError.
     """
+    check_trackers(trackers)
     workdir = location(workdir)
     with open_workdir(workdir) as shared:
         plan = plan_run(config, previous_config(shared.known), read_decisions(shared.known / STORE))
@@ -84,7 +88,11 @@ def train(
         if metadata and not (records / RUN_METADATA_FILE).exists():
             write_sealed(records / RUN_METADATA_FILE, metadata)
         barrier()
-        with cached_on_disk(cache), Display({records: (records / STORE, plan.stages)}) as display:
+        with (
+            cached_on_disk(cache),
+            Display({records: (records / STORE, plan.stages)}) as display,
+            tracked(trackers, workdir, records) as track,
+        ):
             train_run(
                 plan,
                 mesh=mesh,
@@ -95,7 +103,7 @@ def train(
                 display=display,
                 stop=stop or StopRequest(),
                 profiling=profiling,
-                followers=[lambda folder: shared.push()],
+                followers=[track, lambda folder: shared.push()],
             )
             display.end(records, None)
 

@@ -27,6 +27,7 @@ from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_o
 from growlm.training.settings import SweepConfig, run_folder
 from growlm.training.stages import Stage
 from growlm.training.texts import corpus_cache, repeats
+from growlm.training.trackers import check_trackers, tracked
 
 STORE = "stages"
 SUMMARY = "sweep.json"
@@ -233,6 +234,7 @@ def run_sweep(
     profiling: ProfilingConfig = NO_PROFILING,
     cache: Path | None = None,
     experiment: str | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, str]:
     """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages; of seeds in workdir/seed-N.
 
@@ -250,6 +252,7 @@ def run_sweep(
         mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
     errors: dict[str, str] = {}
     metadata = reproduction(command, experiment)
+    check_trackers(trackers)
     workdir = location(workdir)
     with open_workdir(workdir) as shared:
         records = shared.records
@@ -269,6 +272,7 @@ def run_sweep(
         with (
             cached_on_disk(cache),
             Display(folders, outcomes=lambda: _statuses(records, plan.seeds)) as display,
+            tracked(trackers, workdir, records, plan.config.title) as track,
         ):
 
             def train(path: str) -> None:
@@ -291,7 +295,7 @@ def run_sweep(
                     display=display,
                     stop=stop,
                     profiling=profiling,
-                    followers=[lambda folder: shared.push()],
+                    followers=[track, lambda folder: shared.push()],
                 )
 
             while pending:
