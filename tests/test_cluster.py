@@ -77,8 +77,8 @@ def process_of(*words):
 
 
 @pytest.mark.slow
-def test_a_run_is_requeued_and_killed_and_ends_with_the_bits_of_one_that_was_not(slurm, tmp_path, monkeypatch):
-    """First as at a time limit, then as by a scheduler that sends SIGTERM; submitit starts it again both times."""
+def test_a_run_is_requeued_and_cancelled_and_ends_with_the_bits_of_one_that_was_not(slurm, tmp_path, monkeypatch):
+    """At its time limit submitit starts it again, cancelled it does not, and the same command goes on."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
     larger = {"batch": 8, "length": 64, "tokens": 100 * 8 * 64, "model": tiny.MODEL | {"embed": 64, "mlp": 256}}
@@ -86,7 +86,8 @@ def test_a_run_is_requeued_and_killed_and_ends_with_the_bits_of_one_that_was_not
     often = {"every_tokens": 25 * 8 * 64, "max_to_keep": 1}  # and with every checkpoint records are written
     config = tiny.write_config(tmp_path / "run.py", tiny.run(tiny.write_corpus(tmp_path), *stages, checkpoint=often))
     logs, workdir = tmp_path / "logs", tmp_path / "run"
-    [job] = slurm.submit(slurm.commands("train", config, str(workdir), []), str(logs), "local", {"gpus_per_node": 0})
+    given = slurm.commands("train", config, str(workdir), []), str(logs), "local", {"gpus_per_node": 0}
+    [job] = slurm.submit(*given)
 
     def steps():
         records = workdir / "metrics.jsonl"
@@ -98,17 +99,20 @@ def test_a_run_is_requeued_and_killed_and_ends_with_the_bits_of_one_that_was_not
 
     try:
         until(lambda: steps() > 20)
-        os.kill(process_of("submitit.core._submit", str(logs)), signal.SIGUSR2)
+        for words in (("-m growlm train", str(workdir)), ("submitit.core._submit", str(logs))):
+            os.kill(process_of(*words), signal.SIGUSR2)  # SLURM sends it to every process
         until(lambda: "Requeued job" in f"{job.stdout()}{job.stderr()}")
         before = steps()
         until(lambda: steps() > before + 20)
         os.kill(process_of("-m growlm train", str(workdir)), signal.SIGTERM)
-        job.result()
+        assert "returned non-zero exit status 75" in str(job.exception())
     finally:
         job.cancel()
     said = job.stdout() + job.stderr()
-    assert said.count("Requeued job") == 2 and said.count("slurm: growlm train") == 3
+    assert said.count("Requeued job") == 1 and said.count("slurm: growlm train") == 2
     assert said.count("stopped and saved at step") == 2
+    [job] = slurm.submit(*given)
+    job.result()
     through = tmp_path / "through"
     slurm.Job(["train", f"--config={config}", f"--workdir={through}"])()
     assert tiny.timeless(workdir) == tiny.timeless(through)

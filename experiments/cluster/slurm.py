@@ -9,9 +9,9 @@ It is run on the machine from which jobs are submitted, with the Python that the
 growlm's; --submit.NAME=VALUE submitit's: timeout_min, nodes, gpus_per_node, cpus_per_task, mem_gb, slurm_partition,
 slurm_array_parallelism, ... The workdir is a folder that all nodes see, or a bucket; logs are in --logs.
 
-A job that is told to go, at its time limit or for another job, saves, and is put back into the queue by itself; it goes
-on where it was, however often. A run that failed ends its job with growlm's exit code; the same command, given again,
-goes on. Of a run over several nodes JAX takes one GPU for each task: as many tasks as GPUs on a node.
+At its time limit a job saves and puts itself into the queue again, however often; SLURM puts there what it preempts and
+what a lost node ran. `scancel` has it save and end. What was cancelled or failed goes on when the same command is given
+again. Of a run over several nodes JAX takes one GPU for each task: as many tasks as GPUs on a node.
 """
 
 import argparse
@@ -45,14 +45,18 @@ class Job:
     def __call__(self) -> None:
         """Runs the command to its end. Raises CalledProcessError where it failed."""
         print(f"slurm: {shlex.join(['growlm', *self.command])}", flush=True)
-        # SLURM sends submitit's signal to every process of a job; this one waits for SIGTERM.
         command = [sys.executable, "-m", "growlm", *self.command]
-        self._process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(_signal(), signal.SIG_IGN))
+        # SLURM sends submitit's signal to every process of a job: it stays blocked in this one, which obeys SIGTERM.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [_signal()])
+        try:
+            self._process = subprocess.Popen(command)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _wait_for(self._process)
         code = self._process.wait()
-        if code == os.EX_TEMPFAIL:  # told to stop by SIGTERM: it saved, and submitit does what it does at a time limit
-            signal.raise_signal(_signal())
-        elif code:
+        if (
+            code
+        ):  # 75 too: SIGTERM is of scancel, which must not come back, or of preemption, after which SLURM starts it
             raise subprocess.CalledProcessError(code, self.command)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
