@@ -242,6 +242,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "operators": partial(league, "operators", labels=OPERATORS, papers=PAPER),
     "operators_small": partial(league, "operators_small", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)),
     "operators_small_tried": partial(tried, "operators_small", labels=SMALL, without=("scratch_tuned",)),
+    "operators_small_lens": partial(lens, "operators_small", labels=SMALL, without=("scratch_tuned",)),
     "operators_at_growth": partial(at_growth, "operators", labels=OPERATORS),
     "timing": partial(league, "growth_timing", 0, SHARES),
     "timing_narrow": partial(league, "growth_timing", 1, SHARES),
