@@ -14,8 +14,8 @@ are the only ones that were made to be read by the head (arXiv 2512.08819 has gr
 that began as identities should do less than others in their place.
 
 Result: the runs of operators.py at :small, three seeds. The reverse: depth 1.5 to 1.9 of models grown in depth, 2.2 to
-2.6 from scratch, 2.0 to 3.1 grown in width. Layers that began as identities (zero in depth) do as little until the
-middle as those of scratch, and more than they in one step after it.
+2.6 from scratch, 2.0 to 3.1 grown in width. Of zero in depth, whose layers 2 to 4 began as identities, these do
+little and the second old layer, the fifth, does most of the rest.
 """
 
 import argparse
