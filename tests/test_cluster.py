@@ -175,6 +175,7 @@ def test_a_run_over_several_nodes_is_one_job(slurm, scheduler, tmp_path, capsys)
     [
         (["grow", f"--config={TINY}"], "the command must be one of sweep, train, got 'grow'"),
         (["sweep", "--config=missing.py"], "missing.py"),
+        (["sweep", f"--config={TINY}", "--workdir=gs://bucket/runs"], "the workdir of several jobs must be"),
         (
             ["sweep", f"--config={TINY}", "--seed=3"],
             "--config.KEY=VALUE or --submit.NAME=VALUE, got '--seed=3'",
@@ -183,7 +184,7 @@ def test_a_run_over_several_nodes_is_one_job(slurm, scheduler, tmp_path, capsys)
     ],
 )
 def test_what_cannot_be_submitted_is_one_line(slurm, scheduler, tmp_path, capsys, arguments, says):
-    assert slurm.main([*arguments, f"--workdir={tmp_path / 'runs'}", f"--logs={tmp_path / 'logs'}"]) == 2
+    assert slurm.main([f"--workdir={tmp_path / 'runs'}", f"--logs={tmp_path / 'logs'}", *arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("slurm: ") and said.count("\n") == 1 and says in said
     assert not (tmp_path / "sbatch.sh").exists()

@@ -1,5 +1,6 @@
 """prepare as steps of datatrove: the bytes of one machine, whatever is read, and however often tasks are killed."""
 
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from prepared import TEXTS, shard_bytes, small_parts, write_sources
 
+from growlm.buckets import location
 from growlm.data import Request, prepare, verify
 from growlm.data.documents import Reading
 from growlm.data.filters import Filter
@@ -302,6 +304,8 @@ def test_what_was_not_begun_and_steps_in_the_wrong_place_are_one_line(source, tm
     for step in (TokenShards(request), MergeShards(request)):
         with pytest.raises(InputError, match=r"out must be begun by growlm\.data.pipeline\.begin"):
             step.run()
+    with pytest.raises(InputError, match="the output of a job of several machines must be"):
+        begin(dataclasses.replace(request, output=location("gs://bucket/out")))
     with pytest.raises(InputError, match="TokenShards must be the first step"):
         TokenShards(request).run(iter([]))
     with pytest.raises(InputError, match="tasks of MergeShards must be 1, got 2"):

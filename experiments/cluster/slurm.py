@@ -7,7 +7,7 @@
 
 It is run on the machine from which jobs are submitted, with the Python that the jobs shall have. --config.KEY=VALUE are
 growlm's; --submit.NAME=VALUE submitit's: timeout_min, nodes, gpus_per_node, cpus_per_task, mem_gb, slurm_partition,
-slurm_array_parallelism, ... The workdir is a folder that all nodes see, or a bucket; logs are in --logs.
+slurm_array_parallelism, ... The workdir is a folder that all nodes see, for one run also a bucket; logs are in --logs.
 
 At its time limit a job saves and puts itself into the queue again, however often; SLURM puts there what it preempts and
 what a lost node ran. `scancel` has it save and end. What was cancelled or failed goes on when the same command is given
@@ -26,6 +26,7 @@ from typing import Any
 
 import submitit
 
+from growlm.buckets import local_only, location
 from growlm.errors import InputError, check_name
 from growlm.training.config import literal, load_config
 from growlm.training.variants import build_sweep
@@ -84,6 +85,7 @@ def commands(verb: str, config: str, workdir: str, overrides: Sequence[str]) -> 
     common = [f"--config={config}", f"--workdir={workdir}", *overrides]
     if verb == "train":
         return [["train", *common]]
+    local_only(location(workdir), "the workdir of several jobs")  # they share stages by locks
     return [["sweep", *common, f"--run={name}"] for name in build_sweep(loaded).run_folders]
 
 
