@@ -46,6 +46,7 @@ def serving() -> Iterator[dict[str, str]]:
         "STORAGE_EMULATOR_HOST": url,
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google itself what kind of bucket it is
+        "NO_GCE_CHECK": "true",  # no credentials are looked for on a machine of Google's
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
         "AWS_ACCESS_KEY_ID": "of-a-test",
         "AWS_SECRET_ACCESS_KEY": "of-a-test",
