@@ -75,8 +75,10 @@ def test_a_damaged_file_is_refused_in_a_line_or_read_for_what_was_written(folder
                 assert len(str(error).splitlines()) == 1, str(error)
                 refused += 1
             else:
-                # What has no checksum, or none any more, may say something else.
-                assert found == undamaged or b"crc32" not in path.read_bytes(), (case, path)
+                # What has no checksum (any more) may say something else; half a last line is a killed writer's.
+                left = path.read_bytes()
+                half = path.name == "metrics.jsonl" and not left.endswith(b"\n")
+                assert found == undamaged or half or b"crc32" not in left, (case, path)
             assert time.monotonic() - began < 60, (case, path)
         path.write_bytes(content)
     assert refused > CASES / 4
