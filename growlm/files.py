@@ -104,6 +104,15 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{what} must be JSON, got {path}{reason}") from None
 
 
+def read_record(path: Path, what: str, *needs: str) -> dict[str, Any]:
+    """Read an object of JSON that has these keys, as `read_json` does."""
+    record = read_json(path, what)
+    if not isinstance(record, dict) or not record.keys() >= {*needs}:
+        rule = f"an object with {', '.join(needs)}" if needs else "an object"
+        raise InputError(f"{what} {path} must be {rule}, got {str(record)[:60]!r}")
+    return record
+
+
 def check_regular(path: Path, what: object) -> None:
     """Raises InputError for a pipe or a device, which may have no end."""
     if path.exists() and not path.is_file():

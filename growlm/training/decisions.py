@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.files import read_json, write_sealed
+from growlm.files import read_record, write_sealed
 from growlm.training.criteria import Curve
 from growlm.training.metrics import read_records
 from growlm.training.processes import broadcast
@@ -25,13 +25,13 @@ Decisions = dict[str, Mapping[str, Any]]  # by the hash of a stage, by kind
 
 def read_decisions(store: Path) -> Decisions:
     """All decisions in a folder of stages."""
-    return {path.parent.name: read_json(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
+    return {path.parent.name: read_record(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
 
 
 def write_decision(folder: Path, kind: str, decision: Mapping[str, Any]) -> None:
     """Keep a decision of one kind in the folder of its stage."""
     path = folder / DECISION_FILE
-    write_sealed(path, (read_json(path, "decision") if path.exists() else {}) | {kind: decision})
+    write_sealed(path, (read_record(path, "decision") if path.exists() else {}) | {kind: decision})
 
 
 class Criterion:

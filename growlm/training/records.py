@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from growlm.errors import InUseError
-from growlm.files import locked, read_json, write_sealed
+from growlm.files import locked, read_record, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.chosen import CHOICE_FILE
 from growlm.training.decisions import DECISION_FILE
@@ -21,7 +21,7 @@ Follower = Callable[[Path], None]  # is called with the folder of a run that has
 def commit_of(stage: Stage, records: Path) -> str | None:
     """The commit at which a stage was begun; None where that is not known."""
     path = records / stage.stage_hash / "stage.json"
-    return read_json(path, "stage").get("commit") if path.exists() else None
+    return read_record(path, "stage").get("commit") if path.exists() else None
 
 
 def say_other_commits(name: str, stages: Sequence[Stage], records: Path, here: str | None) -> None:
@@ -38,7 +38,7 @@ def seconds_before(stage: Stage, records: Path) -> float:
     trained = read_records(records / stage.parent.stage_hash / "metrics.jsonl")
     seconds = max((record["seconds"] for record in trained if record["step"] <= stage.parent.last_step), default=0.0)
     report = records / stage.stage_hash / GROWTH_FILE  # not there in the records that nobody reads
-    return seconds + (read_json(report, "growth report")["seconds"] if report.exists() else 0.0)
+    return seconds + (read_record(report, "growth report", "seconds")["seconds"] if report.exists() else 0.0)
 
 
 def restore_records(stages: Sequence[Stage], store: Path, records: Path, folder: Path) -> None:
@@ -76,7 +76,7 @@ def publish(stages: Sequence[Stage], records: Path, folder: Path, followers: Seq
         copies[INIT_FROM_FILE] = INIT_FROM_FILE
         for name, copy in copies.items():
             if (stage_folder / name).exists():
-                write_sealed(folder / copy, read_json(stage_folder / name, "report"))
+                write_sealed(folder / copy, read_record(stage_folder / name, "report"))
         copy_imported(stage_folder, folder)
     write_records(folder / "metrics.jsonl", merged)
     for follow in followers:

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from growlm.buckets import STATES, absolute, here, is_folder
-from growlm.checked import check_files, write_checksums
+from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
-from growlm.files import check_output, read_json, whole_folder, write_json
+from growlm.files import check_output, read_json, read_record, whole_folder, write_json
 from growlm.formats.card import CARD
 from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import inside
@@ -145,7 +145,9 @@ def read_stored(checkpoints: Path, step: int, like: TrainState) -> TrainState:
     try:
         with contextlib.closing(ReadOnlyCheckpoints(checkpoints)) as stored:
             return stored.restore(step, like)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RecursionError):  # of orbax's own reader of JSON
+            raise DamagedError(f"checkpoint {checkpoints}/{step} cannot be read: its metadata is damaged") from None
         until = time.monotonic() + REMOVAL_SECONDS
         while (checkpoints / str(step)).exists():
             if time.monotonic() > until:
@@ -241,7 +243,7 @@ def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:
     """The run's first stages, as many as are in this store: the text that their hashes need is named there."""
-    stored = [read_json(path, "stage.json") for path in sorted(store.glob("*/stage.json"))]
+    stored = [read_record(path, "stage", "corpus") for path in sorted(store.glob("*/stage.json"))]
     texts = [StageText(one["corpus"], (one.get("judged_on") or {}).get("corpus")) for one in stored]
     stages, decisions = [], read_decisions(store)
     for config in run.stages:
