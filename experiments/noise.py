@@ -12,7 +12,9 @@ gpu 1.9e17 FLOPs, 21 minutes on one H100, at 15 % of its peak.
 What is expected (arXiv 2405.15319, section 5.2 and appendix I): 20 % helps a little in width and in depth, more
 in depth hurts. width_even_0 is far behind width_0: even copies without noise stay copies.
 
-Result: not run yet.
+Result: small, three seeds, in nats a byte: in width 1.884 without noise, 1.851 with 20 and 1.829 with 40 %, 1.865 with
+20 % that cancels; in depth 1.789 without, 1.791, 1.787 and 1.794 with 10, 20 and 40 %, which cannot be told apart;
+width_even_0 2.050, scratch 1.832. So noise helps in width, more of it more, and hurts nothing in depth.
 """
 
 from ml_collections import ConfigDict

@@ -253,6 +253,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "factor_at_growth": partial(at_growth, "growth_factor", labels=FACTORS),
     "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),
     "continued": partial(league, "continue_from_checkpoint"),
+    "noise": partial(league, "noise"),
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
 }
