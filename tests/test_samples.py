@@ -20,14 +20,15 @@ PROMPTS = ("alpha ", "b")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     corpus, evaluation = tiny.write_corpus(folder), {"batches": 1, "prompts": PROMPTS, "prompt_tokens": 5}
+    evaluation["prompts_every_tokens"] = 2 * tiny.STEP
     config = tiny.run_config(corpus, tiny.stage(4), tiny.grown(2), evaluation=evaluation)
     train(config, folder / "work", threading.Event())
     return folder / "work"
 
 
-def test_texts_come_at_growth_and_where_a_stage_ends_and_are_what_the_checkpoint_writes(workdir):
+def test_texts_come_at_growth_within_a_stage_and_at_its_end_and_are_what_the_checkpoint_writes(workdir):
     written = {(r["stage"], r["step"]): r["samples"] for r in tiny.records(workdir) if "samples" in r}
-    assert list(written) == [(0, 4), (1, 4), (1, 6)]
+    assert list(written) == [(0, 2), (0, 4), (1, 4), (1, 6)]
     for step, samples in ((4, written[0, 4]), (6, written[1, 6])):
         model, _, state = tiny.load_saved(workdir, step)
         tokenizer = load_tokenizer("bytes")

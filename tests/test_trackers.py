@@ -3,6 +3,7 @@
 import json
 import signal
 import struct
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -113,8 +114,8 @@ def test_a_tracker_that_is_none_or_whose_library_is_missing(monkeypatch):
         check_trackers(["other"])
 
 
-def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """(step, values by tag) of all event files, as TensorBoard reads them: in the order of their names."""
+def events(folder: Path) -> list[tuple[int, dict[str, float | str]]]:
+    """(step, values and texts by tag) of all event files, as TensorBoard reads them: in the order of their names."""
     from tensorboardX.crc32c import crc32c
     from tensorboardX.proto.event_pb2 import Event
 
@@ -129,8 +130,12 @@ def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
             read.append(Event.FromString(body))
             content = content[16 + length :]
         assert read[0].file_version == "brain.Event:2"
-        found += [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in read[1:]]
+        found += [(event.step, {value.tag: value_of(value) for value in event.summary.value}) for event in read[1:]]
     return found
+
+
+def value_of(value) -> float | str:
+    return value.tensor.string_val[0].decode() if value.tensor.string_val else value.simple_value
 
 
 @pytest.mark.slow  # it imports PyTorch where that is installed
@@ -144,7 +149,9 @@ def test_tensorboard_has_every_record_once_and_a_killed_one_leaves_no_half(tmp_p
             follow(write_run(tmp_path, RECORDS[:count]))
     (tmp_path / "tensorboard" / ".events.out.tfevents.000000002-000000003.7.part").unlink()
     expected = [(record["step"], trackers._numbers(record)) for record in RECORDS]
-    assert events(tmp_path) == expected and expected[0] == (0, {"stage": 0, "tokens": 0, "val_loss": 5.0})
+    assert expected[0] == (0, {"stage": 0, "tokens": 0, "val_loss": 5.0})
+    expected[0][1]["samples/text_summary"] = "    ab"  # verbatim in Markdown, whatever is in it
+    assert events(tmp_path) == expected
 
 
 def logged_by_wandb(folder: Path) -> list[tuple[int, float]]:
@@ -182,6 +189,8 @@ def test_all_trackers_have_the_curve_of_a_killed_run_once(tmp_path, monkeypatch)
         pytest.importorskip(module)
     bench = Bench(tmp_path)
     bench.options = ["--track=tensorboard,wandb,trackio"]
+    bench.settings["evaluation"] |= {"prompts": ("alpha ",), "prompt_tokens": 3}
+    bench.write("train", bench.settings)
     bench.environment |= {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
     for moment in ({"kind": "batch", "n": 6}, {"kind": "grow", "where": "after"}):
         code, said = bench.finish("run", moment)
@@ -191,8 +200,12 @@ def test_all_trackers_have_the_curve_of_a_killed_run_once(tmp_path, monkeypatch)
     records = tiny.records(tmp_path / "run")
     steps = [record["step"] for record in records]
     curve = [(record["step"], record["learning_rate"]) for record in records]
+    written = [sample["prompt"] + sample["text"] for record in records for sample in record.get("samples", ())]
+    assert len(written) == 3  # at both ends of the growth, and at the run's
+    shown = [textwrap.indent(text, "    ", lambda line: True) for text in written]
     found = events(tmp_path / "run")
     assert [step for step, _ in found] == steps
+    assert [values["samples/text_summary"] for _, values in found if "samples/text_summary" in values] == shown
     assert [(step, pytest.approx(values["learning_rate"])) for step, values in found] == curve
     assert logged_by_wandb(tmp_path / "run") == curve
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
@@ -201,3 +214,7 @@ def test_all_trackers_have_the_curve_of_a_killed_run_once(tmp_path, monkeypatch)
     (name,) = SQLiteStorage.get_runs("growlm")
     logs = SQLiteStorage.get_logs("growlm", name)
     assert sorted((log["step"], log["learning_rate"]) for log in logs) == sorted(curve)
+    assert sorted(log["samples"]["_value"] for log in logs if "samples" in log) == sorted(shown)
+    tables = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media/table/samples_*.table.json")
+    rows = [row for path in tables for row in json.loads(path.read_text())["data"]]
+    assert set(map("".join, rows)) == set(written)  # what a killed session lost has left its file

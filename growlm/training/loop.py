@@ -115,7 +115,8 @@ def train_stage(
             ending = step == stage.last_step
             leaving = ending or step in branch_steps
             benchmarking = leaving or stage.passes(step, evaluation.tasks_every_tokens)
-            evaluating = benchmarking or stage.passes(step, evaluation.every_tokens)
+            writing = leaving or stage.passes(step, evaluation.prompts_every_tokens)
+            evaluating = benchmarking or writing or stage.passes(step, evaluation.every_tokens)
             saving = leaving or stopping or stage.passes(step, run.checkpoint.every_tokens)
             if not (evaluating or saving):
                 continue
@@ -125,9 +126,9 @@ def train_stage(
             validation = steps.validate(state, all_held_out if evaluating else tried)
             if evaluating and criterion.ends(step, validation["val_loss"]):
                 display.say(f"step {step:,}: ends by the rule {stage.config.grow_when.rule!r}")
-                leaving = ending = benchmarking = saving = True
+                ending = benchmarking = writing = saving = True
             scores = benchmarks.scores(state) if benchmarking else {}
-            samples = _samples(benchmarks, state, display) if leaving else {}
+            samples = _samples(benchmarks, state, display) if writing else {}
             recorder.settle(validation | scores | samples, evaluating)
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")

@@ -126,6 +126,7 @@ class EvaluationConfig:
       limit: documents of each benchmark; 0: all.
       prompts: texts that the model continues where a stage begins by a growth and where a run leaves it. The texts are
         kept in metrics.jsonl as `samples`.
+      prompts_every_tokens: tokens of training between such texts inside of a stage; 0: none there.
       prompt_tokens: tokens that it writes after each.
     """
 
@@ -139,10 +140,11 @@ class EvaluationConfig:
     data_dir: str | None = None
     limit: int = 0
     prompts: tuple[str, ...] = ()
+    prompts_every_tokens: int = 0
     prompt_tokens: int = 96
 
     def __post_init__(self):
-        for name in ("every_tokens", "batch", "length", "tasks_every_tokens", "limit"):
+        for name in ("every_tokens", "batch", "length", "tasks_every_tokens", "prompts_every_tokens", "limit"):
             check_range(f"evaluation.{name}", getattr(self, name), low=0)
         check_range("evaluation.batches", self.batches, low=1)
         check_range("evaluation.prompt_tokens", self.prompt_tokens, low=1)

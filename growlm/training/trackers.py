@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -156,6 +157,12 @@ def _numbers(record: Record) -> dict[str, float]:
     return {name: value for name, value in kinds.items() if not isinstance(value, bool) and name != "step"}
 
 
+def _texts(record: Record) -> str:
+    """What the model wrote, verbatim in Markdown; empty where it wrote nothing."""
+    texts = (sample["prompt"] + sample["text"] for sample in record.get("samples", ()))
+    return "\n\n---\n\n".join(textwrap.indent(text, "    ", lambda line: True) for text in texts)
+
+
 class _TensorBoard:
     """Event files in the run's folder: one for all records that came at once, which it is named after.
 
@@ -176,6 +183,7 @@ class _TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import text
 
         self._folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{first:09}-{first + len(records):09}"
@@ -184,6 +192,8 @@ class _TensorBoard:
         writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         for record in records:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _numbers(record).items()]
+            if written := _texts(record):
+                values += text("samples", written).value
             event = Event(wall_time=time.time(), step=record["step"], summary=Summary(value=values))
             writer.write(event.SerializeToString())
         writer.close()
@@ -270,7 +280,12 @@ def _has_wandb(session: Any, run: TrackedRun, number: int) -> int:
 
 
 def _log_wandb(session: Any, record: Record) -> None:
-    session.log({"step": record["step"]} | _numbers(record))  # not its own step: a growth has two records at one
+    import wandb
+
+    samples = [[sample["prompt"], sample["text"]] for sample in record.get("samples", ())]
+    written = {"samples": wandb.Table(columns=["prompt", "text"], data=samples)} if samples else {}
+    # Not its own step: a growth has two records at one.
+    session.log({"step": record["step"]} | _numbers(record) | written)
 
 
 def _wandb_folder(run: TrackedRun) -> str:
@@ -322,7 +337,11 @@ def _has_trackio(session: Any, run: TrackedRun, number: int) -> int:
 
 
 def _log_trackio(session: Any, record: Record) -> None:
-    session.log(_numbers(record), step=record["step"])
+    import trackio
+
+    written = _texts(record)
+    texts = {"samples": trackio.Markdown(written)} if written else {}
+    session.log(_numbers(record) | texts, step=record["step"])
 
 
 def _trackio_name(run: TrackedRun) -> str:
