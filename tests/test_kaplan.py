@@ -94,6 +94,13 @@ def test_a_planted_loss_of_size_and_data_is_recovered():
     assert list(vars(fit.law).values()) == pytest.approx([0.08, 5e13, 0.11, 3e13], rel=1e-4)
 
 
+def test_a_start_that_leads_to_an_exponent_of_0_is_a_bad_one_and_no_error():
+    sizes, steps = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e6, 1e8, 3), np.geomspace(1e3, 1e6, 4)))
+    loss = np.array([KAPLAN_CURVE.loss_at(size, step, 2.0**19) for size, step in zip(sizes, steps, strict=True)])
+    fit = fit_kaplan_loss(sizes, steps * 2.0**19, loss, resamples=2)
+    assert all(np.isfinite(value) for value in vars(fit.law).values()) and fit.residual < 0.05
+
+
 def test_the_critical_batch_of_one_loss_is_measured_from_its_runs():
     batch = np.array([1e4, 1e5, 1e6, 1e7])
     assert measure_critical_batch(batch, 500 * (1 + 3e5 / batch)) == pytest.approx((500, 3e5))

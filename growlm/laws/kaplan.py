@@ -245,7 +245,7 @@ def _fit(
                 found |= {"alpha_B": alpha, "B_star": middle[name] * np.exp(log_term) * level_loss ** (1 / alpha)}
             else:
                 found |= {f"alpha_{name}": alpha, f"{name}_c": middle[name] * np.exp(log_term / alpha)}
-        return law(**{name: float(value) for name, value in found.items()})
+        return law(**{name: np.float64(value) for name, value in found.items()})  # 0 and infinity are no errors in them
 
     def errors(vector: np.ndarray, rows: tuple) -> np.ndarray:
         with np.errstate(all="ignore"):
@@ -266,7 +266,7 @@ def _fit(
         chosen = np.concatenate([of_run[run] for run in rng.integers(len(of_run), size=len(of_run))])
         rows = tuple(column[chosen] for column in columns)
         samples.append(law_of(least_squares(errors, best.x, args=(rows,), x_scale="jac", max_nfev=100).x))
-    fitted = law_of(best.x)
+    fitted = law(**{name: float(value) for name, value in vars(law_of(best.x)).items()})
     intervals = {
         name: percentile_interval(getattr(fitted, name), np.array([getattr(one, name) for one in samples]), level)
         for name in law.__annotations__
