@@ -18,6 +18,7 @@ from test_docs import checked, commands
 
 import growlm
 from growlm.__main__ import main
+from growlm.checked import CHECKSUMS
 from growlm.commands.evaluate import open_checkpoint
 from growlm.errors import InputError
 from growlm.evaluation.tasks import PAPER
@@ -197,6 +198,7 @@ def released(tmp_path):
     settings = {"add_bos_token": True, "add_eos_token": False, "bos_token": "<s>", "eos_token": "</s>"}
     for name, content in {"config": RELEASED, "tokenizer_config": settings, "vocab": bpe.get_vocab()}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / CHECKSUMS).unlink()  # growlm's own
     return folder, config, params
 
 

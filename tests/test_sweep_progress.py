@@ -42,7 +42,7 @@ def plan(corpus):
 def write_records(folder, *records):
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.writelines(json.dumps({"stage": 0} | record) + "\n" for record in records)
 
 
 def test_a_status_says_how_far_a_run_is(plan, tmp_path):
