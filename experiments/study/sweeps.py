@@ -63,20 +63,20 @@ FACTS = (
 )
 # In the order in which they are trained.
 QUEUE = (
-    Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
     Row("operators_small", "operators", "small", together=True, options=RATES),
     Row("gradual", "gradual", "small"),
-    Row("overtrained", "overtrained", "small", together=True, options=RATES_LONG),
-    Row("ladder_search", "ladder", "2_search", (0,), "rung_2"),
-    Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
     Row("noise", "noise", "small"),
     Row("stacking_order", "stacking_order", "small"),
+    Row("overtrained", "overtrained", "small", together=True, options=RATES_LONG),
+    Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
     Row("learning_rate", "learning_rate", "small"),
     Row("systems", "systems", "small"),
+    Row("ladder_search", "ladder", "2_search", (0,), "rung_2"),
+    Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
+    Row("capacity", "capacity", "small", before=FACTS),
     Row("systems_looped", "systems", "small_looped"),
     Row("experts", "experts", "small"),
     Row("samba", "samba", "small"),
-    Row("capacity", "capacity", "small", before=FACTS),
     Row("growth_timing", "growth_timing", "cpu_wide"),
     Row("transfer", "transfer", "cpu", (0,)),
 )
