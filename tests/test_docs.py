@@ -204,9 +204,10 @@ def made_tiny(words: list[str]) -> list[str]:
     for word in words:
         option, _, text = word.partition("=")
         if option == "--config":
-            file, _, variant = text.partition(":")
+            package = "growlm:" * text.startswith("growlm:")
+            file, _, variant = text.removeprefix(package).partition(":")
             checkpoint = variant.partition(":")[2]
-            word = f"--config={file}:tiny" + (f":{checkpoint}" if checkpoint else "")
+            word = f"--config={package}{file}:tiny" + (f":{checkpoint}" if checkpoint else "")
         if option == "--vocab":
             word = f"--vocab={TINY_VOCAB}"
         if option in TINIER and "--source=TinyLlama" in words:

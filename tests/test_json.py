@@ -13,7 +13,7 @@ from studies import write_sweep
 
 import growlm
 from growlm.__main__ import main
-from growlm.files import as_json
+from growlm.files import as_json, read_json
 from growlm.laws.kaplan import KaplanCurve
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "experiments" / "published"
@@ -95,4 +95,4 @@ def test_an_evaluation(capsys, tmp_path):
         capsys, "evaluate", f"--checkpoint={tmp_path}/model", f"--perplexity={tmp_path}/text.txt", "--length=16"
     )
     (path,) = (tmp_path / "model" / "evaluations").iterdir()
-    assert found == json.loads(path.read_text())
+    assert found == read_json(path, "scores")
