@@ -41,8 +41,8 @@ PLACE = "place.txt"  # in the cache, beside a copy: what it is of
 LEASE = ".lease"  # an object of growlm.leases, which is no record
 # Of a folder of a model or of token shards, what its tokenizer does without.
 WEIGHTS = re.compile(r"\.(?:safetensors|bin|idx|pt|pth|gguf)$|/")
-# Of a folder of runs what is large: checkpoints, which orbax reads and writes where they are.
 _PASSING = re.compile(r"^\..*\.part$|^\.lock$")  # what is being written, and locks
+# Of a folder of runs what is large: checkpoints, which orbax reads and writes where they are.
 STATES = re.compile(r"(?:^|/)(?:checkpoints|stages)/[^/]+/checkpoints/")
 
 

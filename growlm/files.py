@@ -104,6 +104,14 @@ def read_json(path: Path, what: str) -> Any:
         raise InputError(f"{what} must be JSON, got {path}{reason}") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object. Raises InputError."""
+    value = read_json(path, path.name)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must be a JSON object, got a {type(value).__name__}")
+    return value
+
+
 def read_record(path: Path, what: str, *needs: str) -> dict[str, Any]:
     """Read an object of JSON that has these keys, as `read_json` does."""
     record = read_json(path, what)

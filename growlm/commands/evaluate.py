@@ -27,9 +27,8 @@ from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.evaluation.table import table
-from growlm.files import check_regular, write_sealed
+from growlm.files import check_regular, read_object, write_sealed
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
-from growlm.formats.safetensors import read_object
 from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
 from growlm.training.mesh import MeshConfig, make_mesh

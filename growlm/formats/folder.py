@@ -13,9 +13,9 @@ import numpy as np
 from growlm.buckets import here
 from growlm.checked import check_files
 from growlm.errors import InputError
-from growlm.files import table
+from growlm.files import read_object, table
 from growlm.formats.layout import Place, family_of, from_stored, model_of, places, stored_shape
-from growlm.formats.safetensors import INDEX, Progress, StoredTensor, inside, read_object, stored_tensors
+from growlm.formats.safetensors import INDEX, Progress, StoredTensor, inside, stored_tensors
 from growlm.models import DecoderConfig, Params, Weight, nest, parameter_count, sizes_of
 from growlm.models.stored import Family
 

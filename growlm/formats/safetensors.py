@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from growlm.errors import InputError, must_be
-from growlm.files import named, read_json, write_json
+from growlm.files import named, read_object, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -115,14 +115,6 @@ def inside(folder: Path, name: str) -> Path:
     if not target.is_file():
         raise InputError(f"{path} must be a regular file")
     return path
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object. Raises InputError."""
-    value = read_json(path, path.name)
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must be a JSON object, got a {type(value).__name__}")
-    return value
 
 
 def _single_file(folder: Path) -> Path:

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from growlm.errors import InputError
-from growlm.files import check_output, whole_folder
-from growlm.report.records import read_object, study_folders
+from growlm.files import check_output, read_object, whole_folder
+from growlm.report.records import study_folders
 
 OF_SWEEP = ("sweep.json", "config.json", "metrics.csv")
 OF_RUN = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from growlm.checked import DamagedError, parse_record
 from growlm.errors import InputError
-from growlm.files import read_json
+from growlm.files import read_object
 
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
 # Of sweep.json and run.json, and what stands between those of several studies.
@@ -355,14 +355,6 @@ def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(f"{path}:{number} must be a record with run, stage and step") from error
     return runs
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    value = read_json(path, path.name)
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
