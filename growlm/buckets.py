@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
+from growlm.caches import user_cache
 from growlm.errors import InputError, must_be
 
 
@@ -119,7 +120,7 @@ def here(place: str | os.PathLike, without: re.Pattern | None = None) -> Path:
 def origin(path: Path) -> str:
     """The place in a bucket that `here` copied to this path; of any other path, what it is called from any folder."""
     kept = path.parent / PLACE
-    is_copy = path.parent.parent == _cache() and kept.is_file()
+    is_copy = path.parent.parent == user_cache("buckets") and kept.is_file()
     return kept.read_text(encoding="utf-8") if is_copy else str(absolute(path))
 
 
@@ -327,15 +328,11 @@ def _kept(path: Path) -> Iterator[tuple[Path, Path]]:
 
     from filelock import FileLock
 
-    holder = _cache() / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    holder = user_cache("buckets") / hashlib.sha256(str(path).encode()).hexdigest()[:16]
     holder.mkdir(parents=True, exist_ok=True)
     (holder / PLACE).write_text(str(path), encoding="utf-8")
     with FileLock(holder / ".lock"):
         yield holder / path.name, holder / "state.json"
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "growlm" / "buckets"
 
 
 def _listing(place: Path) -> dict[str, tuple[int, str]]:

@@ -13,6 +13,8 @@ import jax
 from jax._src import compilation_cache as jax_cache  # has no public place to check what it reads
 from jax.experimental.compilation_cache import compilation_cache
 
+from growlm.caches import user_cache
+
 MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
 CACHE_BYTES = 2 * 10**9
 CACHED_SECONDS = 0.1  # of compiling, from which on a program is cached: by JAX's one second few of a start's would be
@@ -72,11 +74,6 @@ def bytes_needed(program: Any) -> int:
     return sum(parts) - memory.alias_size_in_bytes
 
 
-def user_cache() -> Path:
-    """The folder of compiled programs of all runs of a user on a machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "growlm" / "compiled"
-
-
 @contextlib.contextmanager
 def cached_on_disk(folder: Path | None = None) -> Iterator[None]:
     """Within it, compiled programs are cached in a folder; JAX_COMPILATION_CACHE_DIR names another one.
@@ -85,10 +82,10 @@ def cached_on_disk(folder: Path | None = None) -> Iterator[None]:
     It locks the folder, and drops what was least recently used beyond CACHE_BYTES. Entries are checked, see
     `CheckedPrograms`, but not those of JAX_COMPILATION_CACHE_DIR, which other programs may share.
 
-    folder: by default `user_cache`; nothing is cached where that cannot be written.
+    folder: by default that of all runs of a user on a machine; nothing is cached where that cannot be written.
     """
     default = folder is None
-    folder = (user_cache() if folder is None else folder).absolute()
+    folder = (user_cache("compiled") if folder is None else folder).absolute()
     if jax.config.jax_compilation_cache_dir or (default and not _writable(folder)):
         yield
         return
