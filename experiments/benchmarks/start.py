@@ -3,9 +3,9 @@
     python experiments/benchmarks/start.py
 
 Each is a process of its own from its start to its end, so "one step" has its validation and its checkpoint too; "cold"
-is with an empty cache of compiled programs, "cached" with the one that the cold run left. What the list says is made the
-first time after growlm's files have changed, and kept. Of several rounds in turns the least is said, and beside it what
-importing JAX and Flax alone takes.
+is with an empty cache of compiled programs, "cached" with the one that the cold run left. What the list says is made
+the first time after growlm's files have changed, and kept. Of several rounds in turns the least is said, and beside it
+what importing JAX and Flax alone takes.
 
 Cost: two minutes on two CPU cores.
 
