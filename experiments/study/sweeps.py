@@ -70,6 +70,7 @@ QUEUE = (
     Row("overtrained", "overtrained", "small", together=True, options=RATES_LONG),
     Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
     Row("learning_rate", "learning_rate", "small"),
+    Row("optimizer_state", "optimizer_state", "small"),
     Row("systems", "systems", "small"),
     Row("ladder_search", "ladder", "2_search", (0,), "rung_2"),
     Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
