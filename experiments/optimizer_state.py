@@ -4,8 +4,8 @@
 
 Four growths: copies of a quarter of the layers, stacked, and of half the width, read unevenly by a share that is ours;
 new layers that begin as zero, and new width that does. Of each, one run for every treatment: reset begins with no
-moments, at step 0; map has those of what a weight was copied from, scaled as its gradient is, and goes on counting steps.
-Of copies, keep_old maps the first and lets the others begin anew; of what is new, map_aged restarts the bias correction.
+moments, at step 0; map has those of what a weight was copied from, scaled as its gradient is, and counts on. Of copies,
+keep_old maps the first and lets the others begin anew; of what is new, map_aged restarts the bias correction.
 All warm up after growth. Bases on 20 % of the budget's tokens. `:tiny` takes seconds.
 
 Cost, ESTIMATED and not measured: small 1.4e13 FLOPs, 8 minutes a seed on one core; cpu 9.2e13, 16 minutes on two.

@@ -2,8 +2,8 @@
 
     growlm sweep --config=experiments/stacking_order.py:cpu --workdir=runs/stacking_order/cpu-0 --config.seed=0
 
-123456x4 is G_stack. They and interleave share one base, trained on 20 % of the budget's tokens. by_3 and by_3_interleave
-begin with 8 layers, late and late_interleave with 6 that were trained on 60 %. `:tiny` takes seconds.
+123456x4 is G_stack. They and interleave share one base, trained on 20 % of the budget's tokens. by_3 and
+by_3_interleave begin with 8 layers, late and late_interleave with 6 that were trained on 60 %. `:tiny` takes seconds.
 
 Cost, ESTIMATED and not measured: cpu 2.2e14 FLOPs, 37 minutes a seed on two cores, at quickstart's rate;
 gpu 2.3e17 FLOPs, 26 minutes on one H100, at 15 % of its peak.
