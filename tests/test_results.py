@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from growlm.laws.evidence import OURS
+from growlm.report.compare import rows
 from growlm.report.records import read_groups
 from growlm.report.report import report_page
 
@@ -43,6 +45,16 @@ def test_a_table_says_what_a_hand_reads_off_the_records(results):
     row = next(line for line in results["TABLES"]["operators"]().splitlines() if "G_stack" in line)
     assert ", ".join(f"{loss:.3f}" for loss in losses) in row and f"| {sum(losses) / 3:.3f} |" in row
     assert f"{group.first.commit[:7]}" in results["TABLES"]["operators"]()
+
+
+def test_what_a_plan_says_was_measured_here_is_what_the_records_give():
+    (row,) = (
+        row
+        for row in rows(read_groups(ROOT / "experiments" / "records" / "operators_small")[0])
+        if row.run == "direct_depth"
+    )
+    said = next(one for one in OURS.points if one.params == 1.17e5)
+    assert (said.low, said.high) == (round(row.gain.speedup.low, 2), round(row.gain.speedup.high, 2))
 
 
 def test_every_picture_is_a_figure_of_its_study(results):
