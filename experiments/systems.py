@@ -5,7 +5,8 @@
 
 Every run ends with the same 12 layers and takes the FLOPs of training these from scratch, what came before growth
 included. Shares of the stages, growths, optimizer state and schedules are those of docs/recipes.md, which says what of
-them is the paper's; batch, optimizer and peak rate are one for all, so a system is not at its own best rate here.
+them is the paper's; batch and optimizer are one for all, and so is the peak rate but where a search finds each its own:
+`:small --config.search.peak_lr=[4e-3,8e-3,1.6e-2]`, 1.6e14 FLOPs for three seeds.
 `_looped` has Q Labs' three growths, each beside the same architecture from scratch, with 4 cores, with 4 passes and
 without a boundary: loop_grow is billed by stored parameters, so its passes are free. `:tiny` takes minutes, to compile.
 What is not here, and why, is in `ELSEWHERE`.
