@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from growlm.formats.export import write_model
     from growlm.growth import grow
     from growlm.models import ModelConfig, apply, init
+    from growlm.training.run import train
     from growlm.training.saved import read_config, read_model
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "models",
     "read_config",
     "read_model",
+    "train",
     "write_model",
 ]
 
@@ -43,6 +45,7 @@ _MODULE_OF = {
     "init": "growlm.models",
     "read_config": "growlm.training.saved",
     "read_model": "growlm.training.saved",
+    "train": "growlm.training.run",
     "write_model": "growlm.formats.export",
 }
 

@@ -124,7 +124,7 @@ def test_what_the_budget_does_not_hold_is_not_begun(own, tmp_path):
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, "")  # the benchmark sets these: not beyond a test
     return importlib.import_module
 

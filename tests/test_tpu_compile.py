@@ -227,3 +227,40 @@ def test_operations_take_their_cycles_or_the_time_of_their_bytes_or_of_their_til
     loop = OPERATIONS.replace("bitcast(%gmm.1)", "bitcast(%l)\n  %l = f32[999999] while(%x), body=%inside")
     with pytest.raises(ValueError, match=r"a loop .* got l with 3999996 bytes"):
         benchmark.expected(loop, experts=8, assignments=rows, flops=2e9, peak=1e12)
+
+
+def answers(setup):
+    """What a compiler might say: with fsdp over more chips it sends more, with remat none it needs too much."""
+    if setup.remat == "none":
+        return {"chip": "v5e", "chips": 4, "step": {"error": "Used 17G of 16G hbm"}}
+    program = {"argument_bytes": 1, "temporary_bytes": 1, "needed_bytes": 2, "share_of_memory": 0.5, "sent": {}}
+    program["compile_seconds"] = 1.0
+    mfu = {"mfu_all_hidden": 0.9, "mfu_none_hidden": 0.8 / setup.mesh.fsdp}
+    return {
+        "chip": "v5e",
+        "chips": 4,
+        "step": program,
+        "estimate": {"compute_seconds": 1.0, "send_seconds": 0.5, **mfu},
+    }
+
+
+def test_a_search_asks_for_every_combination_and_says_the_best_of_what_fits(module, monkeypatch, capsys):
+    benchmark, grown = module("tpu_compile"), []
+    monkeypatch.setattr(benchmark, "place", lambda setup: None)
+    monkeypatch.setattr(benchmark, "ask", lambda setup, step_only: answers(setup))
+    monkeypatch.setattr(
+        benchmark, "ask_growth", lambda setup: grown.append(setup) or {"growth": answers(setup)["step"]}
+    )
+    tried = ["--mesh=1,4,1", "--mesh=2,2,1", "--remat=none", "--remat=full", "--microbatches=1", "--microbatches=2"]
+    assert benchmark.main(["--setup=tiny", *tried]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    begins = next(number for number, line in enumerate(printed) if line.startswith("data, fsdp, tensor"))
+    rows = [line.split()[:5] for line in printed[begins + 2 : begins + 10]]
+    assert [(row[1], row[3], row[4]) for row in rows[:4]] == [
+        (fsdp, "full", microbatches) for fsdp in ("2,", "4,") for microbatches in "12"
+    ]
+    assert [
+        (row[3], "does not fit" in line) for row, line in zip(rows[4:], printed[begins + 6 :][:4], strict=True)
+    ] == [("none", True)] * 4
+    assert [(setup.mesh.fsdp, setup.remat, setup.microbatches) for setup in grown] == [(2, "full", 1)]
+    assert sum(line.startswith("{") for line in printed) == 9 and "growth" in json.loads(printed[-1])

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import Parser, duration, exit_code
+from card import take_memory_as_needed
 
 from growlm.errors import InputError, unknown
 
@@ -119,9 +120,7 @@ def _shown(value: Any) -> str:
 
 def run_here(part: str, output: Path, tiny: bool, seconds: float) -> int:
     """A part in this process. Returns 0, or 1 and its reason as a line in the results and on the screen."""
-    # Memory as it is needed, and nearly all of it: PyTorch may be on the same card.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    take_memory_as_needed()
     task = Task(part, output, tiny, time.monotonic() + seconds)
     module, _, name = PARTS[part].work.partition(":")
     try:

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 import train_step
 from accelerator import GRACE, Task
-from turns import one_core
+from turns import one_core, speed
 
 from growlm.errors import InputError
 from growlm.laws.compute import GIB, chip_of
@@ -196,7 +196,7 @@ def _compare(task: Task, case: str, ours: Callable, plain: Callable, given: tupl
     for repeat in found.values():
         repeat(1)  # the first also loads
     times = train_step.measure(found, rounds, seconds)
-    ratio = statistics.median(b / a for a, b in zip(times["growlm"], times["plain"], strict=True))
+    ratio = speed(times, "growlm", "plain")["ratio"]
     ms = {f"{name}_ms": 1e3 * statistics.median(of) for name, of in times.items()}
     gb = {f"{name}_gb": program.memory_analysis().temp_size_in_bytes / 1e9 for name, program in programs.items()}
     task.say(case, times_as_fast=ratio, **ms, **errors, **gb, kernels=_kernels(programs["growlm"]))
@@ -227,8 +227,7 @@ def _steps(task: Task, shape: str) -> None:
         del params
         found[name](1)
         times = train_step.measure(found, setting.rounds, setting.seconds)
-        ratios = [one / adam for one, adam in zip(times[name], times["growlm"], strict=True)]
-        of_adamw = {} if name == "growlm" else {"of_adamw": statistics.median(ratios)}
+        of_adamw = {} if name == "growlm" else {"of_adamw": speed(times, "growlm", name)["ratio"]}
         task.say(
             f"{optimizer.kind}, remat {setting.remat}",
             **_summary(setting, name, times),
@@ -267,13 +266,13 @@ def _against_torch(task: Task, shape: str) -> None:
     every_side = train_step.sides(setting, params, tokens_BS, torch_side)
     del params
     times, first = train_step.measure_sides(setting, every_side, torch_side)
-    ratio = train_step.speed_ratio(setting.compare, times)
+    ratio = speed(times, "growlm", "torch")
     about = {name: given[name] for name in ("torch", "torch_attention", "in_turns")}
     task.say(
         f"compiled, remat {setting.remat}",
-        growlm_steps_per_torch_step=ratio["median"],
-        least=ratio["min"],
-        most=ratio["max"],
+        growlm_steps_per_torch_step=ratio["ratio"],
+        least=ratio["least"],
+        most=ratio["most"],
         **about,
         **{f"torch_{name}": value for name, value in _summary(setting, "torch", times).items()},
         **{f"growlm_{name}": value for name, value in _summary(setting, "growlm", times).items()},
@@ -305,8 +304,7 @@ def mixture(task: Task) -> None:
             gb=bytes_needed(programs[name]) / 1e9,
             kernels=_kernels(programs[name]),
         )
-    ratios = [of_dense / of_mixture for of_dense, of_mixture in zip(times["dense"], times["mixture"], strict=True)]
-    task.say("both in turns", mixture_steps_per_dense_step=statistics.median(ratios))
+    task.say("both in turns", mixture_steps_per_dense_step=speed(times, "mixture", "dense")["ratio"])
     found.clear()
     gc.collect()
     rows, embed, mlp = (32, 8, 12) if task.tiny else (16384, 2048, 2816)

@@ -16,14 +16,19 @@ which keeps the two apart. The attention kernel, which has no estimate, and the 
 `send` is what a chip receives over the bandwidth of all its links. If the compiler hides all of it behind computing, a
 step takes `compute`, if nothing, the sum; the two columns of MFU are these two cases.
 
---mesh, --batch, --microbatches and --remat ask for something else than a set-up has: they were chosen by trying.
+--mesh, --batch, --microbatches and --remat ask for something else than a set-up has. --mesh, --microbatches and --remat
+given more than once are a search: the step and the estimate of every combination are asked, a table says them all, the
+best of what fits first, and of the best the growth is asked too.
 --config=FILE.py:VARIANT --topology=CHIP:SHAPE asks about the last stage of an experiment's run instead, in a sweep the
 first of the grown ones. --step_only leaves out growth and estimate.
-Cost: five compilations a set-up, five to ten minutes for each on two idle cores.
+Cost: five compilations a set-up, a minute of processor time or two for each, however many layers there are; in a search
+two for each combination, and three for each part of a layer and policy.
 """
 
 import dataclasses
+import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -39,8 +44,10 @@ import jax
 import jax.numpy as jnp
 from arguments import Parser, exit_code, positive
 from collectives import Sent, sent
+from jax.sharding import Mesh
 
 from growlm.errors import InputError, unknown
+from growlm.files import table
 from growlm.laws import exact_flops_per_token
 from growlm.laws.compute import GIB, Chip, chip_of
 from growlm.models import (
@@ -65,6 +72,7 @@ from growlm.training.variants import build_sweep
 
 # Bytes a second that a chip receives over all its links: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e.
 LINKS = {"v4": 300e9, "v5e": 200e9, "v5p": 600e9, "v6e": 448e9}
+TRIED = ("mesh", "remat", "microbatches")  # what a search is over
 # The text that says what is sent is the program's before this pass: later ones spell collectives out.
 PASS = "tpu-all-reduce-scatter-fusion"
 
@@ -143,17 +151,22 @@ def setup_of(spec: str, topology: str | None) -> Setup:
     )
 
 
-def read_setups(arguments: Sequence[str]) -> tuple[dict[str, Setup], bool]:
-    """The set-ups that are asked for, by name, and whether only their steps are. Raises InputError."""
+def read_setups(arguments: Sequence[str]) -> tuple[dict[str, list[Setup]], bool]:
+    """The set-ups that are asked for, by name, each with all that is to be tried, and whether only their steps are.
+
+    Raises InputError.
+    """
     parser = Parser(__doc__.partition("\n")[0])
     parser.add_argument("--setup", default="1.1B", metavar="NAME[,NAME]", help=f"of {', '.join(SETUPS)}")
     parser.add_argument("--config", metavar="FILE.py[:variant]", help="an experiment, instead of a set-up")
     parser.add_argument("--step_only", action="store_true", help="neither the growth nor the estimate")
-    parser.add_argument("--mesh", metavar="DATA,FSDP,TENSOR", help="instead of the set-up's")
     parser.add_argument("--topology", metavar="CHIP:SHAPE", help="instead of the set-up's, such as v5e:4x8")
-    parser.add_argument("--remat", choices=REMAT_POLICIES, help="instead of the set-up's")
-    for name in ("batch", "microbatches", "length"):
+    for name in ("batch", "length"):
         parser.add_argument(f"--{name}", type=positive, metavar="N", help="instead of the set-up's")
+    several = {"action": "append", "help": "instead of the set-up's; more than once: try each"}
+    parser.add_argument("--mesh", metavar="DATA,FSDP,TENSOR", **several)
+    parser.add_argument("--remat", choices=REMAT_POLICIES, **several)
+    parser.add_argument("--microbatches", type=positive, metavar="N", **several)
     given = vars(parser.parse_args(arguments))
     names, config, step_only = given.pop("setup").split(","), given.pop("config"), given.pop("step_only")
     setups = {config: setup_of(config, given["topology"])} if config else {}
@@ -161,13 +174,21 @@ def read_setups(arguments: Sequence[str]) -> tuple[dict[str, Setup], bool]:
         if name not in SETUPS:
             raise unknown("set-up", name, SETUPS)
         setups[name] = SETUPS[name]
+    tried = {name: value for name in TRIED if (value := given.pop(name)) is not None}
     changes = {name: value for name, value in given.items() if value is not None}
-    if "mesh" in changes:
-        sizes = changes["mesh"].split(",")
-        if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
-            raise InputError(f"--mesh is {changes['mesh']!r}: allowed are three sizes such as 1,16,1")
-        changes["mesh"] = MeshConfig(*map(int, sizes))
-    return {name: dataclasses.replace(setup, **changes) for name, setup in setups.items()}, step_only
+    tried |= {"mesh": [_mesh(sizes) for sizes in tried["mesh"]]} if "mesh" in tried else {}
+    combinations = [dict(zip(tried, values, strict=True)) for values in itertools.product(*tried.values())]
+    return {
+        name: [dataclasses.replace(setup, **changes, **combination) for combination in combinations]
+        for name, setup in setups.items()
+    }, step_only
+
+
+def _mesh(text: str) -> MeshConfig:
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
+        raise InputError(f"--mesh is {text!r}: allowed are three sizes such as 1,16,1")
+    return MeshConfig(*map(int, sizes))
 
 
 def chips_of(topology: str) -> list[Any]:
@@ -235,20 +256,23 @@ def costs(setup: Setup, layers: int, chip: Any, rows: int, remat: str | None = N
     return program.cost_analysis()
 
 
-def _seconds(*asked: Any, **options: Any) -> float:
-    return costs(*asked, **options)["optimal_seconds"] % 1.0
+@functools.cache
+def _seconds(setup: Setup, layers: int, remat: str | None) -> float:
+    return costs(setup, layers, chips_of(setup.topology)[0], rows=1, remat=remat)["optimal_seconds"] % 1.0
 
 
-def estimate(setup: Setup, chips: list[Any], chip: Chip, received: dict[str, Sent]) -> dict[str, float]:
+def estimate(setup: Setup, chip: Chip, chips: int, received: dict[str, Sent]) -> dict[str, float]:
     """How long a step should take by the compiler's account, and the MFU that would be."""
-    without = _seconds(setup, 0, chips[0], rows=1)
-    none, one = (_seconds(setup, layers, chips[0], rows=1, remat=setup.remat) for layers in (0, 1))
+    # Of all that a search is over only parts by tensor, and remat, make another program of one chip: it is asked once.
+    part = dataclasses.replace(setup, mesh=MeshConfig(1, 1, setup.mesh.tensor), batch=1, microbatches=1, remat="none")
+    without = _seconds(part, 0, None)
+    none, one = (_seconds(part, layers, setup.remat) for layers in (0, 1))
     sequences = setup.batch / (setup.mesh.data * setup.mesh.fsdp)
     compute = sequences * (without + setup.model.layers * (one - none))
     send = sum(found["received_bytes"] for found in received.values()) / LINKS[chip.name]
     c = setup.model
     per_token = exact_flops_per_token(matmul_parameter_count(c), c.layers, c.heads, c.head_dim, setup.length)
-    least = setup.batch * setup.length * per_token / len(chips) / chip.peak_flops
+    least = setup.batch * setup.length * per_token / chips / chip.peak_flops
     return {
         "compute_seconds": compute,
         "send_seconds": send,
@@ -257,20 +281,74 @@ def estimate(setup: Setup, chips: list[Any], chip: Chip, received: dict[str, Sen
     }
 
 
-def ask(setup: Setup, step_only: bool) -> dict[str, Any]:
-    """All that is asked of the compiler about a set-up. Raises InputError."""
+def ask(setup: Setup, step_only: bool = False) -> dict[str, Any]:
+    """What is asked of the compiler about a set-up's step. Raises InputError."""
+    chip, mesh = place(setup)
+    step = compiled(lower_step(setup.program, setup.batch, setup.length, mesh), chip)
+    found = {"chip": chip.name, "chips": mesh.size, "step": step}
+    if step_only or "error" in step:
+        return found
+    return found | {"estimate": estimate(setup, chip, mesh.size, step["sent"])}
+
+
+def ask_growth(setup: Setup) -> dict[str, Any]:
+    """What is asked of the compiler about the growth into a set-up's model."""
+    chip, mesh = place(setup)
+    return {"growth": compiled(lower_growth(setup.stages[1], mesh), chip)}
+
+
+def place(setup: Setup) -> tuple[Chip, Mesh]:
+    """The chip of a set-up, and the mesh of all of them. Raises InputError where mesh or batch do not fit."""
     chips = chips_of(setup.topology)
-    chip, mesh = chip_of(chips[0].device_kind), make_mesh(setup.mesh, chips)
+    mesh = make_mesh(setup.mesh, chips)
     if setup.batch % (batch_parts(mesh) * setup.microbatches):
         raise InputError(
             f"batch is {setup.batch} in {setup.microbatches} microbatches: allowed are multiples of {batch_parts(mesh)}"
         )
-    step = compiled(lower_step(setup.program, setup.batch, setup.length, mesh), chip)
-    found = {"chip": chip.name, "chips": len(chips), "step": step}
-    if step_only or "error" in step:
-        return found
-    found["growth"] = compiled(lower_growth(setup.stages[1], mesh), chip)
-    return found | {"estimate": estimate(setup, chips, chip, step["sent"])}
+    return chip_of(chips[0].device_kind), mesh
+
+
+def ask_all(name: str, setups: Sequence[Setup], step_only: bool) -> None:
+    """Ask and print about one set-up, or about all that a search is over. Raises InputError."""
+    found = []
+    for setup in setups:
+        place(setup)  # what is wrong is said before minutes of compiling
+    for setup in setups:
+        answer = ask(setup, step_only)
+        if len(setups) == 1 and not step_only and "error" not in answer["step"]:
+            answer |= ask_growth(setup)
+        _say(name, setup, answer)
+        found.append((setup, answer))
+    if len(setups) > 1 and not step_only:
+        ranked = sorted(found, key=lambda one: -_worst_mfu(one[1]))
+        print(table([SEARCHED, *(_row(setup, answer) for setup, answer in ranked)], rule=True), flush=True)
+        best, answer = ranked[0]
+        if _worst_mfu(answer):
+            _say(f"{name}, the best", best, answer | ask_growth(best))
+
+
+SEARCHED = ("data, fsdp, tensor", "remat", "microbatches", "memory", "receives", "computes", "sends", "MFU")
+
+
+def _worst_mfu(found: dict[str, Any]) -> float:
+    """If nothing that is sent hides behind computing; 0 of what does not fit."""
+    return found.get("estimate", {}).get("mfu_none_hidden", 0.0)
+
+
+def _row(setup: Setup, found: dict[str, Any]) -> tuple[str, ...]:
+    asked = ", ".join(map(str, dataclasses.astuple(setup.mesh))), setup.remat, str(setup.microbatches)
+    if "error" in found["step"]:
+        return (*asked, "does not fit", *["-"] * 4)
+    of = found["estimate"]
+    received = sum(one["received_bytes"] for one in found["step"]["sent"].values())
+    return (
+        *asked,
+        f"{found['step']['share_of_memory']:.0%}",
+        f"{received / 1e9:.3g} GB",
+        f"{of['compute_seconds']:.3g} s",
+        f"{of['send_seconds']:.3g} s",
+        f"{of['mfu_all_hidden']:.0%}, {of['mfu_none_hidden']:.0%}",
+    )
 
 
 def describe(name: str, setup: Setup, found: dict[str, Any]) -> str:
@@ -301,15 +379,18 @@ def _program_line(part: str, of: dict[str, Any]) -> str:
     )
 
 
+def _say(name: str, setup: Setup, found: dict[str, Any]) -> None:
+    print(describe(name, setup, found), flush=True)
+    given = {"benchmark": "tpu_compile", "setup": name, **dataclasses.asdict(setup)}
+    print(json.dumps({**given, **found, "hardware": hardware(), "commit": commit()}), flush=True)
+
+
 def benchmark(arguments: Sequence[str]) -> None:
     """Asks and prints, one set-up after the other."""
     jax.config.update("jax_platforms", "cpu")
     setups, step_only = read_setups(arguments)
-    for name, setup in setups.items():
-        found = ask(setup, step_only)
-        print(describe(name, setup, found), flush=True)
-        given = {"benchmark": "tpu_compile", "setup": name, **dataclasses.asdict(setup)}
-        print(json.dumps({**given, **found, "hardware": hardware(), "commit": commit()}), flush=True)
+    for name, tried in setups.items():
+        ask_all(name, tried, step_only)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

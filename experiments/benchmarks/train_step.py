@@ -80,8 +80,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from arguments import Parser, duration, exit_code, positive
+from card import take_memory_as_needed
 from cores import about_load, busy_cores, host_threads
-from turns import CPU_TIME, clock, speed
+from turns import CPU_TIME, clock, in_words, speed
 
 from growlm.errors import InputError, unknown
 from growlm.growth.plan import initial_provenance
@@ -370,14 +371,6 @@ def summary(setting: Setting, name: str, times: Times, chip: float | None) -> di
     }
 
 
-def speed_ratio(compare: str | None, times: Times) -> dict[str, Any] | None:
-    """How many times as fast growlm is as PyTorch: in each round, and the least, the median and the most."""
-    if not compare:
-        return None
-    rounds = [torch / ours for torch, ours in zip(times[compare], times["growlm"], strict=True)]
-    return {"rounds": rounds, "min": min(rounds), "median": statistics.median(rounds), "max": max(rounds)}
-
-
 def conditions(setting: Setting, torch_side: ModuleType | None = None) -> dict[str, Any]:
     """What the numbers depend on."""
     return {
@@ -400,7 +393,6 @@ def measurements(setting: Setting, times: Times, chip: float | None) -> dict[str
     other = setting.compare or "product, jax"
     return {
         "results": {name: summary(setting, name, times, chip) for name in names},
-        "torch_over_growlm": speed_ratio(setting.compare, times),
         "ratios": {f"{setting.shape}, {other}": speed(times, "growlm", other)},
         "seconds_by_round": times,
     }
@@ -443,14 +435,6 @@ def table(results: dict[str, dict[str, float | None]]) -> str:
     )
 
 
-def _verdict(compare: str, ratio: dict[str, Any]) -> str:
-    rounds = " ".join(f"{value:.2f}" for value in ratio["rounds"])
-    spread = f"{ratio['min']:.2f} to {ratio['max']:.2f}"
-    return (
-        f"growlm takes {ratio['median']:.2f} steps in the time of one of {SIDES[compare]} ({spread}; by round {rounds})"
-    )
-
-
 def benchmark(setting: Setting) -> None:
     """Measures and prints."""
     torch_side = load_torch() if setting.compare else None
@@ -464,16 +448,15 @@ def benchmark(setting: Setting) -> None:
     busy.append(busy_cores())
     print(f"\n{table(result['results'])}\n")
     if setting.compare:
-        print(_verdict(setting.compare, result["torch_over_growlm"]))
+        (ratio,) = result["ratios"].values()
+        print(f"growlm takes {in_words(ratio)} steps in the time of one of {SIDES[setting.compare]}")
     print(f"{about_load(busy)}\n")
     print(json.dumps({**given, "loss": loss, "first_step_loss": first, "busy_cores": busy, **result}), flush=True)
 
 
 def benchmarks(arguments: Sequence[str]) -> None:
     """One shape after the other."""
-    # Memory as it is needed, and nearly all of it: PyTorch goes first, and hands its own back.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    take_memory_as_needed()  # PyTorch goes first, and hands its own back
     for setting in read_settings(arguments):
         benchmark(setting)
 

@@ -26,16 +26,13 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.records import read_groups
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
-    from growlm.training.checkpoint import quiet_writers
     from growlm.training.config import experiment_text, load_config
-    from growlm.training.host_memory import keep_freed_memory
-    from growlm.training.processes import is_first, join_processes, stop_requests
+    from growlm.training.own_process import own_process
+    from growlm.training.processes import is_first, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
     from growlm.training.variants import build_sweep
 
-    join_processes()
-    keep_freed_memory()
-    quiet_writers()
+    own_process()
     config = build_sweep(load_config(args.config, keys["--config"]))
     with mirrored(args.workdir) as mirror:
         plan = plan_sweep(config, mirror.folder)

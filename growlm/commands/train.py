@@ -15,16 +15,13 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     options.announce_loading()
     from growlm.buckets import mirrored
     from growlm.report.report import summarise, table
-    from growlm.training.checkpoint import quiet_writers
     from growlm.training.config import build_run, experiment_text, load_config
-    from growlm.training.host_memory import keep_freed_memory
     from growlm.training.metrics import reproduction
-    from growlm.training.processes import is_first, join_processes, stop_requests
+    from growlm.training.own_process import own_process
+    from growlm.training.processes import is_first, stop_requests
     from growlm.training.run import train
 
-    join_processes()
-    keep_freed_memory()
-    quiet_writers()
+    own_process()
     config = build_run(load_config(args.config, keys["--config"]))
     # The table too is within: a request to stop that comes while it is printed finds all saved.
     with stop_requests() as stop:

@@ -66,6 +66,8 @@ def train(
 ) -> None:
     """Train one run in its folder: config.json, metrics.jsonl, growth-N.json and checkpoints/.
 
+    A process of its own calls `growlm.training.own_process.own_process()` before it, and before anything else of JAX.
+
     Args:
       config: what is trained. `train_run` says how a run resumes, and `claim_folder` what of a config may change then.
       workdir: a new or empty folder, or that of this run.
