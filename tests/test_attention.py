@@ -152,12 +152,14 @@ def test_blocks_divide_the_length(length, most, block):
     assert kernels._largest_block(length, most) == block
 
 
-def traced(platform, heads=(4, 2), length=256, head_dim=64, dtype=jnp.bfloat16, lower=(), window=None):
+def traced(platform, heads=(4, 2), length=256, head_dim=64, dtype=jnp.bfloat16, lower=(), window=None, documents=False):
     """The program for 4 devices of that platform, which need not be here: its jaxpr, or what it is lowered to."""
     mesh = AbstractMesh((2, 1, 2), AXES, axis_types=AUTO, abstract_device=AbstractDevice("a device", None, platform))
     q, k = (jax.ShapeDtypeStruct((4, length, some, head_dim), dtype) for some in heads)
+    document = jnp.zeros((4, length), jnp.int32) if documents else None
     with jax.sharding.use_abstract_mesh(mesh):
-        program = jax.jit(partial(with_gradients, partial(attention, window=window))).trace(q, k, k, q)
+        asked = partial(attention, window=window, document_BT=document)
+        program = jax.jit(partial(with_gradients, asked)).trace(q, k, k, q)
         return str(program.lower(lowering_platforms=lower).as_text() if lower else program.jaxpr)
 
 
@@ -221,10 +223,17 @@ def test_the_kernels_of_tpus_and_gpus_know_of_the_window(cudnn):
     assert "pallas_call" in traced("tpu", window=100)
 
 
-@pytest.mark.parametrize("other", [{"dtype": jnp.float32}, {"head_dim": 36}, {"head_dim": 136}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"dtype": jnp.float32}, {"head_dim": 36}, {"head_dim": 136}, {"length": 255}], ids=str
+)
 def test_what_the_kernel_of_the_gpu_does_not_take_is_plain_xla(cudnn, other):
     cudnn("9.0")
     assert CUDNN not in traced("gpu", lower=("cuda",), **other)
+
+
+def test_the_kernel_of_the_gpu_takes_documents_as_a_bias(cudnn):
+    cudnn("9.0")
+    assert CUDNN.replace("fmha", "fmhaScaleBias") in traced("gpu", lower=("cuda",), documents=True)
 
 
 @pytest.mark.parametrize("capability", [None, "7.5"], ids=["no GPU", "T4"])

@@ -71,7 +71,7 @@ PARTS = {
     "step-124M": Part("accelerator_parts:step_124m", 70),
     "torch-124M": Part("accelerator_parts:torch_124m", 80),
     "growth": Part("accelerator_parts:growths", 60),
-    "pause": Part("accelerator_parts:pause", 100),
+    "pause": Part("accelerator_parts:pause", 130),
     "data": Part("accelerator_parts:data_rate", 30),
     "mixture": Part("accelerator_parts:mixture", 90),
     "generation": Part("accelerator_parts:generation", 70),

@@ -31,8 +31,9 @@ def attention(
     """Causal grouped-query attention, [B, T, H, h], by the kernel of the platform that is compiled for.
 
     TPUs run splash attention, in bfloat16 and float32, if the length is a multiple of 128 and head_dim at most 256.
-    GPUs run cuDNN's flash attention, in 16 bits, from Ampere on, if head_dim is a multiple of 8 and at most 128. The
-    scores [B, H, T, S] are never in memory, but with documents cuDNN's mask [B, 1, T, S] is. Otherwise plain XLA runs.
+    GPUs run cuDNN's flash attention, in 16 bits, from Ampere on, if the length is even and head_dim is a multiple of 8
+    and at most 128. The scores [B, H, T, S] are never in memory, but with documents cuDNN's mask [B, 1, T, S] is.
+    Otherwise plain XLA runs.
 
     Args:
       q_BTHh, k_BTKh, v_BTKh: queries, keys and values; K divides H.
@@ -109,8 +110,9 @@ def _largest_block(length: int, most: int) -> int:
 
 
 def _gpu_attention(q_BTHh, k_BTKh, v_BTKh, window=None, document_BT=None) -> jax.Array:
-    head_dim, dtype = q_BTHh.shape[3], q_BTHh.dtype
-    taken = dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and head_dim % 8 == 0
+    length, head_dim, dtype = q_BTHh.shape[1], q_BTHh.shape[3], q_BTHh.dtype
+    # An odd length is refused in training: JAX takes it for one with a bias, whose gradient cuDNN has in pairs alone.
+    taken = dtype in (jnp.bfloat16, jnp.float16) and length % 2 == 0 and head_dim <= 128 and head_dim % 8 == 0
     if not taken or not _has_flash_attention():
         return _library_attention(q_BTHh, k_BTKh, v_BTKh, window, document_BT)
     kernel = partial(_library_attention, window=window, implementation="cudnn")
