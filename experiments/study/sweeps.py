@@ -77,6 +77,7 @@ QUEUE = (
     Row("capacity", "capacity", "small", before=FACTS),
     Row("systems_looped", "systems", "small_looped"),
     Row("experts", "experts", "small"),
+    Row("moments", "moments", "small", together=True),
     Row("samba", "samba", "small"),
     Row("growth_timing", "growth_timing", "cpu_wide"),
     Row("transfer", "transfer", "cpu", (0,)),
