@@ -13,9 +13,9 @@ carries it to the other rungs. Rungs 1 and 2 have the controls untrained, averag
 model of `grown` has one rate at all rungs, ours: half of what a first search at rung 1, from 0.005 to 0.08, found best
 for `grown` and `scratch`, which was its upper end. `:tiny` and `:tiny_search` take a minute, to compile.
 
-Cost of a run on one free core of an AMD EPYC: 1 minute at rung 1, and ESTIMATED from steps of `scratch` 3.5, 9, 19 and 37
-at the others: 30,100, 11,500 and 8,400 tokens a second at rungs 1, 3 and 4. A seed has 7 runs at rungs 1 and 2, else 4,
-and a search 20 or 16.
+Cost of a run on one free core of an AMD EPYC: 1 minute at rung 1, and ESTIMATED from steps of `scratch` 3.5, 9, 19 and
+37 at the others: 30,100, 11,500 and 8,400 tokens a second at rungs 1, 3 and 4. A seed has 7 runs at rungs 1 and 2, else
+4, and a search 20 or 16.
 
 What is expected: a compute multiplier above 1 at every rung, 1.05 to 1.2 for growing alone, as the ladders of
 arXiv 2609.19107 have it (1.08 at 2e18 FLOPs to 1.18 at 1e20, one seed), five orders of magnitude above these; less than
@@ -38,7 +38,7 @@ from growlm.training.recipe import MODERN, Scale
 WIDTHS = {"1": 32, "2": 48, "3": 64, "4": 80, "5": 96, "tiny": 16}
 TOKENS_PER_PARAMETER = 10
 SEARCHED = (0.02, 0.04, 0.08, 0.16, 0.32)
-# The best peak rates of the searches at seed 0, by arm, at rungs 1 and 2; rung 2, not searched yet, has those of rung 1.
+# The best peak rates of the searches at seed 0, by arm, at rungs 1 and 2; not searched yet, rung 2 has those of 1.
 RATES = {"scratch": (0.08, 0.08), "grown": (0.04, 0.04), "untied": (0.04, 0.04), "untied_scratch": (0.04, 0.04)}
 # arXiv 2609.19107, Untied-2: rates of embedding and head as shares of the matrices' own, betas and eps.
 LOOPED = MODERN | {"beta2": 0.99, "eps": 1e-8, "learning_rates": {"embedding": 0.16, "head": 0.16}}
