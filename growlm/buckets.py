@@ -4,7 +4,8 @@ Objects are put and got whole. They are neither mapped, appended to, renamed nor
   location     makes a path of what a user writes; nothing else does
   here         what lies in a bucket as files on a local disk, kept there until it changes in the bucket
   mirrored     a folder of records as a local one, whose changes are brought to the bucket at every `push`
-  whole        a folder that is uploaded when it is whole; `UNFINISHED` stands beside it until it is
+  whole        a folder that is uploaded when it is whole; `UNFINISHED` stands in it until it is
+  fetched      such a folder as one on a local disk while it is read; `remove` takes it away
 The place of a lock is taken by a lease, see `growlm.leases`. A path in a bucket is an etils.epath.Path; a kind of
 bucket is a row of SCHEMES.
 """
@@ -28,7 +29,7 @@ class Scheme(NamedTuple):
 
     Attributes:
       extra, module: what brings the library that reads and writes it: an extra of growlm, and what that installs.
-      states: whether orbax writes checkpoints to it.
+      states: whether orbax writes checkpoints to it. Else they are written on a local disk and uploaded whole.
     """
 
     extra: str
@@ -89,11 +90,17 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
 
 
-def check_states(folder: Path) -> None:
-    """Raises InputError where orbax writes no checkpoints to a bucket of this kind."""
-    if is_bucket(folder) and not SCHEMES[str(folder).partition("://")[0]].states:
+def uploads_states(folder: Path) -> bool:
+    """Whether checkpoints are uploaded whole to a folder, to which orbax does not write itself."""
+    return is_bucket(folder) and not SCHEMES[str(folder).partition("://")[0]].states
+
+
+def check_states(folder: Path, processes: int) -> None:
+    """Raises InputError where a job of this many processes cannot write the checkpoints of a folder of runs."""
+    if processes > 1 and uploads_states(folder):  # each has a part of every checkpoint on its own disk
         kinds = " or ".join(f"{name}://" for name, scheme in SCHEMES.items() if scheme.states)
-        raise must_be("a folder of runs", f"on a local disk or at {kinds}, where orbax writes checkpoints", str(folder))
+        where = f"on a disk that they share or at {kinds}"
+        raise must_be(f"the folder of a run of {processes} processes", where, str(folder))
 
 
 def here(place: str | os.PathLike, without: re.Pattern | None = None) -> Path:
@@ -174,8 +181,8 @@ def mirrored(place: Path, without: re.Pattern | None = STATES) -> Iterator[Mirro
     if not is_bucket(place):
         yield _Itself(place)
         return
-    with _scratch() as scratch:
-        copy = _Copy(place, scratch / place.name, without)
+    with scratch() as folder:
+        copy = _Copy(place, folder / place.name, without)
         copy.pull()
         try:
             yield copy
@@ -186,11 +193,56 @@ def mirrored(place: Path, without: re.Pattern | None = STATES) -> Iterator[Mirro
 @contextlib.contextmanager
 def whole(output: Path) -> Iterator[Path]:
     """A local folder that is uploaded as a folder of a bucket, unless what is done within fails."""
-    with _scratch() as scratch:
-        part = scratch / output.name
+    with scratch() as folder:
+        part = folder / output.name
         part.mkdir()
         yield part
-        _Copy(output, part).push_whole()
+        upload(part, output)
+
+
+@contextlib.contextmanager
+def fetched(place: Path) -> Iterator[Path]:
+    """A folder of a bucket, copied to the disk of temporary files while it is read. Raises InputError unless whole."""
+    with scratch() as folder:
+        copy = _Copy(place, folder / place.name)
+        copy.pull()
+        if not copy.folder.exists():
+            raise InputError(f"{place} is not there")
+        yield copy.folder
+
+
+def whole_folders(folder: Path) -> set[str]:
+    """The names of the folders in a folder of a bucket that were uploaded whole, and that nothing removes."""
+    return {name for name, whole in _folders(folder).items() if whole}
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Removes of a folder of a bucket what killed processes had uploaded, or had left to remove, of folders in it."""
+    for name, is_whole in _folders(folder).items():
+        if not is_whole:
+            remove(folder / name)
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder of a bucket, which is not taken for whole from the first moment on."""
+    fs, marker = file_system(folder), f"{folder}/{UNFINISHED}"
+    with reaching(folder):
+        fs.pipe_file(marker, b"")
+        if others := [f"{folder}/{name}" for name in _listing(folder) if name != UNFINISHED]:
+            fs.rm(others)
+        fs.rm_file(marker)
+
+
+def _folders(folder: Path) -> dict[str, bool]:
+    """The folders in a folder of a bucket by name, and whether each is whole."""
+    found = _listing(folder)
+    names = {path.partition("/")[0] for path in found if "/" in path}
+    return {name: f"{name}/{UNFINISHED}" not in found for name in names}
+
+
+def upload(folder: Path, output: Path) -> None:
+    """Uploads a local folder, which is taken for whole when it is."""
+    _Copy(output, folder).push_whole()
 
 
 @contextlib.contextmanager
@@ -305,11 +357,22 @@ class _Copy:
 
 
 @contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch() -> Iterator[Path]:
+    """A folder on the disk of temporary files. What killed processes have left of theirs is removed first."""
     import tempfile  # here and below: --help is quick
 
-    with tempfile.TemporaryDirectory(prefix="growlm-") as folder:
-        yield Path(folder)
+    from filelock import FileLock, Timeout
+
+    for left in Path(tempfile.gettempdir()).glob("growlm-*/.lock"):
+        with contextlib.suppress(OSError, Timeout), FileLock(left, timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=".growlm-"))
+    with FileLock(made / ".lock"):
+        folder = made.rename(made.with_name(made.name.lstrip(".")))  # not before it is locked
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

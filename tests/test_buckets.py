@@ -183,6 +183,54 @@ def test_a_folder_is_whole_in_the_bucket_or_is_taken_for_none(url, monkeypatch):
 
 
 @SERVED
+def test_folders_are_whole_each_by_itself_and_are_removed_from_the_first_moment_on(url, tmp_path, monkeypatch):
+    place = places.location(url)
+    assert places.whole_folders(place) == set()
+    for name in ("4", "8"):
+        (tmp_path / name / "default").mkdir(parents=True)
+        (tmp_path / name / "default" / "data").write_bytes(name.encode())
+        places.upload(tmp_path / name, place / name)
+    with monkeypatch.context() as patch:  # killed in the middle of a removal, and of an upload
+        patch.setattr(places, "_listing", lambda folder: 1 / 0)
+        with pytest.raises(InputError), places.reaching(place):
+            places.remove(place / "4")
+    put(f"{url}/12/{places.UNFINISHED}", b"")
+    put(f"{url}/12/default/data", b"1")
+    assert places.whole_folders(place) == {"8"}
+    with pytest.raises(InputError, match="4 is not whole"), places.fetched(place / "4"):
+        pass
+    with places.fetched(place / "8") as folder:
+        assert (folder / "default" / "data").read_bytes() == b"8"
+    assert not folder.exists()
+    with pytest.raises(InputError, match="16 is not there"), places.fetched(place / "16"):
+        pass
+    places.clear_unfinished(place)
+    assert objects(url) == {"8/default/data": b"8"}
+    places.remove(place / "8")
+    assert objects(url) == {}
+
+
+def test_what_a_killed_process_left_of_temporary_files_is_removed_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = """if True:
+        import os, signal
+        from growlm.buckets import scratch
+        with scratch() as folder:
+            (folder / "state").write_bytes(b"large")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False)
+    (left,) = tmp_path.iterdir()
+    assert (left / "state").exists()
+    (tmp_path / "growlm-of-others").mkdir()
+    with places.scratch() as folder:
+        assert not left.exists() and folder.parent == tmp_path
+        with places.scratch() as other:  # the first is in use, and stays
+            assert folder.is_dir() and other.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["growlm-of-others"]
+
+
+@SERVED
 def test_a_lease_is_one_process_s_and_outlives_none(url, monkeypatch):
     monkeypatch.setattr(leases, "SECONDS", 2.0)
     path = places.location(url)

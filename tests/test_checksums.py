@@ -13,7 +13,8 @@ from growlm.checked import CHECKSUMS, DamagedError
 from growlm.commands.convert import convert_folder
 from growlm.errors import InputError
 from growlm.report.records import read
-from growlm.training.checkpoint import Checkpoints, check_whole
+from growlm.training import saved
+from growlm.training.checkpoint import check_whole
 from growlm.training.run import train
 from growlm.training.saved import read_model
 
@@ -169,15 +170,15 @@ def test_what_reads_a_run_that_trains_takes_the_newest_again_when_a_checkpoint_i
     _, whole = runs
     folder = shutil.copytree(whole, tmp_path / "run")
     newest = tiny.checkpoints(folder)[STEPS, 2 * STEPS]
-    restore, read = Checkpoints.restore, []
+    restore, read = saved.restore_checkpoint, []
 
-    def rotating(self, step, like):
+    def rotating(checkpoints, step, like):
         read.append(step)
         if step == 2 * STEPS:
             shutil.rmtree(newest)  # as the run does that trains there
-        return restore(self, step, like)
+        return restore(checkpoints, step, like)
 
-    monkeypatch.setattr(Checkpoints, "restore", rotating)
+    monkeypatch.setattr(saved, "restore_checkpoint", rotating)
     assert read_model(folder)[0].layers == 2
     assert read == [16, 12]
     convert_folder(folder, tmp_path / "out", "huggingface")

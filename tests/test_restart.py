@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #   rename  just before the nth file or folder gets a name that ends so: until then it is not there
 #   remove  when the nth file of a folder is deleted, whose name ends so
 #   grow    before growth, or after it
+#   upload  just before the nth object below `where` is uploaded to s3://
+#   unload  just before the nth time that objects below `where` are removed there
 DRIVER = """
 import itertools, json, os, pathlib, signal, sys, time
 from growlm.__main__ import main
@@ -71,7 +73,22 @@ def watched(*args, **kwargs):
     return result
 
 
+def reaching(name):
+    method = getattr(s3fs.S3FileSystem, name)
+
+    async def reached(self, path, *args, **kwargs):
+        if where in str((path, *args)):
+            now()
+        return await method(self, path, *args, **kwargs)
+
+    setattr(s3fs.S3FileSystem, name, reached)
+
+
 sys.addaudithook(audit)
+if kind in ("upload", "unload"):
+    import s3fs
+    for name in {"upload": ["_put_file"], "unload": ["_rm", "_rm_file"]}[kind]:
+        reaching(name)
 if kind == "batch":
     batches, loop.batches = loop.batches, counted
 if kind == "grow":

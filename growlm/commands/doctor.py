@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from growlm.buckets import check_states, is_bucket, reaching
+from growlm.buckets import is_bucket, reaching
 from growlm.commands.options import Keys, installed_version, one, place
 from growlm.errors import InputError
 
@@ -152,7 +152,6 @@ def _not_writable(folder: Path) -> str:
     """Why nothing can be written into a folder, or the folder that it would be made in; empty if something can."""
     if is_bucket(folder):
         try:
-            check_states(folder)
             with reaching(folder):
                 (folder / PROBE).write_bytes(b"")
                 (folder / PROBE).unlink()

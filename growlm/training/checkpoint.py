@@ -1,6 +1,7 @@
 """Checkpoints of the whole state by orbax, asynchronous, restored at exactly the stored shapes and dtypes.
 
-The checksums of its files are part of a checkpoint, and are checked before it is restored.
+The checksums of its files are part of a checkpoint, and are checked before it is restored. To a bucket that orbax does
+not write, a checkpoint is uploaded whole: it is not there before its last object is.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 from orbax.checkpoint.utils import checkpoint_steps
 
-from growlm.buckets import absolute, is_bucket
+from growlm.buckets import (
+    absolute,
+    clear_unfinished,
+    fetched,
+    is_bucket,
+    remove,
+    scratch,
+    upload,
+    uploads_states,
+    whole_folders,
+)
 from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.errors import InputError, check_range, must_be
 from growlm.models import path_of
@@ -51,12 +63,25 @@ class CheckpointConfig:
 
 def stored_steps(folder: Path) -> list[int]:
     """The steps of the whole checkpoints in a folder, which another process may be writing to; none without one."""
+    if uploads_states(folder):
+        return sorted(int(name) for name in whole_folders(folder) if name.isdecimal())
     return sorted(checkpoint_steps(folder))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, step: int) -> Iterator[Path]:
+    """A folder of checkpoints from which orbax can read that of a step."""
+    if not uploads_states(folder):
+        yield folder
+        return
+    with fetched(folder / str(step)) as local:
+        yield local.parent
 
 
 def check_whole(folder: Path, step: int) -> None:
     """Raises DamagedError where a file of a checkpoint is not as it was written."""
-    check_files(folder / str(step) / ITEM)
+    with _readable(folder, step) as readable:
+        check_files(readable / str(step) / ITEM)
 
 
 def newest_whole(folder: Path, steps: Iterable[int], say: Callable[[str], None] = lambda text: None) -> int:
@@ -117,12 +142,50 @@ def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
     return ocp.CheckpointManager(absolute(folder), options=options, item_handlers=_Handler())
 
 
+def restore_checkpoint(folder: Path, step: int, like: TrainState, checked: bool = False) -> TrainState:
+    """The state at a step, of a stage that may be training at this moment and is not disturbed.
+
+    Args:
+      folder: a stage's checkpoints.
+      step: of one that is there.
+      like: gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct).
+      checked: whether its files were checked already.
+
+    Raises InputError; DamagedError where a file is not as it was written.
+    """
+    if not checked and newest_whole(folder, [step]) < 0:
+        check_whole(folder, step)
+    whole = jax.tree.map(_abstract, _to_tree(like))
+    expected, place = _held(whole), folder / str(step)
+    options = ocp.CheckpointManagerOptions(create=False)  # read_only=True warns three times
+    with _readable(folder, step) as readable, contextlib.closing(_manager(readable, options)) as manager:
+        try:
+            _check_stored(place, manager.item_metadata(step), expected)
+            stored = manager.restore(step, args=_Restore(expected))
+        except InputError:
+            raise
+        except (ValueError, OSError, KeyError, TypeError) as error:  # of what was written without checksums
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedError(f"checkpoint {place} cannot be read: {reason}") from None
+    return _from_tree(jax.tree.map(_or_empty, stored, whole, is_leaf=lambda leaf: leaf is None), like)
+
+
+def _check_stored(place: Path, stored: Any, expected: dict[str, Any]) -> None:
+    """Orbax casts dtypes without a word and may pad shapes: what is stored must be what is expected."""
+    have = {path_of(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(stored)}
+    want = {path_of(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(expected)}
+    for path in sorted(want.keys() | have.keys(), key=lambda path: (not path.startswith("params/"), path)):
+        if have.get(path) != want.get(path):
+            raise must_be(f"{path} of checkpoint {place}", str(want.get(path)), have.get(path))
+
+
 class Checkpoints:
     """The checkpoints of one stage, by step. `keep_steps`, where runs leave the stage, are kept for ever."""
 
     _whole = -1  # a step whose files were checked already
 
     def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
+        self._folder = folder
         policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(set(keep_steps)))])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = _manager(folder, options)
@@ -133,47 +196,40 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Start to write a checkpoint; nothing is written where the step is there already."""
-        step = int(state.step)
-        if step not in self.steps():
-            # force: a stage of a sweep may be trained again from an earlier step than its last
-            with self._named_errors():
-                self._manager.save(step, args=_Save(_held(_to_tree(state))), force=True)
+        with self._named_errors():
+            if (step := int(state.step)) not in self.steps():
+                self._write(step, state)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at a step. `like` gives the structure, shapes and dtypes (arrays or jax.ShapeDtypeStruct).
-
-        Raises InputError; DamagedError where a file is not as it was written.
-        """
-        if step != self._whole and newest_whole(self._manager.directory, [step]) < 0:
-            check_whole(self._manager.directory, step)
-        whole = jax.tree.map(_abstract, _to_tree(like))
-        expected = _held(whole)
-        try:
-            self._check_stored(step, expected)
-            stored = self._manager.restore(step, args=_Restore(expected))
-        except InputError:
-            raise
-        except (ValueError, OSError, KeyError, TypeError) as error:  # of what was written without checksums
-            reason = " ".join(str(error).split())[:200]
-            raise DamagedError(f"checkpoint {self._manager.directory}/{step} cannot be read: {reason}") from None
-        return _from_tree(jax.tree.map(_or_empty, stored, whole, is_leaf=lambda leaf: leaf is None), like)
+        """The state at a step, see `restore_checkpoint`."""
+        return restore_checkpoint(self._folder, step, like, checked=step == self._whole)
 
     def newest(self, steps: Iterable[int], say: Callable[[str], None]) -> int:
         """The last of these steps whose checkpoint is undamaged, or -1. Later ones are removed, to be written again."""
-        self._whole = newest_whole(self._manager.directory, steps := broadcast_json(sorted(steps)), say)
+        self._whole = newest_whole(self._folder, steps := broadcast_json(sorted(steps)), say)
         for damaged in [step for step in steps if step > self._whole]:
-            self._manager.delete(damaged)
+            self._delete(damaged)
         return self._whole
 
     def wait(self) -> None:
-        """Returns once everything saved is on disk."""
+        """Returns once everything saved is where it belongs."""
         with self._named_errors():
-            self._manager.wait_until_finished()
+            self._finish()
 
     def close(self) -> None:
         """Wait, and free the writer's threads."""
         with self._named_errors():
             self._manager.close()
+
+    def _write(self, step: int, state: TrainState) -> None:
+        # force: a stage of a sweep may be trained again from an earlier step than its last
+        self._manager.save(step, args=_Save(_held(_to_tree(state))), force=True)
+
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+
+    def _finish(self) -> None:
+        self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -183,18 +239,63 @@ class Checkpoints:
         except (ValueError, OSError) as error:
             reason = next((text for text in FULL if text in str(error)), None) or " ".join(str(error).split())[:200]
             more = "where that is mended the same command goes on from the last checkpoint"
-            raise InputError(f"cannot write a checkpoint in {self._manager.directory}: {reason}; {more}") from None
+            raise InputError(f"cannot write a checkpoint in {self._folder}: {reason}; {more}") from None
 
-    def _check_stored(self, step: int, expected: dict[str, Any]) -> None:
-        """Orbax casts dtypes without a word and may pad shapes: what is stored must be what is expected."""
-        stored = self._manager.item_metadata(step)
-        have = {path_of(p): (tuple(x.shape), x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(stored)}
-        want = {path_of(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(expected)}
-        for path in sorted(want.keys() | have.keys(), key=lambda path: (not path.startswith("params/"), path)):
-            if have.get(path) != want.get(path):
-                raise must_be(
-                    f"{path} of checkpoint {self._manager.directory}/{step}", str(want.get(path)), have.get(path)
-                )
+
+class UploadedCheckpoints(Checkpoints):
+    """The checkpoints of one stage in a bucket that orbax does not write.
+
+    Each is written on the disk of temporary files and uploaded, while training goes on; then older ones are removed.
+    """
+
+    def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
+        self._most, self._branch_steps = max_to_keep, set(keep_steps)
+        self._stack, self._upload = contextlib.ExitStack(), Future()
+        self._upload.set_result(None)
+        with self._stack:
+            clear_unfinished(folder)
+            self._local = self._stack.enter_context(scratch()) / folder.name
+            self._thread = self._stack.enter_context(ThreadPoolExecutor(1))
+            super().__init__(self._local, max_to_keep=1)
+            self._stack = self._stack.pop_all()
+        self._folder = folder
+
+    def steps(self) -> list[int]:
+        """The steps of the whole checkpoints."""
+        return stored_steps(self._folder)
+
+    def close(self) -> None:
+        """Wait, and remove what is on the local disk."""
+        with self._stack:
+            try:
+                self.wait()
+            finally:
+                super().close()
+
+    def _write(self, step: int, state: TrainState) -> None:
+        self._finish()  # the one before is on the disk until it is uploaded
+        super()._write(step, state)
+        self._upload = self._thread.submit(self._bring, step)
+
+    def _bring(self, step: int) -> None:
+        """Upload a checkpoint once it is written, and remove those that it replaces."""
+        super()._finish()
+        upload(self._local / str(step), self._folder / str(step))
+        until_here = [one for one in self.steps() if one <= step]
+        for old in set(until_here[: -self._most]) - self._branch_steps:
+            self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        remove(self._folder / str(step))
+
+    def _finish(self) -> None:
+        self._upload.result()
+
+
+def open_checkpoints(folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()) -> Checkpoints:
+    """The checkpoints of a stage, to be written too, as `Checkpoints`."""
+    kind = UploadedCheckpoints if uploads_states(folder) else Checkpoints
+    return kind(folder, max_to_keep, keep_steps)
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
@@ -235,10 +336,3 @@ def _abstract(leaf: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-class ReadOnlyCheckpoints(Checkpoints):
-    """Checkpoints of a run that may be training at this moment, and is not disturbed."""
-
-    def __init__(self, folder: Path):
-        self._manager = _manager(folder, ocp.CheckpointManagerOptions(create=False))  # read_only=True warns three times

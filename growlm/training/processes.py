@@ -112,9 +112,9 @@ def open_workdir(place: Path) -> Iterator[Workdir]:
 
     Raises:
       InUseError: another job has the bucket's folder.
-      InputError: the bucket cannot be reached, or takes no checkpoints.
+      InputError: the bucket cannot be reached, or takes no checkpoints of several processes.
     """
-    check_states(place)
+    check_states(place, jax.process_count())
     with (
         first_enters(leased(place, lambda: exit_process(1, f"growlm: {place} was taken over by another process"))),
         mirrored(place) as mirror,

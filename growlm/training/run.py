@@ -18,7 +18,7 @@ from growlm.files import locked, write_sealed
 from growlm.growth.state import check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
-from growlm.training.checkpoint import Checkpoints, newest_whole, stored_steps
+from growlm.training.checkpoint import newest_whole, open_checkpoints, stored_steps
 from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
@@ -266,7 +266,7 @@ def train_run(
                 for line in repeats(plan.stages[-1]) if number == first else ():
                     display.say(line)
                 most = stage.run.checkpoint.max_to_keep
-                with contextlib.closing(Checkpoints(checkpoints_folder, most, branch_steps)) as checkpoints:
+                with contextlib.closing(open_checkpoints(checkpoints_folder, most, branch_steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
                     newest, grown_at = checkpoints.newest(own, display.say), None
                     teacher = read_teacher(stage, plan.sources, mesh, store, max(newest, stage.first_step))

@@ -25,7 +25,7 @@ from growlm.growth.masks import Masks
 from growlm.hub import local_folder, recorded
 from growlm.models import DecoderConfig, Params, plain
 from growlm.state import TrainState
-from growlm.training.checkpoint import Checkpoints, ReadOnlyCheckpoints, stored_steps
+from growlm.training.checkpoint import Checkpoints, restore_checkpoint, stored_steps
 from growlm.training.config import build, build_model, build_run
 from growlm.training.decisions import read_decisions
 from growlm.training.optimizer import OptimizerConfig
@@ -138,18 +138,17 @@ def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
 
 
 def read_stored(checkpoints: Path, step: int, like: TrainState) -> TrainState:
-    """The state of a checkpoint, see `Checkpoints.restore`, of a stage that may be training.
+    """The state of a checkpoint, see `restore_checkpoint`, of a stage that may be training.
 
     Raises GoneError where that has removed it meanwhile.
     """
     try:
-        with contextlib.closing(ReadOnlyCheckpoints(checkpoints)) as stored:
-            return stored.restore(step, like)
+        return restore_checkpoint(checkpoints, step, like)
     except Exception as error:
         if isinstance(error, RecursionError):  # of orbax's own reader of JSON
             raise DamagedError(f"checkpoint {checkpoints}/{step} cannot be read: its metadata is damaged") from None
         until = time.monotonic() + REMOVAL_SECONDS
-        while (checkpoints / str(step)).exists():
+        while step in stored_steps(checkpoints):
             if time.monotonic() > until:
                 raise
             time.sleep(0.02)
