@@ -1,4 +1,4 @@
-"""The Hugging Face hub: hf:ORG/NAME or hf:ORG/NAME@REVISION where a folder is taken, and folders that are pushed.
+"""The Hugging Face hub: hf:ORG/NAME or hf:ORG/NAME@REVISION where a folder is taken, datasets, folders that are pushed.
 
 What is downloaded lies in the hub's own cache, and is read from there alone under HF_HUB_OFFLINE=1. A snapshot there is
 of one commit, which its path names: what a record says of it is read off the path.
@@ -65,6 +65,32 @@ def recorded(folder: Path) -> str:
 def name_of(record: str) -> str | None:
     """ORG/NAME of hf:ORG/NAME@REVISION; None of a path."""
     return record.removeprefix(SCHEME).partition("@")[0] if record.startswith(SCHEME) else None
+
+
+def moves(place: str, before: str) -> bool:
+    """Whether a place is a name on the hub without a revision, of which there was a commit before."""
+    return name_of(place) is not None and "@" not in place and name_of(place) == name_of(before)
+
+
+def find_dataset(name: str, revision: str | None) -> tuple[str, str]:
+    """A dataset of the hub, of which nothing large is downloaded: it is streamed.
+
+    Args:
+      name: ORG/NAME.
+      revision: a branch, a tag or a commit; None: the main one.
+
+    Returns:
+      (what `datasets.load_dataset` takes, the commit): the name, or under HF_HUB_OFFLINE=1 a folder of the cache.
+
+    Raises:
+      InputError: no such dataset or revision, no access, no network.
+    """
+    hub = import_library("huggingface_hub")
+    with _said(f"cannot read {SCHEME}{name}"):
+        if hub.constants.HF_HUB_OFFLINE:
+            folder = Path(hub.snapshot_download(name, repo_type="dataset", revision=revision))
+            return str(folder), folder.name
+        return name, hub.HfApi().dataset_info(name, revision=revision).sha
 
 
 def check_push(name: str, public: bool) -> None:

@@ -60,8 +60,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path).path.removeprefix("/")
         try:
-            if path.startswith("api/models/"):
-                org, repo, *rest = path.removeprefix("api/models/").split("/")
+            if path.startswith(("api/models/", "api/datasets/")):
+                org, repo, *rest = path.split("/")[2:]
                 self.describe(f"{org}/{repo}", *rest)
             else:
                 org, repo, _, revision, file = path.split("/", 4)

@@ -255,3 +255,12 @@ def test_the_environment_says_where_the_hub_is_and_that_there_is_none(folder, tm
         hub.commit_folder(NAME, folder, **BESIDE)
         online = describe(HF_ENDPOINT=address)
     assert "layers 2" in online and describe(HF_ENDPOINT=address, HF_HUB_OFFLINE="1") == online
+
+
+def test_what_a_revision_of_a_dataset_names_is_asked_of_the_hub(hub):
+    commit = hub.commit("some/set", {"train.jsonl": b""})
+    hub.commit("some/set", {"train.jsonl": b"{}"})
+    assert ours.find_dataset("some/set", commit) == ("some/set", commit)
+    assert ours.find_dataset("some/set", None) == ("some/set", next(iter(hub.commits["some/set"])))
+    with pytest.raises(InputError, match="cannot read hf:some/other"):
+        ours.find_dataset("some/other", None)

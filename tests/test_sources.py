@@ -12,6 +12,7 @@ from prepared import TEXTS, documents, failed, prepared, read, request, shard_by
 from growlm.data import prepare, verify
 from growlm.data.documents import Reading
 from growlm.data.filters import Filter
+from growlm.data.prepare import Work, find_rule_of, planned_rule, read_request, write_plan
 from growlm.data.sources import list_parts
 from growlm.errors import InputError
 
@@ -119,6 +120,52 @@ def test_a_hugging_face_folder_is_streamed(tmp_path, monkeypatch):
     assert documents(folder, "train") == [text for text in TEXTS if text not in held] and len(held) == 7
     thirds = prepared(f"hf:{tmp_path / 'set'}", tmp_path / "thirds", reading=FIRST_THIRD)
     assert sorted(documents(thirds, "train") + documents(thirds, "validation")) == sorted(TEXTS[::3])
+
+
+def test_a_dataset_of_the_hub_is_pinned_and_a_folder_goes_on_with_its_commit(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="the extra data is not installed")
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    cached = tmp_path / "cache" / "datasets--some--set"
+    (cached / "refs").mkdir(parents=True)
+
+    def is_now(commit: str, texts: list[str]) -> None:
+        folder = cached / "snapshots" / commit
+        (folder / "poems").mkdir(parents=True)
+        for number in range(2):
+            lines = (json.dumps({"text": text}) + "\n" for text in texts[number * 5 : number * 5 + 5])
+            (folder / "poems" / f"train-{number}.jsonl").write_text("".join(lines))
+        card = "---\nconfigs:\n- config_name: poems\n  data_files: poems/train-*.jsonl\n---\n"
+        (folder / "README.md").write_text(card)
+        (cached / "refs" / "main").write_text(commit)
+
+    def asked(source: str, output: str = "none") -> Work:
+        return read_request(request(source, tmp_path / output))
+
+    def texts(work: Work) -> list[str]:
+        return ["".join(document.pieces) for part in work.parts for document in part.documents(Reading())]
+
+    first, second = "a" * 40, "b" * 40
+    is_now(first, TEXTS[:10])
+    begun = asked("hf:some/set:poems", "begun")
+    assert begun.settings["sources"] == [f"hf:some/set:poems@{first}"] and texts(begun) == TEXTS[:10]
+    begun.request.output.mkdir()
+    write_plan(begun, find_rule_of(begun))
+
+    is_now(second, TEXTS[10:20])
+    again = asked("hf:some/set:poems", "begun")
+    assert again.settings == begun.settings and texts(again) == TEXTS[:10] and planned_rule(again)
+    for source in ("hf:some/set:poems", "hf:some/set:poems@main", f"hf:some/set:poems@{second}"):
+        newer = asked(source)
+        assert newer.settings["sources"] == [f"hf:some/set:poems@{second}"] and texts(newer) == TEXTS[10:20]
+    assert asked(f"hf:some/set:poems@{first}").settings == begun.settings
+    with pytest.raises(InputError, match="is of other settings: sources was"):
+        planned_rule(asked("hf:some/set:poems@main", "begun"))
+    for source, says in ((f"hf:some/set@{'c' * 40}", "cannot read hf:some/set"), ("hf:a/b@", "must be hf:NAME or")):
+        with pytest.raises(InputError, match=says):
+            asked(source)
 
 
 def test_a_missing_library_names_the_extra(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,10 @@ from growlm.commands.options import Keys, flag, one, place
 from growlm.errors import InputError
 
 OPTIONS = {
-    "--source": {"action": "append", "help": "text or parquet file, folder, tfds:NAME or hf:NAME; may be repeated"},
+    "--source": {
+        "action": "append",
+        "help": "text, parquet, a folder, tfds:NAME or hf:NAME[@REVISION]; may be repeated",
+    },
     "--output": one("DIR", "new folder, or one to go on with", place),
     "--tokenizer": one("PATH", "bytes, a SentencePiece model, a tokenizer.json, a folder with one, or hf:ORG/NAME"),
     "--train_tokenizer": one("KIND", "train a tokenizer: bpe or sentencepiece"),

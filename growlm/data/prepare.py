@@ -38,7 +38,7 @@ from growlm.data.shards import (
     read_format,
     read_manifest,
 )
-from growlm.data.sources import Part, Source, list_parts, listing, plain_files
+from growlm.data.sources import Part, Source, list_parts, listing, pin, plain_files
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, Rows, run_parts
@@ -154,8 +154,14 @@ class Work:
 
 
 def read_request(request: Request) -> Work:
-    """Checks a request and lists its parts; nothing is written. Raises InputError."""
+    """Checks a request and lists its parts; nothing is written. Raises InputError.
+
+    Datasets of the hub are read at one commit, that with which the folder was begun.
+    """
     _check(request)
+    begun = read_format(request.output / PLAN) or read_format(request.output / MANIFEST) or {}
+    before = begun.get("settings", {}).get("sources", ())
+    request = dataclasses.replace(request, sources=tuple(pin(source, before) for source in request.sources))
     parts = list_parts(request.sources, request.split, request.data_dir)
     if request.reading.filters and (plain := plain_files(parts)):
         raise InputError(f"--filter={request.reading.filters[0]} needs records with fields, {plain[0]} has none")

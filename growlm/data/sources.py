@@ -19,6 +19,7 @@ from growlm.data.documents import Document, Reading, of_record
 from growlm.data.readers import ReaderPart, read_pipeline, settings_of
 from growlm.data.textfiles import MOST_PARTS, FilesPart, find_files, group_files, has_records, is_packed
 from growlm.errors import InputError, import_library, in_one_line, must_be
+from growlm.hub import SCHEME, find_dataset, moves
 
 TFDS_PART = 1000  # records in a part at least
 TFDS_BATCH = 100  # records read at a time
@@ -49,7 +50,7 @@ class TfdsPart:
 
 @dataclass(frozen=True)
 class HuggingFacePart:
-    """One of `count` equal shares of the files behind a split of a Hugging Face dataset."""
+    """One of `count` equal shares of the files behind a split of a Hugging Face dataset, NAME or NAME@REVISION."""
 
     name: str
     config: str | None
@@ -81,7 +82,7 @@ def list_parts(sources: Sequence[Source], split: str, data_dir: str | None = Non
           Or .parquet, a record a row.
         - a folder: all its files with a text suffix, packed or not, in the order of their paths.
         - tfds:NAME, such as tfds:c4/en:3.0.1; prepared or downloaded in array_record form, without TensorFlow.
-        - hf:NAME or hf:NAME:CONFIG, a Hugging Face dataset or a folder of one, streamed.
+        - hf:NAME, hf:NAME:CONFIG, either with @REVISION: a Hugging Face dataset or a folder of one, streamed.
         - steps of datatrove, of which the first reads files: see `growlm.data.readers`.
       split: the split of named datasets.
       data_dir: the folder of TFDS datasets.
@@ -90,11 +91,29 @@ def list_parts(sources: Sequence[Source], split: str, data_dir: str | None = Non
       InputError: a source is missing, is the folder of a run, holds no text, or its library is not installed.
     """
     texts = [source for source in sources if isinstance(source, str)]
-    named = [source for source in texts if source.startswith(("tfds:", "hf:"))]
+    named = [source for source in texts if source.startswith(("tfds:", SCHEME))]
     groups = group_files([file for source in texts if source not in named for file in find_files(source)])
     parts: list[Part] = [FilesPart(group) for group in groups]
     parts += [part for source in named for part in _named(source, split, data_dir)]
     return parts + [part for steps in sources if not isinstance(steps, str) for part in read_pipeline(steps)]
+
+
+def pin(source: Source, before: Sequence[Source] = ()) -> Source:
+    """The source, with the commit of a dataset of the hub: that which was taken before, or what it is at now.
+
+    Raises InputError where the hub has no such dataset.
+    """
+    if not isinstance(source, str) or not source.startswith(SCHEME):
+        return source
+    for known in before:
+        if isinstance(known, str) and (source == known or moves(source, known)):
+            return known
+    name, _, revision = _parts_of(source)
+    if not name or Path(name).exists():
+        return source
+    import_library("datasets")
+    _, commit = find_dataset(name, revision)
+    return f"{source.partition('@')[0]}@{commit}"
 
 
 def listing(parts: Sequence[Part]) -> str:
@@ -130,9 +149,22 @@ def _named(source: str, split: str, data_dir: str | None) -> list[Part]:
         number = len(_tfds(name, data_dir, split))
         step = max(TFDS_PART, math.ceil(number / MOST_PARTS))
         return [TfdsPart(name, data_dir, split, i, min(i + step, number)) for i in range(0, number, step)]
-    name, config = (name, None) if Path(name).exists() or ":" not in name else name.rsplit(":", 1)
+    name, config, revision = _parts_of(source)
+    name = f"{name}@{revision}" if revision else name
     count = min(_huggingface(name, config, split).num_shards, MOST_STREAMS)
     return [HuggingFacePart(name, config, split, count, i) for i in range(count)]
+
+
+def _parts_of(source: str) -> tuple[str, str | None, str | None]:
+    """(name or folder, config, revision) of hf:NAME:CONFIG@REVISION."""
+    name, config, revision = source.removeprefix(SCHEME), None, None
+    if not Path(name).exists() and "@" in name:
+        name, _, revision = name.partition("@")
+        if not revision:
+            raise must_be("--source", f"{SCHEME}NAME or {SCHEME}NAME@REVISION", source)
+    if not Path(name).exists() and ":" in name:
+        name, config = name.rsplit(":", 1)
+    return name, config, revision
 
 
 @functools.lru_cache(maxsize=1)
@@ -146,8 +178,11 @@ def _tfds(name: str, data_dir: str | None, split: str) -> Any:
 @functools.lru_cache(maxsize=1)
 def _huggingface(name: str, config: str | None, split: str) -> Any:
     datasets = import_library("datasets")
+    place, revision = name, None
+    if "@" in name and not Path(name).exists():
+        place, revision = find_dataset(*name.split("@", 1))
     with _named_errors(f"hf:{name}", split):
-        return datasets.load_dataset(name, config, split=split, streaming=True)
+        return datasets.load_dataset(place, config, split=split, revision=revision, streaming=True)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from growlm.data import Corpus, first_corpus, load_tokenizer, tokenizer_of
 from growlm.errors import InputError, must_be
 from growlm.formats.folder import HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.formats.safetensors import StoredTensor
-from growlm.hub import local_folder, name_of, pinned, recorded
+from growlm.hub import local_folder, moves, pinned, recorded
 from growlm.models import DecoderConfig, Params, Weight, hashed, plain
 from growlm.models.sharding import fsdp_spec
 from growlm.training.config import build_model
@@ -221,7 +221,7 @@ def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], S
             if named.place in (None, PARENT):
                 continue
             before = _known(previous, number, setting)
-            place = before.place if before and _moves(named.place, before.place) else named.place
+            place = before.place if before and moves(named.place, before.place) else named.place
             known = named if named.fingerprint else before
             if not (known and known.fingerprint and known.model) or _is_there(place):
                 source = find_source(place, setting)
@@ -233,11 +233,6 @@ def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], S
             own |= {section: dataclasses.replace(getattr(stage, section), **filled)} if section else filled
         said.append(own)
     return said, found
-
-
-def _moves(place: str, before: str) -> bool:
-    """Whether a place is a name on the hub without a revision, of which a run had a commit before."""
-    return name_of(place) is not None and "@" not in place and name_of(place) == name_of(before)
 
 
 def _is_there(place: str) -> bool:
