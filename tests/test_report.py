@@ -16,7 +16,9 @@ from studies import write_run, write_sweep
 from growlm.errors import InputError
 from growlm.report import drawing, style
 from growlm.report.charts import COSTS, loss_figure
-from growlm.report.page import MOST_BYTES
+from growlm.report.figures import SHOWN_POINTS, Axis, Figure, Series
+from growlm.report.page import LEAST_POINTS, MOST_BYTES, Part, chart
+from growlm.report.page import page as whole_page
 from growlm.report.records import read, read_groups
 from growlm.report.report import report_page, summarise, table, verdict, write_report
 from growlm.report.style import DARK, LIGHT
@@ -280,12 +282,28 @@ def test_a_long_curve_is_thinned_out_on_the_page_and_whole_in_the_csv(tmp_path):
 def test_a_page_that_would_be_too_large_has_its_tables_beside_it(sweep, monkeypatch):
     whole = report_page(sweep)[0]
     assert len(whole) < MOST_BYTES and "data:text/csv" in whole and 'href="loss.csv"' not in whole
-    monkeypatch.setattr("growlm.report.page.MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("growlm.report.page.MOST_BYTES", len(whole) - 20_000)
     write_report(sweep)
     page = (sweep / "report.html").read_text()
     assert "data:text/csv" not in page and data_of(Page(page)) == data_of(Page(whole))
     linked = re.findall(r'class="csv" title="[^"]*" href="([^"]*)"', page)
     assert "loss.csv" in linked and all((sweep / name).exists() for name in linked)
+
+
+def test_a_page_of_very_many_curves_has_fewer_points_of_each_and_says_so():
+    steps = np.arange(1, 20_001, dtype=float)
+    columns = {"flops": 1.234567e15 * steps, "tokens": 12_345 * steps, "loss": 3 + 1.2345678 / steps}
+    axes = tuple(Axis(key, key, "count") for key in ("flops", "tokens"))
+    series = tuple(Series(f"run_{n}", f"run_{n}", columns, colour=n % 8) for n in range(60))
+    figure = Figure("loss", "Loss", axes, Axis("loss", "loss", "loss"), series)
+    html = whole_page("Many", "", [Part("Loss", chart(figure))], [figure])
+    assert 5_300_000 < len(html.encode()) < 6_000_000
+    assert "data:text/csv" not in html and 'href="loss.csv"' in html
+    curves = data_of(Page(html))["loss"]["data"]
+    lengths = {len(curve[key]) for curve in curves for key in ("x", "y")}
+    most = int(re.search("Curves have at most ([0-9]+) points here", html)[1])
+    assert len(curves) == 60 and len(lengths) == 1 and LEAST_POINTS < most / 2 < lengths.pop() <= most < SHOWN_POINTS
+    assert {curve["x"][-1] for curve in curves} == {1.234567e15 * 20_000}
 
 
 def test_the_page_says_what_its_experiment_expected(tmp_path):

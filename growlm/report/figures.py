@@ -185,9 +185,14 @@ def _cell(axis: Axis, value: float) -> str | float:
     return axis.names[round(value)] if axis.names else float(value)
 
 
-def thinned(series: Series) -> dict[str, np.ndarray]:
-    """The columns with at most SHOWN_POINTS points; the last one is kept."""
-    step = -(-_length(series) // SHOWN_POINTS)
+def cells(figure: Figure) -> int:
+    """How many cells its CSV has at least, each of two bytes at least."""
+    return sum(_length(series) for series in figure.series) * len(figure.x)
+
+
+def thinned(series: Series, points: int = SHOWN_POINTS) -> dict[str, np.ndarray]:
+    """The columns with at most this many points; the last one is kept."""
+    step = -(-_length(series) // points)
     return {key: column[::-1][:: max(step, 1)][::-1] for key, column in series.columns.items()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.report.figures import Axis, Figure, Mark, Series, growth_labels, thinned, unit
+from growlm.report.figures import SHOWN_POINTS, Axis, Figure, Mark, Series, growth_labels, thinned, unit
 from growlm.report.style import DARK, LIGHT, Theme
 
 DASHES = ("solid", "dash", "dashdot", "dot")
@@ -24,14 +24,19 @@ CONFIG = {
 }
 
 
-def plotly(figure: Figure) -> dict[str, Any]:
-    """The arguments of Plotly.newPlot, and the template of each theme."""
+def plotly(figure: Figure, points: int = SHOWN_POINTS) -> dict[str, Any]:
+    """The arguments of Plotly.newPlot, and the template of each theme.
+
+    points: that a curve has at most; if they are fewer than usual they have no texts, which take most of the room.
+    """
     axis = figure.x[0]
-    traces = [{**trace, "x": x} for trace, x in zip(_traces(figure), _places(figure, axis), strict=True)]
+    traces = [
+        {**trace, "x": x} for trace, x in zip(_traces(figure, points), _places(figure, axis, points), strict=True)
+    ]
     colours = [one.colour for one in figure.series for _ in range(1 + _banded(one) + bool(one.marks))]
     x_range, y_range, lines = _view(figure, axis)
     above = 4 + 15 * max((1 + row for one in figure.x for _, _, row in growth_labels(figure, one)), default=0)
-    menus = _menus(figure, above)
+    menus = _menus(figure, above, points)
     layout = {
         "margin": {"l": 8, "r": 8, "b": 8, "t": 28 + above + (30 if menus else 0)},
         "hovermode": "closest",
@@ -46,15 +51,15 @@ def plotly(figure: Figure) -> dict[str, Any]:
     return {"data": traces, "layout": layout, "config": config, "templates": templates}
 
 
-def _traces(figure: Figure) -> Iterator[dict[str, Any]]:
+def _traces(figure: Figure, most: int) -> Iterator[dict[str, Any]]:
     """A trace for every curve, and after it one for its band and one for its marks; all but their x."""
     y, in_legend = figure.y, set()
     for one in figure.series:
-        points = thinned(one)
+        points = thinned(one, most)
         trace = {"type": "scatter", "name": _plain(one.label), "legendgroup": one.label}
         shown, empty = one.style != "thin" and one.label not in in_legend, not len(points[y.key])
         curve = trace | _style(one, points, y) | {"y": _numbers(points[y.key]), "showlegend": shown and not empty}
-        if one.style == "thin":  # the texts of all seeds would be most of the page
+        if one.style == "thin" or most < SHOWN_POINTS:  # the texts of all seeds would be most of the page
             yield curve | {"hovertemplate": f"<b>{_plain(one.name)}</b><br>{_plain(y.word)} %{{y}}<extra></extra>"}
         else:
             rows = zip(*(column.tolist() for column in points.values()), strict=True)
@@ -105,12 +110,12 @@ def _spans(marks: Sequence[Mark], axis: Axis) -> dict[str, Any]:
     return {"error_x": {"array": _numbers(high), "arrayminus": _numbers(low)}}
 
 
-def _places(figure: Figure, axis: Axis) -> list[list[float | None]]:
+def _places(figure: Figure, axis: Axis, points: int) -> list[list[float | None]]:
     """The x of every trace over one axis."""
     size = unit(figure, axis)[0]
     found = []
     for one in figure.series:
-        x = thinned(one)[axis.key] / size
+        x = thinned(one, points)[axis.key] / size
         found.append(_numbers(np.where(x > 0, x, np.nan) if axis.log else x))
         if _banded(one):
             found.append(found[-1] + found[-1][::-1])
@@ -149,7 +154,7 @@ def _view(figure: Figure, axis: Axis) -> tuple[list[float] | None, list[float] |
     return *ranges, {"shapes": shapes, "annotations": texts}
 
 
-def _menus(figure: Figure, above: int) -> list[dict[str, Any]]:
+def _menus(figure: Figure, above: int, points: int) -> list[dict[str, Any]]:
     """The buttons above a chart: switches between linear and logarithmic axes, and one button for each x axis.
 
     They are `above` pixels over the axes.
@@ -163,7 +168,9 @@ def _menus(figure: Figure, above: int) -> list[dict[str, Any]]:
             button = {"label": f"log {name}", "method": "relayout", "args": to_log, "args2": to_linear}
             found.append({**menu, "active": _on(axis), "buttons": [button]})
     if len(figure.x) > 1:
-        buttons = [{"label": axis.word, "method": "update", "args": _to_axis(figure, axis)} for axis in figure.x]
+        buttons = [
+            {"label": axis.word, "method": "update", "args": _to_axis(figure, axis, points)} for axis in figure.x
+        ]
         found.append({**menu, "buttons": buttons})
     left = 0
     for placed in [*found[2:], *found[:2]]:
@@ -177,13 +184,13 @@ def _on(axis: Axis) -> int:
     return 0 if axis.log else -1
 
 
-def _to_axis(figure: Figure, axis: Axis) -> list[dict[str, Any]]:
+def _to_axis(figure: Figure, axis: Axis, points: int) -> list[dict[str, Any]]:
     """What changes in traces and layout when an x axis is chosen, the switches included."""
     x_range, y_range, lines = _view(figure, axis)
     layout = {f"xaxis.{key}": value for key, value in {**_axis(axis, figure), "range": x_range}.items()}
     layout |= {"yaxis.type": "log" if figure.y.log else "linear", "yaxis.range": y_range}
     switches = {"updatemenus[0].active": _on(axis), "updatemenus[1].active": _on(figure.y)}
-    return [{"x": _places(figure, axis)}, layout | lines | switches]
+    return [{"x": _places(figure, axis, points)}, layout | lines | switches]
 
 
 def _template(theme: Theme, colours: Sequence[int | None]) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-// Charts in light or dark: as the device has it, or as a reader chose, which is remembered where the browser allows it;
-// and their controls by keyboard.
+// Charts in light or dark: as the device has it, or as a reader chose, which is remembered where the browser allows it.
 {
   const root = document.documentElement, button = document.querySelector("#theme");
   const device = matchMedia("(prefers-color-scheme: dark)"), schemes = ["auto", "light", "dark"];
@@ -7,23 +6,6 @@
     const chart = { place: figure.querySelector(".plot"), ...JSON.parse(figure.querySelector("script").textContent) };
     if (matchMedia("(pointer: coarse)").matches) chart.layout.dragmode = false; // a finger scrolls the page
     return chart;
-  });
-  // The keyboard reaches what plotly has for the mouse alone, after every drawing, since there may be new ones.
-  const CONTROLS = ".updatemenu-button, .legendtoggle, .modebar-btn";
-  const reachable = (place) => {
-    for (const control of place.querySelectorAll(CONTROLS)) {
-      control.setAttribute("tabindex", "0");
-      control.setAttribute("role", "button");
-      control.ariaLabel ||= (control.closest(".traces") ?? control).textContent;
-    }
-  };
-  document.addEventListener("keydown", (event) => {
-    const control = event.target.closest(CONTROLS);
-    if (!control || !["Enter", " "].includes(event.key)) return;
-    event.preventDefault();
-    for (const kind of ["mousedown", "mouseup", "click"]) {
-      control.dispatchEvent(new MouseEvent(kind, { bubbles: true, cancelable: true, view: window }));
-    }
   });
   const draw = ({ place, data, layout, config, templates }, template) =>
     place.data
@@ -52,10 +34,6 @@
   });
   device.addEventListener("change", () => show(root.dataset.theme));
   show(schemes.includes(remembered()) ? remembered() : "auto").then(() => {
-    for (const { place } of charts) {
-      reachable(place);
-      place.on("plotly_afterplot", () => reachable(place));
-    }
     root.dataset.ready = "";
   });
 }

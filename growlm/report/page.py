@@ -3,14 +3,15 @@
 import base64
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 
-from growlm.report.figures import Figure, as_csv
+from growlm.report.figures import SHOWN_POINTS, Figure, as_csv, cells
 from growlm.report.interactive import plotly
 from growlm.report.style import DARK, LIGHT
 
@@ -22,9 +23,11 @@ _COLOURS = f"""
 """
 
 
-# A page that is larger than this many bytes has no tables of points in it: they lie beside it, and charts are whole.
+# A page that would be larger than this many bytes has no tables of points in it, which lie beside it; if that is not
+# enough its curves have fewer points, half as many again and again.
 MOST_BYTES = 5_900_000
-_CSV = re.compile(r'download="([^"]*)" title="all points" href="data:text/csv;base64,[^"]*"')
+LEAST_POINTS = 8
+_CHART = re.compile("<!--chart (.*?)-->")  # where one is to be; texts of a run have no "<" in a page
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Part:
     body: str
 
 
-def page(title: str, head: str, parts: Sequence[Part]) -> str:
+def page(title: str, head: str, parts: Sequence[Part], figures: Iterable[Figure]) -> str:
     """The whole page.
 
     Whatever the texts of a run contain, its policy forbids the page to load anything and to run other scripts.
@@ -44,6 +47,7 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
         title: its title.
         head: HTML above everything.
         parts: its sections.
+        figures: what `chart` was asked for in them.
     """
     here = Path(__file__)
     style = _COLOURS + here.with_name("page.css").read_text(encoding="utf-8")
@@ -55,8 +59,7 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
     parts = [part for part in parts if part.body]
     contents = "".join(f'<a href="#part-{n}">{escape(part.title)}</a>' for n, part in enumerate(parts))
     body = "\n".join(f'<h2 id="part-{n}">{escape(part.title)}</h2>\n{part.body}' for n, part in enumerate(parts))
-    if len(body) + len(inline) > MOST_BYTES:
-        body = _CSV.sub(r'title="all points, in the file beside this page" href="\1"', body)
+    body, fewer = _drawn(body, {escape(one.name): one for one in figures}, MOST_BYTES - len(inline))
     return f"""<!doctype html>
 <html lang="en" data-theme="auto">
 <head>
@@ -72,6 +75,7 @@ def page(title: str, head: str, parts: Sequence[Part]) -> str:
 {head}
 <nav>{contents}</nav>
 <noscript><p class="quiet">The charts need JavaScript; the PNG and CSV files beside this page do not.</p></noscript>
+{fewer}
 {body}
 {inline}
 </body>
@@ -85,16 +89,62 @@ def nested(parts: Iterable[Part]) -> str:
 
 
 def chart(figure: Figure) -> str:
-    """A figure with its data, which plotly draws, and its CSV."""
-    data = json.dumps(plotly(figure), separators=(",", ":")).replace("<", "\\u003c")
-    table = base64.b64encode(as_csv(figure).encode()).decode()
+    """The place of a figure, which `page` draws when it knows how much room there is."""
+    return f"<!--chart {escape(figure.name)}-->"
+
+
+def _drawn(body: str, figures: Mapping[str, Figure], most: int) -> tuple[str, str]:
+    """The body with its charts, in at most this many bytes if that can be, and what there is to say of them."""
+
+    def drawn(points: int, whole: bool) -> str:
+        return _CHART.sub(lambda found: _chart(figures[found[1]], points, whole), body)
+
+    shown = [figures[name] for name in _CHART.findall(body)]
+    if 2 * sum(map(cells, shown)) <= most and len(text := drawn(SHOWN_POINTS, whole=True)) <= most:
+        return text, ""
+    points = SHOWN_POINTS
+    while len(text := drawn(points, whole=False)) > most and points > LEAST_POINTS:
+        points //= 2
+    said = f"Curves have at most {points} points here, to keep the page small; the CSV files beside it have all."
+    return text, quiet(said) if points < SHOWN_POINTS else ""
+
+
+def _chart(figure: Figure, points: int, whole: bool) -> str:
+    """A figure with its data, which plotly draws, and its CSV, `whole` in the page or else beside it."""
+    data = json.dumps(plotly(figure, points), separators=(",", ":")).replace("<", "\\u003c")
     rows = f' style="--rows: {figure.row_height * len(figure.y.names):g}"' if figure.y.names else ""
+    name = f"{escape(figure.name)}.csv"
+    if whole:
+        table = base64.b64encode(as_csv(figure).encode()).decode()
+        link = f'download="{name}" title="all points" href="data:text/csv;base64,{table}"'
+    else:
+        link = f'title="all points, in the file beside this page" href="{name}"'
     return (
         f'<figure class="chart" id="chart-{escape(figure.name)}"{rows}><figcaption>{escape(figure.title)} '
-        f'<a class="csv" download="{escape(figure.name)}.csv" title="all points" href="data:text/csv;base64,{table}">'
-        f'CSV</a></figcaption><script type="application/json">{data}</script><div class="plot"></div>'
-        f"{quiet(figure.note)}</figure>\n"
+        f'<a class="csv" {link}>CSV</a></figcaption>'
+        f'<script type="application/json">{data}</script><div class="plot"></div>{quiet(figure.note)}'
+        f"<details><summary>In numbers</summary>{_ends(figure)}</details></figure>\n"
     )
+
+
+def _ends(figure: Figure) -> str:
+    """The last point of every curve, all single points and all marks: what the keyboard and a screen reader reach."""
+    header = ["curve", "at", figure.y.word, *(axis.word for axis in figure.x)]
+    lines = []
+    for one in figure.series:
+        for mark in one.marks:
+            lines.append([one.name, mark.text, *_written(figure, mark.x | {figure.y.key: mark.y})])
+        points = list(zip(*(column.tolist() for column in one.columns.values()), strict=True))
+        for point in points if one.style == "points" else points[-1:]:
+            row = dict(zip(one.columns, point, strict=True))
+            lines.append([one.name, "" if one.style == "points" else "its end", *_written(figure, row)])
+    return table(header, lines, ["curve", "at", *(axis.word for axis in (figure.y, *figure.x) if axis.names)])
+
+
+def _written(figure: Figure, row: Mapping[str, float]) -> list[str]:
+    """The values of a point on the y axis and on every x axis, as text; nothing where one is not known."""
+    values = ((axis, row.get(axis.key, math.nan)) for axis in (figure.y, *figure.x))
+    return [axis.write(value) if math.isfinite(value) else "" for axis, value in values]
 
 
 def charts(figures: Iterable[Figure]) -> str:

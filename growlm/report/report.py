@@ -152,7 +152,7 @@ def report_page(folder: str | Path, loss: float | None = None) -> tuple[str, lis
         Part("Gain over scales", scales),
         Part("To reproduce", _reproduce(groups)),
     ]
-    return page.page(title, _head(sections), parts), figures
+    return page.page(title, _head(sections), parts, figures), figures
 
 
 def _section(group: Group, number: int, loss: float | None) -> Section:
