@@ -36,7 +36,7 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path, name, make):
 
 @pytest.mark.parametrize(
     "change",
-    [{"layers": 10**9}, {"heads": 2**31}, {"mlp": 2**40}, {"vocab": 10**400}, {"norm_eps": 1e308}, {"norm_eps": 2.0}],
+    [{"layers": 10**9}, {"heads": 2**31}, {"mlp": 10**9}, {"vocab": 10**400}, {"norm_eps": 1e308}, {"norm_eps": 2.0}],
     ids=lambda change: "-".join(change),
 )
 def test_a_size_that_is_a_slip_is_refused(change):

@@ -1,18 +1,24 @@
 """What is freed is kept. Run as a script, in a process of its own: the pages that calls touch for the first time."""
 
+import dataclasses
 import platform
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from growlm.__main__ import main
 from growlm.errors import InputError
-from growlm.training import own_process
+from growlm.models import ModelConfig, parameter_count
+from growlm.training import host_memory, own_process
 from growlm.training.host_memory import keep_freed_memory
+from growlm.training.mesh import MeshConfig
+from growlm.training.run import train
 
 BYTES, CALLS = 2**26, 8
 
@@ -46,6 +52,25 @@ def test_the_commands_that_train_set_their_process_up_first(command, monkeypatch
     monkeypatch.setattr(own_process, "keep_freed_memory", refuse)  # in this process nothing may change
     assert main([command, "--config=none.py", "--workdir=none"]) == 2
     assert capsys.readouterr().err.endswith("growlm: set up\n")
+
+
+def test_a_run_whose_model_no_device_holds_is_refused_before_it_is_there(tmp_path, monkeypatch):
+    config = tiny.run_config(tiny.write_corpus(tmp_path), tiny.stage(2), tiny.grown(2))
+    largest = max(parameter_count(stage.model) for stage in config.stages)
+    monkeypatch.setattr(host_memory, "machine_memory", lambda: 8 * largest - 1)
+    parts = f"{largest:,} parameters in 1 parts"
+    with pytest.raises(InputError, match=f"a device must hold the model and its gradients.*{parts}, got 0 GB"):
+        train(dataclasses.replace(config, mesh=MeshConfig(data=1)), tmp_path / "run")
+    assert not [*(tmp_path / "run").glob("*.json")]
+
+
+def test_parts_of_a_model_may_be_smaller_and_share_the_machine(monkeypatch):
+    model, (cpu,) = ModelConfig(**tiny.MODEL), jax.devices()[:1]
+    monkeypatch.setattr(host_memory, "machine_memory", lambda: 8 * parameter_count(model) * 2)
+    four = {parts: SimpleNamespace(shape={"fsdp": parts, "tensor": 1}, local_devices=[cpu] * 4) for parts in (1, 2)}
+    host_memory.check_memory([model], four[2])
+    with pytest.raises(InputError, match="parameters in 1 parts"):
+        host_memory.check_memory([model], four[1])
 
 
 if __name__ == "__main__":

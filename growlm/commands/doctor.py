@@ -41,7 +41,6 @@ DRIVERS = {
 PROBE = ".growlm-doctor"  # a file that is written and removed
 EXACT = "exact: with which operators a growth keeps the function (direct with zero_residual in depth, random masked)"
 NAMED = 4  # packages of an extra that are named
-CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
@@ -100,11 +99,10 @@ def _unused(used: str | None) -> list[tuple[str, str]]:
 
 def _host() -> str:
     """The cores that this process may use, and the memory of the machine or of its container."""
+    from growlm.training.host_memory import machine_memory
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if CGROUP.exists() and (limit := CGROUP.read_text().strip()).isdecimal():
-        memory = min(memory, int(limit))
-    return f"{cores} CPU cores ({platform.machine()}), {memory / 2**30:.1f} GiB of memory"
+    return f"{cores} CPU cores ({platform.machine()}), {machine_memory() / 2**30:.1f} GiB of memory"
 
 
 def _extras() -> list[tuple[str, str, str]]:

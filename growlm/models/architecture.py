@@ -17,7 +17,7 @@ from growlm.errors import InputError, check_positive, check_range, must_be
 from growlm.models.axes import Axis, Kind, Multiplier, Role, Weight, WeightSpec, always, multiply
 
 Params = dict[str, Any]
-MOST, MOST_LAYERS = 2**31 - 1, 10**5  # of a size and of layers: what is larger is a slip, and would be counted to
+MOST, MOST_LAYERS = 2**24, 10**5  # of a size and of layers: what is larger is a slip, and would be counted to
 MEMORY = "memory"  # the entry of a branch's auxiliary dict with what all layers keep for the next positions
 
 

@@ -1,10 +1,19 @@
-"""Memory of a machine whose CPUs compute."""
+"""Memory of the machine and of its devices: how much there is, and that what is freed is kept where CPUs compute."""
 
 import ctypes
+import os
 import platform
+from collections.abc import Iterable
+from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
+from growlm.errors import InputError
+from growlm.models import DecoderConfig, parameter_count
+
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+LEAST = 8  # bytes a parameter of a train step: itself and its gradient, in float32
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of mallopt, from glibc's malloc.h
 
 
@@ -21,3 +30,28 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def machine_memory() -> int:
+    """Bytes of the machine, or of its container."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if CGROUP.exists() and (limit := CGROUP.read_text().strip()).isdecimal():
+        memory = min(memory, int(limit))
+    return memory
+
+
+def check_memory(models: Iterable[DecoderConfig], mesh: Mesh) -> None:
+    """Check that the devices can hold what training these models takes at least, before any of it is there.
+
+    Raises InputError where parameters and gradients alone are more than there is memory, where that is known.
+    """
+    device, parts = mesh.local_devices[0], mesh.shape["fsdp"] * mesh.shape["tensor"]
+    has = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu":
+        has = machine_memory() // len(mesh.local_devices)
+    largest = max(map(parameter_count, models))
+    if has and LEAST * largest / parts > has:
+        raise InputError(
+            f"a device must hold the model and its gradients, {LEAST * largest / parts / 1e9:,.0f} GB for {largest:,} "
+            f"parameters in {parts} parts, got {has / 1e9:,.0f} GB of memory"
+        )

@@ -24,6 +24,7 @@ from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
 from growlm.training.growing import grow_into
+from growlm.training.host_memory import check_memory
 from growlm.training.init_from import Sources, check_sources, find_sources, read_named, read_teacher
 from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
@@ -85,6 +86,7 @@ def train(
     with open_workdir(workdir) as shared:
         plan = plan_run(config, previous_config(shared.known), read_decisions(shared.known / STORE))
         mesh, records = mesh_of(config.mesh, config.batch_sizes), shared.records
+        check_memory([stage.config.model for stage in plan.stages], mesh)
         check_store(records / STORE)
         claim_folder(records, plain(plan.config))
         if metadata and not (records / RUN_METADATA_FILE).exists():

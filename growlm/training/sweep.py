@@ -17,6 +17,7 @@ from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
 from growlm.training.decisions import END, Decisions, read_decisions
+from growlm.training.host_memory import check_memory
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, open_workdir
@@ -249,7 +250,8 @@ def run_sweep(
     """
     candidates = [run for tries in plan.tries.values() for run in tries.values()]
     for run in (*(plan.runs[path] for path in chosen), *candidates):
-        mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
+        mesh = mesh_of(run.config.mesh, run.config.batch_sizes)  # all are possible here, or nothing is begun
+        check_memory([stage.config.model for stage in run.stages], mesh)
     errors: dict[str, str] = {}
     metadata = reproduction(command, experiment)
     check_trackers(trackers)
