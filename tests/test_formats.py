@@ -1,4 +1,4 @@
-"""Hugging Face folders read: what transformers computes, growlm computes too."""
+"""Hugging Face folders read: what transformers computes, growlm computes too; and a fingerprint of their content."""
 
 import dataclasses
 import json
@@ -7,12 +7,14 @@ import hugging_face as hf
 import jax
 import numpy as np
 import pytest
-from trees import leaf_at
+import tiny
+from trees import leaf_at, noisy
 
 import growlm
-from growlm import read_model
+from growlm import read_model, write_model
 from growlm.commands.convert import describe
-from growlm.models import check_params, nest
+from growlm.models import ModelConfig, check_params, nest
+from growlm.training.init_from import find_source
 
 TOLERANCE = 1e-4  # float32, logits of about 7
 
@@ -96,3 +98,25 @@ def test_older_keys_of_the_rope_are_read(tmp_path):
 def test_the_former_room_still_finds_what_was_in_it():
     with pytest.warns(DeprecationWarning, match=r"growlm.interop.read_model is now in"):
         assert growlm.interop.read_model is growlm.read_model
+
+
+def test_a_large_tensor_is_known_by_its_beginning_its_middle_and_its_end(tmp_path):
+    model = ModelConfig(**tiny.MODEL | {"layers": 1, "vocab": 4096})
+    params = jax.tree.map(np.array, noisy(model))
+    write_model(tmp_path / "a", model, params)
+    marks = {find_source(tmp_path / "a").fingerprint}
+    for row in (0, 2048, 4095):
+        params["embedding"][row] += 1
+        write_model(tmp_path / f"{row}", model, params)
+        marks.add(find_source(tmp_path / f"{row}").fingerprint)
+    assert len(marks) == 4
+
+
+def test_the_fingerprint_of_a_folder_is_what_it_was(tmp_path):
+    """It is in the hash of stages that began from it. Pinned: of tensors larger and smaller than its samples."""
+    config = ModelConfig(layers=2, embed=64, heads=4, kv_heads=2, head_dim=16, mlp=100, vocab=130)
+    shapes = {weight.path: weight.shape(config) for weight in config.weights}
+    values = {path: (np.arange(np.prod(shape)) % 251 / 64).astype(np.float32) for path, shape in shapes.items()}
+    params = nest({path: value.reshape(shapes[path]) for path, value in values.items()})
+    write_model(tmp_path / "model", config, params, dtype="bfloat16")
+    assert find_source(tmp_path / "model").fingerprint == "db38deddaddf9f29"

@@ -21,7 +21,7 @@ from growlm import read_config, read_model, write_model
 from growlm.__main__ import main
 from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError, StoppedError
-from growlm.models import ModelConfig, RopeScaling, nest, next_token_loss, parameter_count
+from growlm.models import ModelConfig, RopeScaling, next_token_loss, parameter_count
 from growlm.report.report import summarise, table
 from growlm.report.timing import fit_timing
 from growlm.training import run as run_module
@@ -318,18 +318,6 @@ def test_a_fingerprint_is_of_the_content_wherever_it_lies(home, tmp_path):
     assert len(marks) == 7
 
 
-def test_a_large_tensor_is_known_by_its_beginning_its_middle_and_its_end(tmp_path):
-    model = dataclasses.replace(SMALL, layers=1, vocab=4096)
-    params = jax.tree.map(np.array, noisy(model))
-    write_model(tmp_path / "a", model, params)
-    marks = {find_source(tmp_path / "a").fingerprint}
-    for row in (0, 2048, 4095):
-        params["embedding"][row] += 1
-        write_model(tmp_path / f"{row}", model, params)
-        marks.add(find_source(tmp_path / f"{row}").fingerprint)
-    assert len(marks) == 4
-
-
 def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tmp_path):
     shutil.copytree(home / "theirs", tmp_path / "copy")
     config = config_of(home, first(tmp_path / "copy", 1))
@@ -350,16 +338,6 @@ def test_another_checkpoint_in_the_same_place_is_not_taken_for_the_same(home, tm
     line = f"must be {before}, with which this run began, got {after}"
     with pytest.raises(InputError, match=line):
         train(planned, tmp_path / "new", GO_ON)
-
-
-def test_the_fingerprint_of_a_folder_is_what_it_was(tmp_path):
-    """It is in the hash of stages that began from it. Pinned: of tensors larger and smaller than its samples."""
-    config = ModelConfig(layers=2, embed=64, heads=4, kv_heads=2, head_dim=16, mlp=100, vocab=130)
-    shapes = {weight.path: weight.shape(config) for weight in config.weights}
-    values = {path: (np.arange(np.prod(shape)) % 251 / 64).astype(np.float32) for path, shape in shapes.items()}
-    params = nest({path: value.reshape(shapes[path]) for path, value in values.items()})
-    write_model(tmp_path / "model", config, params, dtype="bfloat16")
-    assert find_source(tmp_path / "model").fingerprint == "db38deddaddf9f29"
 
 
 def test_addresses_of_other_runs_are_what_they_were(home):
