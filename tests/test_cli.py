@@ -17,8 +17,8 @@ from representatives import few
 
 from growlm.__main__ import main
 from growlm.training import programs
-from growlm.training.config import literal
 from growlm.training.metrics import commit, hardware
+from growlm.training.overrides import literal
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP = tiny.STEP
@@ -311,10 +311,15 @@ def test_list_writes_nothing(capsys, bench):
     assert "scratch 1/1" not in out and "grown 2/2" in out
 
 
-def test_help_works_and_loads_no_jax():
+def test_help_and_a_fit_work_and_load_no_jax():
     code = """
+import contextlib
+import io
 import sys
 from growlm.__main__ import main
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    assert main(["fit", "--runs=.", "--law=factor", "--column.family=run"]) == 2
+assert "--column must be left out with --law=factor" in said.getvalue()
 for arguments in (["--help"], ["train", "--help"], ["sweep", "--help"], ["report", "--help"]):
     try:
         main(arguments)

@@ -23,8 +23,9 @@ from growlm.data import Request, prepare
 from growlm.growth import LIFTS, OPERATORS, ORDERS, SHRINKS, options_of, resolve
 from growlm.growth import operators as operators_file
 from growlm.models import Kind
-from growlm.training.config import build_run, literal, load_config
+from growlm.training.config import build_run, load_config
 from growlm.training.optimizer import OptimizerConfig
+from growlm.training.overrides import literal
 from growlm.training.schedules import ScheduleConfig
 from growlm.training.settings import RunConfig, StageConfig
 from growlm.training.variants import build_sweep

@@ -28,7 +28,8 @@ import submitit
 
 from growlm.buckets import local_only, location
 from growlm.errors import InputError, check_name
-from growlm.training.config import literal, load_config
+from growlm.training.config import load_config
+from growlm.training.overrides import literal
 from growlm.training.variants import build_sweep
 
 # submitit's defaults, but for what loses work: a job of five minutes, and three time limits in all.

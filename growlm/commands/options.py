@@ -90,10 +90,10 @@ Keys = dict[str, list[str]]
 
 
 def pairs(name: str, keys: Keys) -> dict[str, Any]:
-    """What was given as --NAME.key=value by key, see `growlm.training.config.pairs`."""
-    from growlm.training import config
+    """What was given as --NAME.key=value by key, see `growlm.training.overrides.pairs`."""
+    from growlm.training import overrides
 
-    return config.pairs(name, keys[name])
+    return overrides.pairs(name, keys[name])
 
 
 def one(metavar: str, says: str, kind: Callable[[str], Any] = str, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
@@ -18,6 +17,7 @@ from growlm.buckets import here
 from growlm.errors import InputError, must_be, unknown
 from growlm.models import ARCHITECTURES, DecoderConfig
 from growlm.models import plain as plain_model
+from growlm.training.overrides import pairs
 from growlm.training.settings import RunConfig, StageConfig
 
 # Section of a config -> former name -> name, from the metadata of its fields. Former names are read for one version.
@@ -139,27 +139,6 @@ def set_value(settings: dict[str, Any], path: str, value: Any, former: list[str]
             node[key] = value
         else:
             node = node[key] if isinstance(node, list) else node.setdefault(key, {})
-
-
-def pairs(option: str, texts: Iterable[str]) -> dict[str, Any]:
-    """What was given as OPTION.key=value by key, values as Python literals or, where they are none, as text."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"a key of {option} must be {option}.key=value, got '{option}.{text}'")
-        if key in found:
-            raise InputError(f"{option}.{key} must be given once, got it twice")
-        found[key] = literal(value)
-    return found
-
-
-def literal(text: str) -> Any:
-    """The Python literal that a text spells, or true or false; where it spells none, the text."""
-    try:
-        return {"true": True, "false": False}[text] if text in ("true", "false") else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
 
 
 def build_run(settings: dict[str, Any]) -> RunConfig:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from growlm.errors import InputError, must_be, unknown
-from growlm.training.config import build, literal, renamed, set_value
+from growlm.training.config import build, renamed, set_value
+from growlm.training.overrides import literal
 from growlm.training.settings import RunConfig, SweepConfig
 
 # Names that stand for a path: what is varied and searched most, of the last stage.
