@@ -204,10 +204,16 @@ class Checkpoints:
         """The state at a step, see `restore_checkpoint`."""
         return restore_checkpoint(self._folder, step, like, checked=step == self._whole)
 
-    def newest(self, steps: Iterable[int], say: Callable[[str], None]) -> int:
-        """The last of these steps whose checkpoint is undamaged, or -1. Later ones are removed, to be written again."""
-        self._whole = newest_whole(self._folder, steps := broadcast_json(sorted(steps)), say)
-        for damaged in [step for step in steps if step > self._whole]:
+    def newest(self, steps: Iterable[int], say: Callable[[str], None], whole: int = -1) -> int:
+        """The last of these steps whose checkpoint is undamaged, or -1. Later ones are removed, to be written again.
+
+        whole: a step whose files were found undamaged; where it is one of these, no earlier one is read.
+        """
+        steps = broadcast_json(sorted(steps))
+        self._whole = whole if whole in steps else -1
+        later = [step for step in steps if step > self._whole]
+        self._whole = max(self._whole, newest_whole(self._folder, later, say))
+        for damaged in [step for step in later if step > self._whole]:
             self._delete(damaged)
         return self._whole
 

@@ -250,7 +250,7 @@ def train_run(
     state, here, plan = None, commit(), plan.decided(_decisions(records))
     say_other_commits(folder.absolute().name, plan.stages, records, here)
     try:
-        first = _resume_point(plan, store)  # rules 1 and 5
+        first, whole = _resume_point(plan, store)  # rules 1 and 5
         restore_records(plan.stages, store, records, folder)
         for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
@@ -270,7 +270,8 @@ def train_run(
                 most = stage.run.checkpoint.max_to_keep
                 with contextlib.closing(open_checkpoints(checkpoints_folder, most, branch_steps)) as checkpoints:
                     own = [step for step in checkpoints.steps() if stage.first_step < step <= stage.last_step]
-                    newest, grown_at = checkpoints.newest(own, display.say), None
+                    found = whole if number == first else -1
+                    newest, grown_at = checkpoints.newest(own, display.say, found), None
                     teacher = read_teacher(stage, plan.sources, mesh, store, max(newest, stage.first_step))
                     if max(newest, stage.first_step) < stage.last_step:
                         where = {"mesh": mesh, "store": store, "folder": stage_folder}
@@ -325,15 +326,18 @@ def _decisions(records: Path) -> Decisions:
     return broadcast_json(read_decisions(records) if is_first() else None)
 
 
-def _resume_point(plan: RunPlan, store: Path) -> int:
-    """The number of the stage in which a run goes on, by rules 1 and 5; that after the last where all is trained."""
+def _resume_point(plan: RunPlan, store: Path) -> tuple[int, int]:
+    """Where a run goes on, by rules 1 and 5: the number of the stage, and the step of its checkpoint, -1 without one.
+
+    Where all is trained it is the number after the last.
+    """
     damage: list[str] = []
     for stage, newest in _whole_checkpoints(plan, store, damage.append):
-        return stage.number + (stage is plan.stages[-1] and newest == stage.last_step)
+        return stage.number + (stage is plan.stages[-1] and newest == stage.last_step), newest
     if broadcast(len(damage)):
         reason = damage[0] if damage else "all checkpoints are damaged"
         raise DamagedError(f"{reason}; no older one is whole: without {store} the run begins anew")
-    return 0
+    return 0, -1
 
 
 def _whole_checkpoints(
