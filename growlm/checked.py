@@ -108,28 +108,53 @@ def check_files(folder: Any, *names: str) -> None:
 
     Raises DamagedError, which names the file, what it must have and what it has.
     """
-    path = folder / CHECKSUMS
-    if not path.exists():
+    if not (folder / CHECKSUMS).exists():
         return
+    for name, row in _rows(folder).items():
+        if not names or name in names:
+            _check_file(folder, name, row)
+
+
+def accepted(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The JSON files of a folder that were changed since it was written, and a checksums.json with these as they are.
+
+    Raises InputError for a folder without checksums.json, DamagedError where another file is not as it was written.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        raise InputError(f"source must be a folder with {CHECKSUMS}, got {folder}")
+    rows, changed = _rows(folder), []
+    for name, row in rows.items():
+        try:
+            _check_file(folder, name, row)
+        except DamagedError:
+            if not name.endswith(".json") or not (folder / name).is_file():
+                raise
+            changed.append(name)
+    return changed, {"files": rows | {name: _measure(folder / name) for name in changed}}
+
+
+def _rows(folder: Any) -> dict[str, str]:
+    """What checksums.json says of every file. Raises DamagedError."""
+    path = folder / CHECKSUMS
     try:
         rows = dict(unsealed(parse_json(path.read_bytes()), path)["files"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f"{path} is damaged: it must have the sizes and checksums of files") from None
-    for name, row in rows.items():
-        if names and name not in names:
-            continue
+    for name in rows:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DamagedError(f"{path} is damaged: it must name files in its folder, got {name!r}")
-        if not (folder / name).is_file():
-            raise DamagedError(f"{folder / name} is missing: it must have {row}")
-        if (got := _measure(folder / name)) != row:
-            raise DamagedError(f"{folder / name} is damaged: it must have {row}, got {got}{_own(name)}")
+    return rows
 
 
-def _own(name: str) -> str:
-    return f"; where you changed it yourself, remove {CHECKSUMS}" if name.endswith(".json") else ""
+def _check_file(folder: Any, name: str, row: str) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise DamagedError(f"{path} is missing: it must have {row}")
+    if (got := _measure(path)) != row:
+        own = f"; where you changed it yourself: growlm convert --source={folder} --accept"
+        raise DamagedError(f"{path} is damaged: it must have {row}, got {got}{own if name.endswith('.json') else ''}")
 
 
 def _files(folder: Any, within: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 import tiny
+from oracle import noisy
 
+import growlm
 from growlm.__main__ import main
 from growlm.checked import CHECKSUMS, DamagedError
 from growlm.commands.convert import convert_folder
@@ -72,15 +74,22 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found_and_its_file_named(runs
 @pytest.mark.slow
 @pytest.mark.parametrize("damaged", [[16], [12, 16], [8, 12, 16]])
 def test_an_older_whole_checkpoint_is_used_and_said_and_the_run_ends_with_the_same_bits(
-    runs, tmp_path, capsys, damaged
+    runs, tmp_path, capsys, monkeypatch, damaged
 ):
-    config, whole = runs
+    (config, whole), checked = runs, []
+
+    def counted(folder, step):
+        checked.append(step)
+        check_whole(folder, step)
+
+    monkeypatch.setattr("growlm.training.checkpoint.check_whole", counted)
     folder = shutil.copytree(whole, tmp_path / "run")
     for path in folder.glob("checkpoints/*/checkpoints/*"):
         if int(path.name) in damaged:
             flip(max(data_of(path), key=lambda file: file.stat().st_size))
     train(config, folder)
     said = capsys.readouterr().err
+    assert checked.count(damaged[0] - 4) == 1  # all of its bytes are read for it
     assert f"the checkpoint of step {damaged[-1]} is left out" in said
     assert f"goes on from step {damaged[0] - 4}" in said or damaged == [12, 16]
     assert tiny.timeless(folder) == tiny.timeless(whole)
@@ -187,6 +196,26 @@ def test_what_reads_a_run_that_trains_takes_the_newest_again_when_a_checkpoint_i
     with pytest.raises(InputError, match=r"step of .* must be one of its checkpoints"):
         convert_folder(folder, tmp_path / "named", "huggingface", step=16)
     assert read == [16]
+
+
+def test_a_config_that_was_edited_is_taken_when_one_says_so_and_what_else_was_changed_is_not(tmp_path, capsys):
+    config = growlm.ModelConfig(layers=1, embed=8, heads=1, kv_heads=1, head_dim=8, mlp=8, vocab=8)
+    growlm.write_model(tmp_path, config, noisy(config))
+    settings = tiny.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"rope_theta": 5e5}))
+    accept = ["convert", f"--source={tmp_path}", "--accept"]
+    with pytest.raises(DamagedError, match=r"config.json is damaged: .* it yourself: growlm convert .* --accept$"):
+        read_model(tmp_path)
+    assert main(accept) == 0 and capsys.readouterr().out == "taken as you changed them: config.json\n"
+    assert read_model(tmp_path)[0].rope_theta == 5e5
+    assert main(accept) == 0 and "no file was changed" in capsys.readouterr().out
+    before = (tmp_path / CHECKSUMS).read_bytes()
+    flip(tmp_path / "model.safetensors")
+    flip(tmp_path / "config.json")
+    assert main(accept) == 2 and "model.safetensors is damaged" in capsys.readouterr().err
+    assert (tmp_path / CHECKSUMS).read_bytes() == before
+    (tmp_path / CHECKSUMS).unlink()
+    assert main(accept) == 2 and "must be a folder with checksums.json" in capsys.readouterr().err
 
 
 ALTERED = {

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from growlm.buckets import here
-from growlm.checked import check_files
+from growlm.checked import CHECKSUMS, accepted, check_files
 from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, place, push
 from growlm.data.mixture import first_corpus, parts_of
 from growlm.data.shards import check_tokenizer, read_manifest
@@ -25,7 +25,7 @@ from growlm.data.shards import fingerprint as fingerprint_of
 from growlm.data.tokenized import is_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
 from growlm.errors import InputError, check_name, must_be
-from growlm.files import check_output, check_space, read_object, write_json
+from growlm.files import check_output, check_space, read_object, write_json, write_sealed
 from growlm.formats.card import growth_lines, write_card
 from growlm.formats.export import LENGTH, progress_bar, write_model
 from growlm.formats.folder import (
@@ -73,6 +73,7 @@ OPTIONS = {
     "--step": STEP,
     **PUSHING,
     "--describe": flag("print what the source is, and write nothing"),
+    "--accept": flag("take the .json files of the source as you changed them: write their checksums anew"),
 }
 FORMATS = ("huggingface", "growlm")
 
@@ -121,6 +122,16 @@ def describe(folder: Path | str) -> str:
     config = saved.folder / IMPORTED / CONFIG
     origin = f"imported, {read_object(config)['model_type']}" if config.exists() else "not imported"
     return describe_model(saved.model, f"growlm, step {saved.step:,}", {"origin": origin})
+
+
+def accept(folder: Path) -> list[str]:
+    """Write the checksums of the JSON files that were changed in a folder anew; returns which these are.
+
+    Raises InputError where there are no checksums, DamagedError where anything else is not as it was written.
+    """
+    changed, record = accepted(folder)
+    write_sealed(folder / CHECKSUMS, record)
+    return changed
 
 
 def _import(source: HuggingFaceFolder, output: Path) -> None:
@@ -280,8 +291,11 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.describe:
         print(describe(args.source))
         return 0
+    if args.accept:
+        print(f"taken as you changed them: {', '.join(accept(args.source)) or 'no file was changed'}")
+        return 0
     if missing := [option for option in ("output", "to") if getattr(args, option) is None]:
-        raise InputError(f"convert needs --{missing[0]}, or --describe (see growlm convert --help)")
+        raise InputError(f"convert needs --{missing[0]}, --describe or --accept (see growlm convert --help)")
     if args.push and args.to != "huggingface":
         raise must_be("--to", "'huggingface' with --push", args.to)
     check_push(args)
