@@ -60,7 +60,7 @@ def test_scores_come_where_they_are_due_and_beside_the_validation_loss(workdir):
 @pytest.mark.parametrize("step", [5, 9])
 def test_they_are_what_evaluate_measures_of_the_checkpoint(workdir, data_dir, step):
     results, _ = run_evaluation(
-        workdir, tasks=["lambada_openai"], data_dir=workdir.parent / data_dir, limit=7, step=step, write=False
+        workdir, tasks=["lambada_openai"], data_dir=workdir.parent / data_dir, limit=7, step=step
     )
     (record,) = (r for r in tiny.records(workdir) if r["step"] == step and NAMES[0] in r)
     assert results["n-samples"]["lambada_openai"]["effective"] == 7

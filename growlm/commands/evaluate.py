@@ -65,10 +65,9 @@ def run_evaluation(
     shots: int | None = None,
     batch: int | None = None,
     output: Path | None = None,
-    write: bool = True,
     **opened_as: Any,
 ) -> tuple[dict[str, Any], Path]:
-    """Measure a checkpoint, and write the scores unless told not to.
+    """Measure a checkpoint.
 
     Args:
       checkpoint: a folder of `growlm train`, of a sweep's run, of `growlm grow`, or a Hugging Face checkpoint, also as
@@ -76,12 +75,11 @@ def run_evaluation(
       tasks, data_dir, limit, shots, batch: as `growlm.evaluation.evaluate` has them.
       texts: files of which the perplexity is taken.
       output: the folder for the scores; the checkpoint's `evaluations` by default, of the hub's the one that is here.
-      write: whether this process writes them.
       opened_as: as `open_checkpoint` has it.
 
     Returns:
       (results, path): lm-evaluation-harness's JSON, with `growlm` beside: which model, which step, which settings;
-      and the file of it.
+      and the file for it, which `write_results` writes.
 
     Raises:
       InputError: nothing to measure, no checkpoint, no tokenizer, a tokenizer of another model, bad tasks or data.
@@ -115,10 +113,7 @@ def run_evaluation(
         "versions": {name: installed_version(name) for name in ("growlm", "jax", "lm_eval")},
         "date": date.isoformat(),
     }
-    path = output / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"  # as the harness calls its own
-    if write:
-        write_results(results, path)
-    return results, path
+    return results, output / f"results_{date:%Y-%m-%dT%H-%M-%S.%f}.json"  # as the harness calls its own
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
@@ -266,7 +261,6 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
         shots=args.shots,
         batch=args.batch,
         output=args.output,
-        write=False,
         tokenizer=args.tokenizer,
         step=args.step,
         length=args.length,
