@@ -41,8 +41,11 @@ SCHEMES = {"gs": Scheme("gcs", "gcsfs", states=True), "s3": Scheme("s3", "s3fs",
 UNFINISHED = ".unfinished"  # an object beside what a killed process has uploaded in part
 PLACE = "place.txt"  # in the cache, beside a copy: what it is of
 LEASE = ".lease"  # an object of growlm.leases, which is no record
-# Of a folder of a model or of token shards, what its tokenizer does without.
-WEIGHTS = re.compile(r"\.(?:safetensors|bin|idx|pt|pth|gguf)$|/")
+# What a copy of a folder is made without. A model's: folders within, and weights in formats that are not read here. A
+# tokenizer's, which lies beside a model or token shards: all weights, and shards.
+_NOT_READ = "bin|ckpt|gguf|h5|msgpack|onnx|pkl|pt|pth"
+OTHER_WEIGHTS = re.compile(rf"/|\.(?:{_NOT_READ})$")
+WEIGHTS = re.compile(rf"/|\.(?:{_NOT_READ}|safetensors|idx)$")
 _PASSING = re.compile(r"^\..*\.part$|^\.lock$")  # what is being written, and locks
 # Of a folder of runs what is large: checkpoints, which orbax reads and writes where they are.
 STATES = re.compile(r"(?:^|/)(?:checkpoints|stages)/[^/]+/checkpoints/")

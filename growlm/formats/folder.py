@@ -1,7 +1,6 @@
 """Folders of Hugging Face checkpoints: found, checked against their config.json, and read."""
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.buckets import here
+from growlm.buckets import OTHER_WEIGHTS, here
 from growlm.checked import check_files
 from growlm.errors import InputError
 from growlm.files import read_object, table
@@ -38,8 +37,6 @@ CARRIED = (
     "USE_POLICY.md",
     "NOTICE",
 )
-# What a copy of a bucket's folder is made without: the same weights in other formats, and folders within.
-OTHERS = re.compile(r"/|\.(?:bin|pt|pth|ckpt|pkl|gguf|h5|msgpack|onnx)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ def open_folder(folder: Path) -> HuggingFaceFolder:
     Raises InputError: another family, weights that are no safetensors, damaged or leading elsewhere, and tensors that
     are missing, too many or of another shape.
     """
-    folder = here(folder, OTHERS)
+    folder = here(folder, OTHER_WEIGHTS)
     if not folder.is_dir() or not (folder / CONFIG).exists():
         reason = f"and has no {CONFIG}" if folder.is_dir() else "which is no folder"
         raise InputError(f"source must be a folder with {CONFIG} and safetensors, got {folder}, {reason}")
