@@ -6,6 +6,7 @@ They are found and checked before a run begins, and read where it goes on.
 import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -188,18 +189,31 @@ class _Named(NamedTuple):
     model: DecoderConfig | None
 
 
-# The setting of a stage that names a saved model, and beside it those of its fingerprint and of its shape.
+class _Fields(NamedTuple):
+    """Where a stage names a saved model: in a section, "" for its own fields, and what three fields are called."""
+
+    section: str
+    place: str
+    fingerprint: str
+    model: str
+
+    def owner(self, stage: Any, get: Callable[[Any, str], Any] = getattr) -> Any:
+        """What of a stage, or with `operator.getitem` of one in JSON, has the fields."""
+        return get(stage, self.section) if self.section else stage
+
+
 NAMED = {
-    "init_from": _Named("init_from", "init_fingerprint", "model"),
-    "objective.teacher": _Named("teacher", "teacher_fingerprint", "teacher_model"),
-    "choice.scorer": _Named("scorer", "scorer_fingerprint", "scorer_model"),
+    "init_from": _Fields("", "init_from", "init_fingerprint", "model"),
+    "objective.teacher": _Fields("objective", "teacher", "teacher_fingerprint", "teacher_model"),
+    "choice.scorer": _Fields("choice", "scorer", "scorer_fingerprint", "scorer_model"),
 }
 Sources = Mapping[str, Source]  # all of these, by where they lie
 
 
 def _named(stage: StageConfig, setting: str) -> _Named:
-    section, _, _ = setting.rpartition(".")
-    return _Named(*(getattr(getattr(stage, section) if section else stage, field, None) for field in NAMED[setting]))
+    fields = NAMED[setting]
+    owner = fields.owner(stage)
+    return _Named(*(getattr(owner, field, None) for field in (fields.place, fields.fingerprint, fields.model)))
 
 
 def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], Sources]:
@@ -227,10 +241,13 @@ def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], S
                 source = find_source(place, setting)
                 place = pinned(source.folder) or place
                 known, found[place] = _Named(place, source.fingerprint, source.model), source
-            pairs = zip(fields[1:], named[1:], known[1:], strict=True)
-            filled = {fields.place: place} | {field: written or seen for field, written, seen in pairs}
-            section, _, _ = setting.rpartition(".")
-            own |= {section: dataclasses.replace(getattr(stage, section), **filled)} if section else filled
+            filled = {
+                fields.place: place,
+                fields.fingerprint: named.fingerprint or known.fingerprint,
+                fields.model: named.model or known.model,
+            }
+            owner = fields.owner(stage)
+            own |= {fields.section: dataclasses.replace(owner, **filled)} if fields.section else filled
         said.append(own)
     return said, found
 
@@ -245,9 +262,9 @@ def _is_there(place: str) -> bool:
 def _known(previous: Any, number: int, setting: str) -> _Named | None:
     """What an earlier config.json has of a model that a stage names, if it has all."""
     try:
-        stage, (section, _, _) = previous["stages"][number], setting.rpartition(".")
-        place, fingerprint, model = ((stage[section] if section else stage)[field] for field in NAMED[setting])
-        return _Named(place, fingerprint, build_model(model))
+        fields = NAMED[setting]
+        owner = fields.owner(previous["stages"][number], operator.getitem)
+        return _Named(owner[fields.place], owner[fields.fingerprint], build_model(owner[fields.model]))
     except (KeyError, IndexError, TypeError, InputError):
         return None
 
