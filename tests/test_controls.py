@@ -7,7 +7,8 @@ import tiny
 
 from growlm.errors import InputError
 from growlm.models import parameter_count
-from growlm.training.config import build_model
+from growlm.training.config import build_model, plain
+from growlm.training.continuation import claim_folder
 from growlm.training.recipe import scale
 from growlm.training.run import train
 from growlm.training.stages import resolve
@@ -96,6 +97,31 @@ def test_a_search_is_of_every_run_and_seeds_have_a_folder_each():
     assert set(sweep.search.tries) == {"grown", "scratch", "untrained", "average_size", "short"}
     assert set(sweep.search.tries["short"].values()) == {1e-3, 4e-3} and "scratch_tuned" not in sweep.controls
     assert list(sweep.by_seed) == ["seed-0", "seed-2"]
+
+
+def test_under_a_search_scratch_at_another_rate_is_scratch_and_a_sweep_that_had_it_goes_on(tmp_path):
+    small = scale("tiny")
+    grown = small.grown([small.base(0.2)], "g_stack")
+    settings = small.sweep("", {"grown": grown}, small.controls(grown)).to_dict()
+    assert "scratch_tuned" in build_sweep(settings).controls
+    sweep = build_sweep(settings | {"search": {"peak_lr": (1e-3, 4e-3)}})
+    assert set(sweep.search.tries) == {"grown", "scratch", "untrained", "average_size", "short"} > set(sweep.controls)
+    assert len(sweep.runs) == 10
+    decayed = settings | {"search": {"weight_decay": (0.0, 0.1)}}
+    assert "scratch_tuned" in build_sweep(decayed).search.tries  # of another rate: a run of its own
+    before = plain(sweep)
+    for trial, value in sweep.search.tries["scratch"].items():
+        tuned = trial.replace("scratch", "scratch_tuned")
+        before["runs"][tuned] = before["runs"][trial]
+        before["search"]["tries"].setdefault("scratch_tuned", {})[tuned] = value
+    before["controls"] |= {"scratch_tuned": "a learning rate of its own"}
+    claim_folder(tmp_path, before)
+    claim_folder(tmp_path, plain(sweep))
+    assert tiny.read_json(tmp_path / "config.json")["controls"].keys() == sweep.controls.keys()
+    del before["runs"]["short@peak_lr=0.001"], before["runs"]["short@peak_lr=0.004"], before["search"]["tries"]["short"]
+    del before["controls"]["short"]
+    with pytest.raises(InputError, match=r"has a run 'short@peak_lr=0\.001' that this one has not"):
+        claim_folder(tmp_path, before)
 
 
 # --- Stages of no tokens ---------------------------------------------------------------------------------------------

@@ -136,6 +136,8 @@ def _check_continues(folder: Path, previous: dict[str, Any], config: dict[str, A
         return
     for name, run in previous["runs"].items():
         if name not in config["runs"]:
+            if run in config["runs"].values():  # under another name
+                continue
             raise InputError(f"{NEW} {folder}, whose sweep has a run {name!r} that this one has not")
         _check_run(folder, run, config["runs"][name], path=f"runs.{name}.")
     seeds, now = previous["seeds"], config["seeds"]

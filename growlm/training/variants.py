@@ -94,6 +94,9 @@ def _spell_out(sweep: Mapping[str, Any]) -> dict[str, Any]:
     if searches:
         _check_alike(searches, [name for name in (sweep.get("baseline"), *(sweep.get("grown") or ())) if name in runs])
         tries, runs = _tries(runs, searches)
+        for name in _as_the_baseline(sweep, runs, tries):
+            runs = {trial: run for trial, run in runs.items() if trial not in tries[name]}
+            del tries[name], sweep["controls"][name]
         sweep["search"] = {"key": _short(next(iter(next(iter(searches.values()))))), "tries": tries}
     return sweep | {"runs": runs}
 
@@ -173,6 +176,13 @@ def _tries(
         tries[name] = dict(zip(made, next(iter(searches[name].values())), strict=True))
         spelled |= made
     return tries, spelled
+
+
+def _as_the_baseline(sweep: Mapping[str, Any], runs: Mapping[str, Any], tries: Mapping[str, Any]) -> list[str]:
+    """The controls whose tries are the baseline's: they had another value of what is searched, and nothing else."""
+    tried = {name: [runs[trial] for trial in tries[name]] for name in tries}
+    controls = sweep["controls"] if isinstance(sweep.get("controls"), dict) else {}
+    return [name for name in controls if name in tried and tried[name] == tried.get(sweep.get("baseline"))]
 
 
 def _check_alike(searches: Mapping[str, dict[str, list[Any]]], compared: Sequence[str]) -> None:
