@@ -20,6 +20,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def beside_us(*command: str) -> subprocess.Popen:
+    """A server that ends where its input is closed, as it is when this process is killed."""
+    until_closed = ["sh", "-c", '"$@" & read -r _; kill $!', "sh", *command]
+    return subprocess.Popen(until_closed, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def _wait_for(port: int) -> None:
     """Returns once something listens there."""
     for _ in range(600):
@@ -53,7 +59,7 @@ def serving() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     s3.start()
-    process = subprocess.Popen([*gcs, "-external-url", url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = beside_us(*gcs, "-external-url", url)
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -65,7 +71,7 @@ def serving() -> Iterator[dict[str, str]]:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         s3.stop()
-        process.kill()
+        process.stdin.close()
         process.wait()
 
 

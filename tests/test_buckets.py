@@ -14,6 +14,7 @@ import pytest
 import tiny
 from bucket_servers import SCHEMES, objects, put
 from prepared import TEXTS, write_sources
+from test_accelerator import gone
 
 import growlm
 from growlm import buckets as places
@@ -34,6 +35,18 @@ SERVED = pytest.mark.slow  # the servers take seconds to start
 def url(request, buckets):
     """A place in a bucket that no other test has."""
     return f"{request.param}://bucket/{os.environ['PYTEST_CURRENT_TEST'].split('::')[-1].split('[')[0]}-{request.param}"
+
+
+def test_a_server_beside_tests_that_are_killed_ends_with_them(tmp_path):
+    begin = ["sh", "-c", f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 600"]
+    code = f"import time, bucket_servers; server = bucket_servers.beside_us(*{begin}); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent) as tests:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        pid = (tmp_path / "pid").read_text().strip()
+        assert Path(f"/proc/{pid}").exists()
+        tests.kill()
+    assert gone(pid)
 
 
 @pytest.mark.parametrize("text", ["foo://bucket/run", "file:///tmp/run", "gs://", "s3:///"])
