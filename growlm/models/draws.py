@@ -6,6 +6,7 @@ unrolled, so that a draw is one loop over its elements.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ def _random_bits(key_2: jax.Array, width: int, shape: tuple[int, ...]) -> jax.Ar
     return a ^ b
 
 
+@partial(jax.jit, inline=True)  # outside of a program one call, not one for each of fifty operations
 def _fold_in(key_2: jax.Array, number: int) -> jax.Array:
     return jnp.stack(_hash(key_2, jnp.uint32(0), jnp.asarray(number, jnp.uint32)))
 
