@@ -43,8 +43,6 @@ WIDTHS = {"cpu": _CPU, "small": _CPU | _NARROW, "gpu": _CPU | _WIDE | {"sliding_
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant, tokens=1_400_000)
     size = replace(size, layers=6, widths=WIDTHS[variant])
-    if variant == "tiny":  # a step of Samba costs more than a Llama's, and so does compiling it
-        size = replace(size, tokens=20_000, batch=4, length=64)
     runs = {
         "grown": size.grown([size.base(0.08, size.model(2))], "g_stack"),
         "grown_late": size.grown([size.base(0.2, size.model(2))], "g_stack"),

@@ -54,7 +54,7 @@ SIZES = {
     "cpu": {"widths": SIXFOLD},
     "gpu": {"widths": SIXFOLD | {"embed": 384, "head_dim": 64, "mlp": 1056}},
     "small": {"widths": SIXFOLD | {"embed": 24, "head_dim": 4, "mlp": 66}, "tokens": 1_400_000},
-    "tiny": {"widths": SIXFOLD | {"embed": 24, "head_dim": 4, "mlp": 66}, "tokens": 30_000},
+    "tiny": {"widths": SIXFOLD | {"embed": 24, "head_dim": 4, "mlp": 66}, "tokens": 7_500},
 }
 MUON = {"optimizer": {"kind": "muon"}}  # as in arXiv 2609.19107, whose rule for the state is made for it
 

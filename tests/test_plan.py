@@ -296,7 +296,7 @@ def test_the_experiment_of_a_large_plan_trains_when_scaled_down(tmp_path, capsys
     assert planned.mesh.fsdp == 16 and planned.dtype == "bfloat16" and planned.corpus == "some/text"
     tiny = load_config(f"{path}:tiny", [])
     assert build_sweep(tiny).runs["grown"].stages[1].model.layers == 32
-    steps = [(f"--config.runs.grown.stages[{number}].tokens={2 * 512}") for number in (0, 1)]
+    steps = [(f"--config.runs.grown.stages[{number}].tokens={2 * 256}") for number in (0, 1)]
     config = f"--config={path}:tiny"
     assert main(["sweep", config, f"--workdir={tmp_path / 'w'}", "--run=grown", *steps]) == 0
     assert "grown" in capsys.readouterr().out

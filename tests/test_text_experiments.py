@@ -128,7 +128,7 @@ def test_a_folder_takes_the_place_of_a_package(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["metadata", "upsampling", "replay"])
 def test_it_runs(name, tmp_path):
-    seldom = ["--config.evaluation.every_tokens=30_000", "--config.evaluation.batches=2"]
+    seldom = [f"--config.{section}.every_tokens=0" for section in ("evaluation", "checkpoint")]
     assert main(["sweep", f"--config={EXPERIMENTS}/{name}.py:tiny", f"--workdir={tmp_path / 'sweep'}", *seldom]) == 0
     assert ("loss on" in overview(tmp_path / "sweep")) == (name != "metadata")
     ends = {

@@ -78,13 +78,13 @@ PLANNED = Scale(
     microbatches={microbatches},
     warmup_tokens={warmup},
 )
-TINY = {{"widths": {tiny}, "tokens": 40_000, "batch": 8, "length": 64, "microbatches": 1, "warmup_tokens": 1_000}}
+TINY = {{"tokens": 20_000, "batch": 4, "length": 64, "microbatches": 1, "warmup_tokens": 500, "validation_batches": 2}}
 
 
 def get_config(variant: str = ""):
     check_name("variant", variant, ("", "tiny", "train", "train_tiny"))
     tiny = variant.endswith("tiny")
-    size = replace(PLANNED, dtype="float32", **TINY) if tiny else PLANNED
+    size = replace(PLANNED, widths={tiny}, dtype="float32", **TINY) if tiny else PLANNED
     {grown}
     config = size.sweep(TITLE, {{"grown": grown}})
     if not tiny:

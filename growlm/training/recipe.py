@@ -46,6 +46,7 @@ class Scale:
       warmup_tokens: of every stage; None: 2 % of the budget.
       end_lr_ratio: what the schedules that decay end at, as a share of their peak; None: as a schedule has it, a tenth.
       optimizer: settings of the optimizer of every stage that differ from its defaults, which are the paper's.
+      validation_batches: of the text that losses are measured on, 25 times a run.
     """
 
     layers: int
@@ -62,6 +63,7 @@ class Scale:
     warmup_tokens: int | None = None
     end_lr_ratio: float | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    validation_batches: int = 16
 
     def model(self, layers: int | None = None, **widths: int) -> dict[str, Any]:
         """The large model, or one of other sizes."""
@@ -206,7 +208,7 @@ class Scale:
         config.title = title
         config.corpus = corpus
         config.dtype, config.remat = self.dtype, self.remat
-        config.evaluation = {"every_tokens": self.part(0.04), "batches": 16}
+        config.evaluation = {"every_tokens": self.part(0.04), "batches": self.validation_batches}
         config.checkpoint = {"every_tokens": self.part(0.2), "max_to_keep": 1}
         config.runs = {**grown, "scratch": self.scratch(), **{name: run for name, (run, _) in controls.items()}}
         config.baseline = "scratch"
@@ -289,7 +291,8 @@ _GPU = Scale(
 # cpu: the demo's model and learning rates, some minutes a run on one core. small: half as wide, on half of the tokens,
 # a seventh of the FLOPs. gpu: 19M parameters, 1.4e16 FLOPs a run. tiny: to see that an experiment runs at all.
 _SMALL = _CPU.resized({"embed": 32, "heads": 2, "kv_heads": 2, "head_dim": 16, "mlp": 88}, 0.5)
-SCALES = {"cpu": _CPU, "small": _SMALL, "gpu": _GPU, "tiny": replace(_CPU, tokens=60_000)}
+_TINY = {"tokens": 15_000, "batch": 4, "length": 64, "validation_batches": 2}
+SCALES = {"cpu": _CPU, "small": _SMALL, "gpu": _GPU, "tiny": replace(_SMALL, **_TINY)}
 
 
 # The optimizer of arXiv 2609.19107 at its width of 1024. There embedding and head decay too, the decay of matrices has
@@ -334,7 +337,7 @@ SETTINGS: dict[str, Callable[[Scale], Scale]] = {"decayed": _decayed, "modern": 
 
 
 def scale(variant: str, **changes: Any) -> Scale:
-    """The scale of a name in `SCALES`, with `changes` made for cpu, small, on half their tokens, and tiny, on its own.
+    """The scale of a name in `SCALES`, with `changes` made for cpu, and small on half their tokens; tiny has its own.
 
     `NAME_SETTINGS` is the same on other settings than the paper's, a name in `SETTINGS`.
 
@@ -345,7 +348,7 @@ def scale(variant: str, **changes: Any) -> Scale:
     if name == "gpu":
         changes = {}
     if name == "tiny":
-        changes.pop("tokens", None)
+        changes |= _TINY
     if name == "small" and "tokens" in changes:
         changes["tokens"] //= 2
     size = replace(SCALES[name], **changes)
