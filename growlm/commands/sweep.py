@@ -27,6 +27,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.report.report import summarise, table, verdict, write_report
     from growlm.report.search import search_text
     from growlm.training.config import experiment_text, load_config
+    from growlm.training.goodput import process_seconds
     from growlm.training.own_process import own_process
     from growlm.training.processes import is_first, stop_requests
     from growlm.training.sweep import describe, plan_sweep, run_sweep
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             cache=args.compilation_cache,
             experiment=experiment_text(args.config),
             trackers=args.track or (),
+            seconds_before=process_seconds(),
         )
         if not is_first():
             return 1 if errors else 0

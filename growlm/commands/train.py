@@ -16,6 +16,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.buckets import mirrored
     from growlm.report.report import summarise, table
     from growlm.training.config import build_run, experiment_text, load_config
+    from growlm.training.goodput import process_seconds
     from growlm.training.metrics import reproduction
     from growlm.training.own_process import own_process
     from growlm.training.processes import is_first, stop_requests
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             cache=args.compilation_cache,
             metadata=metadata,
             trackers=args.track or (),
+            seconds_before=process_seconds(),
         )
         if is_first():
             with mirrored(args.workdir) as mirror:

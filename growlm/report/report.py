@@ -19,6 +19,8 @@ from growlm.report.figures import Figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.gains import HEADER as GAINS
 from growlm.report.gains import Gains, gain_figures, gain_lines, gain_note, gain_text, gains
+from growlm.report.goodput import HEADER as GOODPUT
+from growlm.report.goodput import NOTE, goodput_lines, goodput_text, goodput_values
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.multiplier import multiplier_figures
 from growlm.report.page import Part
@@ -91,20 +93,19 @@ def overview(folder: str | Path, loss: float | None = None) -> str:
         found = rows(group, loss)
         seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
         texts = [f"{group.first.title}{seeds}", table(found), verdict(found), source_text(group), search_text(group)]
-        texts += [gain_text(group), spike_table(group)]
+        texts += [gain_text(group), spike_table(group), goodput_text(group)]
         parts.append("\n\n".join(filter(None, texts)))
     return "\n\n\n".join(parts)
 
 
 def compared(folder: str | Path, loss: float | None = None) -> list[dict[str, Any]]:
-    """What `overview` says as values: of every sweep its title, seeds, rows and verdict. Args and errors are its."""
+    """What `overview` says as values, of every sweep; arguments and errors are its."""
     found = []
     for group in read_groups(folder):
         compared = rows(group, loss)
         said = [vars(row) | {name: getattr(row, name) for name in ("val_loss", "speedup", "saved")} for row in compared]
-        found.append(
-            {"title": group.first.title, "seeds": len(group.studies), "rows": said, "verdict": verdict(compared)}
-        )
+        values = {"rows": said, "verdict": verdict(compared), "goodput": goodput_values(group)}
+        found.append({"title": group.first.title, "seeds": len(group.studies)} | values)
     return found
 
 
@@ -216,6 +217,7 @@ def _parts(one: Section) -> Iterator[Part]:
     yield Part("Decisions", _decisions(one.group))
     yield Part("Loss at growth", _at_growth(one))
     yield Part("Training", page.charts(one.training))
+    yield Part("Goodput", _goodput(one.group))
     yield Part("Stages", _stages(one.group.first))
 
 
@@ -415,6 +417,12 @@ def _at_growth(one: Section) -> str:
     lines = [[*spike_cells(row), back_flops(row)] for row in one.spikes]
     found = page.table([*AT_GROWTH, "back after FLOPs"], lines, AT_GROWTH[:1])
     return f"{found}\n{page.quiet(' '.join(spike_notes(one.group)))}\n{page.charts(one.spike_figures)}"
+
+
+def _goodput(group: Group) -> str:
+    """Of every run the share of its time that was productive, and what the rest went into."""
+    lines = goodput_lines(group)
+    return page.table(GOODPUT, lines, GOODPUT[:1]) + page.quiet(NOTE) if lines else ""
 
 
 def _stages(study: Study) -> str:

@@ -37,6 +37,7 @@ from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.errors import InputError, check_range, must_be
 from growlm.models import path_of
 from growlm.state import TrainState
+from growlm.training.goodput import SAVE, spending
 from growlm.training.processes import broadcast, broadcast_json, is_first
 
 # What a system says of a disk that takes no more, in pages of an error.
@@ -241,7 +242,8 @@ class Checkpoints:
     def _named_errors(self) -> Iterator[None]:
         """Turn an error of writing, which the threads of orbax have met, into one line that names the folder."""
         try:
-            yield
+            with spending(SAVE):
+                yield
         except (ValueError, OSError) as error:
             reason = next((text for text in FULL if text in str(error)), None) or " ".join(str(error).split())[:200]
             more = "where that is mended the same command goes on from the last checkpoint"

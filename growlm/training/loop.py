@@ -20,6 +20,7 @@ from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.decisions import Criterion
+from growlm.training.goodput import DATA, EVALUATE, SAVE, TRAIN, spending
 from growlm.training.growing import prepared_growth
 from growlm.training.mesh import place_batch, replicated, share_of_batch
 from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwatch
@@ -40,7 +41,7 @@ def train_stage(
     metrics_path: Path,
     branch_steps: Collection[int],
     criterion: Criterion,
-    seconds_before: float,
+    time_before: tuple[float, Mapping[str, float]],
     grown_at: float | None,
     next_stage: Stage | None,
     publish: Callable[[], None],
@@ -58,7 +59,7 @@ def train_stage(
       metrics_path: where its records go.
       branch_steps: steps at which some run of the sweep leaves the stage: there is a checkpoint, and it is kept.
       criterion: whether the stage ends sooner, asked where it is validated.
-      seconds_before: training time of the stages before.
+      time_before: of the stages before, the training time, and all of it by cause.
       grown_at: the time.perf_counter() at which the growth of this stage began, if it was just now.
       next_stage: compiled in the background once this one trains.
       publish: called when there are new records.
@@ -74,21 +75,23 @@ def train_stage(
         display.say(f"compiling the train step ({stage.size}, {batch} x {length} tokens, {mesh.devices.size} devices)")
     steps, benchmarks = Steps(stage, state, specs, mesh, teacher), Benchmarks(stage, mesh)
     source = training_batches(stage, text, mesh, int(state.examples))
-    all_held_out = held_out_batches(stage, text, mesh)
+    with spending(EVALUATE):
+        all_held_out = held_out_batches(stage, text, mesh)
     # Before a checkpoint one batch says whether a state has a loss; where few tokens count, one may have none of them.
     tried = all_held_out[:1] if stage.config.objective.row.validates else [all_held_out[0].one]
     known = max(checkpoints.steps(), default=-1)
     if stage.steps:
         display.say(describe_memory(specs.values(), batch, length, mesh))
 
-    with contextlib.closing(MetricsLog(metrics_path, known)) as log, Profile(profiling) as profile:
-        watch = Stopwatch(seconds_before if log.seconds is None else log.seconds)
+    log = MetricsLog(metrics_path, known, time_before[1])
+    with contextlib.closing(log), Profile(profiling) as profile, spending(TRAIN):
+        watch = Stopwatch(time_before[0] if log.seconds is None else log.seconds)
         waiting, validating = Stopwatch(), Stopwatch()
         recorder = Recorder(stage, log=log, display=display, watch=watch, waiting=waiting, peak=_peak(mesh, profiling))
         started_at = int(state.step)
         recorder.begin(started_at)
         if state.step == stage.first_step:
-            with validating.running():
+            with validating.running(), spending(EVALUATE):
                 validation = steps.validate(state, all_held_out)
             recorder.check(stage.first_step, validation_loss=validation["val_loss"])
             samples = _samples(benchmarks, state, display) if stage.parent else {}
@@ -99,7 +102,7 @@ def train_stage(
         ending = state.step == stage.last_step
         while not ending:
             profile.before(int(state.step) + 1, state.params)
-            with waiting.running():
+            with waiting.running(), spending(DATA):
                 tokens_BS = next(source)
             with jax.profiler.StepTraceAnnotation("step", step_num=int(state.step) + 1):
                 state, metrics = steps.train(state, tokens_BS)
@@ -123,16 +126,19 @@ def train_stage(
             jax.block_until_ready(state.params)
             watch.pause()
             # Settled and tried before it is saved: no checkpoint holds a state whose loss is not finite.
-            validation = steps.validate(state, all_held_out if evaluating else tried)
+            with spending(EVALUATE):
+                validation = steps.validate(state, all_held_out if evaluating else tried)
             if evaluating and criterion.ends(step, validation["val_loss"]):
                 display.say(f"step {step:,}: ends by the rule {stage.config.grow_when.rule!r}")
                 ending = benchmarking = writing = saving = True
-            scores = benchmarks.scores(state) if benchmarking else {}
-            samples = _samples(benchmarks, state, display) if writing else {}
+            with spending(EVALUATE):
+                scores = benchmarks.scores(state) if benchmarking else {}
+                samples = _samples(benchmarks, state, display) if writing else {}
             recorder.settle(validation | scores | samples, evaluating)
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
-            publish()  # first: no checkpoint is without the records until there
+            with spending(SAVE):
+                publish()  # first: no checkpoint is without the records until there
             if saving:
                 checkpoints.save(state)
             if stopping:

@@ -17,6 +17,7 @@ import jax
 from growlm.checked import parse_record, sealed
 from growlm.errors import InputError
 from growlm.files import named, write_whole
+from growlm.training.goodput import gone_on, with_new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +88,26 @@ def write_records(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 class MetricsLog:
-    """Appends records to metrics.jsonl. Records after `known_step` are a killed process's, and are dropped first."""
+    """Appends records to metrics.jsonl. Records after `known_step` are a killed process's, and are dropped first.
 
-    def __init__(self, path: Path, known_step: int):
+    time_before: the seconds by cause of the stages before, see `growlm.training.goodput`.
+    """
+
+    def __init__(self, path: Path, known_step: int, time_before: Mapping[str, float]):
         self._path, self._known = path, known_step
-        records = [record for record in read_records(path) if record["step"] <= known_step]
+        found = read_records(path)
+        records = [record for record in found if record["step"] <= known_step]
         self.seconds = records[-1]["seconds"] if records else None
+        self._time = gone_on(*((of[-1].get("time", {}) if of else time_before) for of in (found, records)))
         write_records(path, records)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Write one line, handed to the system at once; a step that is on record already is not written again."""
+        """Write one line with the time, handed to the system at once; a step on record is not written again."""
         if record["step"] > self._known:
+            self._time = with_new(self._time)
             with named(self._path):
-                self._file.write(json.dumps(sealed(record)) + "\n")
+                self._file.write(json.dumps(sealed({**record, "time": self._time})) + "\n")
                 self._file.flush()
 
     def close(self) -> None:

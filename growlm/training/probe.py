@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 from growlm.errors import DivergedError
 from growlm.models import Params
 from growlm.state import TrainState
+from growlm.training.goodput import GROW, spending
 from growlm.training.growing import grow_into
 from growlm.training.loop import Steps, held_out_batches, step_specs, training_batches
 from growlm.training.stages import Cost, Stage
 from growlm.training.texts import Text
 
 
+@spending(GROW)
 def probe(
     stage: Stage,
     before: TrainState,

@@ -14,6 +14,7 @@ from jax._src import compilation_cache as jax_cache  # has no public place to ch
 from jax.experimental.compilation_cache import compilation_cache
 
 from growlm.caches import user_cache
+from growlm.training.goodput import COMPILE, spending
 
 MAX_PROGRAMS = 64  # each holds memory maps, and a process may have 65,530
 CACHE_BYTES = 2 * 10**9
@@ -34,11 +35,12 @@ class Compiled:
 
     def __call__(self, *of: Any) -> Any:
         """The program, built now unless it is there; where it is being built it is waited for."""
-        if (key := (self, self._key(*of))) not in _programs:
-            future: Future = Future()
-            future.set_result(self._build(*of))
-            _store(key, future)
-        return _programs[key].result()
+        with spending(COMPILE):
+            if (key := (self, self._key(*of))) not in _programs:
+                future: Future = Future()
+                future.set_result(self._build(*of))
+                _store(key, future)
+            return _programs[key].result()
 
     def ahead(self, *of: Any) -> None:
         """Begin to build the program in the background, unless it is there."""

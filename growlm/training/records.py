@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from growlm.errors import InUseError
@@ -31,14 +32,15 @@ def say_other_commits(name: str, stages: Sequence[Stage], records: Path, here: s
         print(f"growlm: {name}: begun at commit {', '.join(others)}, and this is {here}: it goes on", file=sys.stderr)
 
 
-def seconds_before(stage: Stage, records: Path) -> float:
-    """Training time of the stages before, to the point where this run left them, and what the growth took."""
+def time_before(stage: Stage, records: Path) -> tuple[float, dict[str, float]]:
+    """The time of the stages before, to the point where this run left them: training with the growth, and by cause."""
     if not stage.parent:
-        return 0.0
+        return 0.0, {}
     trained = read_records(records / stage.parent.stage_hash / "metrics.jsonl")
-    seconds = max((record["seconds"] for record in trained if record["step"] <= stage.parent.last_step), default=0.0)
+    last = max((one for one in trained if one["step"] <= stage.parent.last_step), key=itemgetter("step"), default={})
     report = records / stage.stage_hash / GROWTH_FILE  # not there in the records that nobody reads
-    return seconds + (read_record(report, "growth report", "seconds")["seconds"] if report.exists() else 0.0)
+    growing = read_record(report, "growth report", "seconds")["seconds"] if report.exists() else 0.0
+    return last.get("seconds", 0.0) + growing, last.get("time", {})
 
 
 def restore_records(stages: Sequence[Stage], store: Path, records: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.goodput import GROW, spending, time_counted
 from growlm.training.growing import grow_into
 from growlm.training.host_memory import check_memory
 from growlm.training.init_from import Sources, check_sources, find_sources, read_named, read_teacher
@@ -42,7 +43,7 @@ from growlm.training.processes import (
 )
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.records import Follower, commit_of, publish, restore_records, say_other_commits, seconds_before
+from growlm.training.records import Follower, commit_of, publish, restore_records, say_other_commits, time_before
 from growlm.training.saved import GROWTH_FILE, IMPORTED, INIT_FROM_FILE
 from growlm.training.settings import RunConfig
 from growlm.training.sparsity import emptied
@@ -64,6 +65,7 @@ def train(
     cache: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
     trackers: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> None:
     """Train one run in its folder: config.json, metrics.jsonl, growth-N.json and checkpoints/.
 
@@ -77,13 +79,14 @@ def train(
       cache: the folder of compiled programs; None: the user's.
       metadata: written as run.json when the run begins: the command, the hardware and the commit.
       trackers: where its curve goes, names of `growlm.training.trackers.TRACKERS`.
+      seconds_before: what it took to come here, which is counted as a part of the start.
 
     Raises:
       InputError, DivergedError, StoppedError.
     """
     check_trackers(trackers)
     workdir = location(workdir)
-    with open_workdir(workdir) as shared:
+    with time_counted(seconds_before), open_workdir(workdir) as shared:
         plan = plan_run(config, previous_config(shared.known), read_decisions(shared.known / STORE))
         mesh, records = mesh_of(config.mesh, config.batch_sizes), shared.records
         check_memory([stage.config.model for stage in plan.stages], mesh)
@@ -303,7 +306,7 @@ def train_run(
                             metrics_path=stage_folder / "metrics.jsonl",
                             branch_steps=branch_steps,
                             criterion=Criterion(stage, stage_folder, newest),
-                            seconds_before=seconds_before(stage, records),
+                            time_before=time_before(stage, records),
                             grown_at=grown_at,
                             next_stage=next(iter(plan.stages[number + 1 :]), None),
                             publish=partial(publish, plan.stages, records, folder, followers),
@@ -369,6 +372,7 @@ def _first_state(stage: Stage, sources: Sources, mesh: Mesh, store: Path, folder
     return init_state(stage.config.model, stage.config.optimizer, stage.run.seed, mesh, params)
 
 
+@spending(GROW)
 def _grow(stage: Stage, before: TrainState, text: Text, mesh: Mesh, folder: Path, display: Display) -> TrainState:
     """Grow the parent's last state into this stage's first, free that, and write the report."""
     display.say(f"growing {stage.parent.size} to {stage.size} ({stage.config.growth.operator})")

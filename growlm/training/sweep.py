@@ -17,6 +17,7 @@ from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
 from growlm.training.decisions import END, Decisions, read_decisions
+from growlm.training.goodput import time_counted
 from growlm.training.host_memory import check_memory
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
@@ -236,13 +237,15 @@ def run_sweep(
     cache: Path | None = None,
     experiment: str | None = None,
     trackers: Sequence[str] = (),
+    seconds_before: float = 0.0,
 ) -> dict[str, str]:
     """Train the chosen runs of a sweep into workdir/NAME, their stages into workdir/stages; of seeds in workdir/seed-N.
 
     Several processes may train one sweep: a run of which another trains a stage, or a try, is put off until no other
     run is left. Started again, the sweep goes on where it was; a run that is done and has no checkpoint, as in an
     archive, stays done. Returns the errors of runs that failed, by folder; the others go on. A try that diverged is
-    none: it is a try that is not the best. experiment: the text of the file that the sweep is of.
+    none: it is a try that is not the best. experiment: the text of the file that the sweep is of. seconds_before: as in
+    `train`.
 
     Raises:
       InputError: the folder holds something else.
@@ -256,7 +259,7 @@ def run_sweep(
     metadata = reproduction(command, experiment)
     check_trackers(trackers)
     workdir = location(workdir)
-    with open_workdir(workdir) as shared:
+    with time_counted(seconds_before), open_workdir(workdir) as shared:
         records = shared.records
         for folder in plan.seeds:
             check_store(records / folder / STORE)
