@@ -141,9 +141,14 @@ class Moment(NamedTuple):
     delay: float = 0.0
 
 
+def end_with_parent() -> None:
+    """From now on this process is killed where the one that started it ends."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
+
+
 def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: str) -> None:
     """Run a command of growlm in this process, and end it. The environment is added to that of the parent."""
-    ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
+    end_with_parent()
     os.environ |= environment
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream.fileno())
