@@ -72,7 +72,8 @@ def with_new(seconds: Mapping[str, float]) -> dict[str, float]:
     ledger = _ledger.get()
     total = collections.Counter(seconds)
     total.update(ledger.take() if ledger else {})
-    return {cause: round(total[cause], PRECISION) for cause in sorted(total) if total[cause] > 0}
+    rounded = {cause: round(total[cause], PRECISION) for cause in sorted(total)}
+    return {cause: seconds for cause, seconds in rounded.items() if seconds > 0}
 
 
 def gone_on(last: Mapping[str, float], kept: Mapping[str, float]) -> dict[str, float]:
