@@ -82,7 +82,9 @@ def train(
       seconds_before: what it took to come here, which is counted as a part of the start.
 
     Raises:
-      InputError, DivergedError, StoppedError.
+      InputError: a setting is wrong, or the folder holds something else.
+      DivergedError: the loss or the gradient is not finite.
+      StoppedError: `stop` was set; what was trained is saved.
     """
     check_trackers(trackers)
     workdir = location(workdir)
