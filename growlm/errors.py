@@ -7,9 +7,18 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TypeGuard
 
+LONGEST = 2000  # characters of a message: what it quotes may be any file's
+
 
 class InputError(ValueError):
-    """Bad input. The message is one line, 'X must be Y, got Z'; the command exits with 2."""
+    """Bad input. The message is one line, 'X must be Y, got Z'; the command exits with 2.
+
+    It is one whatever it quotes: characters that break a line, or that no terminal can print, are written as escapes.
+    """
+
+    def __init__(self, message: str):
+        text = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
+        super().__init__("".join(c if c.isprintable() or c == " " else ascii(c)[1:-1] for c in text))
 
 
 class InUseError(InputError):

@@ -19,7 +19,7 @@ import numpy as np
 
 from growlm.buckets import here
 from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
-from growlm.data.shards import ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
+from growlm.data.shards import SPLITS, ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
 from growlm.data.tokenized import is_tokenized, open_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, load_tokenizer
 from growlm.errors import InputError, must_be
@@ -135,7 +135,7 @@ def _prepared(source: str, manifest: dict[str, Any]) -> Corpus:
         eos=manifest["tokenizer"]["eos"],
         fingerprint=fingerprint(manifest),
         tokenizer=manifest["tokenizer"]["fingerprint"],
-        documents=sum(split["documents"] for split in manifest["splits"].values()),
+        documents=sum(manifest["splits"][split]["documents"] for split in SPLITS),
         markers=tuple(manifest["chat"].values()) if "chat" in manifest else None,
     )
 

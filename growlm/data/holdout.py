@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from growlm.data.documents import PIECE_BYTES, Document, cut
-from growlm.errors import InputError, must_be
+from growlm.errors import InputError, check_count, check_name, must_be
 
 MANY = 50  # fewer documents are split by chunks, of which a larger share is held out: such corpora are small
 CHUNK_BYTES = 4096
@@ -31,6 +31,10 @@ class Rule:
 
     unit: str
     below: int
+
+    def __post_init__(self):
+        check_name("unit", self.unit, ("document", "chunk"))
+        check_count("below", self.below, 0)
 
     def split(self, text: str) -> str:
         """The split of a chunk, or of a document by its first piece."""

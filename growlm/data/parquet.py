@@ -1,7 +1,9 @@
 """Parquet files as sources: the row groups that begin in a range of bytes, and only the columns that are needed."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from growlm.data.documents import PIECE_BYTES, Document, Reading, of_record
@@ -12,7 +14,7 @@ ROWS = 64  # in memory at a time
 
 
 def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Document]:
-    """One document a row of the row groups that begin in bytes [start, stop) of the file.
+    """One document a row of the row groups that begin in bytes [start, stop) of the file, as `_begins` has it.
 
     Raises:
       InputError: the file is broken, a column is missing, or that of the text is not text.
@@ -25,15 +27,14 @@ def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Do
         text = None if reading.chat else reading.field
         columns = text and [text, *(each.field for each in reading.filters)]
         row = 0
-        for group in range(file.num_row_groups):
-            with _named_errors(path):
-                metadata = file.metadata.row_group(group)
-                batches = file.iter_batches(ROWS, [group], columns, use_threads=False)
-            if start <= _begin(metadata) < stop:
+        for group, begin in enumerate(_begins(file.metadata, Path(path).stat().st_size)):
+            if start <= begin < stop:
+                with _named_errors(path):
+                    batches = file.iter_batches(ROWS, [group], columns, use_threads=False)
                 for number, record in enumerate(_records(path, batches, text), row + 1):
                     if document := of_record(record, f"row {number} of {path}", reading):
                         yield document
-            row += metadata.num_rows
+            row += file.metadata.row_group(group).num_rows
 
 
 def _records(path: str, batches: Iterator[Any], field: str | None) -> Iterator[dict[str, Any]]:
@@ -49,10 +50,14 @@ def _records(path: str, batches: Iterator[Any], field: str | None) -> Iterator[d
                 yield {**record, field: text}
 
 
-def _begin(metadata: Any) -> int:
-    """The position of a row group's first page."""
-    column = metadata.column(0)
-    return min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+def _begins(metadata: Any, size: int) -> list[int]:
+    """About where each row group begins in a file of `size` bytes: by the share of the data that is before it.
+
+    Not by the offset of its first page: where that part of the metadata is damaged, pyarrow ends the whole process.
+    """
+    sizes = [max(0, metadata.row_group(group).total_byte_size) for group in range(metadata.num_row_groups)]
+    before = itertools.accumulate(sizes[:-1], initial=0)
+    return [min(size - 1, size * each // max(1, sum(sizes))) for each in before] if sizes else []
 
 
 def _check_columns(path: str, schema: Any, reading: Reading) -> None:

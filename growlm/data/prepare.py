@@ -37,13 +37,14 @@ from growlm.data.shards import (
     open_split,
     read_format,
     read_manifest,
+    read_rows,
 )
 from growlm.data.sources import Part, Source, list_parts, listing, pin, plain_files
 from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, Rows, run_parts
 from growlm.errors import InputError, check_name, check_range, must_be
-from growlm.files import is_part, locked, read_json, write_sealed
+from growlm.files import is_part, locked, write_sealed
 
 RECORDS = "parts"  # folder of the records of finished parts
 GOES_ON = "finished parts are kept, and the same command goes on"
@@ -326,7 +327,7 @@ def job_of(work: Work, rule: Rule) -> Job:
 def recorded(output: Path) -> dict[int, Rows]:
     """The manifest's rows of the parts that are done, by their numbers."""
     paths = (output / RECORDS).glob("[0-9]*.json")
-    return {int(path.stem): read_json(path, "record of a part")["shards"] for path in paths}
+    return {int(path.stem): read_rows(path) for path in paths}
 
 
 def write_record(output: Path, number: int, rows: Rows) -> None:

@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from growlm.checked import parse_json, unsealed
+from growlm.data.holdout import Rule
 from growlm.errors import InputError, check_count, check_name, check_range, must_be
+from growlm.files import read_record
 
 FORMAT = "growlm token shards 1"
 MANIFEST, PLAN = "manifest.json", "plan.json"
@@ -30,6 +32,7 @@ DTYPES = ("<u2", "<u4")
 TOKENS_SUFFIX, INDEX_SUFFIX = ".bin", ".idx"
 INDEX_DTYPE = np.dtype("<u8")
 HASHED_BYTES = 2**16
+COUNTS = ("documents", "tokens", "bytes")  # of a shard, and of all of a split
 
 
 @dataclass(frozen=True)
@@ -113,33 +116,55 @@ def read_format(path: Path) -> dict[str, Any] | None:
 
 
 def _check_plan(plan: dict[str, Any]) -> None:
-    if not isinstance(plan["settings"], dict) or not isinstance(plan["rule"], dict):
-        raise TypeError("settings and rule must be objects")
+    if not isinstance(plan["settings"], dict):
+        raise must_be("settings", "an object", plan["settings"])
+    Rule(**plan["rule"])
 
 
 def _check_manifest(manifest: dict[str, Any]) -> None:
     """Raises ValueError, TypeError, KeyError or AttributeError for a manifest that is none."""
     _check_plan(manifest)
     check_name("dtype", manifest["dtype"], DTYPES)
-    tokenizer, shards = manifest["tokenizer"], shards_of(manifest)
+    tokenizer, shards = manifest["tokenizer"], _check_rows(manifest["shards"])
     check_count("vocab", tokenizer["vocab"], 1)
     check_range("eos", tokenizer["eos"], 0, tokenizer["vocab"] - 1)
     for name in ("name", "fingerprint"):
         if not isinstance(tokenizer[name], str):
             raise must_be(name, "a text", tokenizer[name])
-    for name in (*tokenizer["files"], *(shard.name for shard in shards)):
-        if PurePosixPath(name).name != name or "\0" in name:
-            raise must_be("a name", "one of a file in the folder", name)
-    for shard in shards:
-        check_name("split", shard.split, SPLITS)
-    for split, field in itertools.product(SPLITS, ("documents", "tokens", "bytes")):
+    for name in tokenizer["files"]:
+        _check_file_name(name)
+    for split, field in itertools.product(SPLITS, COUNTS):
         counts = [getattr(shard, field) for shard in shards if shard.split == split]
-        for count in counts:
-            check_count(field, count, 0)
         if (total := manifest["splits"][split][field]) != sum(counts):
             raise must_be(f"{field} of {split}", f"those of its shards, {sum(counts)}", total)
     for name, token in manifest.get("chat", {}).items():
         check_count(f"marker {name}", token, 0)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The manifest's rows in the record of a part. Raises InputError."""
+    rows = read_record(path, "record of a part", "shards")["shards"]
+    try:
+        _check_rows(rows)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{path} must be what growlm prepare wrote, got another: {error}") from None
+    return rows
+
+
+def _check_rows(rows: Any) -> list[Shard]:
+    """The shards of rows. Raises ValueError, TypeError or AttributeError for rows that are none."""
+    shards = shards_of({"shards": rows})
+    for shard in shards:
+        _check_file_name(shard.name)
+        check_name("split", shard.split, SPLITS)
+        for field in COUNTS:
+            check_count(field, getattr(shard, field), 0)
+    return shards
+
+
+def _check_file_name(name: Any) -> None:
+    if PurePosixPath(name).name != name or "\0" in name:
+        raise must_be("a name", "one of a file in the folder", name)
 
 
 def open_split(folder: Path, manifest: dict[str, Any], split: str) -> ShardedTokens:

@@ -20,6 +20,7 @@ from growlm.errors import InputError, must_be
 
 SUFFIX, INDEX, METADATA = ".ds", ".index", ".metadata"
 HELD_OUT = 0.005
+LONGEST_NAME = 2**12  # bytes of the first line of metadata
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ def open_tokenized(folder: Path) -> Tokenized:
     tokenizer, files = load_tokenizer(tokenizer_source(folder)), _files(folder)
     tokens = [_open(path, np.dtype(f"<u{_metadata(path)[1]}")) for path in files]
     ends = [_open(_beside(path, INDEX), INDEX_DTYPE) for path in files]
-    for path, all_tokens, all_ends in zip(files, tokens, ends, strict=True):
-        _check(path, all_tokens, all_ends, tokenizer.eos)
     documents = sum(map(len, ends))
     if documents < 2:
         raise must_be(str(folder), "two documents or more", documents)
@@ -68,6 +67,8 @@ def open_tokenized(folder: Path) -> Tokenized:
         counts[max(number for number, each in enumerate(ends) if len(each))] = 1
     kept = [each[: len(each) - count] for each, count in zip(ends, counts, strict=True)]
     borders = [int(each[-1]) if len(each) else 0 for each in kept]
+    for path, all_tokens, all_ends, border in zip(files, tokens, ends, borders, strict=True):
+        _check(path, all_tokens, all_ends, border, tokenizer.eos)
     return Tokenized(
         train=ShardedTokens([each[:border] for each, border in zip(tokens, borders, strict=True)]),
         validation=ShardedTokens([each[border:] for each, border in zip(tokens, borders, strict=True)]),
@@ -89,9 +90,12 @@ def _metadata(path: Path) -> tuple[str, int]:
     """The tokenizer's name, and the bytes of a token."""
     place = _beside(path, METADATA)
     try:
-        name, _, size = place.read_text(encoding="utf-8").partition("\n")[0].rpartition("|")
+        with place.open("rb") as file:
+            name, _, size = file.readline(LONGEST_NAME).decode().rstrip("\n").rpartition("|")
     except OSError as error:
         raise InputError(f"cannot read {place}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise InputError(f"the first line of {place} must be UTF-8") from None
     if not name or size not in ("2", "4"):
         raise must_be(f"the first line of {place}", "TOKENIZER|2 or TOKENIZER|4", f"{name}|{size}")
     return name, int(size)
@@ -108,11 +112,14 @@ def _open(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.asarray(np.memmap(path, dtype, mode="r")) if size else np.zeros(0, dtype)
 
 
-def _check(path: Path, tokens: np.ndarray, ends: np.ndarray, eos: int) -> None:
+def _check(path: Path, tokens: np.ndarray, ends: np.ndarray, border: int, eos: int) -> None:
+    """Raises InputError where the first document, the last that is trained on or the last of all does not end."""
     expected = int(ends[-1]) if len(ends) else 0
     if len(tokens) != expected:
         raise must_be(str(path), f"of {expected} tokens, as its {INDEX} says", len(tokens))
-    for end in {int(ends[0]), expected} if len(ends) else ():
+    for end in {int(ends[0]), border or expected, expected} if len(ends) else ():
+        if not 0 < end <= expected:
+            raise must_be(f"the end of a document in {_beside(path, INDEX)}", f"1 to {expected}", end)
         if tokens[end - 1] != eos:
             name = f"the last token of documents of {path}"
             raise must_be(name, f"its tokenizer's EOS {eos}", int(tokens[end - 1]))

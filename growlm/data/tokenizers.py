@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.buckets import WEIGHTS, here
-from growlm.checked import parse_json
+from growlm.checked import check_text, parse_json
 from growlm.errors import InputError, import_library, in_one_line, must_be
 from growlm.files import check_regular, write_json, write_whole
 from growlm.hub import local_folder, pinned
@@ -187,12 +187,12 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
     library = import_library("sentencepiece")
     try:
         model = library.SentencePieceProcessor(model_proto=files[MODEL])
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: its message is no UTF-8
         raise InputError(f"{source} must be a SentencePiece model or a tokenizer.json") from None
 
     def number(token: str) -> int | None:
         id = model.piece_to_id(token)
-        return id if model.id_to_piece(id) == token else None
+        return id if 0 <= id < model.vocab_size() and model.id_to_piece(id) == token else None
 
     return _Library(
         vocab=model.vocab_size(),
@@ -262,13 +262,15 @@ def _special_tokens(folder: Path) -> dict[str, str | int | None]:
         value = next((value for value in values if value not in (None, [])), None)
         if value is not None:
             value = value[0] if isinstance(value, list) else value  # a chat model may have several
-            named[key] = value["content"] if isinstance(value, dict) else value
+            named[key] = value.get("content") if isinstance(value, dict) else value
     return named
 
 
 def _special(key: str, library: _Library, named: dict[str, str | int | None], names: Sequence[str]) -> int | None:
     """A special token: as named beside the file, else in the file, else the first of `names` that it has."""
     if (value := named.get(key)) is not None:
+        if not isinstance(value, str) and type(value) is not int:
+            raise must_be(f"the {key} that a file beside the tokenizer names", "a token's text or number", value)
         number = library.number(value) if isinstance(value, str) else value
         if number is None or not 0 <= number < library.vocab:
             raise InputError(f"the tokenizer lacks the {key} {value!r} that a file beside it names: --eos=TOKEN")
@@ -304,7 +306,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = parse_json(_read(path))
+        check_text(content := parse_json(_read(path)))
     except ValueError as error:
         raise InputError(f"{path} must be JSON, got {error}") from None
     return content if isinstance(content, dict) else {}

@@ -104,9 +104,9 @@ def write_folder(
 
 def _carry(path: Path, target: Path) -> None:
     """Copy a file; settings that name code are written without that."""
-    data = path.read_bytes() if path.name.endswith(CONFIG) else b""
-    if any(f'"{key}"'.encode() in data for key in CODE):
-        write_json(target, _without_code(read_json(path, path.name)))
+    settings = read_json(path, path.name) if path.name.endswith(CONFIG) else None
+    if (kept := _without_code(settings)) != settings:
+        write_json(target, kept)
     else:
         shutil.copyfile(path, target)
 

@@ -90,7 +90,7 @@ class HuggingFaceFolder:
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder claims to hold a Hugging Face checkpoint: its config.json names a model_type."""
     path = here(folder / CONFIG)
-    return path.is_file() and "model_type" in read_object(path)
+    return path.is_file() and "model_type" in read_object(inside(path.parent, path.name))
 
 
 def open_folder(folder: Path) -> HuggingFaceFolder:
