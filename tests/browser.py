@@ -72,7 +72,7 @@ class Tab:
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         self.scheme(scheme)
         self.call("Page.navigate", url=path.resolve().as_uri())
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60  # a machine may be busy
         while self.value("document.documentElement.dataset.ready") is None:
             if time.monotonic() > end:
                 raise TimeoutError(f"{path} is not ready: {self.problems}")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from browser import browser, find_browser
-from studies import write_seeds
+from studies import write_seeds, write_sweep
 from test_fit import timing_sweep
 
 from growlm.report.report import write_report
@@ -91,6 +91,42 @@ def test_the_page_opens_without_errors_or_network(tab, page, device, scheme):
     assert tab.value(f"getComputedStyle({LOSS}.querySelector('.main-svg')).backgroundColor") == ground
     buttons = tab.value(f"[...{LOSS}.querySelectorAll('.updatemenu-button')].map(b => b.getBoundingClientRect().right)")
     assert len(buttons) == 5 and max(buttons) <= device["width"]
+
+
+MARKUP = "<img src=x onerror=pwned=1><a href='javascript:pwned=1'>a<b><svg onload=pwned=1>{{7*7}}"
+SCRIPT = "</script><script>pwned=1</script><base href='//evil'><form action='//evil'>" + MARKUP
+
+
+def test_markup_in_names_prompts_and_texts_does_nothing(tab, tmp_path):
+    run = MARKUP.replace("/", "")
+    folder = write_sweep(tmp_path / "s", {"scratch": 1.0, run: 0.7}, title=SCRIPT, hardware=SCRIPT, command=SCRIPT)
+    path = folder / run / "metrics.jsonl"
+    *lines, last = map(json.loads, path.read_text().splitlines())
+    last |= {"samples": [{"prompt": SCRIPT, "text": SCRIPT}], f"benchmark/{SCRIPT}": 0.5, f"{SCRIPT}/web": 1.0}
+    path.write_text("".join(json.dumps(record) + "\n" for record in (*lines, last)))
+    (folder / run / "config.json").write_text(json.dumps({"corpus": SCRIPT, SCRIPT: SCRIPT}))
+    page = write_report(folder)
+    tab.open(page, **LAPTOP)
+    assert tab.value("document.title") == SCRIPT and tab.value("document.body.innerText").count("pwned=1") >= 5
+    marks = "img[src=x], [onerror], [onload], base, form, a[href^=javascript], b b, script:not([type]):nth-of-type(n+9)"
+    assert tab.value(f"document.querySelectorAll({json.dumps(marks)}).length") == 0
+    assert (tab.value("typeof pwned"), tab.requests, tab.problems) == ("undefined", [page.resolve().as_uri()], [])
+
+
+def test_the_policy_of_the_page_stops_what_would_get_into_it(tab, page):
+    tab.open(page, **LAPTOP)
+    tab.value(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(MARKUP)})")
+    for script in (
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'pwned = 1'}))",
+        "document.body.append(Object.assign(document.createElement('img'), {src: 'https://evil.invalid/a'}))",
+        "document.head.append(Object.assign(document.createElement('base'), {href: 'https://evil.invalid'}))",
+        "setTimeout('pwned = 1')",
+    ):
+        tab.value(script)
+    assert tab.value("new Promise(done => setTimeout(() => done(typeof pwned), 200))") == "undefined"
+    assert tab.value("document.baseURI") == page.resolve().as_uri()
+    stopped = [problem for problem in tab.problems if "Content Security Policy" in problem]
+    assert len(stopped) >= 4 and len(stopped) == len(tab.problems)
 
 
 def test_tables_are_as_wide_as_the_laptop_s_screen(laptop):

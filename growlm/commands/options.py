@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from growlm import buckets
 from growlm.errors import InputError
+from growlm.secrets import without_secrets
 
 
 def installed_version(package: str) -> str | None:
@@ -125,8 +126,8 @@ CONFIG_KEYS = {"--config": "sets any key of the config, such as --config.stages[
 
 
 def command_line() -> str:
-    """The command that runs, as a shell would take it."""
-    return shlex.join(["growlm", *sys.argv[1:]])
+    """The command that runs, as a shell would take it, without secrets: it is kept in records."""
+    return shlex.join(["growlm", *map(without_secrets, sys.argv[1:])])
 
 
 def print_json(value: Any) -> None:

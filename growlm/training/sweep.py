@@ -13,6 +13,7 @@ import jax
 from growlm.buckets import location
 from growlm.errors import DivergedError, InputError, InUseError, StoppedError, unknown
 from growlm.files import locked, read_json, write_sealed
+from growlm.secrets import without_secrets
 from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
@@ -376,7 +377,7 @@ def _one_line(error: Exception) -> str:
     """The first line of an error, XLA's have pages, and its kind where the line was not written for readers."""
     first = next(iter(str(error).strip().splitlines()), "")
     first = first if len(first) <= MAX_LINE else f"{first[: MAX_LINE - 3]}..."
-    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"
+    return without_secrets(first if isinstance(error, InputError) else f"{type(error).__name__}: {first}")
 
 
 def _write_summaries(plan: SweepPlan, workdir: Path, metadata: Mapping[str, Any]) -> None:

@@ -267,7 +267,10 @@ def _begin_wandb(run: TrackedRun, config: dict[str, Any]) -> Any:
         config=config,
         resume="allow",
         reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off", x_transaction_log_flush_interval=1.0),
+        # Its metadata are the command and the environment as they are; records have what is needed, without secrets.
+        settings=wandb.Settings(
+            silent=True, console="off", disable_git=True, x_disable_meta=True, x_transaction_log_flush_interval=1.0
+        ),
     )
     session.define_metric("step")
     session.define_metric("*", step_metric="step")
