@@ -9,10 +9,12 @@ EDITABLE := --config-settings editable_mode=compat
 # Only tests need PyTorch, and not its gigabytes of CUDA. Where there is no such build (macOS): make test TORCH=torch
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# A file of versions with hashes, from which everything is installed: make test LOCK=ci.lock. Without it, from the floors.
+LOCK ?=
 # Neighbours share fixtures and stay together, but for what an idle worker takes over.
 PYTEST := JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
-.PHONY: demo study results bench check test test-slow install clean
+.PHONY: demo study results bench check test test-slow lock audit install clean
 
 install: $(VENV)/.installed
 
@@ -22,12 +24,12 @@ $(VENV)/.created:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.created requirements.txt pyproject.toml
-	$(PIP) -r requirements.txt
+	$(PIP) $(if $(LOCK),--require-hashes -r $(LOCK),-r requirements.txt)
 	$(PIP) $(EDITABLE) --no-deps --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) $(EDITABLE) --editable '.[test]'
+	$(PIP) $(EDITABLE) $(if $(LOCK),--no-deps) --editable '.[test]'
 	touch $@
 
 $(VENV)/.tried-torch: $(VENV)/.installed-test
@@ -70,6 +72,16 @@ test: check $(VENV)/.tried-torch
 # The rest: every mesh, every kill, thorough properties, compilers, notebooks, docs, the page in a browser.
 test-slow: $(VENV)/.tried-torch $(VENV)/.tried-chromium
 	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=thorough
+
+# Renews the versions that the CI takes. Needs the network, as does the audit.
+lock: $(VENV)/.created
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --extra test pyproject.toml --custom-compile-command "make lock" --output-file ci.lock
+
+# Says which of the versions in ci.lock have known weaknesses.
+audit: $(VENV)/.created
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement ci.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
