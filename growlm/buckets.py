@@ -134,6 +134,15 @@ def origin(path: Path) -> str:
     return kept.read_text(encoding="utf-8") if is_copy else str(absolute(path))
 
 
+def with_origins(text: str) -> str:
+    """A text with the places in buckets where it names the copies that `here` made of them."""
+    for holder in {*re.findall(re.escape(str(user_cache("buckets"))) + "/[0-9a-f]{16}", text)}:
+        with contextlib.suppress(OSError):
+            place = Path(holder, PLACE).read_text(encoding="utf-8")
+            text = text.replace(f"{holder}/{PurePath(place).name}", place)
+    return text
+
+
 def sizes(folder: Path) -> list[tuple[str, int]]:
     """The relative paths of the files in a folder, sorted, and their bytes."""
     if is_bucket(folder):

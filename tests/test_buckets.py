@@ -312,6 +312,8 @@ def test_hugging_face_folders_and_grown_ones_in_a_bucket(url, capsys):
     grow = ["grow", f"--source={url}/hf", "--factor=2"]
     assert main([*grow, f"--output={url}/grown"]) == 0, capsys.readouterr().err
     assert main([*grow, f"--output={url}/grown"]) == 2 and "is not empty" in capsys.readouterr().err
+    assert main(["sample", f"--checkpoint={url}/hf", "--prompt=a"]) == 2
+    assert f"folder {url}/hf must hold one tokenizer" in capsys.readouterr().err  # nor is it named
     assert read_model(f"{url}/grown")[0].layers == 2
     report = json.loads(objects(f"{url}/grown")["growth.json"])
     assert report["grown_from"]["folder"] == f"{url}/hf"  # not the copy that was read

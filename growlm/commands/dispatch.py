@@ -76,7 +76,9 @@ def outcome(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError) as error:
-        print(f"growlm: {error}", file=sys.stderr)
+        from growlm.buckets import with_origins  # --help is quick
+
+        print(f"growlm: {with_origins(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
