@@ -15,7 +15,7 @@ from growlm.checked import CHECKSUMS, DamagedError
 from growlm.commands.convert import convert_folder
 from growlm.errors import InputError
 from growlm.report.records import read
-from growlm.training import saved
+from growlm.training import checkpoint, saved
 from growlm.training.checkpoint import check_whole
 from growlm.training.run import train
 from growlm.training.saved import read_model
@@ -173,6 +173,16 @@ def test_a_flipped_bit_in_any_record_of_a_run_is_said_and_never_taken_for_anothe
                 want = read(whole).runs["whole"]
                 assert found.config.items() >= want.config.items()  # a blank that became another, or the key's own name
                 assert [{**a, **b} for a, b in zip(found.metrics, want.metrics, strict=True)] == found.metrics
+
+
+def test_a_run_that_goes_on_reads_the_files_of_its_checkpoint_once_to_check_them(runs, tmp_path, monkeypatch):
+    config, whole = runs
+    folder = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tiny.checkpoints(folder)[STEPS, 2 * STEPS])
+    check, checked = checkpoint.check_files, []
+    monkeypatch.setattr(checkpoint, "check_files", lambda item: (checked.append(item.parent.name), check(item)))
+    train(config, folder)
+    assert checked == ["12"]
 
 
 def test_what_reads_a_run_that_trains_takes_the_newest_again_when_a_checkpoint_is_removed(runs, tmp_path, monkeypatch):
