@@ -17,6 +17,7 @@ from growlm.__main__ import main
 from growlm.buckets import LEASE, SCHEMES, UNFINISHED, check_states, location
 from growlm.commands import doctor
 from growlm.errors import InputError
+from growlm.training import checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -76,10 +77,21 @@ def test_a_run_in_a_bucket_that_is_killed_ends_with_the_bits_of_one_on_a_disk(bu
     assert steps == {str(STEPS), str(TOTAL)}  # nothing is left of others
 
 
-def test_a_damaged_upload_is_left_out_for_an_older_one_and_a_bucket_that_is_gone_is_a_line(buckets, tmp_path, capsys):
+def test_a_damaged_upload_is_left_out_for_an_older_one_and_one_that_fails_is_a_line(
+    buckets, tmp_path, capsys, monkeypatch
+):
     corpus = tiny.write_corpus(tmp_path)
     settings = tiny.run(corpus, tiny.stage(5), checkpoint={"every_tokens": tiny.STEP, "max_to_keep": 2})
     command = ["train", f"--config={tiny.write_config(tmp_path / 'run.py', settings)}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "upload", lambda *where: put("s3://no-such-bucket/object", b""))
+        assert main([*command, "--workdir=s3://bucket/damaged"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        line.startswith("growlm: cannot write a checkpoint in s3://bucket/damaged/checkpoints/") and "goes on" in line
+    )
+    assert not whole(objects("s3://bucket/damaged"), "s3")
+
     assert main([*command, "--workdir=s3://bucket/damaged"]) == 0
     files = objects("s3://bucket/damaged")
     assert sorted(step for _, step in whole(files, "s3")) == [4, 5]
