@@ -54,8 +54,9 @@ def page(title: str, head: str, parts: Sequence[Part], figures: Iterable[Figure]
     scripts = [_plotly_js(), here.with_name("page.js").read_text(encoding="utf-8")]
     hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {allowed}"
-    policy += "; base-uri 'none'; form-action 'none'"  # which default-src does not rule
+    # Bases and forms are not ruled by default-src.
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data: blob:; style-src 'unsafe-inline'"
+    policy += f"; script-src {allowed}"
     inline = "\n".join(f"<script>{script}</script>" for script in scripts)
     parts = [part for part in parts if part.body]
     contents = "".join(f'<a href="#part-{n}">{escape(part.title)}</a>' for n, part in enumerate(parts))
