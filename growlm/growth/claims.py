@@ -131,7 +131,7 @@ def _experts(growth: Growth, axis: Axis, source: DecoderConfig, target: DecoderC
     """Why the router weights of an expert's copies do not sum to the expert's; empty if they do."""
     experts = growth.maps[axis.name]
     before, after = (getattr(config, axis.chosen) for config in (source, target))
-    if growth.silent(axis, target):
+    if growth.writes_zeros(axis, target):
         return ""  # whatever the router says
     if experts.fresh.any():
         return f"fresh {axis.name} take a share of the router's weight"

@@ -62,7 +62,7 @@ class Lifted:
         """The new weights that the growth gives initial values."""
         return tuple(path for path, origin in self.origins.items() if origin.drawn)
 
-    def silent(self, weight: Weight) -> bool:
+    def writes_zeros(self, weight: Weight) -> bool:
         """Whether a weight is new and writes zeros."""
         origin = self.origins[weight.path]
         return origin.path is None and not origin.drawn and weight.neutral == 0

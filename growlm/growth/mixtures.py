@@ -69,7 +69,7 @@ class DropUnits(Effect):
         """Unless there are no such units, or their experts add nothing yet."""
         changed = [weight for weight in target.weights if self.changes(growth, weight)]
         axes = {experts[1] for weight in changed if (experts := _experts_of(weight)) is not None}
-        heard = any(not growth.silent(axis, target) for axis in axes)
+        heard = any(not growth.writes_zeros(axis, target) for axis in axes)
         return f"a share of {self.share:g} of every expert's units is drawn anew" if heard else ""
 
     def breaks_gradients(self, growth: Growth, target: DecoderConfig) -> str:

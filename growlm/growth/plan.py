@@ -140,10 +140,10 @@ class Growth:
         """The config that the maps grow: the source's, lifted if the growth has a lift."""
         return self.lift.config if self.lift else source
 
-    def silent(self, axis: Axis, target: DecoderConfig) -> bool:
+    def writes_zeros(self, axis: Axis, target: DecoderConfig) -> bool:
         """Whether the experts of an axis write zeros, because a lift made them."""
         writers = [w for w in target.weights if w.residual and any(dim.many and dim.axis is axis for dim in w.dims)]
-        return self.lift is not None and all(map(self.lift.silent, writers))
+        return self.lift is not None and all(map(self.lift.writes_zeros, writers))
 
     def axis(self, axis: Axis, weight: Weight) -> AxisMap:
         """The map of an axis for one weight."""

@@ -303,7 +303,7 @@ _NORM = {"blocks/moe_norm/scale": Origin("blocks/mlp_norm/scale", (0, 1))}
 _PARTS = ("gate", "up", "down")
 
 
-def _silent(prefix: str) -> dict[str, Origin]:
+def _writing_zeros(prefix: str) -> dict[str, Origin]:
     """Experts that add nothing yet: what they write into the stream is zero, and what they read is drawn."""
     return {f"blocks/moe/{prefix}{part}": Origin(None, drawn=part != "down") for part in _PARTS}
 
@@ -317,7 +317,7 @@ DENSE_TO_EXPERTS = Lift(
     | {f"blocks/moe/{part}": Origin(f"blocks/mlp/{part}", (0, None, 1, 2)) for part in _PARTS},
 )
 _SHARED_MLP = {f"blocks/moe/shared_{part}": Origin(f"blocks/mlp/{part}", (0, 1, 2)) for part in _PARTS}
-_BESIDE_SHARED = _NORM | {"blocks/moe/router": Origin(None, drawn=True)} | _silent("")
+_BESIDE_SHARED = _NORM | {"blocks/moe/router": Origin(None, drawn=True)} | _writing_zeros("")
 DENSE_TO_SHARED = Lift(
     "shared",
     "each MLP becomes the shared expert of a mixture whose own experts add nothing yet",
@@ -341,5 +341,5 @@ WITH_SHARED = Lift(
     "beside",
     "each mixture gets a shared expert that adds nothing yet",
     _with_shared,
-    {"blocks/moe/shared_router": Origin(None)} | _silent("shared_"),
+    {"blocks/moe/shared_router": Origin(None)} | _writing_zeros("shared_"),
 )

@@ -200,7 +200,7 @@ def _check_records(plan: SweepPlan) -> None:
 
 
 def describe(plan: SweepPlan, chosen: Sequence[str]) -> str:
-    """The stages of the chosen runs with their addresses, and what sharing saves the whole sweep."""
+    """The stages of the chosen runs with their hashes, and what sharing saves the whole sweep."""
     lines, width, search = [], max(16, *map(len, plan.runs)), plan.config.search
     for name, shares in plan.shares().items():
         for stage, shared in shares if name in chosen else ():
