@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from growlm.errors import check_name
 
-SHARE = {"": 1.0, "tiny": 0.02}
+SHARE = {"": 1.0, "tiny": 0.005}
+BATCH = {"": 8, "tiny": 2}
 BATCHES = {"": 16, "tiny": 2}  # of validation text
 LAW = {"a": 674.0, "b": -0.2068}  # nats a byte and FLOPs
 
@@ -31,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     check_name("variant", variant, SHARE)
     share = SHARE[variant]
     small = {"layers": 2, "embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
-    batches = {"batch": 8, "length": 128}
+    batches = {"batch": BATCH[variant], "length": 128}
     warm = {"peak_lr": 4e-3, "warmup_tokens": int(50_000 * share)}
     candidates = {name: {"operator": "direct", "options": {"order": name}} for name in ("stack", "interleave")}
     candidates["lemon"] = {"operator": "lemon"}

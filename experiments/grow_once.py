@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from growlm.errors import check_name
 
-SHARE = {"": 1.0, "tiny": 0.02}
+SHARE = {"": 1.0, "tiny": 0.005}
+BATCH = {"": 8, "tiny": 2}
 BATCHES = {"": 16, "tiny": 2}  # of validation text
 
 
@@ -24,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
     check_name("variant", variant, SHARE)
     share = SHARE[variant]
     small = {"layers": 2, "embed": 64, "heads": 2, "kv_heads": 2, "head_dim": 32, "mlp": 176, "vocab": 256}
-    batches = {"batch": 8, "length": 128}
+    batches = {"batch": BATCH[variant], "length": 128}
 
     config = ConfigDict()
     config.corpus = "stdlib"  # the Python standard library of this interpreter, or the path of any text
