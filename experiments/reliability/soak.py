@@ -45,6 +45,7 @@ RUNS = ("once", "twice")
 CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
 MOST_KILLS = 13  # of a chain; 7 on average, so that chains of one and of many are among them
 MOVING, BUCKETS = 0.75, 0.2  # of the chains
+IN_BUCKET = "while a bucket is written"  # half of the kills there
 LIMIT = 1800  # seconds in which a start must end
 # How far an ending on other meshes may be from that on one device: losses relative to the loss, arrays to the largest
 # absolute value in them. Second moments of the optimizer are squares of gradients, and twice as far apart.
@@ -226,8 +227,8 @@ class Soak:
 
     def _moment(self, draw: random.Random, place: str, processes: int) -> tuple[Moment, int]:
         """A moment that may come in that place, and the process to which it comes."""
-        kinds = [kind for kind in KINDS if kind != "while a bucket is written" or "://" in place]
-        kind = draw.choice(kinds)
+        kinds = [kind for kind in KINDS if kind != IN_BUCKET]
+        kind = IN_BUCKET if "://" in place and draw.random() < 0.5 else draw.choice(kinds)
         row = KINDS[kind]
         alone = max(line["seconds"] for line in self.done if "alone" in line)
         delay = draw.uniform(0, row.delay if row.function else alone / 2)

@@ -10,6 +10,8 @@ import errno
 import logging
 import os
 import sys
+import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -39,6 +41,11 @@ from growlm.models import path_of
 from growlm.state import TrainState
 from growlm.training.goodput import SAVE, spending
 from growlm.training.processes import broadcast, broadcast_json, is_first
+
+# Orbax measures its timeouts by the time of day in these: where that is set while a checkpoint is written, it fails.
+for _name in ("future", "signaling_client"):
+    if (_module := sys.modules.get(f"orbax.checkpoint._src.futures.{_name}")) is not None:
+        vars(_module)["time"] = types.SimpleNamespace(**vars(time) | {"time": time.monotonic})
 
 # What a system says of a disk that takes no more, in pages of an error.
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)))

@@ -20,6 +20,7 @@ from growlm.state import TrainState
 from growlm.training.benchmarks import Benchmarks, in_words
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.decisions import Criterion
+from growlm.training.device_memory import check_step, describe_memory
 from growlm.training.goodput import DATA, EVALUATE, SAVE, TRAIN, spending
 from growlm.training.growing import prepared_growth
 from growlm.training.mesh import place_batch, replicated, share_of_batch
@@ -27,7 +28,7 @@ from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwa
 from growlm.training.processes import StopRequest, all_stop
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec, compile_steps, compile_steps_ahead, describe_memory, must_compile
+from growlm.training.step import StepSpec, compile_steps, compile_steps_ahead, must_compile
 from growlm.training.texts import Text
 
 
@@ -66,6 +67,7 @@ def train_stage(
       teacher: the parameters of the teacher of the stage's objective.
 
     Raises:
+      InputError: a step needs more memory than a device has.
       DivergedError: the loss or the gradient is not finite.
       StoppedError: `stop` was set; the state is saved.
     """
@@ -81,6 +83,7 @@ def train_stage(
     tried = all_held_out[:1] if stage.config.objective.row.validates else [all_held_out[0].one]
     known = max(checkpoints.steps(), default=-1)
     if stage.steps:
+        check_step(stage, specs.values(), mesh)
         display.say(describe_memory(specs.values(), batch, length, mesh))
 
     log = MetricsLog(metrics_path, known, time_before[1])

@@ -23,6 +23,7 @@ from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
 from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.device_memory import exhaustion_said
 from growlm.training.goodput import GROW, spending, time_counted
 from growlm.training.growing import grow_into
 from growlm.training.host_memory import check_memory
@@ -261,7 +262,8 @@ def train_run(
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
             stage_folder.mkdir(parents=True, exist_ok=True)
-            with first_enters(locked(stage_folder, timeout=1.0)):  # rules 6 and 7; a display looks for a moment
+            # Rules 6 and 7; a display looks for a moment.
+            with first_enters(locked(stage_folder, timeout=1.0)), exhaustion_said(plan.stages[number]):
                 decisions = _decisions(records)
                 plan = plan.decided(decisions)
                 stage, text = plan.stages[number], plan.texts[number]

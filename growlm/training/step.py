@@ -7,7 +7,7 @@ A sub-model of bert2BERT (arXiv 2110.07143) is the first layers of a model, of w
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from growlm.state import TrainState
 from growlm.training.mesh import by_rows, on_mesh, replicated
 from growlm.training.objectives import ObjectiveConfig
 from growlm.training.optimizer import GROUPS, OptimizerConfig, learning_rate_factor, make_optimizer, trainable
-from growlm.training.programs import Compiled, bytes_needed
+from growlm.training.programs import Compiled
 from growlm.training.sparsity import abstract_kept, by_path
 
 Arrays = tuple[Params, Any, Params | None]  # params, opt_state, ema
@@ -359,20 +359,6 @@ def _abstract_more(spec: StepSpec, mesh: Mesh) -> dict[str, Any]:
     if spec.sparsity:
         more["kept"] = abstract_kept(spec.model, spec.sparsity, mesh)
     return more
-
-
-def describe_memory(specs: Iterable[StepSpec], batch: int, length: int, mesh: Mesh) -> str:
-    """The memory of the compiled train step that needs the most, in words."""
-    program = max((compile_steps(spec, batch, length, mesh)[0] for spec in specs), key=bytes_needed)
-    memory = program.memory_analysis()
-    needed, given = _size(bytes_needed(program)), _size(memory.argument_size_in_bytes)
-    return (
-        f"a step needs {needed} on each device: {given} state and batch, {_size(memory.temp_size_in_bytes)} temporary"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def draw_depths(seed: int, steps: int, layers: int, block: int) -> np.ndarray:
