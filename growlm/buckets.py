@@ -13,6 +13,7 @@ bucket is a row of SCHEMES.
 import contextlib
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -450,6 +451,10 @@ def _library(scheme: str, text: str) -> None:
         importlib.import_module(module)
     except ImportError:
         raise InputError(f"{text} needs the library {module}: pip install growlm[{extra}]") from None
+    # Its tracebacks are printed only where somebody has asked for logs: `reaching` says in a line what went wrong.
+    log = logging.getLogger(module)
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager

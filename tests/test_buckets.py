@@ -119,6 +119,19 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 @SERVED
+def test_the_library_of_a_bucket_prints_no_tracebacks_of_its_own():
+    code = """if True:
+        import logging
+        from growlm.buckets import location
+        for scheme, name in (("gs", "gcsfs"), ("s3", "s3fs")):
+            location(f"{scheme}://bucket/run")
+            logging.getLogger(name).error("a traceback")
+        """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@SERVED
 def test_a_path_that_pathlib_has_mangled_is_still_one_of_a_bucket(buckets):
     path = places.location(Path("gs://b/run"))
     assert str(path) == "gs://b/run" and places.is_bucket(path) and places.absolute(path) == path
