@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from growlm.laws.evidence import OURS
+from growlm.laws.evidence import OUR_LADDER, OURS
 from growlm.report.compare import rows
 from growlm.report.records import read_groups
 from growlm.report.report import report_page
@@ -47,14 +47,19 @@ def test_a_table_says_what_a_hand_reads_off_the_records(results):
     assert f"{group.first.commit[:7]}" in results["TABLES"]["operators"]()
 
 
-def test_what_a_plan_says_was_measured_here_is_what_the_records_give():
-    (row,) = (
-        row
-        for row in rows(read_groups(ROOT / "experiments" / "records" / "operators_small")[0])
-        if row.run == "direct_depth"
-    )
-    said = next(one for one in OURS.points if one.params == 1.17e5)
+@pytest.mark.parametrize(
+    ("study", "run", "said"),
+    [
+        ("operators_small", "direct_depth", OURS.points[1]),
+        ("ladder", "grown", OUR_LADDER.points[0]),
+    ],
+)
+def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, run, said):
+    group = read_groups(ROOT / "experiments" / "records" / study)[0]
+    (row,) = (row for row in rows(group) if row.run == run)
     assert (said.low, said.high) == (round(row.gain.speedup.low, 2), round(row.gain.speedup.high, 2))
+    (stage,) = next(iter(group.each("scratch").values())).stages
+    assert (said.flops, said.tokens) == pytest.approx((stage["flops"], stage["tokens"]), rel=0.02)
 
 
 def test_every_picture_is_a_figure_of_its_study(results):

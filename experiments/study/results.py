@@ -48,6 +48,12 @@ SMALL = OPERATORS | {
     "direct_width": "direct in width, uneven split",
     "direct_width_even": "direct in width, even split",
 }
+ARMS = {
+    "grown": "G_stack by 4, after 20 % of the tokens",
+    "scratch": "scratch, for G_stack",
+    "untied": "untied growth, after 75 % of the tokens",
+    "untied_scratch": "scratch, for untied growth",
+}
 NO_LABELS: Mapping[str, str] = {}
 # arXiv 2405.15319: speed-up over scratch at 1.1B, one seed.
 PAPER = dict(zip(OPERATORS, ("49 %", "-1 %, uneven", "49 %", "-15 %", "-26 %", "-14 %", "47 %", "-18 %"), strict=True))
@@ -256,6 +262,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "noise": partial(league, "noise"),
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
+    "ladder_1": partial(league, "ladder", labels=ARMS),
+    "ladder_1_tried": partial(tried, "ladder_search", labels=ARMS),
 }
 
 # Of docs/: the study, the figure of its report, and the axis where it has several.
