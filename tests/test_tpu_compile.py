@@ -270,3 +270,14 @@ def test_a_search_asks_for_every_combination_and_says_the_best_of_what_fits(modu
     ] == [("none", True)] * 4
     assert [(setup.mesh.fsdp, setup.remat, setup.microbatches) for setup in grown] == [(2, "full", 1)]
     assert sum(line.startswith("{") for line in printed) == 9 and "growth" in json.loads(printed[-1])
+
+
+def test_a_search_without_estimates_says_memory_and_what_is_sent(module, monkeypatch, capsys):
+    benchmark = module("tpu_compile")
+    monkeypatch.setattr(benchmark, "place", lambda setup: None)
+    monkeypatch.setattr(
+        benchmark, "ask", lambda setup, step_only: {k: v for k, v in answers(setup).items() if k != "estimate"}
+    )
+    assert benchmark.main(["--setup=tiny", "--mesh=1,4,1", "--mesh=2,2,1", "--remat=full", "--step_only"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [(row[1], row[5:]) for row in rows] == [(fsdp, ["50%", "0", "GB", "-", "-", "-"]) for fsdp in ("4,", "2,")]

@@ -373,8 +373,8 @@ def ask_all(name: str, setups: Sequence[Setup], step_only: bool) -> None:
             answer |= ask_growth(setup)
         _say(name, setup, answer)
         found.append((setup, answer))
-    if len(setups) > 1 and not step_only:
-        ranked = sorted(found, key=lambda one: -_worst_mfu(one[1]))
+    if len(setups) > 1:
+        ranked = sorted(found, key=lambda one: -_worst_mfu(one[1]))  # as they were asked where there is no estimate
         print(table([SEARCHED, *(_row(setup, answer) for setup, answer in ranked)], rule=True), flush=True)
         best, answer = ranked[0]
         if _worst_mfu(answer):
@@ -393,12 +393,12 @@ def _row(setup: Setup, found: dict[str, Any]) -> tuple[str, ...]:
     asked = ", ".join(map(str, dataclasses.astuple(setup.mesh))), setup.remat, str(setup.microbatches)
     if "error" in found["step"]:
         return (*asked, "does not fit", *["-"] * 4)
-    of = found["estimate"]
     received = sum(one["received_bytes"] for one in found["step"]["sent"].values())
+    asked = *asked, f"{found['step']['share_of_memory']:.0%}", f"{received / 1e9:,.3g} GB"
+    if (of := found.get("estimate")) is None:
+        return (*asked, *["-"] * 3)
     return (
         *asked,
-        f"{found['step']['share_of_memory']:.0%}",
-        f"{received / 1e9:.3g} GB",
         f"{of['compute_seconds']:.3g} s",
         f"{of['send_seconds']:.3g} s",
         f"{of['mfu_all_hidden']:.0%}, {of['mfu_none_hidden']:.0%}",
