@@ -5,6 +5,7 @@ They lie on a local disk or in a bucket; what that cannot do is in `growlm.bucke
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -32,9 +33,29 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         with named(path):
             part.write_bytes(content)
+            sync(part)  # or after a power loss the name may be there, and nothing in it
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have what is in a file, or the names in a folder, on the disk: until then a power loss may take it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """Have a folder with all that is in it on the disk."""
+    for inner, _, names in os.walk(folder):
+        for path in (*(Path(inner, name) for name in names), Path(inner)):
+            sync(path)
 
 
 @contextlib.contextmanager
@@ -201,7 +222,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
         try:
             _clear(part)
             yield part
+            sync_all(part)
             part.rename(output)
+            sync(output.absolute().parent)
             (output / LOCK).unlink()
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)

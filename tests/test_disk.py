@@ -1,7 +1,12 @@
 """A disk that takes no more: one line that names the file, and the same command ends as it would have."""
 
 import contextlib
+import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -20,6 +25,37 @@ def largest_file(nbytes):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def can_mount(place: Path) -> bool:
+    """Whether this process may make a file system of its own."""
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], capture_output=True).returncode:
+        return False
+    subprocess.run(["umount", place], check=True)
+    return True
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_at_random_moments_costs_nothing_but_time(tmp_path):
+    if not can_mount(tmp_path / "try"):
+        pytest.skip("needs root, and a system on which root may mount")
+    command = [sys.executable, ROOT / "experiments" / "reliability" / "full_disk.py", "--tries=5", "--seed=0"]
+    ended = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'full'}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    table, last = ended.stdout.splitlines()[2:-1], json.loads(ended.stdout.splitlines()[-1])
+    rows = [[int(cell) for cell in row.split("|")[2:-1]] for row in table]
+    assert last == {"tries": 5, "seed": 0} and sum(row[0] for row in rows) == 5
+    assert sum(row[1] for row in rows) >= 3 and not any(row[3] for row in rows)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from growlm.buckets import (
 )
 from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.errors import InputError, check_range, must_be
+from growlm.files import sync, sync_all
 from growlm.models import path_of
 from growlm.state import TrainState
 from growlm.training.goodput import SAVE, spending
@@ -119,6 +120,7 @@ class _Handler(ocp.StandardCheckpointHandler):
         super().finalize(directory)
         if is_first() and not is_bucket(directory):
             write_checksums(directory)
+            sync_all(Path(directory))  # before it gets its name: what has that is whole, after a power loss too
 
 
 # Orbax finds a handler by the class of its arguments.
@@ -143,6 +145,12 @@ def quiet_writers() -> None:
     hook = sys.unraisablehook
     closed = "Event loop is closed"  # of the writes that were under way when another failed
     sys.unraisablehook = lambda said: None if closed in str(said.exc_value) else hook(said)
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the names of checkpoints on the disk, but in a bucket, which does that itself."""
+    if not is_bucket(folder):
+        sync(folder)
 
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
@@ -195,7 +203,12 @@ class Checkpoints:
     def __init__(self, folder: Path, max_to_keep: int, keep_steps: Iterable[int] = ()):
         self._folder = folder
         policy = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(set(keep_steps)))])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            # Its name is on the disk before an older one is removed.
+            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _sync_names(folder)),
+        )
         self._manager = _manager(folder, options)
 
     def steps(self) -> list[int]:

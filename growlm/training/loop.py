@@ -143,6 +143,7 @@ def train_stage(
             with spending(SAVE):
                 publish()  # first: no checkpoint is without the records until there
             if saving:
+                log.sync()
                 checkpoints.save(state)
             if stopping:
                 checkpoints.wait()

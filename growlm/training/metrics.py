@@ -110,6 +110,10 @@ class MetricsLog:
                 self._file.write(json.dumps(sealed({**record, "time": self._time})) + "\n")
                 self._file.flush()
 
+    def sync(self) -> None:
+        """Have what was written on the disk: no checkpoint is there without the records until it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         with contextlib.suppress(OSError):  # a full disk was reported by `write`
