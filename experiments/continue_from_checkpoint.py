@@ -57,7 +57,7 @@ class Budget(NamedTuple):
 BUDGETS = {
     "cpu": Budget(1_000_000, 128, 8, 1, 4e-3, "float32", 16),
     "gpu": Budget(50_000_000, 2048, 32, 8, 2e-4, "bfloat16", 4),
-    "tiny": Budget(10_000, 128, 8, 1, 4e-3, "float32", 2),
+    "tiny": Budget(2_500, 128, 2, 1, 4e-3, "float32", 2),
 }
 
 
