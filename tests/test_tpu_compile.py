@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from growlm.errors import InputError
+from growlm.laws.compute import chip_of
 from growlm.training.mesh import MeshConfig, make_mesh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,6 +235,37 @@ def test_the_plan_of_memory_is_read_by_its_space(module):
     report = "Memory Space: {} (color={})\nTotal bytes: {} (1GiB)\n  cumulative_size; size\n\n"
     spaces = [("vmem", 1, 7), ("default", 0, 25008788672), ("smem", 4, 8)]
     assert module("tpu_compile").total_bytes("".join(report.format(*space) for space in spaces)) == 25008788672
+
+
+@pytest.mark.parametrize(("needed", "fits"), [(2**34, True), (2**34 + 1, False)])
+def test_the_compiler_is_ended_once_it_has_planned_and_what_is_too_much_does_not_fit(module, monkeypatch, needed, fits):
+    benchmark, ended = module("tpu_compile"), []
+
+    class Compiler:
+        def __init__(self, target, args, daemon):
+            self.folder = Path(args[2])
+
+        def start(self):
+            (self.folder / "state").write_text("1000")
+            (self.folder / f"m.0001.after_{benchmark.PASS}.before_it.txt").write_text(PROGRAM)
+            report = f"Memory Space: default (color=0)\nTotal bytes: {needed} (16GiB)\n"
+            (self.folder / f"m{benchmark.REPORT}").write_text(report)
+
+        def is_alive(self):
+            return not ended
+
+        def kill(self):
+            ended.append(True)
+
+        def join(self):
+            assert ended
+
+    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda how: SimpleNamespace(Process=Compiler))
+    found = benchmark.planned(benchmark.step_of, benchmark.SETUPS["tiny"], chip_of("TPU v5e"))
+    if fits:
+        assert (found["state_bytes"], found["needed_bytes"], found["share_of_memory"]) == (1000, needed, 1)
+    else:
+        assert found == {"error": "Used 16.0 of 16 GiB"}
 
 
 def answers(setup):

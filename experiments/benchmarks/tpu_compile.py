@@ -250,6 +250,8 @@ def planned(part: Callable[[Setup], tuple[Lowered, Any]], setup: Setup, chip: Ch
         (text,) = Path(folder).glob(f"*.after_{PASS}.*.txt")
         received = sent(text.read_text())
         needed = total_bytes(next(Path(folder).glob(f"*{REPORT}")).read_text())
+    if needed > chip.hbm_bytes:  # the compiler would say so after its plan
+        return {"error": f"Used {needed / GIB:.1f} of {chip.hbm_bytes / GIB:.0f} GiB"}
     return {
         "plan_seconds": seconds,
         "state_bytes": state,
