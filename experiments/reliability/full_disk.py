@@ -14,6 +14,7 @@ import collections
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ from growlm.training.saved import find_saved, read_model
 MODEL = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24, "vocab": 256}
 STAGE = {"tokens": 256, "batch": 4, "length": 16, "schedule": {"kind": "constant", "peak_lr": 1e-2}}
 CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
+INTERRUPTED = 130
 ROOM = 2**26  # bytes: more than any of the commands writes
 
 
@@ -70,9 +72,12 @@ def call(arguments: list[str]) -> tuple[int | None, str]:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return outcome(arguments), said.getvalue()
+            code = outcome(arguments)
         except Exception:
             return None, traceback.format_exc()
+    if code in (INTERRUPTED, os.EX_TEMPFAIL):  # Ctrl-C, which commands take for themselves
+        raise KeyboardInterrupt
+    return code, said.getvalue()
 
 
 @contextlib.contextmanager
