@@ -201,7 +201,7 @@ class Soak:
         draw = random.Random(f"{self.seed} {number}")
         most, moving, in_bucket = (
             min(left, draw.randint(1, MOST_KILLS)),
-            draw.random() < MOVING,
+            draw.random() < MOVING and len(self.meshes) > 1,
             draw.random() < BUCKETS,
         )
         mesh, name = draw.choice(self.meshes), f"chain-{number}"
