@@ -54,6 +54,7 @@ ARMS = {
     "untied": "untied growth, after 75 % of the tokens",
     "untied_scratch": "scratch, for untied growth",
 }
+SAME_RATE = ("scratch_150", "scratch_tuned")  # at this scale they are scratch and scratch_75 by other names
 NO_LABELS: Mapping[str, str] = {}
 # arXiv 2405.15319: speed-up over scratch at 1.1B, one seed.
 PAPER = dict(zip(OPERATORS, ("49 %", "-1 %, uneven", "49 %", "-15 %", "-26 %", "-14 %", "47 %", "-18 %"), strict=True))
@@ -263,6 +264,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
     "ladder_1": partial(league, "ladder", labels=ARMS),
+    "learning_rate": partial(league, "learning_rate", without=SAME_RATE),
     "ladder_1_tried": partial(tried, "ladder_search", labels=ARMS),
 }
 
