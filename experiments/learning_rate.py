@@ -12,9 +12,9 @@ gpu 2.2e17 FLOPs, 24 minutes on one H100, at 15 % of its peak.
 
 What is expected: nobody has fitted a law for grown models. In quickstart the best was 1.5 times the rate before.
 
-Result: small, three seeds, in nats a byte: 1.789 at 150 % after growth, 1.846 at 75, 1.976 at 37, where the base had 100 %,
-and as much where it had 50; from scratch 1.832, 1.910 and 2.038. So Step Law's factor is too small here, and the best
-rate is at the end of what was tried. no_warmup 1.823, continue 1.905.
+Result: small, three seeds, in nats a byte: 1.789 at 150 % after growth, 1.846 at 75 and 1.976 at 37, where the base had
+100 %, and about as much where it had 50; from scratch 1.832, 1.910 and 2.038. So Step Law's factor is too small here,
+and the best rate is at the end of what was tried. no_warmup 1.823, continue 1.905.
 """
 
 from ml_collections import ConfigDict
