@@ -43,7 +43,7 @@ def join_processes() -> None:
 
     Raises InputError where the variables do not fit together, JAX finds nobody, or was used before, as in a notebook.
     """
-    seconds = _whole(PEER_TIMEOUT, low=1) if PEER_TIMEOUT in os.environ else PEER_TIMEOUT_SECONDS
+    seconds = 2 * peer_timeout()  # of JAX's own watch, which comes after ours
     timeouts = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
     if jax.distributed.is_initialized():
         return
@@ -65,6 +65,11 @@ def _initialize(**options: Any) -> None:
         if "before any JAX calls" not in str(error):
             raise
         raise InputError("the processes of a job must join before JAX is used: run the command by itself") from error
+
+
+def peer_timeout() -> int:
+    """Seconds after which a silent process is taken for dead. Raises InputError."""
+    return _whole(PEER_TIMEOUT, low=1) if PEER_TIMEOUT in os.environ else PEER_TIMEOUT_SECONDS
 
 
 def _whole(name: str, low: int) -> int:

@@ -32,6 +32,7 @@ from growlm.training.loop import train_stage, training_batches
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, commit
 from growlm.training.optimizer import make_optimizer
+from growlm.training.peers import peers_watched
 from growlm.training.probe import probe
 from growlm.training.processes import (
     StopRequest,
@@ -89,7 +90,7 @@ def train(
     """
     check_trackers(trackers)
     workdir = location(workdir)
-    with time_counted(seconds_before), open_workdir(workdir) as shared:
+    with time_counted(seconds_before), peers_watched(), open_workdir(workdir) as shared:
         plan = plan_run(config, previous_config(shared.known), read_decisions(shared.known / STORE))
         mesh, records = mesh_of(config.mesh, config.batch_sizes), shared.records
         check_memory([stage.config.model for stage in plan.stages], mesh)

@@ -22,6 +22,7 @@ from growlm.training.goodput import time_counted
 from growlm.training.host_memory import check_memory
 from growlm.training.mesh import mesh_of
 from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
+from growlm.training.peers import peers_watched
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, open_workdir
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
@@ -260,7 +261,7 @@ def run_sweep(
     metadata = reproduction(command, experiment)
     check_trackers(trackers)
     workdir = location(workdir)
-    with time_counted(seconds_before), open_workdir(workdir) as shared:
+    with time_counted(seconds_before), peers_watched(), open_workdir(workdir) as shared:
         records = shared.records
         for folder in plan.seeds:
             check_store(records / folder / STORE)

@@ -1,0 +1,136 @@
+"""The processes of a job watch each other: where one is gone or silent, the others end in a line.
+
+JAX watches them too, but where its watch ends a process it does so by SIGABRT, after pages of its own. This one is
+quicker: every process has a connection to the first, on which both say a word each second.
+"""
+
+import contextlib
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+
+from growlm.training.processes import broadcast_json, exit_process, is_first, peer_timeout
+
+SECONDS = 1.0  # between two words
+HERE, GOODBYE = b".", b"!"
+GONE = (
+    "growlm: another process of the job is gone: {}\n"
+    "growlm: the same command, started for all, goes on from the last checkpoint"
+)
+_TOKEN, _NUMBER = 32, 8  # bytes of what a process says first: the job's secret, and which one it is
+
+
+@contextlib.contextmanager
+def peers_watched() -> Iterator[None]:
+    """Within it, this process ends with exit code 1 where another one of its job is lost. Alone it watches nobody.
+
+    A process that can reach the first one on no address is watched by JAX alone.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = Watch(peer_timeout(), lambda reason: exit_process(1, GONE.format(reason)))
+    server, own = (socket.create_server(("", 0)) if is_first() else None), None
+    if server:
+        own = {"port": server.getsockname()[1], "hosts": _own_hosts(), "token": secrets.token_hex(_TOKEN // 2)}
+    known = broadcast_json(own)
+    try:
+        if server:
+            threading.Thread(target=watch.serve, args=(server, known["token"].encode()), daemon=True).start()
+        elif line := _connected(known["hosts"], known["port"], known["token"]):
+            watch.add(line, "process 0")
+        yield
+    finally:
+        watch.close()
+        if server:
+            server.close()
+
+
+class Watch:
+    """Connections to other processes, on which each says that it is there.
+
+    Attributes:
+      patience: seconds without a word after which a process is taken for dead.
+      lost: called in a thread, with what happened to which process.
+    """
+
+    def __init__(self, patience: float, lost: Callable[[str], None]):
+        self.patience, self.lost = patience, lost
+        self._lines: list[socket.socket] = []
+        self._closed = threading.Event()
+        threading.Thread(target=self._speak, daemon=True).start()
+
+    def add(self, line: socket.socket, who: str) -> None:
+        """Watch one process more."""
+        line.settimeout(self.patience)
+        self._lines.append(line)
+        threading.Thread(target=self._listen, args=(line, who), daemon=True).start()
+
+    def serve(self, server: socket.socket, token: bytes) -> None:
+        """Take the connections of those who know the job's secret, until the server is closed."""
+        while True:
+            try:
+                line, _ = server.accept()
+                line.settimeout(self.patience)
+                said = line.recv(_TOKEN + _NUMBER, socket.MSG_WAITALL)
+            except OSError:
+                if self._closed.is_set() or server.fileno() < 0:
+                    return
+                continue
+            if secrets.compare_digest(said[:_TOKEN], token) and said[_TOKEN:].isdigit():
+                self.add(line, f"process {int(said[_TOKEN:])}")
+            else:
+                line.close()
+
+    def close(self) -> None:
+        """Say goodbye: that this process ends is no loss."""
+        self._closed.set()
+        for line in self._lines:
+            with contextlib.suppress(OSError):
+                line.sendall(GOODBYE)
+            line.close()
+
+    def _speak(self) -> None:
+        while not self._closed.wait(SECONDS):
+            for line in list(self._lines):
+                with contextlib.suppress(OSError):  # who listens at the other end hears of it in `_listen`
+                    line.sendall(HERE)
+
+    def _listen(self, line: socket.socket, who: str) -> None:
+        while True:
+            said, reason = b"", f"{who} ended"
+            try:
+                said = line.recv(64)
+            except TimeoutError:
+                reason = f"{who} was silent for {self.patience:g} s"
+            except OSError:
+                pass
+            if self._closed.is_set() or GOODBYE in said:
+                return
+            if not said:
+                self.lost(reason)
+                return
+
+
+def _own_hosts() -> list[str]:
+    """What other processes may reach this machine by; the last is for those on it."""
+    hosts = [socket.gethostname()]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_line:
+        any_line.connect(("192.0.2.1", 9))  # an address of nobody: nothing is sent, and the way to it is chosen
+        hosts.append(any_line.getsockname()[0])
+    return [*hosts, "127.0.0.1"]
+
+
+def _connected(hosts: list[str], port: int, token: str) -> socket.socket | None:
+    """A connection to the first process."""
+    for host in hosts:
+        with contextlib.suppress(OSError):
+            line = socket.create_connection((host, port), timeout=5)
+            line.sendall(f"{token}{jax.process_index():0{_NUMBER}}".encode())
+            if line.recv(len(HERE)) == HERE:  # it is the one, and has taken us
+                return line
+            line.close()
+    return None
