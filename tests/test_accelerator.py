@@ -22,8 +22,6 @@ import sys
 import time
 from pathlib import Path
 
-import accelerator
-from growlm.errors import InputError
 
 
 def works(task):
@@ -31,7 +29,7 @@ def works(task):
 
 
 def fails(task):
-    raise InputError("the card must be larger, got a small one\\nand more of that")
+    raise RuntimeError("the card must be larger, got a small one\\nand more of that")
 
 
 def hangs(task):
@@ -89,7 +87,7 @@ def test_parts_that_hang_fail_or_die_cost_the_others_nothing(own, tmp_path):
     ended = {record["part"]: record["ended"] for record in results(tmp_path / "out") if "ended" in record}
     assert ended == {
         "hangs": "cut at its limit of 3 s",
-        "fails": "failed: InputError: the card must be larger, got a small one",
+        "fails": "failed: RuntimeError: the card must be larger, got a small one",
         "dies": "failed: exit code -9, see dies.log",
         "works": "done",
     }

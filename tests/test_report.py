@@ -430,7 +430,7 @@ def test_report_and_fit_import_no_jax():
         "print(*sorted({name for name in found if not name.startswith('growlm.')} | rooms))"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    rooms = {"buckets", "caches", "checked", "commands", "errors", "evaluation", "files", "laws", "report"}
+    rooms = {"buckets", "caches", "checked", "commands", "errors", "evaluation", "files", "laws", "report", "secrets"}
     assert set(found.stdout.split()) <= rooms
 
 
