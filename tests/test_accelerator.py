@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import accelerator
 
 
 def works(task):
