@@ -273,6 +273,7 @@ FIGURES = {
     "novels.png": ("novels", "loss", "flops"),
     "operators_speedup.png": ("operators", "speedup", "speedup"),
     "operators_small_speedup.png": ("operators_small", "speedup", "speedup"),
+    "ladder_1_speedup.png": ("ladder", "speedup", "speedup"),
     "operators_spike.png": ("operators", "spike", "since_growth"),
     "growth_timing.png": ("growth_timing", "timing_valley", "grown_at"),
     "growth_factor.png": ("growth_factor", "factor_valley", "factor"),
