@@ -216,8 +216,10 @@ def _group(members: dict[Path, Study]) -> Group:
 
 def _seed(study: Study) -> int | None:
     """The seed of a study, if all its runs have one and it is equal."""
-    seeds = {run.config.get("seed") for run in study.runs.values() if run.config}
-    return seeds.pop() if len(seeds) == 1 else None
+    seeds = [run.config.get("seed") for run in study.runs.values() if run.config]
+    if not all(isinstance(seed, int) for seed in seeds):  # an edited config may have anything there
+        return None
+    return seeds[0] if len(set(seeds)) == 1 else None
 
 
 def _with_effect(config: Any) -> Any:
