@@ -265,6 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradual_doubling": partial(league, "gradual_doubling"),
     "ladder_1": partial(league, "ladder", labels=ARMS),
     "learning_rate": partial(league, "learning_rate", without=SAME_RATE),
+    "moments": partial(league, "moments", without=("scratch_tuned",)),
     "ladder_1_tried": partial(tried, "ladder_search", labels=ARMS),
 }
 
