@@ -48,8 +48,7 @@ SHARE = 0.4
 
 def get_config(variant: str = "small") -> ConfigDict:
     size = replace(scale(variant, tokens=2 * EXPOSURES * FACTS * TOKENS), length=7 * TOKENS, batch=16)
-    half = {name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
-    deep, wide = size.base(SHARE), size.base(SHARE, size.model(**half))
+    deep, wide = size.base(SHARE), size.base(SHARE, size.model(**size.half_widths()))
     runs = {
         "stack": size.grown([deep], "g_stack"),
         "zero": size.grown([deep], "zero", options={"order": "interleave"}),

@@ -28,8 +28,7 @@ PAIRS: dict[str, dict[str, Any]] = {"scratch": {}, "beta2_999": {"beta2": 0.999}
 
 def get_config(variant: str = "small") -> ConfigDict:
     size = scale(variant)
-    grown = size.grown([size.base(SHARE, peak_lr=size.peak_lr)], "direct")
-    grown["stages"][-1]["growth"]["optimizer_state"] = "map"
+    grown = size.grown([size.base(SHARE, peak_lr=size.peak_lr)], "direct", optimizer_state="map")
     runs = {"grown": grown, "grown_bfloat16": with_optimizer(grown, {"moment_dtype": "bfloat16"})}
     others = {name: with_optimizer(size.scratch(), own) for name, own in PAIRS.items()}
     others |= {f"{name}_bfloat16": with_optimizer(run, {"moment_dtype": "bfloat16"}) for name, run in others.items()}

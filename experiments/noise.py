@@ -27,8 +27,7 @@ UNEVEN = 0.5  # ours, as in operators.py
 
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
-    half = {name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
-    depth, width = size.base(SHARE), size.base(SHARE, size.model(**half))
+    depth, width = size.base(SHARE), size.base(SHARE, size.model(**size.half_widths()))
     copies = {"split_imbalance": UNEVEN}
     runs = {f"depth_{n}": size.grown([depth], "direct", options=noise(n)) for n in (0, 10, 20, 40)}
     runs |= {f"width_{n}": size.grown([width], "direct", options=copies | noise(n)) for n in (0, 20, 40)}

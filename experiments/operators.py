@@ -26,7 +26,7 @@ them. The gpu variant is not run yet.
 
 from ml_collections import ConfigDict
 
-from growlm.training.recipe import Scale, scale
+from growlm.training.recipe import scale
 
 LEARN = {"steps": 50, "peak_lr": 1e-3, "end_lr": 1e-4, "warmup": 10}
 SHARE = 0.2
@@ -35,7 +35,7 @@ UNEVEN = 0.5  # ours, as in the preset lemon: of two copies one is read by 1/4 t
 
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
-    depth, width = size.base(SHARE), size.base(SHARE, half_width(size))
+    depth, width = size.base(SHARE), size.base(SHARE, size.model(**size.half_widths()))
     masks = {"mask_tokens": size.part(0.1)}
     zero = {"order": "interleave"}
     direct = {"split_imbalance": UNEVEN}
@@ -48,8 +48,3 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     runs["direct_width_even"] = size.grown([width], "direct")
     controls = size.controls(runs["direct_depth"])
     return size.sweep("Four growth operators, in depth and in width", runs, controls)
-
-
-def half_width(size: Scale) -> dict[str, int]:
-    """The large model with half of every width, a quarter of the parameters in its blocks; heads keep their size."""
-    return size.model(**{name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")})

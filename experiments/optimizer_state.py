@@ -28,8 +28,7 @@ UNEVEN = 0.5  # ours, as in operators.py
 
 def get_config(variant: str = "cpu") -> ConfigDict:
     size = scale(variant)
-    half = {name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
-    depth, width = size.base(SHARE), size.base(SHARE, size.model(**half))
+    depth, width = size.base(SHARE), size.base(SHARE, size.model(**size.half_widths()))
     growths = {
         "copies_depth": (depth, "direct", {}, "keep_old"),
         "copies_width": (width, "direct", {"split_imbalance": UNEVEN}, "keep_old"),
@@ -39,6 +38,6 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     runs = {}
     for name, (base, operator, options, partly) in growths.items():
         for treatment in ("reset", "map", partly):
-            run = runs[f"{name}_{treatment}"] = size.grown([base], operator, options=options)
-            run["stages"][-1]["growth"]["optimizer_state"] = treatment
+            grown = size.grown([base], operator, options=options, optimizer_state=treatment)
+            runs[f"{name}_{treatment}"] = grown
     return size.sweep("The optimizer's state at growth", runs)

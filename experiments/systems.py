@@ -67,9 +67,9 @@ def get_config(variant: str = "cpu") -> ConfigDict:
     if looped:
         return _looped(size)
     runs = {system: size.system(system) for system in SYSTEMS}
-    half = {name: size.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
     # The same target in another parametrisation: that of the half of its widths, which it grows from.
-    runs["mup_upscaling"] = replace(size, widths={**size.widths, "base_widths": half}).system("mup_upscaling")
+    upscaled = replace(size, widths={**size.widths, "base_widths": size.half_widths()})
+    runs["mup_upscaling"] = upscaled.system("mup_upscaling")
     controls = size.controls(size.grown([size.base(0.1)], "g_stack"))
     return size.sweep("Published systems at equal cost", runs, controls)
 

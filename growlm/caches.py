@@ -1,45 +1,9 @@
-"""What is kept for a user on a machine, and can be made again at any time: each kind in a folder of its own."""
+"""Where growlm keeps for a user on a machine what can be made again at any time."""
 
-import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 
 def user_cache(kind: str) -> Path:
     """The folder of a kind of what is kept, under XDG_CACHE_HOME, by default ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "growlm" / kind
-
-
-def of_source(name: str, make: Callable[[], str]) -> str:
-    """A text that follows from growlm's files alone: made once for what is in them, and read from then on.
-
-    It is made each time where the cache cannot be written, and again where what is kept is damaged.
-    """
-    from growlm.errors import InputError
-    from growlm.files import read_record, write_sealed
-
-    path, of = user_cache("texts") / f"{name}.json", _source_hash()
-    with contextlib.suppress(InputError):
-        kept = read_record(path, "the cached text", "of", "text")
-        if kept["of"] == of:
-            return kept["text"]
-    text = make()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"of": of, "text": text})
-    return text
-
-
-def _source_hash() -> str:
-    """Of the package's modules, and of what reads them: the versions of Python, NumPy and JAX."""
-    import hashlib
-    import sys
-    from importlib.metadata import version
-
-    root = Path(__file__).parent
-    found = hashlib.sha256("\n".join([sys.version, version("numpy"), version("jax")]).encode())
-    for path in sorted(root.rglob("*.py")):
-        content = path.read_bytes()
-        found.update(f"\n{path.relative_to(root)} {len(content)}\n".encode() + content)
-    return found.hexdigest()

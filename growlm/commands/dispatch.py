@@ -87,10 +87,9 @@ def outcome(arguments: Sequence[str]) -> int:
         print(f"growlm: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(error, StoppedError) else 1  # to a scheduler: start it again
     except RuntimeError as error:
-        from growlm.training.processes import lost_peer
+        from growlm.training.processes import gone, lost_peer
 
         if not lost_peer(error):
             raise
-        print(f"growlm: another process of the job is gone: {str(error).splitlines()[0]}", file=sys.stderr)
-        print("growlm: the same command, started for all, goes on from the last checkpoint", file=sys.stderr)
+        print(gone(str(error).splitlines()[0]), file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ import inspect
 import sys
 from typing import Any
 
-from growlm.caches import of_source
+from growlm.commands.kept_text import of_source
 from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, place, push
 from growlm.errors import InputError
 

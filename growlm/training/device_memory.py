@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from growlm.errors import InputError
 from growlm.models.sharding import batch_parts
-from growlm.training.host_memory import machine_memory
+from growlm.training.host_memory import device_memory
 from growlm.training.programs import bytes_needed
 from growlm.training.stages import Stage
 from growlm.training.step import StepSpec, compile_steps, lower_step
@@ -96,12 +96,10 @@ def device_bytes(mesh: Mesh, held: int) -> int | None:
     CPU devices share the machine's memory and, where there is a limit of address space (ulimit -v), what of
     that is left beside the arguments, `held` bytes on each device.
     """
-    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    if own[0].platform != "cpu":
-        return (own[0].memory_stats() or {}).get("bytes_limit")
-    left = _address_space()
-    limits = [machine_memory()] + ([] if left is None else [left + held * len(own)])
-    return min(limits) // len(own)
+    has, left = device_memory(mesh), _address_space()
+    if has is None or left is None or mesh.local_devices[0].platform != "cpu":
+        return has
+    return min(has, left // len(mesh.local_devices) + held)
 
 
 def _address_space() -> int | None:

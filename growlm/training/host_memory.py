@@ -40,15 +40,20 @@ def machine_memory() -> int:
     return memory
 
 
+def device_memory(mesh: Mesh) -> int | None:
+    """Bytes of each of this process's devices, of which CPUs share the machine's; None where it is not known."""
+    device, *others = mesh.local_devices
+    if device.platform == "cpu":
+        return machine_memory() // (1 + len(others))
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def check_memory(models: Iterable[DecoderConfig], mesh: Mesh) -> None:
     """Check that the devices can hold what training these models takes at least, before any of it is there.
 
     Raises InputError where parameters and gradients alone are more than there is memory, where that is known.
     """
-    device, parts = mesh.local_devices[0], mesh.shape["fsdp"] * mesh.shape["tensor"]
-    has = (device.memory_stats() or {}).get("bytes_limit")
-    if device.platform == "cpu":
-        has = machine_memory() // len(mesh.local_devices)
+    has, parts = device_memory(mesh), mesh.shape["fsdp"] * mesh.shape["tensor"]
     largest = max(map(parameter_count, models))
     if has and LEAST * largest / parts > has:
         raise InputError(

@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from growlm.training.processes import broadcast_json, exit_process, is_first, peer_timeout
+from growlm.training.processes import broadcast_json, exit_process, gone, is_first, peer_timeout
 
 SECONDS = 1.0  # between two words
 HERE, GOODBYE = b".", b"!"
-GONE = (
-    "growlm: another process of the job is gone: {}\n"
-    "growlm: the same command, started for all, goes on from the last checkpoint"
-)
 _TOKEN, _NUMBER = 32, 8  # bytes of what a process says first: the job's secret, and which one it is
 
 
@@ -32,7 +28,7 @@ def peers_watched() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    watch = Watch(peer_timeout(), lambda reason: exit_process(1, GONE.format(reason)))
+    watch = Watch(peer_timeout(), lambda reason: exit_process(1, gone(reason)))
     server, own = (socket.create_server(("", 0)) if is_first() else None), None
     if server:
         own = {"port": server.getsockname()[1], "hosts": _own_hosts(), "token": secrets.token_hex(_TOKEN // 2)}

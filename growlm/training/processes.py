@@ -173,6 +173,14 @@ def lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
 
 
+def gone(reason: str) -> str:
+    """What the other processes of a job say where one is lost."""
+    return (
+        f"growlm: another process of the job is gone: {reason}\n"
+        "growlm: the same command, started for all, goes on from the last checkpoint"
+    )
+
+
 def exit_process(code: int, line: str = "") -> None:
     """Ends this process at once, without waiting for its threads or its peers; `line` is said on stderr first."""
     sys.stdout.flush()

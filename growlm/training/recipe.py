@@ -70,6 +70,10 @@ class Scale:
         stack = ARCHITECTURES[self.widths.get("architecture", "llama")].stack
         return {stack.field: self.layers if layers is None else layers, **self.widths, **widths}
 
+    def half_widths(self) -> dict[str, int]:
+        """Half of every width, a quarter of the parameters in blocks; heads keep their size."""
+        return {name: self.widths[name] // 2 for name in ("embed", "heads", "kv_heads", "mlp")}
+
     def resized(self, widths: Mapping[str, int], tokens: float) -> "Scale":
         """This scale with some other widths, and `tokens` times its tokens."""
         return replace(self, widths={**self.widths, **widths}, tokens=int(tokens * self.tokens))
@@ -100,13 +104,14 @@ class Scale:
 
         Args:
           before: the first stages.
-          operator: of the last growth; its `options` stand in `rest`.
+          operator: of the last growth; its `options`, and its `optimizer_state` if that is not reset, stand in `rest`.
           peak_lr: of the large model; by default the scale's.
           spent: tokens of the large model that the growth itself takes.
           rest: as in `stage`. The forward passes of the stage before are of the budget, where it is the teacher or
             chooses the windows, whose tokens `choice` then says.
         """
-        growth = {"operator": operator, "options": rest.pop("options", {}), "optimizer_state": "reset"}
+        growth = {"operator": operator, "options": {}, "optimizer_state": "reset"}
+        growth |= {name: rest.pop(name) for name in growth if name in rest}
         left = self.tokens - spent - sum(map(self._cost, before)) - self._scored(before[-1], rest.get("choice"))
         tokens = left - self._taught(before[-1], left, rest.get("objective", {}))
         return {"stages": (*before, self.stage(self.model(), tokens, peak_lr or self.peak_lr, growth=growth, **rest))}

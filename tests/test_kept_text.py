@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from growlm import caches
+from growlm.commands import kept_text
 
 ROOT = Path(__file__).parents[1]
 KEPT = "direct   kept\n"
@@ -19,13 +19,12 @@ def made(tmp_path, monkeypatch):
     """How often a text was made, with a cache and a package of the test's own, and a function that asks for it."""
     package = tmp_path / "package"
     (package / "growth").mkdir(parents=True)
-    (package / "caches.py").touch()
-    monkeypatch.setattr(caches, "__file__", str(package / "caches.py"))
+    monkeypatch.setattr(kept_text, "__file__", str(package / "commands" / "kept_text.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     times = []
 
     def ask():
-        text = caches.of_source("growths", lambda: times.append(None) or KEPT)
+        text = kept_text.of_source("growths", lambda: times.append(None) or KEPT)
         assert text == KEPT
         return len(times)
 
@@ -68,7 +67,7 @@ def growths(code):
 
 def test_grow_list_reads_what_is_kept_without_jax(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    caches.of_source("growths", lambda: KEPT)
+    kept_text.of_source("growths", lambda: KEPT)
     code = "import sys; from growlm.__main__ import main; main(['grow', '--list'])\n"
     done = growths(code + "print({'jax', 'flax', 'numpy'} & set(sys.modules))")
     assert done.stdout == f"{KEPT}\nset()\n" and not done.stderr
