@@ -15,7 +15,7 @@ from growlm import laws
 from growlm.errors import InputError
 from growlm.laws import RangeWarning, average_params, fit_growth_factor, fit_growth_timing, growth_timing, null_loss
 from growlm.laws.intervals import percentile_interval, t_interval
-from growlm.laws.isoflop import slices_of
+from growlm.laws.isoflop import guideline_half_widths, slices_of
 from growlm.laws.published import factor_caveats, timing_caveats
 
 
@@ -167,6 +167,15 @@ def test_the_intervals_hold_the_truth_about_as_often_as_they_say():
         return best(1e7, 4e15) in slices_of(noisy, "grown_at", resamples=300)[0].best
 
     assert 0.85 <= np.mean([holds(trial) for trial in range(200)]) <= 0.99
+
+
+def test_what_a_study_would_tell_is_how_far_fits_to_noisy_minima_scatter():
+    params, flops = (np.array(each) for each in ((4e6, 4e6, 3e7, 3e7, 3e7), (1e15, 8e15, 2e16, 9e16, 4e17)))
+    columns = np.column_stack([np.log10(params), 1 / np.log10(flops), np.ones(5)])
+    minima = columns @ PLANTED + np.random.default_rng(0).normal(0, 0.03, (20_000, 5))
+    fitted = np.linalg.lstsq(columns, minima.T, rcond=None)[0]
+    seen = [np.quantile(abs(each - planted), 0.95) for each, planted in zip(fitted, PLANTED, strict=True)]
+    assert guideline_half_widths(params, flops, 0.03) == pytest.approx(seen, rel=0.03)
 
 
 def test_more_noise_makes_wider_intervals():

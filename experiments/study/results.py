@@ -10,6 +10,7 @@ experiments/records; a table of it is one row of TABLES, a figure one row of FIG
 
 import argparse
 import json
+import math
 import re
 import shlex
 import sys
@@ -17,7 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
+
 from growlm.laws.intervals import Interval
+from growlm.laws.isoflop import guideline_half_widths
 from growlm.laws.published import GROWTH_FACTOR, TIMING
 from growlm.report import style
 from growlm.report.compare import Row, rows
@@ -60,6 +64,14 @@ NO_LABELS: Mapping[str, str] = {}
 PAPER = dict(zip(OPERATORS, ("49 %", "-1 %, uneven", "49 %", "-15 %", "-26 %", "-14 %", "47 %", "-18 %"), strict=True))
 PAPER_SMALL = PAPER | {"direct_width": "-1 %", "direct_width_even": ""}
 SHARES = {f"after_{percent:02}_percent": f"{percent} % of the budget's tokens" for percent in (3, 6, 12, 24, 48)}
+# N and C of growth_timing's sizes; and larger studies of it: sizes, budgets as multiples of these, seeds.
+SIZES = {"117K": (117_280, 9.85e11), "435K": (435_264, 7.31e12), "936K": (935_520, 3.14e13)}
+DESIGNS = (
+    (("117K", "435K"), (1, 1 / 4), 3),
+    (("117K", "435K", "936K"), (1, 1 / 4), 3),
+    (("117K", "435K", "936K"), (1, 1 / 4), 10),
+    (("117K", "435K", "936K"), (4, 1, 1 / 4), 3),
+)
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
 
@@ -186,6 +198,22 @@ def timing_law() -> str:
     return f"{law}\n\n{fit.used} of {len(fit.slices)} slices; their minima scatter by {fit.scatter:.3f} in log10 d."
 
 
+def timing_design() -> str:
+    """How well larger studies of growth timing would tell the law's exponents, by the sharpest valley that was seen."""
+    group = study("growth_timing")
+    each = [one for one in fitted("growth_timing").slices if one.best]
+    error = min(float(np.nanstd(one.samples)) for one in each)
+    lines = []
+    for sizes, shares, seeds in DESIGNS:
+        slices = np.array([(SIZES[size][0], SIZES[size][1] * share) for size in sizes for share in shares])
+        a, b, _ = guideline_half_widths(*slices.T, error * math.sqrt(len(group.studies) / seeds))
+        cost = slices[:, 1].sum() * len(SHARES) * seeds
+        budgets = ", ".join(f"{share:g}" for share in shares)
+        lines.append([", ".join(sizes), budgets, str(seeds), f"{a:.2f}", f"{b:.0f}", style.flops(cost)])
+    header = ("parameters", "budgets", "seeds", "a, ±", "b, ±", "FLOPs")
+    return f"{table(header, lines)}\n\nOne minimum is known to {error:.3f} in log10 d, by {len(group.studies)} seeds."
+
+
 def measured() -> str:
     """The README's table: the headline numbers beside the paper's."""
     by_name = {row.run: row for row in rows(study("operators"))}
@@ -256,6 +284,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "timing_at_growth": partial(at_growth, "growth_timing", 0, SHARES),
     "timing_minima": partial(minima, "growth_timing"),
     "timing_law": timing_law,
+    "timing_design": timing_design,
     "factor": partial(league, "growth_factor", labels=FACTORS),
     "factor_at_growth": partial(at_growth, "growth_factor", labels=FACTORS),
     "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 
 from growlm.errors import InputError, check_range
 from growlm.laws.intervals import LEVEL, Interval, check_level, distinct, percentile_interval
@@ -76,7 +77,7 @@ class GuidelineFit:
         """`predict` with its interval, from the resamples of all slices at once; it widens outside of them."""
         used = [each for each in self.slices if each.best is not None]
         row_K = np.array([np.log10(params), 1 / np.log10(flops), 1.0])
-        samples_R = _common_samples(used) @ (row_K @ np.linalg.pinv(_guideline_design(used)))
+        samples_R = _common_samples(used) @ (row_K @ np.linalg.pinv(_design_of(used)))
         return percentile_interval(float(self.predict(params, flops)), 10**samples_R, self.a.level)
 
 
@@ -204,7 +205,7 @@ def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "th
     """
     used = [each for each in slices if each.best is not None]
     _check_slices(used, slices, what)
-    design_SK = _guideline_design(used)
+    design_SK = _design_of(used)
     minima_S = np.log10([each.best.value for each in used])
     samples_RS = _common_samples(used)
     solve_SK = np.linalg.pinv(design_SK).T
@@ -215,6 +216,24 @@ def fit_guideline(slices: Sequence[Slice], level: float = LEVEL, what: str = "th
     errors_S = minima_S - design_SK @ np.array([a.value, b.value, c.value])
     mean = mean_minimum(used, level)
     return GuidelineFit(a, b, c, tuple(slices), len(used), float(np.sqrt(np.mean(np.square(errors_S)))), mean)
+
+
+def guideline_half_widths(
+    params: np.ndarray, flops: np.ndarray, error: float, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """How well a study would tell the law's coefficients before it is run: half of the intervals of a, b and c.
+
+    The law is linear in them, so their covariance is error^2 (X^T X)^-1 whatever the losses turn out to be.
+
+    Args:
+        params, flops: float64[slices], N and C of slices that share no runs.
+        error: standard error of the log10 x at which one slice has its minimum.
+        level: of the intervals, of a normal distribution.
+    """
+    design_SK = _guideline_design(params, flops)
+    spread_K = error * np.sqrt(np.diag(np.linalg.inv(design_SK.T @ design_SK)))
+    a, b, c = float(norm.ppf(0.5 + level / 2)) * spread_K
+    return float(a), float(b), float(c)
 
 
 def mean_minimum(slices: Sequence[Slice], level: float = LEVEL) -> Interval:
@@ -288,7 +307,7 @@ def _check_slices(used: Sequence[Slice], slices: Sequence[Slice], what: str) -> 
         "budget": 2 - distinct([each.flops for each in used]),
     }
     missing = [f"{count} more {name}{'s' * (count > 1)}" for name, count in lacking.items() if count > 0]
-    if not missing and np.linalg.matrix_rank(_guideline_design(used)) < 3:
+    if not missing and np.linalg.matrix_rank(_design_of(used)) < 3:
         missing = ["1 more slice, of a size at two budgets"]
     if missing:
         why = next((f"; one of {len(slices)} has none: {each.reason}" for each in slices if each.best is None), "")
@@ -301,10 +320,15 @@ def _common_samples(used: Sequence[Slice]) -> np.ndarray:
     return samples_RS[np.isfinite(samples_RS).all(-1)]
 
 
-def _guideline_design(slices: Sequence[Slice]) -> np.ndarray:
+def _guideline_design(params: np.ndarray, flops: np.ndarray) -> np.ndarray:
     """[slices, 3]: log10 N, 1 / log10 C, 1."""
-    size, budget = (np.log10([getattr(each, name) for each in slices]) for name in ("params", "flops"))
-    return np.column_stack([size, 1 / budget, np.ones(len(slices))])
+    size, budget = np.log10(params), np.log10(flops)
+    return np.column_stack([size, 1 / budget, np.ones(len(size))])
+
+
+def _design_of(slices: Sequence[Slice]) -> np.ndarray:
+    """The design of slices that were measured."""
+    return _guideline_design(*np.array([(each.params, each.flops) for each in slices], np.float64).T)
 
 
 def _resampled(design_PK: np.ndarray, loss: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
