@@ -81,14 +81,15 @@ def test_what_a_report_leaves_beside_kept_records_is_ignored_and_they_are_not():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_on_two_cores_takes_less_than_an_hour(name):
-    others = {"growth_timing": ("cpu", "cpu_narrow", "cpu_wide"), "overtrained": ("small",)}
+    timing = ("cpu", "cpu_short", "cpu_narrow", "cpu_narrow_long", "cpu_wide")
+    others = {"growth_timing": timing, "overtrained": ("small",)}
     for variant in others.get(name, ("cpu",)):
         assert planned(name, variant).flops()[0] / CPU_RATE < 3600
 
 
 @pytest.mark.parametrize("variant", ["tiny_narrow", "tiny_wide", "gpu_wide"])
 def test_the_sizes_of_growth_timing_are_sweeps(variant):
-    assert len(planned("growth_timing", variant).runs) == 10
+    assert len(planned("growth_timing", variant).runs) == 11
 
 
 @pytest.mark.parametrize("name", DOCSTRINGS)
@@ -113,7 +114,7 @@ def test_the_seed_is_a_config_key_and_changes_every_stage():
         }
         for seed in (0, 1)
     ]
-    assert len(hashes[0]) == len(hashes[1]) == 11 and not hashes[0] & hashes[1]
+    assert len(hashes[0]) == len(hashes[1]) == 12 and not hashes[0] & hashes[1]
 
 
 def test_direct_in_width_splits_unevenly_and_the_even_split_is_a_null_run():
