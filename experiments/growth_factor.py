@@ -3,10 +3,11 @@
     growlm sweep --config=experiments/growth_factor.py:cpu --workdir=runs/growth_factor/cpu-0 --config.seed=0
     growlm fit --runs=runs/growth_factor --law=factor
 
-12 layers (`:gpu` 24) from 6, 4, 3, 2 and 1. Seeds 0, 1 and 2 have a folder each. `:tiny` takes seconds.
+12 layers (`:gpu` 24) from 6, 4, 3, 2 and 1. Seeds 0, 1 and 2 have a folder each. `:small`, half as wide, is a second
+size for the law. `:tiny` takes seconds.
 
 Cost: cpu 8.9e13 FLOPs, 4 to 7 minutes a run on one core, in part beside other work; gpu, ESTIMATED and not measured,
-1.5e17 FLOPs, 17 minutes on one H100, at 15 % of its peak.
+1.5e17 FLOPs, 17 minutes on one H100, at 15 % of its peak; small, ESTIMATED too, 1.2e13, 8 minutes a seed on one core.
 
 What is expected: the best between 2 and 4, and a base of 1 layer worse than training from scratch (arXiv 2405.15319,
 section 4.2); against it, growth from 1 layer is said to work (2511.04981).

@@ -19,8 +19,10 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
-from growlm.laws.intervals import Interval
+from growlm.growth.depth import PARTIAL
+from growlm.laws.intervals import Interval, t_interval
 from growlm.laws.isoflop import guideline_half_widths
 from growlm.laws.published import GROWTH_FACTOR, TIMING
 from growlm.report import style
@@ -87,6 +89,7 @@ def league(
     labels: Mapping[str, str] = NO_LABELS,
     papers: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
+    note: tuple[str, Callable[[Run], str]] | None = None,
 ) -> str:
     """The runs of a study from the lowest loss on, with their speed-up over the baseline and over every control.
 
@@ -95,20 +98,22 @@ def league(
         labels: what runs are called.
         papers: what a paper has, by run.
         without: runs that are left out, such as a scratch_tuned where the baseline was searched as well.
+        note: the head of one more column, and what it says of a run.
     """
     group = study(name, number)
     found = sorted((row for row in rows(group) if row.loss and row.run not in without), key=lambda row: row.loss.value)
     controls = dict.fromkeys(control for row in found for control, gain in row.over.items() if gain)
     controls = [control for control in controls if control not in without]
     seeds = [seed.removeprefix("seed ") for seed in group.studies]
-    header = ["run", f"seeds {', '.join(seeds)}", "mean", f"over {group.first.baseline}"]
+    header = ["run", *([note[0]] if note else []), f"seeds {', '.join(seeds)}", "mean", f"over {group.first.baseline}"]
     if len(seeds) == 1:
-        header[1:3] = ["validation loss"]
+        header[-3:-1] = ["validation loss"]
     header += [*(["the paper's"] if papers else []), *(f"over {control}" for control in controls)]
     lines = []
     for row in found:
         each = [last_loss(run) for run in group.each(row.run).values() if run.status == "done"]
-        cells = [labels.get(row.run, row.run), ", ".join(f"{loss:.3f}" for loss in each)]
+        cells = [labels.get(row.run, row.run), *([note[1](group.first.runs[row.run])] if note else [])]
+        cells += [", ".join(f"{loss:.3f}" for loss in each)]
         cells += [f"{row.loss.value:.3f}"] if len(seeds) > 1 else []
         cells += [percent(row.gain.speedup if row.gain else None)]
         cells += [papers.get(row.run, "")] if papers else []
@@ -116,6 +121,30 @@ def league(
         lines.append(cells)
     lines[0][0] = f"**{lines[0][0]}**"
     return f"{table(header, lines)}\n\n{made(group)}"
+
+
+def connections(run: Run) -> str:
+    """The share of a growth's neighbouring layers that were neighbours before it."""
+    return f"{100 * run.growths[0]['connection_rate']:.0f} %" if run.growths else ""
+
+
+def ranks(name: str, runs: Sequence[str]) -> str:
+    """Spearman's correlation of the loss with the share of connections that a growth kept, seed by seed."""
+    group, found = study(name), []
+    for seed in group.studies:
+        each = [group.each(run)[seed] for run in runs]
+        kept = [run.growths[0]["connection_rate"] for run in each]
+        found.append(float(spearmanr(kept, [last_loss(run) for run in each]).statistic))
+    mean = written(t_interval(np.array(found)), partial(rounded, spec="+.2f"))
+    return f"Rank correlation of loss and kept connections over {len(runs)} orders, by seed: " + (
+        f"{', '.join(rounded(one, '+.2f') for one in found)}; mean {mean}."
+    )
+
+
+def stacking() -> str:
+    """The orders in which layers were stacked, and whether what they keep of a base's connections tells their loss."""
+    told = ranks("stacking_order", [*PARTIAL, "interleave"])
+    return f"{league('stacking_order', note=('connections kept', connections))}\n\n{told}"
 
 
 def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:

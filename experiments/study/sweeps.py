@@ -81,6 +81,7 @@ QUEUE = (
     Row("experts", "experts", "small"),
     Row("moments", "moments", "small", together=True),
     Row("samba", "samba", "small"),
+    Row("growth_factor", "growth_factor", "small"),
     Row("growth_timing", "growth_timing", "cpu_short"),
     Row("growth_timing", "growth_timing", "cpu_narrow_long"),
     Row("growth_timing", "growth_timing", "cpu_wide"),
