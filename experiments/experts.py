@@ -5,8 +5,8 @@
 sparse_upcycling and drop_upcycling begin with one expert, a dense model; expert_upcycling and orthogonal_experts with
 half of the experts, of orthogonal_experts one for a token. Two experts of half the demo's width see a token, so a token
 of the target costs what one of the demo's model does, and FLOPs count the active parameters. Shares, state and
-schedules are those of docs/recipes.md; rates are quickstart's and were not searched for a mixture. `:tiny` takes
-seconds.
+schedules are those of docs/recipes.md; rates are quickstart's but where a search finds each its own:
+`:small --config.search.peak_lr=[4e-3,8e-3,1.6e-2]`. `:tiny` takes seconds.
 
 Cost, ESTIMATED and not measured: cpu 6e13 FLOPs, 11 minutes a seed on two cores, at quickstart's rate; gpu 1.1e17
 FLOPs, 13 minutes on one H100, at 15 % of its peak. Mixtures reach less of it.
