@@ -82,7 +82,7 @@ def test_what_a_report_leaves_beside_kept_records_is_ignored_and_they_are_not():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_on_two_cores_takes_less_than_an_hour(name):
     timing = ("cpu", "cpu_short", "cpu_narrow", "cpu_narrow_long", "cpu_wide")
-    others = {"growth_timing": timing, "overtrained": ("small",)}
+    others = {"growth_timing": timing, "novels": ("cpu", "cpu_8k"), "overtrained": ("small",)}
     for variant in others.get(name, ("cpu",)):
         assert planned(name, variant).flops()[0] / CPU_RATE < 3600
 
