@@ -18,7 +18,7 @@ on one H100, at 15 % of its peak.
 
 What is expected: less than on bytes, as the embedding, a quarter of the parameters, is in the small model too: its
 tokens cost 43 % of the large one's, with 8192 tokens 67 %, so there less again, 0 to 10 %. Benchmarks near chance, but
-for the perplexities, at this size, and for bits of the right answer (`growlm.evaluation.resolution`), which should move.
+for the perplexities, and for bits of the right answer (`growlm.evaluation.resolution`), which should move.
 
 Result: cpu at seed 0. Growing reaches the loss of scratch_tuned with 13 % less compute (speed-up +15.1 %; +15.2 %
 over scratch, +35.9 % over scratch_low). Accuracies are those of guessing; the grown run's WikiText has the fewest
