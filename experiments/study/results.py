@@ -74,6 +74,12 @@ DESIGNS = (
     (("117K", "435K", "936K"), (1, 1 / 4), 10),
     (("117K", "435K", "936K"), (4, 1, 1 / 4), 3),
 )
+# arXiv 2405.15319, section 5.1, the partial stackings in three groups.
+GROUPS = {
+    **dict.fromkeys(("123456x4", "12-3456x5-56", "12-345x7-6", "123-456x7"), "best"),
+    **dict.fromkeys(("1234-56x10", "12-34x10-56", "1-234x7-56"), "middle"),
+    "123x7-456": "worst, below scratch",
+}
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
 
@@ -144,7 +150,8 @@ def ranks(name: str, runs: Sequence[str]) -> str:
 def stacking() -> str:
     """The orders in which layers were stacked, and whether what they keep of a base's connections tells their loss."""
     told = ranks("stacking_order", [*PARTIAL, "interleave"])
-    return f"{league('stacking_order', note=('connections kept', connections))}\n\n{told}"
+    found = league("stacking_order", papers=GROUPS, note=("connections kept", connections))
+    return f"{found}\n\n{told}"
 
 
 def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
@@ -319,6 +326,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),
     "continued": partial(league, "continue_from_checkpoint"),
     "noise": partial(league, "noise"),
+    "stacking": stacking,
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
     "ladder_1": partial(league, "ladder", labels=ARMS),
