@@ -1,14 +1,18 @@
 """Stages that begin with a growth: under masks, with learned maps, with an averaged copy; cut off and gone on."""
 
+import dataclasses
 import itertools
 import json
 import threading
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
 import tiny
+from flax import linen as nn
+from own_architecture import OWN
 from representatives import few
 
 import growlm
@@ -16,13 +20,17 @@ from growlm.data import batches, load_corpus, validation_batches
 from growlm.errors import InputError
 from growlm.growth import OPERATORS
 from growlm.growth.state import apply_growth
-from growlm.models import ModelConfig, next_token_loss, parameter_count
+from growlm.models import ARCHITECTURES, ModelConfig, next_token_loss, parameter_count
+from growlm.models.layers import dense, weight
 from growlm.training import growing, loop
 from growlm.training.config import build_run, load_config, plain
 from growlm.training.continuation import result_settings
+from growlm.training.objectives import OBJECTIVES
 from growlm.training.optimizer import OPTIMIZERS, make_optimizer
+from growlm.training.own_code import own_code, source_of
 from growlm.training.run import train
-from growlm.training.stages import resolve, source_of
+from growlm.training.schedules import SCHEDULES
+from growlm.training.stages import resolve
 from growlm.training.step import compile_steps, init_state
 from growlm.training.sweep import plan_sweep
 
@@ -384,3 +392,78 @@ def test_an_operator_of_ones_own_that_is_edited_is_another_stage(tmp_path, monke
     stack, again, interleave = hashes("stack"), hashes("stack"), hashes("interleave")
     assert stack == again and stack[0] == interleave[0] and stack[1] != interleave[1]
     assert source_of("direct") is None
+
+
+OWN_CODE = {
+    "an operator that binds an option": (
+        "from functools import partial\nfrom growlm.growth import OPERATORS\n"
+        "from growlm.growth.operators import direct\n\nOPERATORS['mine'] = partial(direct, order='{}')\n",
+        ("stack", "interleave"),
+        {"growth": {"operator": "mine"}},
+    ),
+    "an objective": (
+        "from growlm.training.objectives import OBJECTIVES, Objective\n\n"
+        "OBJECTIVES['mine'] = Objective(weights=lambda config, tokens_BS: tokens_BS[:, 1:] != {})\n",
+        (3, 4),
+        {"objective": {"kind": "mine"}},
+    ),
+    "an optimizer": (
+        "import optax\nfrom growlm.training.optimizer import OPTIMIZERS\n\n"
+        "OPTIMIZERS['mine'] = lambda config, model: optax.scale_by_lion({})\n",
+        (0.9, 0.8),
+        {"optimizer": {"kind": "mine"}},
+    ),
+    "a schedule": (
+        "from growlm.training.schedules import SCHEDULES\n\n"
+        "SCHEDULES['mine'] = lambda schedule, tokens, horizon, batch: {}\n",
+        (0.5, 0.25),
+        {"schedule": {"kind": "mine"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OWN_CODE)
+def test_what_is_ones_own_and_edited_is_another_stage(what, tmp_path, monkeypatch):
+    text, values, settings = OWN_CODE[what]
+    for table in (OPERATORS, OBJECTIVES, OPTIMIZERS, SCHEDULES):
+        monkeypatch.setitem(table, "mine", None)
+
+    def hashes(value):
+        path = tmp_path / f"of_{value}.py"
+        path.write_text(f"{text.format(value)}\n\ndef get_config():\n    return {{}}\n")
+        load_config(str(path), [])
+        return [
+            stage.stage_hash for stage in resolve(tiny.run_config("c", tiny.stage(2), tiny.grown(2, **settings)), "f")
+        ]
+
+    one, again, other = hashes(values[0]), hashes(values[0]), hashes(values[1])
+    assert one == again and one[0] == other[0] and one[1] != other[1]
+
+
+def test_an_architecture_of_ones_own_that_is_edited_is_another_stage(monkeypatch):
+    """In its modules, its weights and its factors; growlm's own are known by their names."""
+
+    class Mlp(nn.Module):
+        config: Any
+        dtype: Any
+
+        @nn.compact
+        def __call__(self, x_ND, context):
+            return 2 * dense(jax.nn.relu(dense(x_ND, weight(self, "up"))), weight(self, "down")), {}
+
+    def stage_hash(period, **changes):
+        architecture = dataclasses.replace(OWN, period=period, **changes)
+        monkeypatch.setitem(ARCHITECTURES, "own", architecture)
+        model = {"architecture": "own", "layers": 1, "embed": 8, "heads": 2, "head_dim": 4, "mlp": 8, "vocab": 16}
+        return resolve(tiny.run_config("c", tiny.stage(2) | {"model": model}), "f")[0].stage_hash
+
+    try:
+        (attention, mlp), *_ = OWN.period
+        wider = dataclasses.replace(mlp.weights[0], gain=2.0), *mlp.weights[1:]
+        periods = [((attention, one),) for one in (mlp, dataclasses.replace(mlp, module=Mlp))]
+        periods.append(((attention, dataclasses.replace(mlp, weights=wider)),))
+        found = [*map(stage_hash, periods), stage_hash(OWN.period, logit_scale=lambda config: 0.5)]
+        assert len(set(found)) == 4 and found[0] == stage_hash(OWN.period)
+    finally:
+        OWN.config.architecture = OWN  # a replaced one takes the config class
+    assert own_code(tiny.run_config("c", tiny.stage(2)).stages[0]) == {}

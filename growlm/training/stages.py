@@ -2,9 +2,8 @@
 
 import dataclasses
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +12,14 @@ from jax.sharding import Mesh
 
 from growlm.data.mixture import Fingerprint, given_by
 from growlm.errors import InputError
-from growlm.growth import Growth, function_of, growth_key, hashed_options, plan_growth
+from growlm.growth import Growth, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, Params, flops_per_token, parameter_count, with_depth
 from growlm.models.counts import flops_of_layer
 from growlm.training.config import without_defaults
 from growlm.training.criteria import RULES
 from growlm.training.objectives import PARENT
+from growlm.training.own_code import code_of, own_code, source_of
 from growlm.training.schedules import WITH_HORIZON, learning_rate, rewarm_factor
 from growlm.training.settings import EvaluationConfig, GrowthConfig, RunConfig, StageConfig
 from growlm.training.sparsity import density, draw_kept
@@ -398,8 +398,9 @@ class Stage:
         - the stage's config: a preset as what it stands for, nothing that is at its default, so that a new setting
           changes no hash; not tokens and evaluation, and of a corpus, init_from, a teacher and a scorer the fingerprint
           and not the place;
-        - the source of an operator or a rule that is not growlm's, the end of a schedule that depends on its end, the
-          tokens that chosen windows cover, and the validation by which something is decided;
+        - the source of an operator, a rule, an objective, an optimizer, a schedule or an architecture that is not
+          growlm's, the end of a schedule that depends on its end, the tokens that chosen windows cover, and the
+          validation by which something is decided;
         - the run's seed, dtype, remat and document_mask, and the fingerprint of the text;
         - the hash of the stage before, and the step at which this run left it.
         """
@@ -423,6 +424,8 @@ class Stage:
             own["grow_when"] = own["grow_when"] | {"source": source}
         if self.judged_on:
             own["judged_on"] = self.judged_on
+        if code := own_code(config):
+            own["code"] = code
         if config.schedule.kind in WITH_HORIZON:
             own["schedule"] = own.get("schedule", {}) | {"horizon_tokens": self.horizon}
         run = without_defaults(self.run)
@@ -445,22 +448,6 @@ class Stage:
     def stage_hash(self) -> str:
         """12 hex digits of the SHA-256 of `settings`: stages of one hash are one stage, trained once."""
         return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def source_of(operator: str) -> str | None:
-    """A hash of the code of an operator that is not growlm's own; None for growlm's."""
-    return code_of(function_of(operator))
-
-
-def code_of(function: Callable) -> str | None:
-    """A hash of the code of a function that is not growlm's own; None for growlm's."""
-    if function.__module__.startswith("growlm."):
-        return None
-    try:
-        source = inspect.getsource(function).encode()
-    except OSError:  # typed into a notebook
-        source = function.__code__.co_code
-    return hashlib.sha256(source).hexdigest()[:12]
 
 
 def resolve(
