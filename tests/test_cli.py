@@ -1,5 +1,6 @@
 """The command line: bad input is one clear line and exit code 2, and nothing is written; so is a run that diverges."""
 
+import dataclasses
 import html
 import importlib.metadata
 import json
@@ -11,12 +12,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 from representatives import few
 
 from growlm.__main__ import main
-from growlm.training import programs
+from growlm.training import loop, programs
 from growlm.training.metrics import commit, hardware
 from growlm.training.overrides import literal
 
@@ -443,6 +445,23 @@ def test_no_checkpoint_is_made_of_a_state_whose_loss_is_not_finite(capsys, bench
     tiny.write_config(bench / "run.py", tiny.run(corpus, *stages, checkpoint=checkpoint))
     assert "validation loss nan between steps 3 and 4" in fails(capsys, *TRAIN)
     assert tiny.checkpoints(bench / "work").keys() == {(0, 2)}
+
+
+@pytest.mark.parametrize("field", ["params", "opt_state"])
+def test_a_number_that_no_loss_meets_is_found_before_it_is_saved(capsys, bench, corpus, monkeypatch, field):
+    """A weight of a token that the text has not: it would come back with every checkpoint, until a batch meets it."""
+    train = loop.Steps.train
+
+    def spoilt(steps, state, tokens):
+        state, metrics = train(steps, state, tokens)
+        leaves, tree = jax.tree.flatten(getattr(state, field))
+        unseen = [leaf.at[0].set(jnp.inf) if leaf.shape == (256, 16) else leaf for leaf in leaves]
+        return dataclasses.replace(state, **{field: jax.tree.unflatten(tree, unseen)}), metrics
+
+    monkeypatch.setattr(loop.Steps, "train", spoilt)
+    tiny.write_config(bench / "run.py", tiny.run(corpus, tiny.stage(2)))
+    assert "a weight or a moment is not finite after step 2: stopped; no checkpoint" in fails(capsys, *TRAIN)
+    assert tiny.checkpoints(bench / "work") == {}
 
 
 def test_a_sweep_goes_on_past_a_run_that_fails_and_says_so(capsys, bench, corpus):

@@ -10,8 +10,10 @@ import jax
 import pytest
 import tiny
 
+from growlm.commands import dispatch
 from growlm.errors import InputError
 from growlm.training import device_memory
+from growlm.training.device_memory import exhaustion_said
 from growlm.training.run import train
 from growlm.training.stages import resolve
 
@@ -84,9 +86,22 @@ def test_a_real_limit_of_memory_is_one_line_and_exit_code_2(tmp_path):
 def test_what_a_device_says_in_pages_is_one_line(wide):
     (stage,) = resolve(wide, "fingerprint")
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes.\nand much\nmore")
-    with pytest.raises(InputError) as refused, device_memory.exhaustion_said(stage):
+    with pytest.raises(InputError) as refused, exhaustion_said(stage):
         raise error
     said = str(refused.value)
     assert len(said.splitlines()) == 1 and "stages[0] (" in said and "Out of memory allocating 7 bytes" in said
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), device_memory.exhaustion_said(stage):
+    with pytest.raises(InputError, match=r"is out of memory: Unable to .* need less"), exhaustion_said(stage):
+        raise MemoryError("Unable to allocate\n7 GiB")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), exhaustion_said(stage):
         raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: for 7 GB\nand more"), MemoryError()])
+def test_a_command_that_is_out_of_memory_ends_in_a_line(monkeypatch, capsys, error):
+    def fail(*of):
+        raise error
+
+    monkeypatch.setattr(dispatch, "_dispatch", fail)
+    assert dispatch.outcome(["sample"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("growlm: sample is out of memory: ") and line.endswith("; a smaller model needs less")

@@ -202,7 +202,7 @@ def test_the_peer_timeout_is_read_from_the_environment(monkeypatch, seconds, all
     monkeypatch.setenv("GROWLM_PEER_TIMEOUT", seconds)
     if allowed:
         processes.join_processes()
-        assert [set(options.values()) for options in joined] == [{10}]
+        assert joined[0]["heartbeat_timeout_seconds"] == joined[0]["shutdown_timeout_seconds"] == 10
     else:
         with pytest.raises(InputError, match="GROWLM_PEER_TIMEOUT must be an integer >= 1"):
             processes.join_processes()
@@ -240,6 +240,20 @@ def test_a_request_to_stop_is_acknowledged_and_obeyed_at_once(what, name, code, 
     assert len(lines) == len(says) and all(part in line for part, line in zip(says, lines, strict=True)), lines
 
 
+def test_who_waits_too_long_for_the_others_to_join_ends_in_a_line_before_jax_ends_it(monkeypatch):
+    ended, over, given = [], threading.Event(), {}
+    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "exit_process", lambda *of: (ended.append(of), over.set()))
+    monkeypatch.setattr(
+        processes.jax.distributed, "initialize", lambda **options: given.update(options) or over.wait(60)
+    )
+    monkeypatch.setenv(processes.TASK_COUNTS[0], "4")
+    processes.join_processes()
+    ((code, line),) = ended
+    assert code == 1 and "is gone: not all had joined after 0.1 s\n" in line
+    assert given["initialization_timeout"] > processes.JOIN_SECONDS
+
+
 @pytest.mark.parametrize("name", processes.TASK_COUNTS)
 def test_a_task_of_several_asks_jax_for_the_others(monkeypatch, name):
     joined = []
@@ -247,7 +261,7 @@ def test_a_task_of_several_asks_jax_for_the_others(monkeypatch, name):
     monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: joined.append(options))
     monkeypatch.setenv(name, "4")
     processes.join_processes()
-    assert [set(options.values()) for options in joined] == [{2 * processes.PEER_TIMEOUT_SECONDS}]
+    assert [options["heartbeat_timeout_seconds"] for options in joined] == [2 * processes.PEER_TIMEOUT_SECONDS]
 
 
 def joined_on_tpu(monkeypatch, environment, device="accel0", libtpu=True):

@@ -86,9 +86,13 @@ def outcome(arguments: Sequence[str]) -> int:
     except (DivergedError, BrokenClaimError, StoppedError) as error:
         print(f"growlm: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(error, StoppedError) else 1  # to a scheduler: start it again
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        from growlm.training.device_memory import exhausted
         from growlm.training.processes import gone, lost_peer
 
+        if reason := exhausted(error):
+            print(f"growlm: {arguments[0]} is out of memory: {reason}; a smaller model needs less", file=sys.stderr)
+            return 2
         if not lost_peer(error):
             raise
         print(gone(str(error).splitlines()[0]), file=sys.stderr)

@@ -47,16 +47,25 @@ def check_step(stage: Stage, specs: Iterable[StepSpec], mesh: Mesh) -> None:
 
 @contextlib.contextmanager
 def exhaustion_said(stage: Stage) -> Iterator[None]:
-    """Turn what a device says when it has no more memory, pages of XLA, into one line with what needs less."""
+    """Turn what is said where a device or the machine has no more memory, into one line with what needs less."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if EXHAUSTED not in str(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not (reason := exhausted(error)):
             raise
-        reason = " ".join(str(error).partition(EXHAUSTED)[2].split())[:120].strip(": ")
         size = f"{stage.size}, {stage.config.batch} x {stage.config.length} tokens"
         less = "a smaller batch, more microbatches, remat=full and more devices in mesh.fsdp need less"
         raise InputError(f"stages[{stage.number}] ({size}) is out of memory: {reason}; {less}") from None
+
+
+def exhausted(error: BaseException) -> str:
+    """What an error says of memory that is not to be had, of which XLA says pages, on one line; "" of any other."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        return " ".join(text.split())[:120] or "the machine has no more"
+    if not isinstance(error, jax.errors.JaxRuntimeError) or EXHAUSTED not in text:
+        return ""
+    return " ".join(text.partition(EXHAUSTED)[2].split())[:120].strip(": ")
 
 
 def would_fit(spec: StepSpec, program: Any, batch: int, length: int, mesh: Mesh, limit: int) -> str:

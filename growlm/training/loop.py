@@ -28,7 +28,7 @@ from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwa
 from growlm.training.processes import StopRequest, all_stop
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec, compile_steps, compile_steps_ahead, must_compile
+from growlm.training.step import StepSpec, all_finite, compile_steps, compile_steps_ahead, must_compile
 from growlm.training.texts import Text
 
 
@@ -138,6 +138,8 @@ def train_stage(
                 scores = benchmarks.scores(state) if benchmarking else {}
                 samples = _samples(benchmarks, state, display) if writing else {}
             recorder.settle(validation | scores | samples, evaluating)
+            if saving and not all_finite(state.arrays):  # a batch may not meet the weight that is not
+                raise DivergedError(f"a weight or a moment is not finite after step {step}: stopped")
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
             with spending(SAVE):

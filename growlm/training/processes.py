@@ -30,6 +30,8 @@ from growlm.training.tpu_hosts import has_tpu, host_count
 PEER_TIMEOUT = "GROWLM_PEER_TIMEOUT"
 PEER_TIMEOUT_SECONDS = 60
 
+JOIN_SECONDS = 300  # in which all processes of a job must have joined
+
 # How launchers say how many tasks a job step has.
 TASK_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -57,14 +59,20 @@ def join_processes() -> None:
 
 
 def _initialize(**options: Any) -> None:
+    # JAX ends a process by SIGABRT, after pages of its own, where another one does not come.
+    late = threading.Timer(JOIN_SECONDS, exit_process, (1, gone(f"not all had joined after {JOIN_SECONDS:g} s")))
+    late.daemon = True
+    late.start()
     try:
-        jax.distributed.initialize(**options)
+        jax.distributed.initialize(initialization_timeout=2 * JOIN_SECONDS, **options)
     except ValueError as error:  # what it should have found out is missing
         raise InputError(f"JAX must find the processes of this job, got {error}") from error
     except RuntimeError as error:
         if "before any JAX calls" not in str(error):
             raise
         raise InputError("the processes of a job must join before JAX is used: run the command by itself") from error
+    finally:
+        late.cancel()
 
 
 def peer_timeout() -> int:
@@ -168,7 +176,7 @@ def all_stop(asked: bool, step: int) -> bool:
     return asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
 
-def lost_peer(error: RuntimeError) -> bool:
+def lost_peer(error: Exception) -> bool:
     """Whether this is how a collective ends when a process that takes part in it is gone."""
     return isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
 

@@ -284,6 +284,13 @@ def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Arra
     return value if mask is True else jnp.where(mask, value, otherwise)
 
 
+@jax.jit
+def all_finite(arrays: Arrays) -> jax.Array:
+    """bool[]: whether the parameters, the optimizer's state and the averaged copy have neither NaN nor infinities."""
+    floats = [leaf for leaf in jax.tree.leaves(arrays) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
 def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Callable, Callable]:
     """The compiled train step and evaluation step. The runs of a sweep that share a shape share the programs.
 
