@@ -9,6 +9,7 @@ EDITABLE := --config-settings editable_mode=compat
 # Only tests need PyTorch, and not its gigabytes of CUDA. Where there is no such build (macOS): make test TORCH=torch
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+FUSE ?= mfusepy==3.1.1
 # A file of versions with hashes, from which everything is installed: make test LOCK=ci.lock. Without it, from the floors.
 LOCK ?=
 # Neighbours share fixtures and stay together, but for what an idle worker takes over.
@@ -44,6 +45,14 @@ $(VENV)/.tried-chromium: $(VENV)/.created
 	fi >/dev/null 2>&1 || echo 'make: there is no Chromium here: the tests of the page are skipped'
 	touch $@
 
+# For the tests that cut the power: a file system in Python, which Linux lets root mount, and whom it trusts with FUSE.
+$(VENV)/.tried-fuse: $(VENV)/.installed-test
+	$(PIP) --retries 1 --timeout 30 '$(FUSE)' 2>/dev/null || echo 'make: there is no $(FUSE) here'
+	if [ "$$(id -u)" = 0 ] && command -v apt-get && [ -e /dev/fuse ] && ! ldconfig -p | grep -q 'libfuse\.so\.2'; then \
+		apt-get update && apt-get install --yes --no-install-recommends libfuse2; \
+	fi >/dev/null 2>&1 || echo 'make: there is no libfuse2 here'
+	touch $@
+
 # Trains a small model, grows it, trains on, and compares it with its controls. Started again it goes on.
 demo: $(VENV)/.installed
 	$(BIN)/growlm sweep --config=experiments/quickstart.py --workdir=$(WORKDIR)
@@ -70,7 +79,7 @@ test: check $(VENV)/.tried-torch
 	$(PYTEST) -m 'not slow'
 
 # The rest: every mesh, every kill, thorough properties, compilers, notebooks, docs, the page in a browser.
-test-slow: $(VENV)/.tried-torch $(VENV)/.tried-chromium
+test-slow: $(VENV)/.tried-torch $(VENV)/.tried-chromium $(VENV)/.tried-fuse
 	$(PYTEST) -m 'slow or hypothesis' --hypothesis-profile=thorough
 
 # Renews the versions that the CI takes. Needs the network, as does the audit.

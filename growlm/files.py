@@ -35,6 +35,7 @@ def write_whole(path: Path, content: bytes) -> None:
             part.write_bytes(content)
             sync(part)  # or after a power loss the name may be there, and nothing in it
             part.replace(path)
+            sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -56,6 +57,14 @@ def sync_all(folder: Path) -> None:
     for inner, _, names in os.walk(folder):
         for path in (*(Path(inner, name) for name in names), Path(inner)):
             sync(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it that are not there, and have their names on the disk."""
+    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -217,7 +226,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     part = output.absolute().with_name(f".{output.name}.part")
     if part.is_symlink():
         raise InputError(f"output {output} is written at {part} first, which must be no link")
-    part.mkdir(parents=True, exist_ok=True)
+    make_folder(part)
     with locked(part):  # until it is in its place: another process must not take it for a leftover
         try:
             _clear(part)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 
-from growlm.files import write_json
+from growlm.files import make_folder, whole_folder, write_json
 from growlm.training.run import train
 from growlm.training.saved import read_model
 
@@ -30,11 +30,16 @@ _disks = []  # an audit hook cannot be taken away
 class Disk:
     """A folder, what of its files is synced, and copies of what a loss of power would have left of it.
 
-    unsynced: what got its name before it was on the disk.
+    Attributes:
+      unsynced: what got its name before it was on the disk.
+      unsynced_names: folders in which something was made or moved, and that were not synced since then.
+      hasty: what was removed from one of these.
     """
 
     def __init__(self, folder: Path, copies: Path, monkeypatch):
         self.folder, self.copies, self.unsynced = folder, copies, []
+        self.unsynced_names: set[Path] = set()
+        self.hasty: list[Path] = []
         self.made: list[Path] = []
         self._synced, self._draw, self._lock, self._fsync = {}, random.Random(0), threading.RLock(), os.fsync
         monkeypatch.setattr(os, "fsync", self._note)
@@ -45,12 +50,28 @@ class Disk:
         status = os.fstat(descriptor)
         if stat.S_ISREG(status.st_mode):
             self._synced[status.st_ino] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+        else:
+            self.unsynced_names.discard(Path(f"/proc/self/fd/{descriptor}").readlink())
 
-    def renames(self, source: Path) -> None:
-        """Before a rename."""
+    def names(self, event: str, path: Path, to: Path) -> None:
+        """Before something is made, moved or removed."""
+        if event == "os.mkdir" and path.exists():
+            return
+        if event == "os.rename":
+            self.renames(path, ".orbax-checkpoint-tmp/" in str(to))
+            moved = {one for one in self.unsynced_names if one.is_relative_to(path)}
+            self.unsynced_names = self.unsynced_names - moved | {to / one.relative_to(path) for one in moved}
+        if event == "shutil.rmtree":
+            self.hasty += [path] if path.parent in self.unsynced_names else []
+        else:
+            self.unsynced_names.add(to.parent)
+
+    def renames(self, source: Path, unnamed: bool) -> None:
+        """Before a rename, which may be within a folder that nobody reads yet."""
         with self._lock:
             files = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-            self.unsynced += [path for path in files if self._surviving(path) != path.read_bytes()]
+            lost = [path for path in files if self._surviving(path) != path.read_bytes()]
+            self.unsynced += [] if unnamed else lost
             self.made.append(self.copies / str(len(self.made)))
             for path in self.folder.rglob("*"):
                 self._copy(path, self.made[-1] / path.relative_to(self.folder))
@@ -70,8 +91,10 @@ class Disk:
 
 
 def _audit(event: str, args: tuple) -> None:
-    if event == "os.rename" and _disks and Path(os.fspath(args[0])).is_relative_to(_disks[0].folder):
-        _disks[0].renames(Path(os.fspath(args[0])))
+    if event in ("os.rename", "os.mkdir", "shutil.rmtree") and _disks:
+        path, to = Path(os.fspath(args[0])), Path(os.fspath(args[1 if event == "os.rename" else 0]))
+        if path.is_relative_to(_disks[0].folder):
+            _disks[0].names(event, path, to)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +121,18 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(disk, monkeypatch):
     assert [path.suffix for path in disk.unsynced] == [".part"]
 
 
+def test_names_are_on_the_disk_when_what_writes_them_is_done(disk, monkeypatch):
+    make_folder(disk.folder / "a" / "b")
+    write_json(disk.folder / "a" / "b.json", {"a": 1})
+    with whole_folder(disk.folder / "c" / "d") as part:
+        write_json(part / "a.json", {"a": 1})
+    assert disk.unsynced_names == set()
+    monkeypatch.setattr("growlm.files.sync", lambda path: None)
+    make_folder(disk.folder / "e")
+    write_json(disk.folder / "a" / "b.json", {"a": 1})
+    assert disk.unsynced_names == {disk.folder, disk.folder / "a"}
+
+
 @pytest.mark.slow
 def test_what_a_loss_of_power_leaves_of_a_run_is_whole_or_not_there_and_the_run_ends_the_same(disk, tmp_path):
     every = {"checkpoint": {"every_tokens": 2 * tiny.STEP, "max_to_keep": 1}}
@@ -105,6 +140,7 @@ def test_what_a_loss_of_power_leaves_of_a_run_is_whole_or_not_there_and_the_run_
     train(config, disk.folder)
     _disks.clear()
     assert {path.name for path in disk.unsynced} <= {"commit_success.txt", "_CHECKPOINT_METADATA"}  # they say nothing
+    assert (disk.unsynced_names, disk.hasty) == (set(), [])
     assert len(disk.made) > RESTARTS
     whole, draw = tiny.timeless(disk.folder), random.Random(0)
     _, params = read_model(disk.folder)

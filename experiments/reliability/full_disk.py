@@ -31,7 +31,7 @@ from growlm.commands.dispatch import outcome
 from growlm.formats.folder import is_hugging_face, open_folder
 from growlm.training.checkpoint import quiet_writers
 from growlm.training.metrics import read_records
-from growlm.training.saved import find_saved, read_model
+from growlm.training.saved import find_saved, read_state
 
 MODEL = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24, "vocab": 256}
 STAGE = {"tokens": 256, "batch": 4, "length": 16, "schedule": {"kind": "constant", "peak_lr": 1e-2}}
@@ -100,12 +100,19 @@ def written(name: str, folder: Path) -> Any:
     """What a command has written, without what the clock says."""
     if name == "train":
         records = [{k: v for k, v in one.items() if k not in CLOCK} for one in read_records(folder / "metrics.jsonl")]
-        _, params = read_model(folder)
-        return records, [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+        return records, _arrays(folder)
     if name == "grow":
-        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(read_model(folder)[1])]
+        return _arrays(folder)
     kinds = (".safetensors", ".bin", ".idx")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in kinds}
+
+
+def _arrays(folder: Path) -> list[bytes]:
+    """Those of the state in a folder's last checkpoint."""
+    state = read_state(find_saved(folder))
+    return [
+        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves({**vars(state), "key": jax.random.key_data(state.key)})
+    ]
 
 
 def looks_whole(folder: Path) -> None:

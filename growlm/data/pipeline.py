@@ -25,7 +25,7 @@ from growlm.data.prepare import (
 )
 from growlm.data.workers import Job, open_tokenizer, write_part
 from growlm.errors import InputError, import_library, must_be
-from growlm.files import locked
+from growlm.files import locked, make_folder
 
 PipelineStep = import_library("datatrove.pipeline.base").PipelineStep
 
@@ -43,7 +43,7 @@ def begin(request: Request) -> int:
     work = read_request(request)
     if finished(work) is None:
         rule = find_rule_of(work)
-        request.output.mkdir(parents=True, exist_ok=True)
+        make_folder(request.output)
         with locked(request.output):
             write_plan(work, rule)
     return len(work.parts)

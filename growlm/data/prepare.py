@@ -44,7 +44,7 @@ from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
 from growlm.data.vocabulary import sample, train_tokenizer
 from growlm.data.workers import Job, Rows, run_parts
 from growlm.errors import InputError, check_name, check_range, must_be
-from growlm.files import is_part, locked, write_sealed
+from growlm.files import is_part, locked, make_folder, sync, write_sealed
 
 RECORDS = "parts"  # folder of the records of finished parts
 GOES_ON = "finished parts are kept, and the same command goes on"
@@ -279,7 +279,7 @@ def _check_equal(output: Path, written: dict[str, Any], asked: dict[str, Any]) -
 def _write(work: Work, rule: Rule) -> dict[str, Any]:
     """Writes everything that the folder lacks; returns the manifest."""
     output = work.request.output
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with locked(output):
         if manifest := finished(work):  # by the process that had the lock
             return manifest
@@ -346,6 +346,7 @@ def write_manifest(work: Work, rule: Rule) -> dict[str, Any]:
     write_sealed(output / MANIFEST, manifest)
     (output / PLAN).unlink()
     shutil.rmtree(output / RECORDS)
+    sync(output)  # the plan, where it is back after a power loss, would say that the folder is not done
     return manifest
 
 

@@ -28,6 +28,7 @@ from growlm.data.shards import INDEX_DTYPE, INDEX_SUFFIX, TOKENS_SUFFIX, Shard
 from growlm.data.sources import Part, text_bytes
 from growlm.data.tokenizers import Tokenizer, load_tokenizer
 from growlm.errors import InputError
+from growlm.files import sync
 
 POLL_SECONDS = 0.2
 
@@ -242,6 +243,7 @@ class _Writer:
             _sync(file)
         self._part.replace(self._folder / f"{self._name}{TOKENS_SUFFIX}")
         self._index_part.replace(self._folder / f"{self._name}{INDEX_SUFFIX}")
+        sync(self._folder)
         return Shard(
             name=self._name,
             split=self._split,

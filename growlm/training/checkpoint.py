@@ -37,7 +37,7 @@ from growlm.buckets import (
 )
 from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.errors import InputError, check_range, must_be
-from growlm.files import sync, sync_all
+from growlm.files import make_folder, sync, sync_all
 from growlm.models import path_of
 from growlm.state import TrainState
 from growlm.training.goodput import SAVE, spending
@@ -120,7 +120,21 @@ class _Handler(ocp.StandardCheckpointHandler):
         super().finalize(directory)
         if is_first() and not is_bucket(directory):
             write_checksums(directory)
-            sync_all(Path(directory))  # before it gets its name: what has that is whole, after a power loss too
+
+
+class _SyncedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint that is on the disk before it gets its name, and has it there before an older one is removed."""
+
+    async def finalize(self) -> None:
+        final = Path(self.get_final())
+        if final.name == ITEM:  # it comes to the disk with all of its step
+            await super().finalize()
+            return
+        sync_all(Path(self.get()))
+        await super().finalize()
+        for path in filter(Path.is_file, final.iterdir()):  # what orbax has added says nothing, and is read
+            sync(path)
+        sync(final.parent)
 
 
 # Orbax finds a handler by the class of its arguments.
@@ -145,12 +159,6 @@ def quiet_writers() -> None:
     hook = sys.unraisablehook
     closed = "Event loop is closed"  # of the writes that were under way when another failed
     sys.unraisablehook = lambda said: None if closed in str(said.exc_value) else hook(said)
-
-
-def _sync_names(folder: Path) -> None:
-    """Have the names of checkpoints on the disk, but in a bucket, which does that itself."""
-    if not is_bucket(folder):
-        sync(folder)
 
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
@@ -206,9 +214,10 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            # Its name is on the disk before an older one is removed.
-            async_options=ocp.AsyncOptions(post_finalization_callback=lambda: _sync_names(folder)),
+            temporary_path_class=None if is_bucket(folder) else _SyncedPath,
         )
+        if not is_bucket(folder):
+            make_folder(folder)
         self._manager = _manager(folder, options)
 
     def steps(self) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.errors import InputError, must_be
-from growlm.files import is_part, read_json, write_sealed
+from growlm.files import is_part, make_folder, read_json, write_sealed
 from growlm.training.config import build_run, plain
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import RunConfig
@@ -49,7 +49,7 @@ def claim_folder(folder: Path, config: dict[str, Any]) -> None:
         elif folder.exists() and (not folder.is_dir() or not all(map(is_part, folder.iterdir()))):
             raise InputError(f"{NEW} {folder}, which holds no run")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             write_sealed(path, config)
     except OSError as error:
         reason = f"{error.strerror} ({error.filename or folder})"

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from growlm.buckets import location
 from growlm.checked import DamagedError
 from growlm.errors import DivergedError, InputError, must_be
-from growlm.files import locked, write_sealed
+from growlm.files import locked, make_folder, write_sealed
 from growlm.growth.state import check_optimizer_state
 from growlm.state import TrainState
 from growlm.training.benchmarks import check_benchmarks
@@ -262,7 +262,7 @@ def train_run(
         for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
             stage_folder, checkpoints_folder = records / stage_hash, store / stage_hash / "checkpoints"
-            stage_folder.mkdir(parents=True, exist_ok=True)
+            make_folder(stage_folder)
             # Rules 6 and 7; a display looks for a moment.
             with first_enters(locked(stage_folder, timeout=1.0)), exhaustion_said(plan.stages[number]):
                 decisions = _decisions(records)
