@@ -13,6 +13,7 @@ from growlm.report import drawing
 from growlm.report.charts import loss_figure
 from growlm.report.compare import rows, speedup_figure
 from growlm.report.interactive import plotly
+from growlm.report.own import own_fits
 from growlm.report.records import read_groups
 from growlm.report.report import overview, report_page, summarise, write_report
 from growlm.report.search import search_figure, search_table, search_text
@@ -34,6 +35,14 @@ def group_of(folder):
 
 def lines(folder):
     return verdict(rows(group_of(folder))).splitlines()
+
+
+def test_what_a_checkpoint_cost_is_said_beside_the_claim_and_is_in_no_plan(tmp_path):
+    folder = write_sweep(tmp_path, {"scratch": 1.0, "grown": 0.7})
+    assert own_fits(folder).gains and "not counted" not in lines(folder)[1]
+    (folder / "grown" / "init_from.json").write_text(json.dumps({"folder": "runs/small", "flops": 2e10}))
+    assert lines(folder)[1].endswith("It begins from small, whose 2.00e10 FLOPs are not counted.")
+    assert not own_fits(folder).gains
 
 
 # --- Controls --------------------------------------------------------------------------------------------------------
@@ -164,6 +173,11 @@ def write_tries(folder):
             (folder / trial(name, value) / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
 
+def last_loss(folder):
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [record["val_loss"] for record in records if "val_loss" in record][-1]
+
+
 def test_tries_are_no_rows_and_no_curves_of_the_other_charts(searched):
     group = group_of(searched)
     assert [row.run for row in rows(group)] == list(ALL)
@@ -191,10 +205,14 @@ def test_the_curve_of_a_search_has_all_finite_tries_and_marks_the_chosen_one(sea
 
 def test_the_search_is_told_apart_with_its_flops_and_its_ends(searched):
     header, found = search_table(group_of(searched))
-    assert header == ["run", *(f"peak_lr {rate:g}" for rate in (5e-4, 1e-3, 2e-3, 3e-3, 4e-3)), "at the end"]
+    rates = (f"peak_lr {rate:g}" for rate in (5e-4, 1e-3, 2e-3, 3e-3, 4e-3))
+    assert header == ["run", *rates, "other seeds", "at the end"]
     table = {line[0]: line[1:] for line in found}
-    assert table["scratch"] == ["2.6200", "2.5500 *", "2.6000", "-", "failed", "-"]
-    assert table["grown"][-2:] == ["2.3500 *", "yes"]
+    # The first seed is the best of its tries; beside it stands what the value gives where nothing was tried.
+    other = {name: np.mean([last_loss(searched / f"cpu-{seed}" / name) for seed in (1, 2)]) for name in TRIES}
+    assert table["scratch"] == ["2.6200", "2.5500 *", "2.6000", "-", "failed", f"{other['scratch']:.4f}", "-"]
+    assert table["grown"][-3:] == ["2.3500 *", f"{other['grown']:.4f}", "yes"]
+    assert "Seed 0 is one of the seeds of the tables, and there every run is the lowest" in overview(searched)
     text = overview(searched)
     assert "The search took 2.50e10 FLOPs beside those of the runs." in text
     ends = "lies at the end of what was tried,"
@@ -236,7 +254,7 @@ def test_runs_that_end_alike_are_named_together(tmp_path):
     found = search({"grown": {1e-3: 2.5, 2e-3: 2.4}, "scratch": {1e-3: 2.7, 2e-3: 2.6}})
     folder = write_sweep(tmp_path, {"scratch": 1.0, "grown": 0.7}, search=found)
     said = "grown, scratch: the best peak_lr, 0.002, lies at the end of what was tried, 0.001 to 0.002"
-    assert said in search_text(group_of(folder))
+    assert said in search_text(group_of(folder)) and "other seeds" not in search_text(group_of(folder))
 
 
 def test_a_search_under_way_has_no_curve_and_no_choice(tmp_path):

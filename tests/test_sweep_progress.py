@@ -246,3 +246,18 @@ def test_a_process_takes_the_next_free_run_and_comes_back(corpus, tmp_path, caps
     assert waited == [["first", "second"]]
     done = [line.split()[1] for line in capsys.readouterr().err.splitlines() if " is done, " in line]
     assert done[0] == "other" and sorted(done) == ["first", "other", "second"]
+
+
+def test_a_sweep_says_which_starts_trained_its_runs_and_no_others(corpus, tmp_path, monkeypatch):
+    config = tiny.sweep_config(corpus, {"a": [tiny.stage(2)], "b": [tiny.stage(3)]}, "a")
+
+    def start(commit, *chosen):
+        made = {"command": f"at {commit}", "hardware": "1 x cpu, jax", "commit": commit, "experiment": None}
+        monkeypatch.setattr(sweep_module, "reproduction", lambda command, experiment: made)
+        run_sweep(plan_sweep(config, tmp_path / "s"), tmp_path / "s", threading.Event(), "c", chosen)
+        summary = tiny.read_json(tmp_path / "s" / "sweep.json")
+        return [summary[key] for key in ("command", "hardware", "commit")]
+
+    assert start("aaaa", "a") == start("bbbb", "a") == ["at aaaa", "1 x cpu, jax", "aaaa"]
+    both = ["at aaaa\nat cccc", "1 x cpu, jax", "aaaa, cccc"]
+    assert start("cccc", "a", "b") == start("dddd", "a", "b") == both

@@ -97,7 +97,8 @@ def test_a_schedule_without_warm_up_starts_at_the_peak(kind):
 
 
 def test_the_constants_of_a_schedule_without_decay_or_horizon_do_no_harm():
-    assert learning_rate(ScheduleConfig(kind="wsd", peak_lr=2.0, decay=0.0), 1099, 1100) == 2.0
+    stable = ScheduleConfig(kind="wsd", peak_lr=2.0, decay=0.0)
+    assert [learning_rate(stable, tokens, 1100) for tokens in (1099, 1100, 1200)] == [2.0] * 3
     assert learning_rate(ScheduleConfig(kind="cosine", peak_lr=2.0, warmup_tokens=1100), 1100, 1100) == 2.0
 
 

@@ -41,6 +41,7 @@ class Row:
         searched: whether its learning rate was searched in the sweep.
         decayed: whether its learning rate ends at zero, or as good as that.
         note: what is wrong or unfinished, in one line; empty where nothing is.
+        uncounted: the checkpoint that it began from, whose cost is in none of the numbers; empty without one.
         status: "done", "failed" or "pending": the worst of its seeds.
     """
 
@@ -59,6 +60,7 @@ class Row:
     searched: bool = False
     decayed: bool = False
     note: str = ""
+    uncounted: str = ""
     status: str = "done"
 
     @property
@@ -147,7 +149,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     controls = [other.name for other in others if other.role == "control"]
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
     notes = [_status_note(run, seed if len(runs) > 1 else "") for seed, run in runs.items()]
-    notes.append(_init_from_note(first))
+    notes.append(uncounted := _init_from_note(first))
     if gain and not gain.speedup and (reason := gain.reason):
         notes.append(reason)
     return Row(
@@ -163,6 +165,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
         searched=search.get("key") == "peak_lr" and name in search.get("runs", {}),
         decayed=bool(known) and all(map(_decays, known)),
         note="; ".join(dict.fromkeys(filter(None, notes))),
+        uncounted=uncounted,
         status=worst or "done",
     )
 

@@ -158,12 +158,13 @@ def _above_floor(families: Sequence[Family], baseline: Family) -> str:
 def named_families(groups: Sequence[Group]) -> list[tuple[Family, list[Family], list[str]]]:
     """Of sweeps that have the same baseline at four budgets or more: it, its grown runs by name, and the problems.
 
-    A family is the runs of one name, of all sweeps and seeds, at the end of their training.
+    A family is the runs of one name, of all sweeps and seeds, at the end of their training; without those that began
+    from a checkpoint, whose cost they do not count.
     """
     ends: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for group in groups:
         for run in group.runs:
-            if run.role in ("baseline", "grown") and run.status == "done" and run.metrics:
+            if run.role in ("baseline", "grown") and run.status == "done" and run.metrics and not run.init_from:
                 last = next((one for one in reversed(run.metrics) if one.get("val_loss") is not None), None)
                 if last and last.get("flops"):
                     own = ends.setdefault(str(group.first.baseline), {}).setdefault(run.name, [])

@@ -22,7 +22,7 @@ def own_fits(folder: Path) -> Own:
 
     The law of timing and the factor are those of `growlm fit`, of the sweeps with most slices. A speed-up is that of
     the grown run with the lowest loss of each sweep, with its interval over seeds; of sweeps that have the same runs at
-    four budgets or more, that of the families.
+    four budgets or more, that of the families. Runs that began from a checkpoint do not count: its cost is not in them.
 
     Raises:
         InputError: no such folder, no run in it, a broken file.
@@ -83,7 +83,7 @@ def _points(groups: Sequence[Group], folder: Path) -> list[Measured]:
     """The speed-ups of the best grown run of every group, over scratch of its shape, as it was and as it was tuned."""
     points: dict[str, list[Evidence]] = {}
     for group in groups:
-        found = {row.run: row for row in rows(group)}
+        found = {row.run: row for row in rows(group) if not row.uncounted}
         grown = [row for row in found.values() if row.role == "grown" and row.status == "done" and row.val_loss]
         if not grown:
             continue
@@ -91,7 +91,9 @@ def _points(groups: Sequence[Group], folder: Path) -> list[Measured]:
         several = f"{best.run} of {group.first.title!r}, the best of {len(grown)}" if len(grown) > 1 else best.run
         for name in (group.first.baseline, "scratch_tuned"):
             gain = best.gain if name == group.first.baseline else best.over.get(name)
-            if gain and gain.speedup and best.parameters and found[name].parameters == best.parameters:
+            if name not in found or not gain or not gain.speedup:
+                continue
+            if best.parameters and found[name].parameters == best.parameters:
                 note = f"{several}, {len(gain.seeds)} seed{'s' * (len(gain.seeds) > 1)}"
                 points.setdefault(name, []).append(_evidence(best, gain.speedup, note))
     return [Points("your grown runs", str(folder), f"({name})", tuple(every)) for name, every in points.items()]

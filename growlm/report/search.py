@@ -25,6 +25,12 @@ def search_notes(group: Group) -> list[str]:
             f"{key} was searched at seed {search['seed']}: {tries} tries for each of {runs} runs, the best by the last "
             f"validation loss. The search took {style.flops(search['flops'])} FLOPs beside those of the runs."
         )
+        if _elsewhere(group, search):
+            found.append(
+                f"Seed {search['seed']} is one of the seeds of the tables, and there every run is the lowest of its "
+                "tries: by chance it lies lower there than the same value does elsewhere. Beside the tries is the mean "
+                "of the other seeds."
+            )
         alike: dict[str, list[str]] = {}
         for name, of_run in search["runs"].items():
             if of_run["at_end"]:
@@ -40,20 +46,35 @@ def search_notes(group: Group) -> list[str]:
 def search_table(group: Group) -> tuple[list[str], list[list[str]]]:
     """Header and lines of a table of all tries: a line for every run, a column for every value; (none, none) without.
 
-    The chosen one has a star.
+    The chosen one has a star. Where there are other seeds, on which nothing was tried, their mean has a column.
     """
     several = searches(group)
     if not several:
         return [], []
     values = _values(several)
-    lines = []
+    lines, others = [], {search["seed"]: _elsewhere(group, search) for search in several}
     for search in several:
         seed = f", seed {search['seed']}" if len(several) > 1 else ""
         for name, of_run in search["runs"].items():
             cells = {one["value"]: _cell(one, of_run["chosen"]) for one in of_run["tries"]}
             end = "yes" if of_run["at_end"] else style.UNKNOWN
-            lines.append([f"{name}{seed}", *(cells.get(value, style.UNKNOWN) for value in values), end])
-    return ["run", *(f"{several[0]['key']} {_shown(value)}" for value in values), "at the end"], lines
+            mean = [style.loss(others[search["seed"]].get(name))] if any(others.values()) else []
+            lines.append([f"{name}{seed}", *(cells.get(value, style.UNKNOWN) for value in values), *mean, end])
+    header = ["run", *(f"{several[0]['key']} {_shown(value)}" for value in values)]
+    return [*header, *(["other seeds"] if any(others.values()) else []), "at the end"], lines
+
+
+def _elsewhere(group: Group, search: dict[str, Any]) -> dict[str, float]:
+    """Of each searched run the mean of its last validation losses at seeds on which nothing was tried."""
+    found: dict[str, list[float]] = {}
+    for study in group.studies.values():
+        for name in search["runs"]:
+            run = study.runs.get(name)
+            losses = [record["val_loss"] for record in run.metrics if record.get("val_loss") is not None] if run else []
+            seed = run.config.get("seed") if run else None
+            if losses and run.status == "done" and isinstance(seed, int) and seed != search["seed"]:
+                found.setdefault(name, []).append(losses[-1])
+    return {name: float(np.mean(losses)) for name, losses in found.items()}
 
 
 def search_text(group: Group) -> str:

@@ -28,6 +28,7 @@ def verdict(rows: Sequence[Row]) -> str:
         best = max(done, key=lambda row: row.speedup)
         who = best.run if len(done) == 1 else f"the best of {len(done)} grown runs, {best.run},"
         found = f"{_against_controls(best, who)}\nIt {_outcome(best, baseline)}"
+        found += f" It {best.uncounted}." if best.uncounted else ""
     return "\n".join(filter(None, (caution, found, _not_run(rows))))
 
 

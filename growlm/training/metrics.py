@@ -16,8 +16,10 @@ import jax
 
 from growlm.checked import parse_record, sealed
 from growlm.errors import InputError
-from growlm.files import named, write_whole
+from growlm.files import named, read_json, write_whole
 from growlm.training.goodput import gone_on, with_new
+
+BETWEEN = {"command": "\n", "hardware": "; ", "commit": ", "}  # the values of several starts of a sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,21 @@ class Stopwatch:
 def reproduction(command: str, experiment: str | None = None) -> dict[str, str | None]:
     """What it takes to reproduce a run: the command, the hardware, the commit, and what its experiment file says."""
     return {"command": command, "hardware": hardware(), "commit": commit(), "experiment": experiment}
+
+
+def of_all_starts(path: Path, metadata: Mapping[str, Any], trains: bool) -> dict[str, Any]:
+    """What made the runs of the sweep.json at a path: the values of all starts that trained some, each once.
+
+    metadata, trains: the `reproduction` of this start, and whether it trains some. What the experiment says is its.
+    """
+    if not path.exists():
+        return dict(metadata)
+    found, known = dict(metadata), read_json(path, path.name)
+    for key, between in BETWEEN.items():
+        before = known.get(key)
+        values = [*(before.split(between) if isinstance(before, str) else ()), metadata[key] if trains else None]
+        found[key] = between.join(dict.fromkeys(filter(None, values))) or None
+    return found
 
 
 def hardware() -> str:

@@ -26,7 +26,7 @@ class ScheduleConfig:
       warmup_tokens: of the linear warm-up.
       horizon_tokens: where cosine, wsd and the Power scheduler end; 0: at the end of the stage.
       decay: the share of the horizon over which wsd decays linearly (arXiv 2404.06395) and the Power scheduler
-        exponentially.
+        exponentially; 0: neither decays.
       exponent: of power, peak_lr x (tokens / warmup_tokens) ^ exponent, and of the Power scheduler.
       amplitude: of the Power scheduler (arXiv 2408.13359), min(peak_lr, batch x amplitude x tokens ^ exponent), with
         the batch in sequences, in the paper of 4096 tokens; its peak_lr is 0.02.
@@ -76,7 +76,9 @@ def _cosine(schedule: ScheduleConfig, tokens: float, horizon: float) -> float:
 
 
 def _wsd(schedule: ScheduleConfig, tokens: float, horizon: float) -> float:
-    """Warm-up, stable, decay: linear to `end_lr_ratio` over the last `decay` of the horizon."""
+    """Warm-up, stable, decay: linear to `end_lr_ratio` over the last `decay` of the horizon, if that is not 0."""
+    if not schedule.decay:
+        return 1.0
     left = max(horizon - tokens, 0.0) / max(schedule.decay * horizon, 1)
     return schedule.end_lr_ratio + (1 - schedule.end_lr_ratio) * min(left, 1.0)
 

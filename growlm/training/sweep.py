@@ -3,10 +3,10 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,7 +21,7 @@ from growlm.training.decisions import END, Decisions, read_decisions
 from growlm.training.goodput import time_counted
 from growlm.training.host_memory import check_memory
 from growlm.training.mesh import mesh_of
-from growlm.training.metrics import NO_PROFILING, ProfilingConfig, reproduction
+from growlm.training.metrics import NO_PROFILING, ProfilingConfig, of_all_starts, reproduction
 from growlm.training.peers import peers_watched
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, open_workdir
 from growlm.training.programs import cached_on_disk
@@ -270,7 +270,8 @@ def run_sweep(
         for folder in plan.seeds:
             claim_folder(records / folder, plain(plan.of_seed(folder).config))
         barrier()
-        _write_summaries(plan, records, metadata)
+        begun = Begun(metadata, _seeds_to_train(plan, chosen, records))
+        _write_summaries(plan, records, begun)
         for path in chosen:
             if path not in plan.tries:
                 claim_folder(records / path, plain(plan.runs[path].config))
@@ -318,9 +319,9 @@ def run_sweep(
                 refused, error = 0, outcome["error"]
                 if error is not None and not (outcome.get("diverged") and _name(path) in plan.config.owners):
                     errors[path] = error
-                _write_summary(plan, _seed(path), records, metadata, {_name(path): outcome})
+                _write_summary(plan, _seed(path), records, begun, {_name(path): outcome})
                 display.end(records / path, error)
-        _write_summaries(plan, records, metadata)  # what one seed says of the search, all say
+        _write_summaries(plan, records, begun)  # what one seed says of the search, all say
     return errors
 
 
@@ -381,22 +382,35 @@ def _one_line(error: Exception) -> str:
     return without_secrets(first if isinstance(error, InputError) else f"{type(error).__name__}: {first}")
 
 
-def _write_summaries(plan: SweepPlan, workdir: Path, metadata: Mapping[str, Any]) -> None:
+class Begun(NamedTuple):
+    """This start: its command, hardware and commit, and the folders of the seeds of which it trains runs."""
+
+    metadata: Mapping[str, Any]
+    seeds: Collection[str]
+
+
+def _seeds_to_train(plan: SweepPlan, chosen: Sequence[str], records: Path) -> set[str]:
+    plan = _settled(plan, records)
+    entries = {seed: _entries(plan.of_seed(seed), records / seed, {}) for seed in plan.seeds}
+    return {_seed(path) for path in chosen if entries[_seed(path)][_name(path)]["status"] != "done"}
+
+
+def _write_summaries(plan: SweepPlan, workdir: Path, begun: Begun) -> None:
     for folder in plan.seeds:
-        _write_summary(plan, folder, workdir, metadata, {})
+        _write_summary(plan, folder, workdir, begun, {})
 
 
 def _write_summary(
-    plan: SweepPlan, seed: str, workdir: Path, metadata: Mapping[str, Any], outcomes: dict[str, dict[str, Any]]
+    plan: SweepPlan, seed: str, workdir: Path, begun: Begun, outcomes: dict[str, dict[str, Any]]
 ) -> None:
     """Write sweep.json of a seed: what the sweep is, how far each run is, which stages were shared, what that saved."""
     with locked(workdir / seed, timeout=-1):  # another process may write its own run's outcome
         plan = _settled(plan, workdir)
-        write_sealed(workdir / seed / SUMMARY, _summary(plan, seed, workdir, metadata, outcomes))
+        write_sealed(workdir / seed / SUMMARY, _summary(plan, seed, workdir, begun, outcomes))
 
 
 def _summary(
-    plan: SweepPlan, seed: str, workdir: Path, metadata: Mapping[str, Any], outcomes: dict[str, dict[str, Any]]
+    plan: SweepPlan, seed: str, workdir: Path, begun: Begun, outcomes: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     sweep = plan.of_seed(seed)
     config, (trained, saved), runs = sweep.config, sweep.flops(), _entries(sweep, workdir / seed, outcomes)
@@ -412,7 +426,7 @@ def _summary(
                 runs[name] |= {"status": "pending"}
     return {
         "title": config.title or (workdir.resolve().name if seed else ""),  # seeds of one sweep have one title
-        **metadata,
+        **of_all_starts(workdir / seed / SUMMARY, begun.metadata, trains=seed in begun.seeds),
         "baseline": config.baseline,
         "grown": config.grown,
         "controls": config.controls,
