@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from types import ModuleType
 
 from growlm.commands.options import Parser, installed_version
+from growlm.commands.uncollected import uncollected
 from growlm.errors import BrokenClaimError, DivergedError, InputError, StoppedError, unknown
 from growlm.signals import INTERRUPTED, restore_signals
 
@@ -32,7 +33,8 @@ RENAMED = {"keep": "archive"}  # until 0.3
 
 
 def _command(name: str) -> ModuleType:
-    return importlib.import_module(f"growlm.commands.{name}")
+    with uncollected():
+        return importlib.import_module(f"growlm.commands.{name}")
 
 
 def parser(chosen: Collection[str]) -> argparse.ArgumentParser:

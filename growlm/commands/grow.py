@@ -7,6 +7,7 @@ from typing import Any
 
 from growlm.commands.kept_text import of_source
 from growlm.commands.options import PUSHING, STEP, Keys, check_push, flag, one, pairs, place, push
+from growlm.commands.uncollected import uncollected
 from growlm.errors import InputError
 
 OPTIONS = {
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     if args.list:
         # Claims need JAX and plans of every preset. Where the tables are loaded they may have rows of one's own.
         loaded = "growlm.growth" in sys.modules
-        print(_list_growths() if loaded else of_source("growths", _list_growths))
+        with uncollected():
+            print(_list_growths() if loaded else of_source("growths", _list_growths))
         return 0
     from growlm.training.saved import of_the_newest
 

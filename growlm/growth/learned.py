@@ -1,14 +1,14 @@
 """G_learn, LiGO: the maps are trained on the language-modelling loss (arXiv 2303.00980; 2405.15319, A.1.2)."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from growlm.errors import InputError, check_count, check_range, must_be
 from growlm.growth.depth import stack_order
@@ -81,6 +81,8 @@ class Learned(Effect):
           begin(key) -> learner, with matrices drawn from the key, and step(learner, params, tokens, key) -> (learner,
           loss).
         """
+        import optax  # takes long to load, and a plan needs none
+
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, self.peak_lr, self.warmup, max(self.steps, self.warmup + 1), self.end_lr
         )
@@ -191,10 +193,18 @@ def learn(
     return learned.with_matrices(empty, _shapes(source, target))
 
 
-@lru_cache(maxsize=64)
 def _shapes(source: DecoderConfig, target: DecoderConfig) -> Matrices:
-    """Those of the matrices; kept, since a run plans its growths again wherever something is decided."""
-    return jax.eval_shape(partial(_initial_matrices, source, target), jax.eval_shape(jax.random.key, 0))
+    """Those of the matrices that are drawn, without tracing how."""
+    drawn, stack = jnp.result_type(float), target.architecture.stack
+    widths = {axis.name: jax.ShapeDtypeStruct(_shape(axis, source, target), drawn) for axis in _learned_axes(target)}
+    order = jax.ShapeDtypeStruct((target.depth, source.depth), np.float32)
+    return widths | {stack.name: {weight.path: order for weight in source.weights if weight.stacked}}
+
+
+def _shape(axis: Axis, source: DecoderConfig, target: DecoderConfig) -> tuple[int, ...]:
+    """[new, old], of heads with the coordinates of one beside each."""
+    rows = (target.size(_within(axis, target)),) if axis.kind is Kind.HEADS else ()
+    return target.size(axis), *rows, source.size(axis), *rows
 
 
 @lru_cache(maxsize=8)
@@ -220,9 +230,11 @@ def _initial_matrices(source: DecoderConfig, target: DecoderConfig, key: jax.Arr
 
     def initial(axis: Axis) -> jax.Array:
         axis_key, index = jax.random.fold_in(key, number_of(axis.name)), places(axis, source, target)
-        if axis.kind is Kind.HEADS:
-            return _rows(axis_key, index, source.size(axis), target.size(_within(axis, target)))
-        return _padded_identity(axis_key, index, source.size(axis))
+        shape = _shape(axis, source, target)
+        if axis.kind is Kind.HEADS:  # the padded identity over the rows of a projection
+            head_dim = shape[1]
+            index = np.where(index[:, None] >= 0, index[:, None] * head_dim + np.arange(head_dim), -1).reshape(-1)
+        return _padded_identity(axis_key, index, math.prod(shape[len(shape) // 2 :])).reshape(shape)
 
     stack = target.architecture.stack
     order = np.eye(source.depth, dtype=np.float32)[np.asarray(stack_order("stack", source, target))]
@@ -243,12 +255,6 @@ def _padded_identity(key: jax.Array, index: np.ndarray, old: int) -> jax.Array:
     """float32[new, old]: rows of the identity for old coordinates, noise for new ones."""
     noise = jax.random.normal(key, (len(index), old)) / np.sqrt(len(index))
     return jnp.where(index[:, None] >= 0, np.eye(old, dtype=np.float32)[np.maximum(index, 0)], noise)
-
-
-def _rows(key: jax.Array, index: np.ndarray, old: int, head_dim: int) -> jax.Array:
-    """float32[new heads, head_dim, old heads, head_dim]: the padded identity over the rows of a projection."""
-    rows = np.where(index[:, None] >= 0, index[:, None] * head_dim + np.arange(head_dim), -1).reshape(-1)
-    return _padded_identity(key, rows, old * head_dim).reshape(len(index), head_dim, old, head_dim)
 
 
 def _maps(source: DecoderConfig, target: DecoderConfig, matrices: Matrices) -> dict[str, AxisMap]:

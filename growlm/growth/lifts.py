@@ -2,11 +2,10 @@
 
 import dataclasses
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from growlm.errors import InputError
 from growlm.growth.maps import MOMENTS, POWERS, STATISTICS, numpy_or_jax, primal
@@ -15,6 +14,9 @@ from growlm.models.architecture import DecoderConfig, Params, check_params, path
 from growlm.models.axes import Weight
 from growlm.models.lift import Lift, Origin, itself
 from growlm.models.mixtral import DENSE_TO_EXPERTS, DENSE_TO_SHARED, DENSE_TO_WEIGHED, WITH_SHARED
+
+if TYPE_CHECKING:
+    import optax  # takes long to load, and a plan needs none
 
 
 def _untied(source: DecoderConfig, target: DecoderConfig) -> DecoderConfig | None:
@@ -90,7 +92,7 @@ class Lifted:
 
         return nest({weight.path: of(weight) for weight in self.config.weights})
 
-    def optimizer_state(self, optimizer: optax.GradientTransformation, opt_state: Any, params: Params) -> Any:
+    def optimizer_state(self, optimizer: "optax.GradientTransformation", opt_state: Any, params: Params) -> Any:
         """The optimizer state of the lifted model: moments and ages go with their weights; new moments are zero.
 
         Args:

@@ -37,7 +37,7 @@ class Gather:
     def copies(cls, index: Any, scale: Any = 1.0, spread: tuple[Any, Any] | None = None) -> "Gather":
         """Row i copies column index[i], times scale."""
         index = np.asarray(index, np.int64)
-        scale = np.where(index < 0, 0.0, np.broadcast_to(np.asarray(scale, np.float64), index.shape))
+        scale = np.where(index < 0, 0.0, np.asarray(scale, np.float64))
         return cls(index, scale, spread=spread)
 
     def take(self, x: Array, axis: int) -> Array:

@@ -5,6 +5,7 @@ operator is one function and one row of OPERATORS; none knows the name of an axi
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -285,9 +286,14 @@ RENAMED_OPTIONS = {
 }
 
 
+@functools.cache  # by the function: a row of OPERATORS may become another
+def _parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
+
+
 def _check_types(operator: str, options: Mapping[str, Any]) -> None:
     """An option is a flag or a number where its default is one: 'false', a text, would act as true."""
-    parameters = [inspect.signature(function).parameters for function in (function_of(operator), _noise)]
+    parameters = [_parameters(function) for function in (function_of(operator), _noise)]
     for name, value in options.items():
         default = next((found[name].default for found in parameters if name in found), None)
         if isinstance(default, bool) and not isinstance(value, bool | np.bool_):
@@ -362,7 +368,7 @@ def function_of(operator: str) -> Callable[..., Growth]:
 
 def options_of(operator: str) -> tuple[str, ...]:
     """The options of an operator, without those that every operator has (noise's, vocab). Raises InputError."""
-    return tuple(inspect.signature(function_of(operator)).parameters)[3:]
+    return tuple(_parameters(function_of(operator)))[3:]
 
 
 def current_options(operator: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def factors_of(growth: Growth, source: DecoderConfig, target: DecoderConfig) -> 
         if weight.stacked:
             before, after = np.broadcast_to(before, source.depth), np.broadcast_to(after, target.depth)
             before = np.where(layers < 0, after, before[layers] if len(before) else after)  # fresh layers owe nothing
-        if not np.allclose(before, after, rtol=1e-15, atol=0):
+        if not np.array_equal(before, after) and not np.allclose(before, after, rtol=1e-15, atol=0):
             factors[weight.path] = before / after
     return factors
 

@@ -22,7 +22,8 @@ RATES = ("restart", "rewind", "constant", "continue")
 
 def parts(text: str) -> Sizes:
     """Sizes as parts of a target's: "1/4 1" is a quarter of it, then the whole."""
-    return lambda size: tuple(float(size * Fraction(part)) for part in text.split())
+    shares = [Fraction(part) for part in text.split()]
+    return lambda size: tuple(float(size * share) for share in shares)
 
 
 WHOLE = parts("1")

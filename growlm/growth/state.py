@@ -4,12 +4,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from growlm.errors import InputError, must_be, unknown
 from growlm.growth.claims import claim, gradient_claim
@@ -22,6 +21,9 @@ from growlm.growth.plan import Growth, StaticGrowth, provenance_of
 from growlm.growth.presets import resolve
 from growlm.models import DecoderConfig, Params, Weight, check_params, nest, parameter_count, path_of, plain
 from growlm.state import TrainState
+
+if TYPE_CHECKING:
+    import optax  # takes long to load, and a plan needs none
 
 
 def grow(
@@ -115,7 +117,7 @@ def grow_state(
     state: TrainState,
     source: DecoderConfig,
     target: DecoderConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     operator: str = "direct",
     optimizer_state: str = "reset",
     batches: Iterable[Any] = (),
@@ -155,7 +157,7 @@ def prepare(
     growth: Growth,
     source: DecoderConfig,
     target: DecoderConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     request: dict[str, Any],
 ) -> Prepared:
     """A planned growth for `apply_growth`, compiled when it is applied."""
@@ -185,7 +187,7 @@ def growth_transform(
     growth: Growth,
     source: DecoderConfig,
     target: DecoderConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     optimizer_state: str,
 ) -> Callable:
     """The growth of the arrays of a training state, a pure function for the caller to compile with shardings.
@@ -201,7 +203,7 @@ def _grow_arrays(
     static: StaticGrowth,
     source: DecoderConfig,
     target: DecoderConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     optimizer_state: str,
     arrays: tuple[Params, Any, Params | None],
     key: jax.Array,
@@ -220,7 +222,7 @@ _grow_arrays_compiled = jax.jit(_grow_arrays, static_argnums=(0, 1, 2, 3, 4))
 def _grow_opt_state(
     growth: Growth,
     source: DecoderConfig,
-    optimizer: optax.GradientTransformation,
+    optimizer: "optax.GradientTransformation",
     how: str,
     opt_state: Any,
     params: Params,
@@ -239,8 +241,8 @@ def check_optimizer_state(
     growth: Growth,
     source: DecoderConfig,
     target: DecoderConfig,
-    before: optax.GradientTransformation,
-    after: optax.GradientTransformation,
+    before: "optax.GradientTransformation",
+    after: "optax.GradientTransformation",
     how: str,
 ) -> None:
     """Try on shapes alone whether the optimizer after a growth can hold what becomes of the state of the one before.
@@ -324,7 +326,7 @@ def _slices(growth: Growth, weight: Weight, number: int, copies_anew: bool) -> t
     return axis.origin, new
 
 
-def _as_of(optimizer: optax.GradientTransformation, tree: Any, params: Params) -> Any:
+def _as_of(optimizer: "optax.GradientTransformation", tree: Any, params: Params) -> Any:
     """A grown state with the constants of the target's optimizer. Raises InputError unless its leaves are as there."""
     own = optimizer.init(params)
     if jax.tree.structure(tree) != jax.tree.structure(own):

@@ -1,14 +1,14 @@
 """Verification of a grown model: claims against measurements of weights, logits, gradients and a few steps."""
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from growlm.errors import InputError, check_count, check_positive, must_be
 from growlm.growth.claims import claim, gradient_claim
@@ -17,6 +17,9 @@ from growlm.growth.maps import dual, overlay
 from growlm.growth.masks import CLOSED, Masks
 from growlm.growth.plan import Growth, provenance_of
 from growlm.models import DecoderConfig, Params, apply, check_params, map_weights, next_token_loss, path_of
+
+if TYPE_CHECKING:
+    import optax  # takes long to load, and a plan needs none
 
 # Tolerances of computations that are equal in exact arithmetic, relative to the largest value, by dtype.
 ARITHMETIC = {"float64": {"function": 1e-10, "gradients": 1e-9}, "float32": {"function": 5e-5, "gradients": 2e-4}}
@@ -249,6 +252,8 @@ def _gradients(growth, source, gradient, target, own, tolerance) -> dict[str, An
 @jax.jit
 def _relative(have: Params, want: Params) -> Params:
     """The relative error of every leaf in 2-norm; small leaves relative to the whole tree."""
+    import optax
+
     least, norm = SMALL_LEAF * optax.tree.norm(want), jnp.linalg.norm
     return jax.tree.map(
         lambda a, b: norm((a - b).ravel()) / jnp.maximum(jnp.maximum(norm(b.ravel()), least), 1e-30), have, want
@@ -257,7 +262,7 @@ def _relative(have: Params, want: Params) -> Params:
 
 def _train(loss_and_gradient: Callable, params: Params, loss, gradient, steps: int, rate: float) -> list[float | None]:
     """The loss before every step of AdamW and after the last, given the first loss and gradient."""
-    state, losses = _ADAM.init(params), [loss]
+    state, losses = _adam().init(params), [loss]
     for _ in range(steps):
         params, state = _update(params, state, gradient, rate)
         loss, gradient = loss_and_gradient(params=params)
@@ -265,12 +270,16 @@ def _train(loss_and_gradient: Callable, params: Params, loss, gradient, steps: i
     return [finite_or_none(loss) for loss in losses]
 
 
-_ADAM = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.add_decayed_weights(1e-4))
+@functools.cache
+def _adam() -> "optax.GradientTransformation":
+    import optax
+
+    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.95), optax.add_decayed_weights(1e-4))
 
 
 @jax.jit
 def _update(params: Params, state: Any, gradient: Params, rate: jax.Array) -> tuple[Params, Any]:
-    updates, state = _ADAM.update(gradient, state, params)
+    updates, state = _adam().update(gradient, state, params)
     return jax.tree.map(lambda leaf, update: (leaf - rate * update).astype(leaf.dtype), params, updates), state
 
 
