@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from records import PAGES, RECORDS, write_records
 
 from growlm.__main__ import main
+from growlm.commands import evaluate as command
 from growlm.commands.evaluate import open_checkpoint
 from growlm.data import load_corpus, validation_batches
 from growlm.data.tokenizers import load_tokenizer
@@ -420,7 +422,9 @@ def test_a_run_is_measured_as_its_validation_loss_is(workdir):
     assert np.mean([each.log_likelihood for each in score(bare, requests)]) / -16 != pytest.approx(mean, rel=1e-4)
 
 
-def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_path, capsys):
+def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "cached_on_disk", lambda: asked.append(1) or nullcontext())
     write_records(tmp_path, "sciq")
     (tmp_path / "novel.txt").write_text("It was a dark night, and it rained. " * 20)
     options = [f"--checkpoint={workdir}", f"--data_dir={tmp_path}", f"--perplexity={tmp_path / 'novel.txt'}"]
@@ -439,6 +443,7 @@ def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_pa
     assert main(["evaluate", *options, f"--output={tmp_path / 'out'}", "--step=4"]) == 0
     (other,) = (tmp_path / "out").iterdir()
     assert tiny.read_json(other)["growlm"]["step"] == 4
+    assert len(asked) == 2  # programs are kept for the next process
 
 
 def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):

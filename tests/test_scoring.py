@@ -23,7 +23,7 @@ from growlm.evaluation.prefixes import Row, grouped
 from growlm.evaluation.sampling import _cut
 from growlm.evaluation.score import Window, padded_length, score, windows
 from growlm.evaluation.table import table
-from growlm.models import ModelConfig, apply, init, loss
+from growlm.models import ModelConfig, apply, init, loss, parameter_count
 from growlm.models.loss import token_losses
 from growlm.training.mesh import MeshConfig, make_mesh
 
@@ -103,13 +103,13 @@ def test_a_beginning_is_read_once_for_all_that_go_on_from_it(model, monkeypatch)
     monkeypatch.setattr(module, "COMPILING", 0)
     found = [*some_windows(model, 9), *questions(rng)]
     found = [found[i] for i in rng.permutation(len(found))]
-    before = module._begun_scores._cache_size()
+    before = module._begun_scores.program._cache_size()
     scores = score(model, [[window] for window in found])
-    compiled = module._begun_scores._cache_size()
+    compiled = module._begun_scores.program._cache_size()
     assert compiled - before >= 2
     monkeypatch.setattr(module, "COMPILING", cost)
     score(model, [[window] for window in questions(rng)])  # too few for a program of their own
-    assert module._begun_scores._cache_size() == compiled
+    assert module._begun_scores.program._cache_size() == compiled
     expected = [plain(model, window) for window in found]
     np.testing.assert_allclose([s.log_likelihood for s in scores], [e for e, _ in expected], rtol=1e-5, atol=1e-4)
     assert [s.greedy for s in scores] == [greedy for _, greedy in expected]
@@ -186,7 +186,7 @@ def test_no_row_begins_another(texts):
 
 
 def test_few_shapes_are_compiled_and_kept(model):
-    program = module._token_scores
+    program = module._token_scores.program
     before = program._cache_size()
     found = [Window(tuple(range(1, size)), 1 + size // 5) for size in range(4, LENGTH + 2)] * 3
     score(model, [[window] for window in found])
@@ -197,11 +197,23 @@ def test_few_shapes_are_compiled_and_kept(model):
     assert program._cache_size() == again
 
 
+def test_rows_are_padded_further_where_that_is_cheaper_than_a_program(model, monkeypatch):
+    sizes = (9, 2), (20, 15), (34, 3), (40, 20)  # tokens, and how many of them are scored
+    rows = module._shared([Window(tuple(range(size, 2 * size)), scored) for size, scored in sizes])
+    monkeypatch.setattr(module, "PADDING", 0)
+    assert len(module._by_shape(model, rows)) == 4
+    monkeypatch.setattr(module, "PADDING", 1)
+    ((shape, groups),) = module._by_shape(model, rows).items()
+    assert (shape.length, shape.count, len(groups)) == (LENGTH, LENGTH, 4)
+    monkeypatch.setattr(module, "COMPILING", 2.5 * 2 * parameter_count(CONFIG) * (LENGTH - 32))
+    assert sorted(len(groups) for groups in module._by_shape(model, rows).values()) == [2, 2]
+
+
 def test_logits_are_made_of_scored_positions_only(model):
     """Of [batch, length, vocab] there is nothing in the program, and no more than a chunk of what is scored."""
     arrays = (jnp.zeros((4, 32), jnp.int32), jnp.zeros((4, 8), jnp.int32), jnp.zeros((4, 8), jnp.int32))
     forward = module.Forward(model.config, "float32", None)
-    program = module._token_scores.lower(forward, None, (model.params, None), *arrays)
+    program = module._token_scores.program.lower(forward, None, (model.params, None), *arrays)
     assert "32x256xf32" in program.as_text()  # 4 x 8 positions, of which logits are made
     assert "128x256xf32" not in program.as_text() and "4x32x256xf32" not in program.as_text()
 

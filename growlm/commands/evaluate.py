@@ -33,6 +33,7 @@ from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.processes import is_first, join_processes
+from growlm.training.programs import cached_on_disk
 from growlm.training.saved import IMPORTED, Saved, find_saved, of_the_newest, read_state
 
 OPTIONS = {
@@ -252,21 +253,22 @@ def mesh_of(sizes: Mapping[str, Any]) -> MeshConfig:
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
     join_processes()
-    results, path = run_evaluation(
-        args.checkpoint,
-        tasks=_names(args.tasks),
-        texts=[here(name) for name in _names(args.perplexity)],
-        data_dir=args.data_dir,
-        limit=args.limit,
-        shots=args.shots,
-        batch=args.batch,
-        output=args.output,
-        tokenizer=args.tokenizer,
-        step=args.step,
-        length=args.length,
-        dtype=args.dtype or "float32",
-        mesh=mesh_of(pairs("--mesh", keys)),
-    )
+    with cached_on_disk():
+        results, path = run_evaluation(
+            args.checkpoint,
+            tasks=_names(args.tasks),
+            texts=[here(name) for name in _names(args.perplexity)],
+            data_dir=args.data_dir,
+            limit=args.limit,
+            shots=args.shots,
+            batch=args.batch,
+            output=args.output,
+            tokenizer=args.tokenizer,
+            step=args.step,
+            length=args.length,
+            dtype=args.dtype or "float32",
+            mesh=mesh_of(pairs("--mesh", keys)),
+        )
     if is_first():  # shown first: what was measured for hours outlives a disk that is full
         if args.json:
             print_json(results)

@@ -8,8 +8,8 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ DTYPES = ("float32", "bfloat16")
 SHORTEST = 32  # positions of the narrowest batch
 # FLOPs that a device does while a program is compiled, about (2 s on a CPU's two cores): to share must save as many.
 COMPILING, COMPILING_ELSEWHERE = 4e11, 1e15
+PADDING = 1 / 16  # of that: FLOPs for which rows are padded further, so that a program less is compiled
 PIECE = 256  # the most tokens of a prefix that are read at a time: scores are [B, H, PIECE, room]
 POSITIONS = 2**13  # of a batch on one device, unless a number of rows is given
 
@@ -138,8 +139,8 @@ def score(
     Windows with equal inputs, or whose inputs are the beginning of another's, share a row: the choices of a question
     that are a token each cost one. Of rows that begin alike, such as a question with each of its longer choices, the
     beginning is read once, and its keys and values are kept, where a model is so large or rows are so many that this
-    takes less time than to compile it. Batches are padded to powers of two, longest first, and
-    hold `rows` rows, by default about POSITIONS positions a device.
+    takes less time than to compile it. Batches are padded to powers of two, or further where that is cheaper than one
+    more program, longest first, and hold `rows` rows, by default about POSITIONS positions a device.
 
     Raises:
       InputError: `rows` is not positive.
@@ -253,7 +254,22 @@ def _by_shape(model: LanguageModel, rows: Iterable[Row]) -> dict[_Shape, list[Gr
         for row in itertools.chain.from_iterable(group.rows for group in found.pop(shape)):
             alone = Group(0, [row])
             found[_shape(model, alone)].append(alone)
+    _join(model.config, found, PADDING * cost)
     return found
+
+
+def _join(config: ModelConfig, found: dict[_Shape, list[Group]], most: float) -> None:
+    """Pads rows of one shape to the next larger one that there is, where that takes less than `most` FLOPs."""
+    for shape in sorted(found):
+        larger = [one for one in found if one != shape and one.members == shape.members == 1]
+        larger = [one for one in larger if one.length >= shape.length and one.count >= shape.count]
+        if not larger:
+            continue
+        other = min(larger)
+        positions, scored = other.length - shape.length, other.count - shape.count
+        of_row = 2 * parameter_count(config) * positions + 2 * config.embed * config.vocab * scored
+        if len(found[shape]) * of_row < most:
+            found[other] += found.pop(shape)
 
 
 def _batches(model: LanguageModel, rows: Iterable[Row], most: int | None) -> Iterator[_Batch]:
@@ -300,7 +316,24 @@ def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[n
             yield window[real], loss[real].astype(np.float64), first[real]
 
 
-@partial(jax.jit, static_argnames=("forward", "mesh"))
+class _SoonCompiled:
+    """jax.jit, which where CPUs compute asks LLVM for its first level: a third less to compile, and as fast to run."""
+
+    def __init__(self, function: Callable, static: Sequence[str]):
+        self._function, self._static = function, static
+
+    @cached_property  # JAX may look for its devices only when something is computed
+    def program(self) -> Any:
+        """The jitted function."""
+        quick = jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations")
+        options = {"xla_backend_optimization_level": 1} if quick else None
+        return jax.jit(self._function, static_argnames=self._static, compiler_options=options)
+
+    def __call__(self, *arrays: Any, **static: Any) -> Any:
+        return self.program(*arrays, **static)
+
+
+@partial(_SoonCompiled, static=("forward", "mesh"))
 def _token_scores(
     forward: Forward,
     mesh: Mesh | None,
@@ -322,7 +355,7 @@ def _losses(
     return on_all(mesh, loss_N.reshape(target.shape)), on_all(mesh, (rank_N == 0).reshape(target.shape))
 
 
-@partial(jax.jit, static_argnames=("forward", "mesh", "room"))
+@partial(_SoonCompiled, static=("forward", "mesh", "room"))
 def _begun_scores(
     forward: Forward,
     mesh: Mesh | None,
