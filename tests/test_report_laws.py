@@ -98,6 +98,33 @@ def test_runs_that_differ_in_the_factor_tell_of_that(tmp_path):
     assert found.law == "factor" and law_figures.parabola_figure(found).x[0].key == "factor"
 
 
+def factor_sweep(folder, embed, grown_at, growth=None):
+    options = {"growth": growth} if growth else {}
+    for layers in (1, 2, 3, 4, 6):
+        home = folder / str(layers)
+        write_run(home, lambda n, c, d, g: 3 + 0.1 * np.log(g / 4) ** 2, embed, grown_at, (layers, 12), 2e6, **options)
+    runs = {str(layers): {"status": "done", "stages": []} for layers in (1, 2, 3, 4, 6)}
+    (folder / "sweep.json").write_text(json.dumps({"title": folder.name, "grown": [*runs], "runs": runs}))
+
+
+def test_the_factor_is_fitted_over_sizes_that_grow_at_times_of_their_own(tmp_path):
+    factor_sweep(tmp_path / "a-0", 64, 1e5)
+    factor_sweep(tmp_path / "b-0", 32, 5e4)
+    (found,) = law_figures.growth_fits(read_groups(tmp_path))
+    assert found.fit is not None and len({one.params for one in found.slices}) == 2
+    factor_sweep(tmp_path / "c-0", 64, 2e5)  # at one size another time is another question
+    assert len(law_figures.growth_fits(read_groups(tmp_path))) == 2
+
+
+def test_a_preset_is_what_it_stands_for_where_a_report_of_the_growth_says_it(tmp_path):
+    factor_sweep(tmp_path / "a-0", 64, 1e5, {"operator": "direct", "options": {"order": "stack"}})
+    factor_sweep(tmp_path / "b-0", 32, 5e4, {"operator": "g_stack", "options": {}})
+    assert len(law_figures.growth_fits(read_groups(tmp_path))) == 2
+    for run in (tmp_path / "b-0").glob("[0-9]"):
+        (run / "growth-1.json").write_text(json.dumps({"operator": "direct", "options": {"order": "stack"}}))
+    assert len(law_figures.growth_fits(read_groups(tmp_path))) == 1
+
+
 def test_a_seed_of_which_a_run_is_missing_is_left_out(tmp_path):
     names = {f"after_{share}": 1e5 * share for share in (1, 2, 4, 8)}
     for seed in (0, 1):

@@ -43,7 +43,7 @@ def fit_growth(law: str, runs: Sequence[Outcome], slices: int = SLICES, **how: i
 
     Args:
         law: "timing" or "factor".
-        runs: runs whose growth differs in nothing else.
+        runs: runs whose growth differs in nothing else; for the factor, at every size.
         slices: budgets per size.
         how: `resamples` of the intervals.
 
@@ -52,14 +52,27 @@ def fit_growth(law: str, runs: Sequence[Outcome], slices: int = SLICES, **how: i
     """
     check_alike("growth", [run.growth for run in runs])
     if law == "timing":
-        check_alike("growth factor", [f"{round(run.factor, 1):g}" for run in runs])
-    else:
-        check_alike("tokens before growth", [style.count(run.grown_at) for run in runs])
+        check_alike("growth factor", [fixed(law, run) for run in runs])
+    else:  # the time to grow is another one at every size
+        for params in {run.params for run in runs}:
+            check_alike("tokens before growth", [fixed(law, run) for run in runs if run.params == params])
     found = slices_of(budget_records(list(runs), slices), KEYS[law], **how)
     try:
         return GrowthFit(law, found, fit_guideline(found, what=f"the {law} law"))
     except InputError as error:
         return GrowthFit(law, found, None, str(error))
+
+
+def fixed(law: str, run: Outcome) -> str:
+    """What is alike in the runs of a law: the growth factor, or at every size the tokens before growth."""
+    return f"{round(run.factor, 1):g}" if law == "timing" else style.count(run.grown_at)
+
+
+def alike(law: str, run: Outcome, other: Outcome) -> bool:
+    """Whether two runs may be fitted together."""
+    if law == "factor" and run.params != other.params:
+        return run.growth == other.growth
+    return (run.growth, fixed(law, run)) == (other.growth, fixed(law, other))
 
 
 def slices_text(found: GrowthFit) -> str:

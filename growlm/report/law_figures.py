@@ -13,7 +13,7 @@ from growlm.laws.timing import Answer
 from growlm.report import style
 from growlm.report.charts import COLOURS, DASHES
 from growlm.report.figures import Axis, Figure, Mark, Series
-from growlm.report.fit import KEYS, GrowthFit, fit_growth
+from growlm.report.fit import KEYS, GrowthFit, alike, fit_growth
 from growlm.report.outcomes import Outcome, outcome
 from growlm.report.records import Group
 
@@ -33,7 +33,7 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
     A group whose grown runs differ only in when they grew counts for the law of timing, one whose runs differ only in
     the growth factor for that law. Groups that grew alike otherwise are fitted together: a law needs several sizes.
     """
-    found: dict[tuple[str, str], list[Outcome]] = {}
+    found: list[tuple[str, list[Outcome]]] = []
     problems: list[str] = []
     for group in groups:
         try:
@@ -42,10 +42,13 @@ def growth_fits(groups: Iterable[Group]) -> list[GrowthFit | str]:
             problems.append(str(error))
             continue
         if law := varied(runs):
-            fixed = f"{runs[0].factor:.2g}" if law == "timing" else style.count(runs[0].grown_at)
-            found.setdefault((law, f"{runs[0].growth} {fixed}"), []).extend(runs)
+            others = (others for known, others in found if known == law)
+            same = next((each for each in others if all(alike(law, runs[0], other) for other in each)), None)
+            if same is None:
+                found.append((law, same := []))
+            same.extend(runs)
     fits: list[GrowthFit | str] = []
-    for (law, _), runs in found.items():
+    for law, runs in found:
         try:
             fits.append(fit_growth(law, runs))
         except InputError as error:

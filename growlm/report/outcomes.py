@@ -125,10 +125,17 @@ def outcome(name: str, run: Run) -> Outcome:
         grown_at=float(before[0][-1]["tokens"]) if growths else 0.0,
         grown_flops=float(before[1][-1]["flops"]) if growths else 0.0,
         factor=_factor(name, run) if growths else 1.0,
-        growth=json.dumps(growths[0], sort_keys=True) if growths else "",
+        growth=json.dumps(_growth(run), sort_keys=True) if growths else "",
         curve=losses,
         batch=_batch(run.config["stages"][-1]),
     )
+
+
+def _growth(run: Run) -> dict[str, Any]:
+    """Operator and options of a run's first growth: what a preset stands for, where a report of the growth says it."""
+    if run.growths and not run.config.get("system"):
+        return {key: run.growths[0].get(key) for key in ("operator", "options")}
+    return run.planned_growths[0]
 
 
 def _batch(stage: dict[str, Any]) -> float | None:
