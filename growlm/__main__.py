@@ -24,9 +24,11 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     if code and "jax" in sys.modules:
         import jax
 
+        from growlm.training.peers import say_goodbye
         from growlm.training.processes import exit_process
         from growlm.training.programs import compiling
 
+        say_goodbye()
         # One that failed must wait neither for its peers, which wait for it, nor for a program that nobody will run.
         if jax.process_count() > 1 or (arguments is None and compiling()):
             exit_process(code)

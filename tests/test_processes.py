@@ -22,6 +22,7 @@ from growlm.training.run import train
 
 BOUND = 150  # seconds in which a job must end once one of its processes is gone; JAX's own timeouts are 20
 STEPS = 60
+ONE_PROCESS = str(Path(__file__).with_name("one_process.py"))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +37,9 @@ def settings(tmp_path_factory):
 class Job:
     """So many processes with four devices in all, on one run."""
 
-    def __init__(self, folder: Path, settings: dict, count: int):
+    def __init__(self, folder: Path, settings: dict, count: int, start: tuple[str, ...] = (ONE_PROCESS,)):
         config = tiny.write_config(folder / "config.py", settings)
-        script = Path(__file__).with_name("one_process.py")
-        command = [sys.executable, script, "train", f"--config={config}", f"--workdir={folder / 'run'}"]
+        command = [sys.executable, *start, "train", f"--config={config}", f"--workdir={folder / 'run'}"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -165,6 +165,27 @@ def test_a_process_that_loses_another_ends_in_a_line_before_jax_ends_it(settings
     for (_, step), folder in tiny.checkpoints(tmp_path / "run").items():
         check_whole(folder.parent, step)
     job.processes[number].kill()
+
+
+EARLY = """
+import os, signal, sys
+from growlm.__main__ import main
+from growlm.training import config
+
+if sys.argv[1] == os.environ["JAX_PROCESS_ID"]:
+    config.load_config = lambda *of: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_gone_before_it_trains_is_missed_in_a_line_too(settings, tmp_path, number):
+    job = Job(tmp_path, settings, 2, ("-c", EARLY, str(number)))
+    assert job.processes[1 - number].wait(BOUND) == 1
+    lines = job.said(1 - number).splitlines()
+    assert lines[-2] == f"growlm: another process of the job is gone: process {number} ended"
+    assert not any("Check failure" in line for line in lines)
 
 
 @pytest.mark.parametrize(

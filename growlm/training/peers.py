@@ -5,44 +5,66 @@ quicker: every process has a connection to the first, on which both say a word e
 """
 
 import contextlib
+import itertools
+import json
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
 
-import jax
+from jax._src import distributed  # its key-value store has no public place
 
-from growlm.training.processes import broadcast_json, exit_process, gone, is_first, peer_timeout
+from growlm.training.processes import JOIN_SECONDS, exit_process, gone, peer_timeout
 
 SECONDS = 1.0  # between two words
 HERE, GOODBYE = b".", b"!"
 _TOKEN, _NUMBER = 32, 8  # bytes of what a process says first: the job's secret, and which one it is
 
 
-@contextlib.contextmanager
-def peers_watched() -> Iterator[None]:
-    """Within it, this process ends with exit code 1 where another one of its job is lost. Alone it watches nobody.
+_begun: list[tuple["Watch", socket.socket | None]] = []  # that of this process, once it has joined a job
+_meetings = itertools.count()  # each has names of its own in JAX's store
 
+
+def watch_peers() -> None:
+    """Begin to watch the other processes of the job, until `say_goodbye`. A process of its own watches nobody.
+
+    What this needs to know comes over JAX's key-value store: it must not wait for devices, in which one may be missing.
     A process that can reach the first one on no address is watched by JAX alone.
     """
-    if jax.process_count() == 1:
-        yield
+    client = distributed.global_state.client
+    if client is None or distributed.global_state.num_processes == 1 or _begun:
         return
-    watch = Watch(peer_timeout(), lambda reason: exit_process(1, gone(reason)))
-    server, own = (socket.create_server(("", 0)) if is_first() else None), None
-    if server:
-        own = {"port": server.getsockname()[1], "hosts": _own_hosts(), "token": secrets.token_hex(_TOKEN // 2)}
-    known = broadcast_json(own)
-    try:
-        if server:
-            threading.Thread(target=watch.serve, args=(server, known["token"].encode()), daemon=True).start()
-        elif line := _connected(known["hosts"], known["port"], known["token"]):
+    watch, server = Watch(peer_timeout(), lambda reason: exit_process(1, gone(reason))), None
+    name, number = f"growlm/watch/{next(_meetings)}", distributed.global_state.process_id
+    if number == 0:
+        server, token = socket.create_server(("", 0)), secrets.token_hex(_TOKEN // 2)
+        known = {"port": server.getsockname()[1], "hosts": _own_hosts(), "token": token}
+        client.key_value_set(name, json.dumps(known))
+        threading.Thread(target=watch.serve, args=(server, token.encode()), daemon=True).start()
+    else:
+        known = json.loads(client.blocking_key_value_get(name, 1000 * JOIN_SECONDS))
+        if line := _connected(known["hosts"], known["port"], known["token"], number):
             watch.add(line, "process 0")
-        yield
-    finally:
+    _begun.append((watch, server))
+
+
+def say_goodbye() -> None:
+    """Tell the others that this process ends for a reason of its own, which is no loss."""
+    while _begun:
+        watch, server = _begun.pop()
         watch.close()
         if server:
             server.close()
+
+
+@contextlib.contextmanager
+def peers_watched() -> Iterator[None]:
+    """Within it, this process ends with exit code 1 where another one of its job is lost. Alone it watches nobody."""
+    watch_peers()
+    try:
+        yield
+    finally:
+        say_goodbye()
 
 
 class Watch:
@@ -120,12 +142,12 @@ def _own_hosts() -> list[str]:
     return [*hosts, "127.0.0.1"]
 
 
-def _connected(hosts: list[str], port: int, token: str) -> socket.socket | None:
+def _connected(hosts: list[str], port: int, token: str, number: int) -> socket.socket | None:
     """A connection to the first process."""
     for host in hosts:
         with contextlib.suppress(OSError):
             line = socket.create_connection((host, port), timeout=5)
-            line.sendall(f"{token}{jax.process_index():0{_NUMBER}}".encode())
+            line.sendall(f"{token}{number:0{_NUMBER}}".encode())
             if line.recv(len(HERE)) == HERE:  # it is the one, and has taken us
                 return line
             line.close()
