@@ -12,31 +12,21 @@ reported.
 import argparse
 import collections
 import contextlib
-import io
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from runs import arrays_of, call, records_of, write_run
 
-from growlm.commands.dispatch import outcome
 from growlm.formats.folder import is_hugging_face, open_folder
 from growlm.training.checkpoint import quiet_writers
-from growlm.training.metrics import read_records
-from growlm.training.saved import find_saved, read_state
+from growlm.training.saved import find_saved
 
-MODEL = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24, "vocab": 256}
-STAGE = {"tokens": 256, "batch": 4, "length": 16, "schedule": {"kind": "constant", "peak_lr": 1e-2}}
-CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
-INTERRUPTED = 130
 ROOM = 2**26  # bytes: more than any of the commands writes
 
 
@@ -55,29 +45,10 @@ def commands(home: Path, disk: Path) -> dict[str, list[str]]:
 
 def begin(home: Path) -> None:
     """A corpus, the config of a run with a growth, and that run."""
-    home.mkdir(parents=True)
-    words = random.Random(0).choices(("a", "model", "that", "grows", "while", "it", "trains"), k=15_000)
-    (home / "corpus.txt").write_text(" ".join(words))
-    grown = STAGE | {"model": MODEL | {"layers": 2}, "growth": {"operator": "direct"}}
-    run = {"corpus": str(home / "corpus.txt"), "stages": [STAGE | {"model": MODEL}, grown]}
-    run |= {"evaluation": {"batches": 2}, "checkpoint": {"every_tokens": 128}, "log_every_steps": 1}
-    (home / "run.py").write_text(f"def get_config():\n    return {run!r}\n")
+    write_run(home)
     code, said = call(["train", f"--config={home / 'run.py'}", f"--workdir={home / 'run'}"])
     if code:
         raise RuntimeError(said)
-
-
-def call(arguments: list[str]) -> tuple[int | None, str]:
-    """The exit code of a command and what it said on stderr; None with a traceback where it ended by an error."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            code = outcome(arguments)
-        except Exception:
-            return None, traceback.format_exc()
-    if code in (INTERRUPTED, os.EX_TEMPFAIL):  # Ctrl-C, which commands take for themselves
-        raise KeyboardInterrupt
-    return code, said.getvalue()
 
 
 @contextlib.contextmanager
@@ -99,20 +70,11 @@ def change(place: Path, options: str) -> None:
 def written(name: str, folder: Path) -> Any:
     """What a command has written, without what the clock says."""
     if name == "train":
-        records = [{k: v for k, v in one.items() if k not in CLOCK} for one in read_records(folder / "metrics.jsonl")]
-        return records, _arrays(folder)
+        return records_of(folder), arrays_of(folder)
     if name == "grow":
-        return _arrays(folder)
+        return arrays_of(folder)
     kinds = (".safetensors", ".bin", ".idx")
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in kinds}
-
-
-def _arrays(folder: Path) -> list[bytes]:
-    """Those of the state in a folder's last checkpoint."""
-    state = read_state(find_saved(folder))
-    return [
-        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves({**vars(state), "key": jax.random.key_data(state.key)})
-    ]
 
 
 def looks_whole(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""`growlm` in a process that sends itself SIGKILL at a moment, which nothing in growlm knows of; soak.py starts it."""
+"""`growlm` in a process that kills or stops itself at a moment, which nothing in growlm knows of."""
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 TRACE = "SOAK_TRACE"  # of the environment: the file to which `end` adds a line
@@ -50,6 +51,7 @@ KINDS = {
 }
 SINCE_GROWTH = "between growth and its first checkpoint"  # calls are counted from there on
 
+_sent = threading.Lock()
 trace: dict[str, Any] = {}  # the first and the last step that were begun
 
 
@@ -61,11 +63,12 @@ def end(moment: str | None) -> None:
     os.close(file)
 
 
-def kill(moment: str, delay: float) -> None:
-    """After the delay this process is no more."""
+def kill(moment: str, delay: float, by: int) -> None:
+    """After the delay this process is no more, or stands still until it is told to go on. It happens once."""
     time.sleep(delay)
-    end(moment)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if _sent.acquire(blocking=False):
+        end(moment)
+        os.kill(os.getpid(), by)
 
 
 def replace(function: str, wrap: Callable[[Callable], Callable]) -> None:
@@ -79,6 +82,17 @@ def replace(function: str, wrap: Callable[[Callable], Callable]) -> None:
     for other in [other for key, other in sys.modules.items() if key.startswith("growlm.")]:
         for key in [key for key, value in vars(other).items() if value is before]:
             setattr(other, key, after)
+
+
+@contextlib.contextmanager
+def replaced(function: str, wrap: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Within it another function is in the place of one."""
+    kept: list[Callable] = []
+    replace(function, lambda before: kept.append(before) or wrap(before))
+    try:
+        yield
+    finally:
+        replace(function, lambda _: kept[0])
 
 
 def followed(train: Callable) -> Callable:
@@ -103,18 +117,18 @@ def marked(grow: Callable) -> Callable:
     return wrapped
 
 
-def deadly(name: str, n: int, delay: float) -> Callable[[Callable], Callable]:
-    """A function that ends the process in its nth call."""
+def deadly(name: str, n: int, delay: float, by: int) -> Callable[[Callable], Callable]:
+    """A function that ends the process, or stops it, in its nth call."""
     kind, calls = KINDS[name], itertools.count(1)
 
     def wrap(function: Callable) -> Callable:
         def wrapped(*of: Any, **options: Any) -> Any:
             if (name == SINCE_GROWTH and "grown" not in trace) or next(calls) != n:
                 return function(*of, **options)
-            threading.Thread(target=kill, args=(name, delay), daemon=True).start()
+            threading.Thread(target=kill, args=(name, delay, by), daemon=True).start()
             result = function(*of, **options)
             if kind.returns:
-                kill(name, 0.0)
+                kill(name, 0.0, by)
             return result
 
         return wrapped
@@ -122,9 +136,9 @@ def deadly(name: str, n: int, delay: float) -> Callable[[Callable], Callable]:
     return wrap
 
 
-def submitted(name: str, n: int, delay: float) -> Callable[[Callable], Callable]:
+def submitted(name: str, n: int, delay: float, by: int) -> Callable[[Callable], Callable]:
     """What hands work to the background, where the nth piece of it ends the process."""
-    counted = deadly(name, n, delay)
+    counted = deadly(name, n, delay, by)
 
     def wrap(submit: Callable) -> Callable:
         run = counted(lambda work, *of: work(*of))
@@ -134,11 +148,12 @@ def submitted(name: str, n: int, delay: float) -> Callable[[Callable], Callable]
 
 
 class Moment(NamedTuple):
-    """When a process is killed: in the nth call that its kind names, after so many seconds. Without a kind: never."""
+    """When a process gets a signal: in the nth call of its kind, after so many seconds. Without a kind: never."""
 
     kind: str = ""
     n: int = 1
     delay: float = 0.0
+    by: int = signal.SIGKILL
 
 
 def end_with_parent() -> None:
@@ -160,7 +175,7 @@ def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: 
     replace("growlm.training.loop:Steps.train", followed)
     replace("growlm.growth.state:apply_growth", marked)
     if moment.kind and not KINDS[moment.kind].function:
-        threading.Thread(target=kill, args=(moment.kind, moment.delay), daemon=True).start()
+        threading.Thread(target=kill, args=(moment.kind, moment.delay, moment.by), daemon=True).start()
     elif moment.kind:
         make = submitted if KINDS[moment.kind].function.endswith(".submit") else deadly
         replace(KINDS[moment.kind].function, make(*moment))

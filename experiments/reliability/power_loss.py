@@ -32,8 +32,9 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from full_disk import begin, call, commands, looks_whole, written
+from full_disk import begin, commands, looks_whole, written
 from killed import followed, replace, trace
+from runs import call
 
 from growlm.training.checkpoint import quiet_writers
 

@@ -31,25 +31,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-import jax
 import numpy as np
 from killed import KINDS, TRACE, Moment, end_with_parent, run
+from runs import arrays_of, records_of
 
 from growlm.training.metrics import read_records
-from growlm.training.saved import find_saved, read_state
 
 WORDS = ("a", "model", "that", "grows", "while", "it", "trains", "layer", "by", "layer", "and", "goes", "on")
 MODEL = {"embed": 16, "heads": 2, "kv_heads": 2, "head_dim": 8, "mlp": 24, "vocab": 256}
 BATCH, LENGTH, STEPS = 4, 16, 10
 RUNS = ("once", "twice")
-CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")
 MOST_KILLS = 13  # of a chain; 7 on average, so that chains of one and of many are among them
 MOVING, BUCKETS = 0.75, 0.2  # of the chains
 IN_BUCKET = "while a bucket is written"  # half of the kills there
 LIMIT = 1800  # seconds in which a start must end
 # How far an ending on other meshes may be from that on one device: losses relative to the loss, arrays to the largest
-# absolute value in them. Second moments of the optimizer are squares of gradients, and twice as far apart.
-ROUNDING = {"losses": 1e-6, "weights": 1e-6, "optimizer": 2e-6}
+# absolute value in them. Second moments are compared by their roots, which are of the size of a gradient.
+ROUNDING = 1e-6
+COMPARED = ("losses", "weights", "optimizer")
 
 
 class Devices(NamedTuple):
@@ -70,6 +69,7 @@ ONE = next(iter(MESHES))
 FORKED = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "killed",
+    "runs",
     "growlm.commands.sweep",
     "growlm.training.sweep",
     "growlm.training.variants",
@@ -248,29 +248,23 @@ def ending(workdir: Path) -> dict[str, Any]:
     """What a sweep ended with: its records without the clock, and every array of the last checkpoints."""
     found: dict[str, Any] = {}
     for name in RUNS:
-        records = read_records(workdir / name / "metrics.jsonl")
-        found[name] = [{key: value for key, value in one.items() if key not in CLOCK} for one in records]
-        state = read_state(find_saved(workdir / name))
-        leaves = jax.tree_util.tree_leaves_with_path({**vars(state), "key": jax.random.key_data(state.key)})
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        found[f"{name} arrays"] = {path: (one.dtype.str, one.shape, one.tobytes()) for path, one in arrays.items()}
+        found[name], found[f"{name} arrays"] = records_of(workdir / name), arrays_of(workdir / name)
     return found
 
 
 def difference(have: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
-    """The largest differences of two endings, as ROUNDING has them."""
-    apart = dict.fromkeys(ROUNDING, 0.0)
+    """The largest differences of two endings, as ROUNDING bounds them."""
+    apart: dict[str, float] = dict.fromkeys(COMPARED, 0.0)
     for name in RUNS:
         pairs = list(zip(have[name], want[name], strict=True))
         for one, other in pairs:
             if (one["stage"], one["step"]) != (other["stage"], other["step"]):
-                return dict.fromkeys(ROUNDING, float("inf"))
+                return dict.fromkeys(COMPARED, float("inf"))
             for key in ("loss", "val_loss"):
                 if other.get(key) is not None:
                     apart["losses"] = max(apart["losses"], abs(one[key] - other[key]) / other[key])
-        for path, (dtype, _, content) in want[f"{name} arrays"].items():
-            before = np.frombuffer(content, dtype).astype(np.float64)
-            after = np.frombuffer(have[f"{name} arrays"][path][2], dtype).astype(np.float64)
+        for path, leaf in want[f"{name} arrays"].items():
+            before, after = leaf.values(), have[f"{name} arrays"][path].values()
             if before.size:
                 largest, kind = np.abs(before).max() or 1.0, "weights" if path.startswith("['params']") else "optimizer"
                 apart[kind] = max(apart[kind], float(np.abs(after - before).max() / largest))
@@ -279,7 +273,7 @@ def difference(have: dict[str, Any], want: dict[str, Any]) -> dict[str, float]:
 
 def equal(ended: dict[str, Any]) -> bool:
     """Whether a chain ended as the sweep that was left alone."""
-    rounded = all(ended["apart"][kind] <= most for kind, most in ROUNDING.items())
+    rounded = all(apart <= ROUNDING for apart in ended["apart"].values())
     return rounded if ended["moving"] else ended["same_bits"]
 
 
@@ -312,16 +306,16 @@ def report(done: list[dict[str, Any]]) -> str:
     for kind, found in sorted(rows.items(), key=lambda row: -len(row[1])):
         lost, half = [steps for _, steps in found], sum(start["unfinished"] for start, _ in found)
         lines.append(f"| {kind} | {len(found)} | {half} | {sum(lost) / len(lost):.1f} | {max(lost)} |")
-    kinds = " | ".join(f"{kind} apart, at most" for kind in ROUNDING)
+    kinds = " | ".join(f"{kind} apart, at most" for kind in COMPARED)
     lines += [
         "",
         f"| chains | of these in a bucket | endings equal | {kinds} |",
-        f"|---|---|---{'|---' * len(ROUNDING)}|",
+        f"|---|---|---{'|---' * len(COMPARED)}|",
     ]
     for moving, name in ((False, "on one mesh, to the bit"), (True, "on changing meshes, to rounding")):
         some = [line for line in ended.values() if line["moving"] is moving]
         if some:
-            apart = " | ".join(f"{max(line['apart'][kind] for line in some):.1e}" for kind in ROUNDING)
+            apart = " | ".join(f"{max(line['apart'][kind] for line in some):.1e}" for kind in COMPARED)
             good, gs = sum(map(equal, some)), sum(line["in_bucket"] for line in some)
             lines.append(f"| {name} | {gs} of {len(some)} | {good} of {len(some)} | {apart} |")
     mean = sum(lost for _, lost in kills) / max(len(kills), 1)
