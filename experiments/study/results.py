@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 from growlm.growth.depth import PARTIAL
 from growlm.laws.intervals import Interval, t_interval
 from growlm.laws.isoflop import guideline_half_widths
-from growlm.laws.published import GROWTH_FACTOR, TIMING
+from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING
 from growlm.report import style
 from growlm.report.compare import Row, rows
 from growlm.report.drawing import png
@@ -225,13 +225,15 @@ def minima(name: str, paper: str = "") -> str:
     return table([*header, *(["the paper's"] if paper else [])], lines)
 
 
-def timing_law() -> str:
-    """The coefficients of the law of growth timing."""
-    fit = fitted("growth_timing").fit
+def law(name: str, letter: str, paper: Sequence[float]) -> str:
+    """The coefficients of the law of growth that a study determines, beside the paper's."""
+    fit = fitted(name).fit
     fits = (written(getattr(fit, key), "{:.3g}".format) for key in "abc")
-    lines = [(key, here, f"{paper:g}") for key, here, paper in zip("abc", fits, TIMING, strict=True)]
-    law = table(("log10 d = a log10 N + b / log10 C + c", "fitted [95 %]", "the paper's"), lines)
-    return f"{law}\n\n{fit.used} of {len(fit.slices)} slices; their minima scatter by {fit.scatter:.3f} in log10 d."
+    lines = [(key, here, f"{there:g}") for key, here, there in zip("abc", fits, paper, strict=True)]
+    shown = table((f"log10 {letter} = a log10 N + b / log10 C + c", "fitted [95 %]", "the paper's"), lines)
+    constant = "" if name == "growth_timing" else f" As a constant: {written(fit.mean, '{:.2f}'.format)}."
+    scatter = f"their minima scatter by {fit.scatter:.3f} in log10 {letter}."
+    return f"{shown}\n\n{fit.used} of {len(fit.slices)} slices; {scatter}{constant}"
 
 
 def timing_design() -> str:
@@ -319,9 +321,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "timing_narrow": partial(league, "growth_timing", 1, SHARES),
     "timing_at_growth": partial(at_growth, "growth_timing", 0, SHARES),
     "timing_minima": partial(minima, "growth_timing"),
-    "timing_law": timing_law,
+    "timing_law": partial(law, "growth_timing", "d", TIMING),
     "timing_design": timing_design,
     "factor": partial(league, "growth_factor", labels=FACTORS),
+    "factor_small": partial(league, "growth_factor", 1, FACTORS),
+    "factor_law": partial(law, "growth_factor", "g", FACTOR),
     "factor_at_growth": partial(at_growth, "growth_factor", labels=FACTORS),
     "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),
     "continued": partial(league, "continue_from_checkpoint"),

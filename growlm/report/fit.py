@@ -51,6 +51,7 @@ def fit_growth(law: str, runs: Sequence[Outcome], slices: int = SLICES, **how: i
         InputError: runs that cannot be compared, or seeds that differ between the points of a slice.
     """
     check_alike("growth", [run.growth for run in runs])
+    check_alike("schedule", [run.schedule for run in runs])
     if law == "timing":
         check_alike("growth factor", [fixed(law, run) for run in runs])
     else:  # the time to grow is another one at every size
@@ -70,9 +71,9 @@ def fixed(law: str, run: Outcome) -> str:
 
 def alike(law: str, run: Outcome, other: Outcome) -> bool:
     """Whether two runs may be fitted together."""
-    if law == "factor" and run.params != other.params:
-        return run.growth == other.growth
-    return (run.growth, fixed(law, run)) == (other.growth, fixed(law, other))
+    if (run.growth, run.schedule) != (other.growth, other.schedule):
+        return False
+    return (law == "factor" and run.params != other.params) or fixed(law, run) == fixed(law, other)
 
 
 def slices_text(found: GrowthFit) -> str:

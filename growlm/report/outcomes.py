@@ -29,6 +29,7 @@ class Outcome:
         factor: parameters in the blocks of its last model over those of its first; infinite where that had no layers.
         growth: operator and options of its first growth, as JSON.
         curve: validation losses over the FLOPs of the whole run.
+        schedule: the kind of its last stage's; empty where its config does not say.
         batch: tokens of an update of its last stage; None where its config does not say.
     """
 
@@ -41,6 +42,7 @@ class Outcome:
     factor: float
     growth: str
     curve: Curve
+    schedule: str = ""
     batch: float | None = None
 
     @property
@@ -127,6 +129,7 @@ def outcome(name: str, run: Run) -> Outcome:
         factor=_factor(name, run) if growths else 1.0,
         growth=json.dumps(_growth(run), sort_keys=True) if growths else "",
         curve=losses,
+        schedule=run.config["stages"][-1].get("schedule", {}).get("kind", ""),
         batch=_batch(run.config["stages"][-1]),
     )
 
