@@ -28,7 +28,7 @@ from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwa
 from growlm.training.processes import StopRequest, all_stop
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec, all_finite, compile_steps, compile_steps_ahead, must_compile
+from growlm.training.step import StepSpec, compile_check, compile_steps, compile_steps_ahead, must_compile
 from growlm.training.texts import Text
 
 
@@ -138,7 +138,7 @@ def train_stage(
                 scores = benchmarks.scores(state) if benchmarking else {}
                 samples = _samples(benchmarks, state, display) if writing else {}
             recorder.settle(validation | scores | samples, evaluating)
-            if saving and not all_finite(state.arrays):  # a batch may not meet the weight that is not
+            if saving and not steps.all_finite(state):  # a batch may not meet the weight that is not
                 raise DivergedError(f"a weight or a moment is not finite after step {step}: stopped")
             if scores:
                 display.say(f"step {step:,}: {in_words(scores)}")
@@ -226,6 +226,7 @@ class Steps:
         for which, spec in specs.items():
             update, evaluate = compile_steps(spec, stage.config.batch, stage.config.length, mesh)
             self._updates[which], self._evaluations[which[0]] = update, evaluate
+            self._check = compile_check(spec, mesh)
         self._stage, self._teacher, self._kept = stage, teacher, stage.kept(mesh)
         self._provenance = jax.device_put(state.provenance, replicated(mesh))
 
@@ -240,6 +241,10 @@ class Steps:
         update = self._updates[progress is not None, stage.depth_at(step + 1), bool(weight)]
         arrays, metrics = update(state.arrays, tokens_BS, np.float32(rates), self._provenance, progress, **more)
         return state.advanced(arrays, stage.config.batch, stage.config.length), metrics
+
+    def all_finite(self, state: TrainState) -> bool:
+        """Whether there is no NaN and no infinity in the state."""
+        return bool(self._check(state.arrays))
 
     def validate(self, state: TrainState, held_out: Sequence["HeldOut"]) -> dict[str, float]:
         """Mean loss over the fixed validation batches, in nats a token; of the averaged copy too, if any.

@@ -284,7 +284,6 @@ def _where(mask: bool | jax.Array, value: jax.Array, otherwise: Any) -> jax.Arra
     return value if mask is True else jnp.where(mask, value, otherwise)
 
 
-@jax.jit
 def all_finite(arrays: Arrays) -> jax.Array:
     """bool[]: whether the parameters, the optimizer's state and the averaged copy have neither NaN nor infinities."""
     floats = [leaf for leaf in jax.tree.leaves(arrays) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -298,25 +297,34 @@ def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[
     evaluate(params, tokens, provenance, progress) -> `validation_loss` of the whole model. progress is None without
     masks; `more` are the teacher and the static masks, where there are any.
     """
-    step, evaluation = (program(*of) for program, of in _programs(spec, batch, length, mesh))
-    return step, evaluation
+    (step, of_step), (evaluation, of_evaluation), _ = _programs(spec, batch, length, mesh)
+    return step(*of_step), evaluation(*of_evaluation)
+
+
+def compile_check(spec: StepSpec, mesh: Mesh) -> Callable:
+    """The compiled `all_finite`."""
+    return _compile_check(spec.model, spec.optimizer, mesh)
 
 
 def compile_steps_ahead(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> None:
-    """Begin to compile the two in the background."""
+    """Begin to compile the steps and the check in the background."""
     for program, of in _programs(spec, batch, length, mesh):
         program.ahead(*of)
 
 
 def must_compile(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> bool:
-    """Whether `compile_steps` would have to compile, or to wait until that is done."""
+    """Whether `compile_steps` or `compile_check` would have to compile, or to wait until that is done."""
     return not all(program.is_ready(*of) for program, of in _programs(spec, batch, length, mesh))
 
 
 def _programs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Compiled, tuple], ...]:
-    """The two with what they are compiled for. The sub-models of a stage share the evaluation."""
+    """Step, evaluation and check with what they are compiled for. The sub-models of a stage share the last two."""
     held_out = spec.held_out or (batch, length)
-    return (_compile_step, (spec, batch, length, mesh)), (_compile_evaluation, (spec.for_evaluation(), *held_out, mesh))
+    return (
+        (_compile_step, (spec, batch, length, mesh)),
+        (_compile_evaluation, (spec.for_evaluation(), *held_out, mesh)),
+        (_compile_check, (spec.model, spec.optimizer, mesh)),
+    )
 
 
 @Compiled
@@ -341,6 +349,13 @@ def _compile_evaluation(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> 
     tokens, _, provenance, progress = _abstract_inputs(spec, batch, length, mesh)
     with jax.set_mesh(mesh):
         return evaluate.lower(state.params, tokens, provenance, progress).compile()
+
+
+@Compiled
+def _compile_check(model: DecoderConfig, optimizer: OptimizerConfig, mesh: Mesh) -> Callable:
+    state = abstract_state(model, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(all_finite, out_shardings=replicated(mesh)).lower(state.arrays).compile()
 
 
 def _abstract_inputs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[Any, ...]:
