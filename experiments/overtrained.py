@@ -9,7 +9,7 @@ the first seed. Both have a wsd schedule, whose rate is constant up to its last 
 their tokens, at equal FLOPs in nats and as a speed-up at equal loss; at 20 and 60 tokens a parameter it is read off
 losses that have not decayed, as the paper does. `:tiny` takes seconds and stays far from 200.
 
-Cost, ESTIMATED and not measured: small 1.6e13 FLOPs, 6 minutes a run on one core, ten runs for three seeds; cpu
+Cost, ESTIMATED and not measured: small 1.6e13 FLOPs, 11 minutes a run on one core, ten runs for three seeds; cpu
 2.3e14, 40 minutes a run on two cores.
 
 What is expected: that the gain is smaller at 200 tokens a parameter than at 20 and above zero. The paper's speed-up at

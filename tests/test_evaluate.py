@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from records import PAGES, RECORDS, write_records
 
 from growlm.__main__ import main
-from growlm.commands import evaluate as command
 from growlm.commands.evaluate import open_checkpoint
 from growlm.data import load_corpus, validation_batches
 from growlm.data.tokenizers import load_tokenizer
@@ -423,8 +422,7 @@ def test_a_run_is_measured_as_its_validation_loss_is(workdir):
 
 
 def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_path, capsys, monkeypatch):
-    asked = []
-    monkeypatch.setattr(command, "cached_on_disk", lambda: asked.append(1) or nullcontext())
+    monkeypatch.setattr("growlm.commands.evaluate.cached_on_disk", asked := MagicMock())
     write_records(tmp_path, "sciq")
     (tmp_path / "novel.txt").write_text("It was a dark night, and it rained. " * 20)
     options = [f"--checkpoint={workdir}", f"--data_dir={tmp_path}", f"--perplexity={tmp_path / 'novel.txt'}"]
@@ -441,9 +439,8 @@ def test_the_command_prints_a_table_and_writes_the_harnesss_json(workdir, tmp_pa
     assert measured["word_perplexity,none"] == pytest.approx(expected["word_perplexity"])
     assert str(file) in out
     assert main(["evaluate", *options, f"--output={tmp_path / 'out'}", "--step=4"]) == 0
-    (other,) = (tmp_path / "out").iterdir()
-    assert tiny.read_json(other)["growlm"]["step"] == 4
-    assert len(asked) == 2  # programs are kept for the next process
+    assert tiny.read_json(*(tmp_path / "out").iterdir())["growlm"]["step"] == 4
+    assert asked.call_count == 2  # programs are kept for the next process
 
 
 def test_the_command_refuses_bad_input(workdir, tmp_path, capsys):

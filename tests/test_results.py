@@ -1,5 +1,6 @@
 """The tables in the pages are what the records give."""
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
@@ -45,6 +46,15 @@ def test_a_table_says_what_a_hand_reads_off_the_records(results):
     row = next(line for line in results["TABLES"]["operators"]().splitlines() if "G_stack" in line)
     assert ", ".join(f"{loss:.3f}" for loss in losses) in row and f"| {sum(losses) / 3:.3f} |" in row
     assert f"{group.first.commit[:7]}" in results["TABLES"]["operators"]()
+
+
+def test_a_study_that_was_started_by_several_commands_has_them_all(results):
+    group = read_groups(ROOT / "experiments" / "records" / "noise")[0]
+    (name, first), *others = group.studies.items()
+    first = dataclasses.replace(first, command="growlm sweep --a\ngrowlm sweep --b", commit="abcdef0123, 0123456789+")
+    said = results["made"](dataclasses.replace(group, studies={name: first, **dict(others)}))
+    assert said.startswith("Made by `growlm sweep --a` and `growlm sweep --b`, and 2 seeds more; ")
+    assert "; commit abcdef0, 0123456, " in said
 
 
 @pytest.mark.parametrize(

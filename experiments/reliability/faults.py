@@ -17,7 +17,6 @@ told to start; peers are new ones, and their job is started again, with other fa
 Markdown; exit code 1 unless all of that held. Ctrl-C ends it, and what is done is reported.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -38,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from killed import KINDS, Moment, replaced
-from runs import arrays_of, call, records_of, write_run
+from runs import arrays_of, call, options, records_of, write_run
 from soak import FORKED, PRELOADED
 from started import PATIENCE, Worker, failed, job
 
@@ -243,11 +242,8 @@ def marked(gradients_of: Callable) -> Callable:
 
 def memory(bench: Bench, draw: random.Random) -> Try:
     """Memory that is not to be had; the run says so in a line, and goes on where it is."""
-    nbytes, what, ended = (
-        int(10 ** draw.uniform(2, 6)),
-        draw.choice(("device", "host", "device", "host", "too little")),
-        "not met",
-    )
+    nbytes, ended = int(10 ** draw.uniform(2, 6)), "not met"
+    what = draw.choice(("device", "host", "device", "host", "too little"))
     drawn, pages = what, f"RESOURCE_EXHAUSTED: Out of memory allocating {nbytes} bytes.\nand\nmore"
 
     def fail() -> None:
@@ -332,11 +328,8 @@ def report(found: dict[str, list[Try]], seed: int) -> str:
 
 def main() -> int:
     """Make all tries; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, required=True, help="of each kind")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = options(__doc__)
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=[*FAULTS], help=",".join(FAULTS))
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
     args = parser.parse_args()
     os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a start takes half the time

@@ -9,7 +9,6 @@ that was never short of it. Prints Markdown; exit code 1 unless all of that held
 reported.
 """
 
-import argparse
 import collections
 import contextlib
 import json
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from runs import arrays_of, call, records_of, write_run
+from runs import arrays_of, call, options, records_of, write_run
 
 from growlm.formats.folder import is_hugging_face, open_folder
 from growlm.training.checkpoint import quiet_writers
@@ -110,11 +109,7 @@ def attempt(name: str, home: Path, disk: Path, nbytes: int, locked: bool, want: 
 
 def main() -> int:
     """Make all tries; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     home, draw = args.workdir.absolute() / "home", random.Random(args.seed)
     quiet_writers()
     begin(home)

@@ -14,7 +14,6 @@ code 0 is whole there; and all ends with the same records but for the clock, and
 was left alone. Prints Markdown; exit code 1 unless all of that held. Ctrl-C ends it, and what is done is reported.
 """
 
-import argparse
 import collections
 import contextlib
 import importlib.util
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 
 from full_disk import begin, commands, looks_whole, written
 from killed import followed, replace, trace
-from runs import call
+from runs import call, options
 
 from growlm.training.checkpoint import quiet_writers
 
@@ -242,11 +241,7 @@ class Trials:
 
 def main() -> int:
     """Make all tries; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
-    args = parser.parse_args()
+    args = options(__doc__).parse_args()
     if lacks := missing():
         print(f"power_loss: this needs {lacks}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """What the scripts of this folder share: a tiny run that grows, a command in this process, and how a run ended."""
 
+import argparse
 import contextlib
 import io
 import random
@@ -21,6 +22,15 @@ MODEL = {"layers": 1, "embed": 16, "heads": 2, "kv_heads": 1, "head_dim": 8, "ml
 STAGE = {"tokens": 256, "batch": 4, "length": 16, "schedule": {"kind": "constant", "peak_lr": 1e-2}}
 CLOCK = ("seconds", "tokens_per_second", "data_wait", "pause_seconds", "time")  # fields of a record
 INTERRUPTED = 130
+
+
+def options(text: str) -> argparse.ArgumentParser:
+    """The options of a script that makes tries, with the text of its `--help`."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+    return parser
 
 
 def write_run(home: Path) -> Path:

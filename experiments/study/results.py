@@ -181,7 +181,7 @@ def over(row: Row, control: str) -> Interval | None:
 
 def last_loss(run: Run) -> float:
     """The last validation loss of a run."""
-    return [record["val_loss"] for record in run.metrics if record.get("val_loss") is not None][-1]
+    return run.last_validated["val_loss"]
 
 
 def at_growth(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS) -> str:
@@ -227,11 +227,12 @@ def minima(name: str, paper: str = "") -> str:
 
 def law(name: str, letter: str, paper: Sequence[float]) -> str:
     """The coefficients of the law of growth that a study determines, beside the paper's."""
-    fit = fitted(name).fit
+    found = fitted(name)
+    fit = found.fit
     fits = (written(getattr(fit, key), "{:.3g}".format) for key in "abc")
     lines = [(key, here, f"{there:g}") for key, here, there in zip("abc", fits, paper, strict=True)]
     shown = table((f"log10 {letter} = a log10 N + b / log10 C + c", "fitted [95 %]", "the paper's"), lines)
-    constant = "" if name == "growth_timing" else f" As a constant: {written(fit.mean, '{:.2f}'.format)}."
+    constant = "" if found.law == "timing" else f" As a constant: {written(fit.mean, '{:.2f}'.format)}."
     scatter = f"their minima scatter by {fit.scatter:.3f} in log10 {letter}."
     return f"{shown}\n\n{fit.used} of {len(fit.slices)} slices; {scatter}{constant}"
 
@@ -271,14 +272,15 @@ def measured() -> str:
 
 
 def made(group: Group) -> str:
-    """The command of the first seed, hardware, commits and FLOPs of a study."""
+    """The commands of the first seed, hardware, commits and FLOPs of a study; it has those of all starts."""
     first, studies = group.first, group.studies.values()
-    words = shlex.split(first.command or "")
-    command = " ".join(f'"{word}"' if "'" in word else shlex.quote(word) for word in words)
+    each = [shlex.split(line) for line in (first.command or "").splitlines()]
+    shown = (" ".join(f'"{word}"' if "'" in word else shlex.quote(word) for word in words) for words in each)
+    commands = " and ".join(f"`{command}`" for command in shown)
     others = f", and {len(group.studies) - 1} seeds more" if len(group.studies) > 1 else ""
-    commits = ", ".join(dict.fromkeys((one.commit or "unknown")[:7] for one in studies))
+    commits = ", ".join(dict.fromkeys(part[:7] for one in studies for part in (one.commit or "unknown").split(", ")))
     flops = sum(one.flops_trained or 0 for one in studies)
-    return f"Made by `{command}`{others}; {first.hardware}; commit {commits}; {style.flops(flops)} FLOPs in all."
+    return f"Made by {commands}{others}; {first.hardware}; commit {commits}; {style.flops(flops)} FLOPs in all."
 
 
 def percent(value: Interval | None) -> str:

@@ -165,7 +165,7 @@ def named_families(groups: Sequence[Group]) -> list[tuple[Family, list[Family], 
     for group in groups:
         for run in group.runs:
             if run.role in ("baseline", "grown") and run.status == "done" and run.metrics and not run.init_from:
-                last = next((one for one in reversed(run.metrics) if one.get("val_loss") is not None), None)
+                last = run.last_validated
                 if last and last.get("flops"):
                     own = ends.setdefault(str(group.first.baseline), {}).setdefault(run.name, [])
                     own.append((last["flops"], last["val_loss"]))

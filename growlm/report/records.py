@@ -75,6 +75,11 @@ class Run:
         return [record for record in self.metrics if record["stage"] == number]
 
     @property
+    def last_validated(self) -> dict[str, Any] | None:
+        """Its last record with a validation loss."""
+        return next((record for record in reversed(self.metrics) if record.get("val_loss") is not None), None)
+
+    @property
     def parameters(self) -> int | None:
         """Parameters N of the last stage, read off its FLOPs, which are 6 N tokens; of a mixture the active ones."""
         records = self.of_stage(self.metrics[-1]["stage"]) if self.metrics else []

@@ -70,10 +70,11 @@ def _elsewhere(group: Group, search: dict[str, Any]) -> dict[str, float]:
     for study in group.studies.values():
         for name in search["runs"]:
             run = study.runs.get(name)
-            losses = [record["val_loss"] for record in run.metrics if record.get("val_loss") is not None] if run else []
-            seed = run.config.get("seed") if run else None
-            if losses and run.status == "done" and isinstance(seed, int) and seed != search["seed"]:
-                found.setdefault(name, []).append(losses[-1])
+            if run is None or run.status != "done" or not (last := run.last_validated):
+                continue
+            seed = run.config.get("seed")
+            if isinstance(seed, int) and seed != search["seed"]:
+                found.setdefault(name, []).append(last["val_loss"])
     return {name: float(np.mean(losses)) for name, losses in found.items()}
 
 

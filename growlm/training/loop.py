@@ -28,7 +28,14 @@ from growlm.training.metrics import MetricsLog, Profile, ProfilingConfig, Stopwa
 from growlm.training.processes import StopRequest, all_stop
 from growlm.training.progress import Display
 from growlm.training.stages import Stage
-from growlm.training.step import StepSpec, compile_check, compile_steps, compile_steps_ahead, must_compile
+from growlm.training.step import (
+    StepSpec,
+    compile_check,
+    compile_check_ahead,
+    compile_steps,
+    compile_steps_ahead,
+    must_compile,
+)
 from growlm.training.texts import Text
 
 
@@ -113,8 +120,10 @@ def train_stage(
             if grown_at is not None and step == stage.first_step + 1:
                 jax.block_until_ready(metrics)
                 recorder.note(pause_seconds=time.perf_counter() - grown_at - validating.seconds)
-            if next_stage and step == started_at + 1:  # not before: it would compete with a first step that is awaited
-                _compile_ahead(next_stage, mesh)
+            if step == started_at + 1:  # not before: it would compete with a first step that is awaited
+                compile_check_ahead(steps.spec, mesh)
+                if next_stage:
+                    _compile_ahead(next_stage, mesh)
             recorder.push(step, metrics)
 
             stopping = all_stop(stop.is_set(), step)
@@ -226,7 +235,7 @@ class Steps:
         for which, spec in specs.items():
             update, evaluate = compile_steps(spec, stage.config.batch, stage.config.length, mesh)
             self._updates[which], self._evaluations[which[0]] = update, evaluate
-            self._check = compile_check(spec, mesh)
+        self.spec, self._mesh = next(iter(specs.values())), mesh  # all have one state
         self._stage, self._teacher, self._kept = stage, teacher, stage.kept(mesh)
         self._provenance = jax.device_put(state.provenance, replicated(mesh))
 
@@ -244,7 +253,7 @@ class Steps:
 
     def all_finite(self, state: TrainState) -> bool:
         """Whether there is no NaN and no infinity in the state."""
-        return bool(self._check(state.arrays))
+        return bool(compile_check(self.spec, self._mesh)(state.arrays))
 
     def validate(self, state: TrainState, held_out: Sequence["HeldOut"]) -> dict[str, float]:
         """Mean loss over the fixed validation batches, in nats a token; of the averaged copy too, if any.

@@ -297,8 +297,8 @@ def compile_steps(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[
     evaluate(params, tokens, provenance, progress) -> `validation_loss` of the whole model. progress is None without
     masks; `more` are the teacher and the static masks, where there are any.
     """
-    (step, of_step), (evaluation, of_evaluation), _ = _programs(spec, batch, length, mesh)
-    return step(*of_step), evaluation(*of_evaluation)
+    step, evaluation = (program(*of) for program, of in _programs(spec, batch, length, mesh))
+    return step, evaluation
 
 
 def compile_check(spec: StepSpec, mesh: Mesh) -> Callable:
@@ -306,25 +306,27 @@ def compile_check(spec: StepSpec, mesh: Mesh) -> Callable:
     return _compile_check(spec.model, spec.optimizer, mesh)
 
 
+def compile_check_ahead(spec: StepSpec, mesh: Mesh) -> None:
+    """Begin to compile it in the background: no step waits for it."""
+    _compile_check.ahead(spec.model, spec.optimizer, mesh)
+
+
 def compile_steps_ahead(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> None:
     """Begin to compile the steps and the check in the background."""
     for program, of in _programs(spec, batch, length, mesh):
         program.ahead(*of)
+    compile_check_ahead(spec, mesh)
 
 
 def must_compile(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> bool:
-    """Whether `compile_steps` or `compile_check` would have to compile, or to wait until that is done."""
+    """Whether `compile_steps` would have to compile, or to wait until that is done."""
     return not all(program.is_ready(*of) for program, of in _programs(spec, batch, length, mesh))
 
 
 def _programs(spec: StepSpec, batch: int, length: int, mesh: Mesh) -> tuple[tuple[Compiled, tuple], ...]:
-    """Step, evaluation and check with what they are compiled for. The sub-models of a stage share the last two."""
+    """The two with what they are compiled for. The sub-models of a stage share the evaluation."""
     held_out = spec.held_out or (batch, length)
-    return (
-        (_compile_step, (spec, batch, length, mesh)),
-        (_compile_evaluation, (spec.for_evaluation(), *held_out, mesh)),
-        (_compile_check, (spec.model, spec.optimizer, mesh)),
-    )
+    return (_compile_step, (spec, batch, length, mesh)), (_compile_evaluation, (spec.for_evaluation(), *held_out, mesh))
 
 
 @Compiled
