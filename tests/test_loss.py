@@ -65,8 +65,8 @@ def test_any_chunks_give_the_plain_loss_and_gradients(batch, length, embed, voca
 
 
 @pytest.mark.parametrize("scale", [0.05, 1], ids=["fresh", "trained"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_rounding_is_no_worse_than_of_the_plain_loss(dtype, scale, monkeypatch):
+@pytest.mark.parametrize(("dtype", "worse"), [(jnp.float32, 1.05), (jnp.bfloat16, 1.25)])
+def test_rounding_is_that_of_the_plain_loss_and_of_products_of_16_bits(dtype, worse, scale, monkeypatch):
     """A fresh model's rows have one gradient by their targets, (1 / vocab - 1) / rows: its rounding is everybody's."""
     monkeypatch.setattr(loss, "CHUNK", 70 * 300)
     x_ND, head_DV, target_BT = drawn(10, 100, 64, 300, dtype)
@@ -78,7 +78,7 @@ def test_rounding_is_no_worse_than_of_the_plain_loss(dtype, scale, monkeypatch):
     for number, expected in enumerate(jax.tree.leaves(exact)):
         have = {name: np.asarray(jax.tree.leaves(tree)[number], np.float64) for name, tree in found.items()}
         error = {name: np.linalg.norm(value - expected) / np.linalg.norm(expected) for name, value in have.items()}
-        assert error["ours"] <= 1.05 * error["plain"] + 1e-7
+        assert error["ours"] <= worse * error["plain"] + 1e-7
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])

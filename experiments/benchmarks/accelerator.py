@@ -29,6 +29,7 @@ Exit code: 0, or 1 if a part failed or was cut.
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import importlib
 import json
@@ -121,6 +122,8 @@ def _shown(value: Any) -> str:
 def run_here(part: str, output: Path, tiny: bool, seconds: float) -> int:
     """A part in this process. Returns 0, or 1 and its reason as a line in the results and on the screen."""
     take_memory_as_needed()
+    if hasattr(faulthandler, "register"):  # not on Windows
+        faulthandler.register(signal.SIGTERM, chain=True)  # a part that is cut says in its log where it was
     task = Task(part, output, tiny, time.monotonic() + seconds)
     module, _, name = PARTS[part].work.partition(":")
     try:

@@ -40,12 +40,14 @@ from growlm.models import MixtralConfig, ModelConfig, init
 from growlm.models.kernels import attention, kernel_name
 from growlm.models.loss import cross_entropy, logits
 from growlm.training.metrics import read_records
+from growlm.training.muon import DTYPES, MuonConfig
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.programs import bytes_needed
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "triton", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
 TINY = {"layers": 2, "embed": 32, "heads": 2, "kv_heads": 2, "mlp": 48, "vocab": 64, "batch": 2, "length": 16}
+MICROBATCHES = 8  # of a larger batch
 ALL_KEPT = 120 * GIB  # of a card's memory, from which on the 1.1B step keeps all activations as well
 RUNG = "4"  # the smaller rungs of the ladder are for CPUs
 STOPPED = 75  # the exit code of a sweep that was asked to stop
@@ -61,7 +63,7 @@ def _setting(task: Task, shape: str, sizes: dict[str, int] | None = None, **more
     """A shape of train_step.py, or in its place a tiny one."""
     _on_card(task)
     given = TINY if task.tiny else sizes or {}
-    timing = {"rounds": 2, "seconds": 0.01, "product_rows": 64} if task.tiny else {"rounds": 5, "seconds": 0.6}
+    timing = {"rounds": 2, "seconds": 0.01, "product_rows": 64} if task.tiny else {"rounds": 5, "seconds": 0.3}
     options = {"shape": shape} | given | timing | more
     (setting,) = train_step.read_settings([f"--{name}={value}" for name, value in options.items()])
     return setting
@@ -214,10 +216,29 @@ def _error(found: Any, exact: Any) -> float:
 
 
 def _steps(task: Task, shape: str) -> None:
-    """AdamW's step, Muon's in turns with it, and where a card has room for it the step that keeps all activations."""
+    """AdamW's step, Muon's in turns with it, the same on larger batches, and what keeps all activations or a loop."""
     setting = _setting(task, shape)
-    optimizers = {"growlm": OptimizerConfig(), "muon": OptimizerConfig(kind="muon")}
-    found = {"product, jax": train_step.repeated_product(setting.product_rows, setting.dtype)}
+    muon = OptimizerConfig(kind="muon", muon=MuonConfig(dtype=setting.dtype if setting.dtype in DTYPES else None))
+    product = {"product, jax": train_step.repeated_product(setting.product_rows, setting.dtype)}
+    optimizers = {"growlm": OptimizerConfig(), "growlm, muon": muon}
+    _in_turns(task, setting, optimizers, product)
+    # What Muon adds is the same whatever the batch: runs have hundreds of thousands of tokens in one.
+    larger = dataclasses.replace(setting, batch=MICROBATCHES * setting.batch, microbatches=MICROBATCHES, rounds=2)
+    _in_turns(task, larger, optimizers)
+    _in_turns(task, dataclasses.replace(setting, unroll=1), {"growlm": OptimizerConfig()})
+    chip = chip_of(jax.devices()[0].device_kind)
+    if setting.remat != "none" and (task.tiny or (chip and chip.hbm_bytes >= ALL_KEPT)):
+        _in_turns(task, dataclasses.replace(setting, remat="none"), {"growlm": OptimizerConfig()})
+
+
+def _in_turns(
+    task: Task,
+    setting: train_step.Setting,
+    optimizers: dict[str, OptimizerConfig],
+    beside: dict[str, train_step.Repeat] | None = None,
+) -> None:
+    """The steps of optimizers, each in turns with those before it, and with what is beside them."""
+    found = dict(beside or {})
     for name, optimizer in optimizers.items():
         began = time.perf_counter()
         program = train_step.step_program(setting, optimizer)
@@ -227,30 +248,22 @@ def _steps(task: Task, shape: str) -> None:
         del params
         found[name](1)
         times = train_step.measure(found, setting.rounds, setting.seconds)
-        of_adamw = {} if name == "growlm" else {"of_adamw": speed(times, "growlm", name)["ratio"]}
+        shares = {"of_product": train_step.summary(setting, name, times, None)["share_of_product"]} if beside else {}
+        if name != "growlm":
+            shares["of_adamw"] = speed(times, "growlm", name)["ratio"]
         task.say(
-            f"{optimizer.kind}, remat {setting.remat}",
+            f"{optimizer.kind}, {setting.batch} x {setting.length}",
             **_summary(setting, name, times),
-            of_product=train_step.summary(setting, name, times, None)["share_of_product"],
-            **of_adamw,
+            **shares,
+            remat=setting.remat,
+            unroll=setting.unroll,
+            microbatches=setting.microbatches,
             gb=gigabytes,
             compile_s=seconds,
-            batch=setting.batch,
-            length=setting.length,
             kernels=_kernels(program),
         )
     found.clear()
     gc.collect()
-    chip = chip_of(jax.devices()[0].device_kind)
-    if setting.remat != "none" and (task.tiny or (chip and chip.hbm_bytes >= ALL_KEPT)):
-        setting = dataclasses.replace(setting, remat="none")
-        params, tokens_BS = train_step.start(setting)
-        program = train_step.step_program(setting)
-        found["growlm"] = train_step.repeated_step(setting, params, tokens_BS, program)
-        del params
-        found["growlm"](1)
-        times = train_step.measure(found, setting.rounds, setting.seconds)
-        task.say("adamw, remat none", **_summary(setting, "growlm", times), gb=bytes_needed(program) / 1e9)
 
 
 def _against_torch(task: Task, shape: str) -> None:
@@ -339,7 +352,7 @@ def pause(task: Task) -> None:
     else:
         large = {"layers": 12, "embed": 768, "heads": 12, "kv_heads": 12, "head_dim": 64, "mlp": 2048, "vocab": 256}
         models = large | {"layers": 6}, large
-        config = growth_pause.settings(1500, 32, 1024, "direct", models, dtype="bfloat16", remat="none")
+        config = growth_pause.settings(600, 32, 1024, "direct", models, dtype="bfloat16", remat="none")
     found = growth_pause.measure(config)
     task.say(
         "6 to 12 layers",

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -190,14 +191,17 @@ def train_step(
 
 
 def torch_parameters(config: ModelConfig, params: Params) -> dict[str, torch.Tensor]:
-    """A growlm tree (parameters, or gradients) as a state dict of the decoder."""
+    """A growlm tree (parameters, or gradients) as a state dict of the decoder, copied on the device that holds it."""
     check_params(config, params)
-    leaves = {path_of(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {
+        path_of(path): torch.from_dlpack(jnp.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
     entries = (_entries(weight, leaves[weight.path]) for weight in declared(config))
     return {name: value for named in entries for name, value in named.items()}
 
 
-def _entries(weight: Weight, leaf: np.ndarray) -> dict[str, torch.Tensor]:
+def _entries(weight: Weight, leaf: torch.Tensor) -> dict[str, torch.Tensor]:
     """One weight under its names in the decoder: a stacked one becomes an entry for every block."""
     name = weight.path.replace("/", ".") + ("" if weight.elementwise else ".weight")
     if not weight.stacked:
@@ -205,12 +209,12 @@ def _entries(weight: Weight, leaf: np.ndarray) -> dict[str, torch.Tensor]:
     return {name.replace("blocks", f"blocks.{i}"): _layout(weight, block) for i, block in enumerate(leaf)}
 
 
-def _layout(weight: Weight, value: np.ndarray) -> torch.Tensor:
+def _layout(weight: Weight, value: torch.Tensor) -> torch.Tensor:
     """A matrix as nn.Linear holds it, [written, read]; gains and the embedding's rows stay as they are."""
     if weight.elementwise or weight.path == "embedding":
-        return torch.tensor(value)
+        return value.clone()
     read = math.prod(size for size, dim in zip(value.shape, weight.dims, strict=True) if dim.reads)
-    return torch.tensor(value.reshape(read, -1).T).contiguous()
+    return value.reshape(read, -1).T.clone(memory_format=torch.contiguous_format)
 
 
 def decoder_of(config: ModelConfig, params: Params) -> Decoder:

@@ -111,7 +111,8 @@ SHAPES = {
     "124M": {"layers": 12, "embed": 768, "heads": 12, "mlp": 2048, "vocab": 32000, "batch": 32, "length": 1024},
     "1.1B": {"layers": 24, "embed": 2048, "heads": 32, "mlp": 5632, "vocab": 32000, "batch": 8, "length": 2048},
 }
-REMAT = {"demo": "dots_and_attention", "embed128": "dots_and_attention", "124M": "none", "1.1B": "dots"}
+REMAT = {"demo": "dots_and_attention", "embed128": "dots_and_attention", "124M": "none", "1.1B": "dots_and_attention"}
+UNROLL = {"124M": 12, "1.1B": 24}  # all layers: a GPU then copies nothing into stacks for the backward pass
 TOGETHER = {"124M": 50e9, "1.1B": 110e9}  # bytes of a GPU on which both sides of a shape can be at a time
 SIZES = ("layers", "embed", "heads", "kv_heads", "head_dim", "mlp", "vocab", "batch", "length")
 SIDES = {"torch": "compiled PyTorch", "torch_eager": "eager PyTorch"}
@@ -138,11 +139,13 @@ class Setting:
     length: int
     dtype: str
     remat: str
+    unroll: int
     compare: str | None
     rounds: int
     seconds: float
     product_rows: int
     cpu_time: bool = False
+    microbatches: int = 1
 
     @property
     def tokens(self) -> int:
@@ -167,6 +170,7 @@ def _parser() -> Parser:
         "--dtype", choices=("float32", "bfloat16"), help="the compute dtype: float32 on CPUs, bfloat16 elsewhere"
     )
     parser.add_argument("--remat", choices=REMAT_POLICIES, help="what growlm computes twice, instead of the shape's")
+    parser.add_argument("--unroll", type=positive, metavar="N", help="layers in one turn of the loop over layers")
     parser.add_argument("--compare", choices=SIDES, help="time the step of compiled or eager PyTorch as well")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N")
     parser.add_argument("--seconds", type=duration, default=1.0, help="what each measurement of a round takes, about")
@@ -196,9 +200,8 @@ def _setting(shape: str, values: dict[str, Any]) -> Setting:
     sizes.setdefault("head_dim", sizes["embed"] // sizes["heads"])
     outside = {name: sizes.pop(name) for name in ("batch", "length")}
     rest = {name: value for name, value in values.items() if name not in SIZES}
-    return Setting(
-        model=ModelConfig(**sizes), **rest | outside | {"shape": shape, "remat": rest["remat"] or REMAT[shape]}
-    )
+    how = {"remat": rest["remat"] or REMAT[shape], "unroll": rest["unroll"] or UNROLL.get(shape, 1)}
+    return Setting(model=ModelConfig(**sizes), **rest | outside | how | {"shape": shape})
 
 
 def load_torch() -> ModuleType:
@@ -241,7 +244,8 @@ def exact_losses(
 def step_program(setting: Setting, optimizer: OptimizerConfig = OPTIMIZER) -> jax.stages.Compiled:
     """growlm's train step on one device, compiled."""
     c = setting
-    spec = StepSpec(c.model, optimizer, dtype=c.dtype, remat=c.remat)
+    how = {"remat": c.remat, "unroll": c.unroll, "microbatches": c.microbatches}
+    spec = StepSpec(c.model, optimizer, dtype=c.dtype, **how)
     return lower_step(spec, c.batch, c.length, make_mesh(MeshConfig(data=1), jax.devices()[:1])).compile()
 
 
@@ -406,8 +410,8 @@ def describe(setting: Setting, given: dict[str, Any]) -> str:
     return (
         f"{setting.shape}: {c.layers} layers, embed {c.embed}, {heads}, mlp {c.mlp}, vocab {c.vocab}; "
         f"{count(parameter_count(c))} parameters\n"
-        f"batch {setting.batch} x {setting.length} tokens, {setting.dtype}, remat {setting.remat}; "
-        f"{setting.rounds} rounds, about {setting.seconds:g} s for each measurement\n"
+        f"batch {setting.batch} x {setting.length} tokens, {setting.dtype}, remat {setting.remat}, "
+        f"unroll {setting.unroll}; {setting.rounds} rounds, about {setting.seconds:g} s for each measurement\n"
         f"{given['hardware']}{torch}; host threads {given['threads']}"
     )
 

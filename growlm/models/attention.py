@@ -17,7 +17,7 @@ from growlm.errors import check_positive, must_be, unknown
 from growlm.models.architecture import MEMORY, Branch, DecoderConfig
 from growlm.models.axes import WeightSpec
 from growlm.models.kernels import attention
-from growlm.models.layers import Context, dense, has, rms_norm, weight
+from growlm.models.layers import Context, biased, dense, exact, has, rms_norm, weight
 from growlm.models.past import keys_and_values, recall
 
 ROPE_SCALINGS = ("linear", "llama3")
@@ -121,7 +121,7 @@ class Attention(nn.Module):
             q_BTHh, k_BTKh = rotate(q_BTHh, rotary), rotate(k_BTKh, rotary)
         o_BTHh, said = self._attend(q_BTHh, k_BTKh, v_BTKh, context)
         y_ND = dense(o_BTHh.reshape(x_ND.shape[0], -1), weight(self, "out"))
-        return y_ND + weight(self, "out_bias") if has(self, "out_bias") else y_ND, said
+        return biased(self, "out_bias", y_ND), said
 
     def _attend(self, q_BTHh, k_BTKh, v_BTKh, context: Context):
         """([B, T, H, h] by the layer's window, the auxiliary dict)."""
@@ -153,15 +153,15 @@ class Attention(nn.Module):
         """Query, key or value heads [B, T, heads, h], with bias and norm."""
         w_DHh = weight(self, name)
         y = dense(x_ND, w_DHh).reshape(context.batch, -1, *w_DHh.shape[1:])
-        if has(self, f"{name}_bias"):
-            y = y + weight(self, f"{name}_bias")
+        y = biased(self, f"{name}_bias", y)
         eps = getattr(self.config, self.config.architecture.norm.eps)
         if self.normed and name != "value":
             return rms_norm(y, eps)
         if has(self, f"{name}_norm"):
-            gain = weight(self, f"{name}_norm")
+            gain = weight(self, f"{name}_norm", exact(y.dtype))
             over = y if gain.ndim == 1 else y.reshape(*y.shape[:2], -1)  # each head, or all heads together
-            y = rms_norm(over, eps).reshape(y.shape) * gain
+            normed = rms_norm(over.astype(gain.dtype), eps).reshape(y.shape) * gain
+            y = normed.astype(y.dtype)
         return y
 
 

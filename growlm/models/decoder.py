@@ -22,10 +22,18 @@ from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import Teacher, cross_entropy, logits
 from growlm.models.sharding import GATHERED, by_batch, current_mesh
 
+
+def _is_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether this is cuDNN's attention, which the library gives no name that a policy could keep."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 # Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
-# "attention" keeps what attention gives, of the size of the stream, on TPUs and CPUs, and equals "full" on GPUs.
+# "attention" keeps what attention gives, of the size of the stream.
 _DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-_ATTENTION = jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(RESIDUALS), _is_attention
+)
 REMAT_POLICIES = {
     "none": None,
     "dots": _DOTS,
@@ -186,13 +194,15 @@ def _policy(remat: str) -> Any:
 class Decoder(nn.Module):
     """Tokens to hidden states, in three parts. Layers are a scan, so every leaf of a branch is [layers, ...].
 
-    `length` is the number of layers that are scanned: some of the model's, whose weights alone are then given.
+    `length` is the number of layers that are scanned, some of the model's, whose weights alone are then given, and
+    `unroll` how many are written out in one turn.
     """
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     remat: str = "none"
     length: int = 0
+    unroll: int = 1
 
     def setup(self):
         """The layers, the last norm, and the weights outside of both by name."""
@@ -228,6 +238,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0, 0),  # pyright: ignore[reportArgumentType]: declared as int alone
             length=self.length,
+            unroll=self.unroll,
         )
         return scanned(self.config, self.dtype)
 
@@ -259,12 +270,13 @@ def _check_options(config: DecoderConfig, remat: str, block_scale: Any, frozen_l
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """Static arguments of a forward pass; see `losses`."""
+    """Static arguments of a forward pass; see `losses`. unroll: layers in one turn of a scan over them."""
 
     dtype: Any = jnp.float32
     remat: str = "none"
     frozen_layers: int = 0
     document_end: int | None = None
+    unroll: int = 1
 
 
 def _hidden(
@@ -305,7 +317,7 @@ def hidden_in(
             of_layer = {name: one._replace(number=jnp.arange(run.count(config))) for name, one in of_layer.items()}
         # A scan differentiates through all of its layers or none, so frozen layers have scans of their own.
         blocks, scale = jax.lax.stop_gradient((blocks, scale)) if run.frozen else (blocks, scale)
-        part = Decoder(config, how.dtype, how.remat, run.count(config))
+        part = Decoder(config, how.dtype, how.remat, run.count(config), how.unroll)
         entry_ND = x_ND if run.enters else entry_ND
         carry = x_ND, {} if kept is None else kept[number]
         (x_ND, keep), auxiliary = _call(part, {**params, "blocks": blocks}, "layers", carry, context, of_layer, scale)

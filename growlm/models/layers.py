@@ -52,20 +52,32 @@ def weight(module: nn.Module, name: str, dtype: Any = None) -> jax.Array:
     return all_gather(declared, module.config, value.astype(dtype or module.dtype))
 
 
+def biased(module: nn.Module, name: str, y: jax.Array) -> jax.Array:
+    """Adds a bias of the module, where it is declared, in float32 or better: its gradient is a sum over all rows."""
+    if not has(module, name):
+        return y
+    return (y + weight(module, name, exact(y.dtype))).astype(y.dtype)
+
+
 def dense(x: jax.Array, w: jax.Array) -> jax.Array:
     """Rows [N, D] times a matrix whose leading dimensions flatten to D."""
     return x @ w.reshape(x.shape[-1], -1)
 
 
+def exact(dtype: Any) -> Any:
+    """Float32, or float64 where that is computed in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def rms_norm(x: jax.Array, eps: float) -> jax.Array:
     """RMSNorm without gain along the last axis, computed in float32 or better."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(exact(x.dtype))
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
     """LayerNorm without gain and bias along the last axis, computed in float32 or better."""
-    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = x.astype(exact(x.dtype))
     return rms_norm(y - jnp.mean(y, axis=-1, keepdims=True), eps).astype(x.dtype)
 
 
@@ -73,10 +85,13 @@ NORMALISE = {NormKind.RMS: rms_norm, NormKind.LAYER: layer_norm}
 
 
 def normalise(norm: Norm, config: DecoderConfig, x_ND: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
-    """[..., D] -> [..., D], with the weights `scale` and `bias` if the norm has them."""
-    y_ND = NORMALISE[norm.kind](x_ND, getattr(config, norm.eps))
+    """[..., D] -> [..., D], with the weights `scale` and `bias` if the norm has them.
+
+    They are of float32 or better: their gradients are sums over all rows.
+    """
+    y_ND = NORMALISE[norm.kind](x_ND.astype(exact(x_ND.dtype)), getattr(config, norm.eps))
     y_ND = y_ND * weights["scale"] if norm.scale else y_ND
-    return y_ND + weights["bias"] if norm.bias else y_ND
+    return (y_ND + weights["bias"] if norm.bias else y_ND).astype(x_ND.dtype)
 
 
 class NormLayer(nn.Module):
@@ -90,4 +105,5 @@ class NormLayer(nn.Module):
     def __call__(self, x_ND):
         """[..., D] -> [..., D]."""
         names = ("scale",) * self.norm.scale + ("bias",) * self.norm.bias
-        return normalise(self.norm, self.config, x_ND, {name: weight(self, name) for name in names})
+        weights = {name: weight(self, name, exact(self.dtype)) for name in names}
+        return normalise(self.norm, self.config, x_ND, weights)

@@ -192,8 +192,10 @@ def _loss_and_gradients(
     def step(carry, rows):
         (total, dhead_DW), (x_CD, *_) = carry, rows
         loss_C, dlogits_CW = _aimed(cap, axes, rows, head_DW, teacher)
-        dlogits_CW = dlogits_CW / all_rows  # in float32: a rounding error that all rows share does not average out
-        dx_CD = psum(logits(dlogits_CW, head_DW.T), axes.vocab).astype(x_CD.dtype)
+        # Products of 16 bits, if the model's are: on a GPU, those with float32 on one side take twice the time. What
+        # they give is divided in float32: a rounding error that all rows share would not average out.
+        dlogits_CW = dlogits_CW.astype(x_CD.dtype)
+        dx_CD = (psum(logits(dlogits_CW, head_DW.T), axes.vocab) / all_rows).astype(x_CD.dtype)
         return (total + loss_C.sum(), dhead_DW + logits(x_CD.T, dlogits_CW)), dx_CD
 
     exact = jnp.promote_types(x_nD.dtype, jnp.float32)
@@ -201,7 +203,7 @@ def _loss_and_gradients(
     rows = x_nD, target_n, weight_n, teacher and teacher.x
     sums, dx_nD = _fold(step, zeros, rows, most // head_DW.shape[1])
     total, dhead_DW = psum(sums, axes.rows)
-    return total, dx_nD, dhead_DW.astype(head_DW.dtype)
+    return total, dx_nD, (dhead_DW / all_rows).astype(head_DW.dtype)
 
 
 def _aimed(

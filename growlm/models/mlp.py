@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from growlm.models.architecture import Branch, DecoderConfig, no_memory
 from growlm.models.axes import Role, WeightSpec
-from growlm.models.layers import Context, dense, has, weight
+from growlm.models.layers import Context, biased, dense, weight
 
 
 class Mlp(nn.Module):
@@ -26,8 +26,7 @@ class Mlp(nn.Module):
         return self._dense(self.activation(h_NF), "down"), {}
 
     def _dense(self, x, name: str):
-        y = dense(x, weight(self, name))
-        return y + weight(self, f"{name}_bias") if has(self, f"{name}_bias") else y
+        return biased(self, f"{name}_bias", dense(x, weight(self, name)))
 
 
 def mlp_branch(activation: Callable[[jax.Array], jax.Array], biases: bool) -> Branch:

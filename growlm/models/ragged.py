@@ -1,8 +1,9 @@
 """The chosen experts of every row by ragged products: rows sorted by expert, one product for each matrix.
 
-XLA's ragged product is a kernel on TPUs, its transposes are not as good: the one for rows takes transposed copies of
-the experts, the one for experts is a masked convolution that takes twice the time of its FLOPs. There the library's
-kernels, megablox, run backward, if the sizes are multiples of 128 and the assignments of 512.
+On a GPU the products are batched ones of blocks of rows. XLA's ragged product is a kernel on TPUs, its transposes are
+not as good: the one for rows takes transposed copies of the experts, the one for experts is a masked convolution that
+takes twice the time of its FLOPs. There the library's kernels, megablox, run backward, if the sizes are multiples of
+128 and the assignments of 512.
 
 Shape suffixes: N rows, D embed, E experts, K experts of a row, F mlp, M = N x K assignments in the order of experts, I
 what a matrix reads, O what it writes.
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from growlm.models.kernels import platform
+from growlm.models.ragged_blocks import block_product, block_transposes
 
 # The kernels' tiles: rows, rows that are summed over, and the bytes of the two sides of a part of a matrix. Larger ones
 # are more than the 16 MiB of fast memory that a v5e's kernel gets, smaller ones wait for memory.
@@ -39,6 +41,8 @@ def _hidden(gate_MF: jax.Array, up_MF: jax.Array, weight_M1: jax.Array) -> jax.A
 def _transposes(x_MI, matrix_EIO, counts_E, dy_MO) -> tuple[jax.Array, jax.Array]:
     """The gradients of ragged_dot(x, matrix, counts) by rows and by matrices."""
     sizes = matrix_EIO.shape[1:]
+    if platform() == "gpu":
+        return block_transposes(x_MI, matrix_EIO, counts_E, dy_MO)
     if platform() == "tpu" and len(x_MI) % ROWS == 0 and not any(size % _LANES for size in sizes):
         return tpu_transposes(x_MI, matrix_EIO, counts_E, dy_MO)
     return jax.vjp(lambda x, matrix: jax.lax.ragged_dot(x, matrix, counts_E), x_MI, matrix_EIO)[1](dy_MO)
@@ -75,8 +79,9 @@ def _forward(x_ND: jax.Array, weight_NK: jax.Array, expert_NK: jax.Array, expert
     place_NK = jnp.argsort(order_M).reshape(expert_NK.shape)
     counts_E = jnp.bincount(expert_NK.reshape(-1), length=len(experts[0])).astype(jnp.int32)
     x_MD, weight_M1 = x_ND[order_M // expert_NK.shape[1]], weight_NK.reshape(-1, 1)[order_M]
-    gate_MF, up_MF = (jax.lax.ragged_dot(x_MD, matrix, counts_E) for matrix in experts[:2])
-    y_MD = jax.lax.ragged_dot(_hidden(gate_MF, up_MF, weight_M1), experts[2], counts_E)
+    product = block_product if platform() == "gpu" else jax.lax.ragged_dot
+    gate_MF, up_MF = (product(x_MD, matrix, counts_E) for matrix in experts[:2])
+    y_MD = product(_hidden(gate_MF, up_MF, weight_M1), experts[2], counts_E)
     return _rows_of(y_MD, place_NK), (x_ND, weight_NK, order_M, place_NK, counts_E, experts, gate_MF, up_MF)
 
 

@@ -15,7 +15,7 @@ ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archi
 # Of sweep.json and run.json, and what stands between those of several studies.
 PROVENANCE = {"command": "\n", "hardware": ", ", "commit": ", ", "experiment": "\n\n"}
 # Settings that tell no study from another: the seed, and what does not change a result.
-WITHOUT_EFFECT = ("seed", "mesh", "remat", "log_every_steps", "checkpoint")
+WITHOUT_EFFECT = ("seed", "mesh", "remat", "unroll", "log_every_steps", "checkpoint")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from growlm.training.variants import build_sweep
 NEW = "the folder must be a new or empty one, or that of this run, got"
 
 # Settings of a run that say where it runs, and what is measured and kept of it.
-WITHOUT_EFFECT = ("mesh", "log_every_steps", "checkpoint", "evaluation")
+WITHOUT_EFFECT = ("mesh", "unroll", "log_every_steps", "checkpoint", "evaluation")
 
 
 def previous_config(folder: Path) -> dict[str, Any]:

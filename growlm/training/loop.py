@@ -202,6 +202,7 @@ def step_specs(stage: Stage, step: int) -> dict[Which, StepSpec]:
             config.optimizer,
             dtype=run.dtype,
             remat=run.remat,
+            unroll=run.unroll,
             train=config.train,
             frozen_layers=stage.frozen_below(depth),
             masks=stage.growth.masks if masked else None,

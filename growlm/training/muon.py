@@ -35,6 +35,7 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+DTYPES = ("bfloat16",)
 COEFFICIENTS: dict[str, tuple] = {"newton_schulz": NEWTON_SCHULZ, "polar_express": POLAR_EXPRESS}
 
 # From (in, out) to whether there is a second moment for each output, or for each input.
@@ -61,6 +62,8 @@ class MuonConfig:
         constant. modded-nanogpt, nanochat and arXiv 2609.19107 take 300.
       coefficients: of the iteration, a name in `COEFFICIENTS`: "newton_schulz", or "polar_express" (arXiv 2505.16932).
       steps: of the iteration; at most 5 of Polar Express.
+      dtype: of the iteration: "bfloat16", as its author and modded-nanogpt have it, or None for that of the gradients.
+        Its products are of 16 bits on TPUs either way; on a GPU they take half the time of float32's.
       normalise_rows: before the iteration, what each output reads has norm 1 (arXiv 2609.19107).
       variance: what has a second moment, by the root of which the orthogonal matrix is divided before it is given back
         its norm: "none"; "outputs", as in NorMuon (arXiv 2510.05491); "longer", outputs or inputs, of which there are
@@ -75,6 +78,7 @@ class MuonConfig:
     momentum_steps: int = 0
     coefficients: str = "newton_schulz"
     steps: int = 5
+    dtype: str | None = None
     normalise_rows: bool = False
     variance: str = "none"
     variance_decay: float = 0.95
@@ -87,6 +91,8 @@ class MuonConfig:
         check_range("optimizer.muon.steps", self.steps, low=1)
         for name, table in (("coefficients", COEFFICIENTS), ("variance", VARIANCES), ("scale", SCALES)):
             check_name(f"optimizer.muon.{name}", getattr(self, name), table)
+        if self.dtype is not None:
+            check_name("optimizer.muon.dtype", self.dtype, DTYPES)
         if self.coefficients == "polar_express" and self.steps > len(POLAR_EXPRESS):
             raise must_be("optimizer.muon.steps", f"<= {len(POLAR_EXPRESS)} of Polar Express", self.steps)
 
@@ -98,16 +104,22 @@ def muon(config: MuonConfig, model: DecoderConfig, mu_dtype: str | None = None) 
     coefficients = COEFFICIENTS[config.coefficients]
     if config.coefficients == "polar_express":
         coefficients = coefficients[: config.steps]
-    iterated = partial(scale_by_muon, coefficients, config.steps, weight_dimension_numbers=numbers)
+    iterated = partial(scale_by_muon, weight_dimension_numbers=numbers)
+    # Without momentum: what it holds is of the update alone.
+    orthogonal = iterated(coefficients, config.steps, beta=0.0, nesterov=False)
+
+    def iterate(updates: Tree, params: Tree) -> Tree:
+        begun = optax.tree.cast(updates, config.dtype)
+        return optax.tree.cast_like(orthogonal.update(begun, orthogonal.init(begun))[0], updates)
+
     if config.momentum_steps or config.normalise_rows:
-        orthogonal = iterated(beta=0.0, nesterov=False)  # no momentum: what it holds is of the update alone
-        parts = [
-            scale_by_momentum(config, mu_dtype),
-            _stateless(weights, _with_unit_rows if config.normalise_rows else lambda weight, update: update),
-            optax.stateless(lambda updates, params: orthogonal.update(updates, orthogonal.init(updates))[0]),
-        ]
+        rows = _with_unit_rows if config.normalise_rows else lambda weight, update: update
+        parts = [scale_by_momentum(config, mu_dtype), _stateless(weights, rows), optax.stateless(iterate)]
+    elif config.dtype:
+        momentum = iterated(NEWTON_SCHULZ, 0, beta=config.momentum, mu_dtype=mu_dtype)  # no step of the iteration
+        parts = [momentum, optax.stateless(iterate)]
     else:
-        parts = [iterated(beta=config.momentum, mu_dtype=mu_dtype)]
+        parts = [iterated(coefficients, config.steps, beta=config.momentum, mu_dtype=mu_dtype)]
     if config.variance != "none":
         parts.append(scale_by_neurons(config, weights))
     return optax.chain(*parts, _stateless(weights, partial(_scaled, config.scale)))

@@ -258,6 +258,8 @@ class RunConfig:
         None where every stage names its own; else None stands for "stdlib".
       dtype: of computing, "float32" or "bfloat16"; parameters are float32.
       remat: what is computed again in the backward pass, a name in growlm.models' `REMAT_POLICIES`.
+      unroll: how many layers one turn of the loop over layers computes. More of them compile longer, and on GPUs train
+        faster: what the backward pass needs is copied less.
       document_mask: attention stays within documents, of which a batch packs several; the paper's does not.
       mesh: how devices share the work.
       log_every_steps: updates between lines of metrics.jsonl.
@@ -273,6 +275,7 @@ class RunConfig:
     corpus: str | dict[str, Any] | None = None
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int = 1
     document_mask: bool = False
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log_every_steps: int = 10
@@ -284,6 +287,7 @@ class RunConfig:
         check_name("dtype", self.dtype, ("float32", "bfloat16"))
         check_name("remat", self.remat, REMAT_POLICIES)
         check_range("seed", self.seed, low=0, high=2**31 - 1)
+        check_range("unroll", self.unroll, low=1)
         check_range("log_every_steps", self.log_every_steps, low=1)
         check_range("budget_flops", self.budget_flops, low=0)
         if not self.stages:

@@ -41,13 +41,14 @@ SUBMODEL_STREAM = 2110_07143
 class StepSpec:
     """Static arguments of the train step: all that is not an array.
 
-    train: "all", or what a growth made "new" or "old". frozen_layers: the first layers, which are constants: their
-    moments and ages stay too. masks: the mask schedule of a growth, or None once all masks are 1. depth: layers of the
-    sub-model that is trained, from the first on; None for the whole model. microbatches: parts in which the batch is
-    worked on. held_out: examples in a validation batch and tokens in each; None: as in a batch. document_end: the token
-    that ends a document, where attention stays within documents. two_rates: the learning rate is a pair, of the slices
-    that the growth did not add and of those that it did. objective: what is trained on. teacher: the shape of its
-    teacher, or None where its weight is 0. sparsity: of the matrices of blocks, under a static mask.
+    unroll: layers in one turn of the loop over them. train: "all", or what a growth made "new" or "old".
+    frozen_layers: the first layers, which are constants: their moments and ages stay too. masks: the mask schedule
+    of a growth, or None once all masks are 1. depth: layers of the sub-model that is trained, from the first on;
+    None for the whole model. microbatches: parts in which the batch is worked on. held_out: examples in a
+    validation batch and tokens in each; None: as in a batch. document_end: the token that ends a document, where
+    attention stays within documents. two_rates: the learning rate is a pair, of the slices that the growth did not
+    add and of those that it did. objective: what is trained on. teacher: the shape of its teacher, or None where
+    its weight is 0. sparsity: of the matrices of blocks, under a static mask.
     """
 
     model: DecoderConfig
@@ -55,6 +56,7 @@ class StepSpec:
     _: dataclasses.KW_ONLY
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int = 1
     train: str = "all"
     frozen_layers: int = 0
     masks: Masks | None = None
@@ -69,7 +71,7 @@ class StepSpec:
 
     def for_evaluation(self) -> "StepSpec":
         """The static arguments of a loss alone, of the whole model."""
-        forward = {"remat": "none", "train": "all", "frozen_layers": 0, "depth": None, "microbatches": 1}
+        forward = {"remat": "none", "unroll": 1, "microbatches": 1, "train": "all", "frozen_layers": 0, "depth": None}
         validated = self.objective if self.objective.row.validates else ObjectiveConfig()
         plain = {"objective": validated, "teacher": None, "sparsity": 0.0}
         return dataclasses.replace(self, **forward, **plain, held_out=None, two_rates=False)
@@ -154,7 +156,7 @@ def _measured(
         params = cut(model.architecture, params, slice(spec.depth))
         model = with_depth(model, spec.depth)
         scale = jax.tree.map(lambda factors: factors[: spec.depth], scale)
-    how = Pass(jnp.dtype(spec.dtype), spec.remat, spec.frozen_layers, spec.document_end)
+    how = Pass(jnp.dtype(spec.dtype), spec.remat, spec.frozen_layers, spec.document_end, spec.unroll)
     target = None
     if spec.teacher is not None and teacher is not None:
         forward = dataclasses.replace(how, remat="none", frozen_layers=0)
