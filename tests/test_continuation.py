@@ -36,7 +36,7 @@ def test_a_run_that_goes_on_longer_and_measured_otherwise_ends_with_the_bits_of_
         corpus,
         *longer,
         log_every_steps=2,
-        evaluation={"batches": 1},
+        evaluation={"every_tokens": 2 * STEP, "batches": 2},
         checkpoint={"every_tokens": STEP, "max_to_keep": 9},
     )
     train(config, tmp_path / "run", GO_ON)
@@ -55,13 +55,58 @@ def test_a_run_that_goes_on_longer_and_measured_otherwise_ends_with_the_bits_of_
         {"mesh": {"fsdp": 2}},
         {"log_every_steps": 7},
         {"checkpoint": {"every_tokens": 100, "max_to_keep": 9}},
-        {"evaluation": {"every_tokens": 100, "batches": 1}},
+        {"evaluation": {"batches": 2, "every_tokens": 100}},
+        {"evaluation": {"batches": 2, "tasks": ("piqa",), "tasks_every_tokens": 100, "data_dir": "d", "limit": 3}},
+        {"evaluation": {"batches": 2, "prompts": ("A",), "prompts_every_tokens": 100, "prompt_tokens": 5}},
+        {"evaluation": {"batches": 2, "batch": tiny.BATCH, "length": tiny.LENGTH, "corpus": "c"}},  # as it was
     ],
 )
 def test_what_does_not_change_the_result_does_not_bar_the_way(tmp_path, options):
     assert goes_on(
         tmp_path / "run", tiny.run_config("c", tiny.stage(4)), tiny.run_config("c", tiny.stage(4), **options)
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"batches": 3}, "batches is 2 there and 3 here"),
+        ({"batch": 8}, "batch is 4 there and 8 here"),
+        ({"length": 8}, "length is 16 there and 8 here"),
+        ({"corpus": "d"}, "corpus is None there and 'd' here"),
+    ],
+)
+def test_another_validation_is_another_curve(tmp_path, given, says):
+    evaluation, stages = {"batches": 2} | given, (tiny.stage(4), tiny.grown(3))
+    before = tiny.run_config("c", *stages)
+    others = [
+        (0, tiny.run_config("c", *stages, evaluation=evaluation)),
+        (0, tiny.run_config("c", tiny.stage(4, evaluation=evaluation), stages[1])),
+        (1, tiny.run_config("c", stages[0], tiny.grown(3, evaluation=evaluation))),
+    ]
+    for number, after in others:
+        line = rf"^the folder must be .*, got .*, which holds a different run: stages\[{number}\]\.evaluation\.{says}$"
+        with pytest.raises(InputError, match=line):
+            goes_on(tmp_path / "run", before, after)
+    assert goes_on(tmp_path / "run", before, before)  # nothing was written over
+    with pytest.raises(InputError, match=rf"runs\.a\.stages\[0\]\.evaluation\.{says}"):
+        goes_on(
+            tmp_path / "sweep",
+            tiny.sweep_config("c", {"a": [tiny.stage(4)]}, baseline="a"),
+            tiny.sweep_config("c", {"a": [tiny.stage(4)]}, baseline="a", evaluation=evaluation),
+        )
+    # A stage that is new may have another, and keeps it.
+    further = tiny.run_config("c", *stages, tiny.grown(2, layers=4, evaluation=evaluation))
+    assert goes_on(tmp_path / "run", before, further)
+    with pytest.raises(InputError, match=r"stages\[2\]\.evaluation"):
+        goes_on(tmp_path / "run", further, tiny.run_config("c", *stages, tiny.grown(2, layers=4)))
+
+
+def test_what_a_stage_is_validated_on_may_be_said_elsewhere(tmp_path):
+    other = {"batches": 2, "corpus": "d"}
+    of_run = tiny.run_config("c", tiny.stage(4), tiny.grown(3), evaluation=other)
+    of_stages = tiny.run_config("c", tiny.stage(4, evaluation=other), tiny.grown(3, evaluation=other))
+    assert goes_on(tmp_path / "run", of_run, of_stages)
 
 
 @pytest.mark.parametrize("schedule", [{"kind": "constant"}, {"kind": "power", "warmup_tokens": 9}])

@@ -12,13 +12,13 @@ from growlm.files import is_part, make_folder, read_json, write_sealed
 from growlm.training.config import build_run, plain
 from growlm.training.schedules import WITH_HORIZON
 from growlm.training.settings import RunConfig
-from growlm.training.stages import resolve
+from growlm.training.stages import Stage, resolve
 from growlm.training.systems import written_out
 from growlm.training.variants import build_sweep
 
 NEW = "the folder must be a new or empty one, or that of this run, got"
 
-# Settings of a run that say where it runs, and what is measured and kept of it.
+# Settings of a run that say where it runs, and what is measured and kept of it; its validation stands with each stage.
 WITHOUT_EFFECT = ("mesh", "unroll", "log_every_steps", "checkpoint", "evaluation")
 
 
@@ -32,9 +32,13 @@ def previous_config(folder: Path) -> dict[str, Any]:
 def claim_folder(folder: Path, config: dict[str, Any]) -> None:
     """Make a folder that of a run or a sweep, or check that it is, and keep its config there.
 
-    A run may go on with another mesh, other checkpoints, records and evaluations, with more tokens in its last stage
-    where the schedule of that does not end with the stage, and with further stages; a sweep with further runs and
-    seeds, and a search with further values.
+    A run may go on with another mesh, other checkpoints and records, validated and benchmarked at other times and by
+    other benchmarks, with more tokens in its last stage where the schedule of that does not end with the stage, and
+    with further stages; a sweep with further runs and seeds, and a search with further values.
+
+    The text that a stage is validated on, and the number and shape of batches, must stay: the losses of a run are one
+    curve to a report, which reads off the config where stages differ in that. It binds stages that have not begun too,
+    as all their settings do; further stages may have others.
 
     Raises:
       InputError: the folder holds something else.
@@ -98,7 +102,7 @@ def check_store(store: Path) -> None:
 
 
 def result_settings(config: Any) -> dict[str, Any]:
-    """The settings that determine the results of a run or a sweep, with defaults for what the config does not say.
+    """The settings that determine the results of a run or a sweep, and what it is validated on, with all defaults.
 
     So a folder of an older growlm, which had fewer settings, goes on. Raises InputError where it is no config.
     """
@@ -117,7 +121,7 @@ def _of_run(run: RunConfig) -> dict[str, Any]:
     for stage, own in zip(resolve(run, ""), settings["stages"], strict=True):
         with_horizon = stage.config.schedule.kind in WITH_HORIZON
         own["schedule"]["horizon_tokens"] = stage.horizon if with_horizon else 0
-        own["evaluation"] = stage.judged_on
+        own["evaluation"] = _validation(stage)
         if stage.config.objective.teacher_fingerprint:
             own["objective"] |= {"teacher": None, "teacher_model": None}  # it may lie elsewhere
         if choice := stage.config.choice:
@@ -127,6 +131,21 @@ def _of_run(run: RunConfig) -> dict[str, Any]:
         if stage.asked:
             own["growth"] = plain(stage.asked.resolved)
     return {name: value for name, value in settings.items() if name not in WITHOUT_EFFECT}
+
+
+def _validation(stage: Stage) -> dict[str, Any]:
+    """What a stage's validation losses are of, whether its own config says that or the run's; and what it is judged by.
+
+    corpus: None where it is that of training. every_tokens: 0 where no rule judges the stage.
+    """
+    batch, length = stage.held_out
+    return {
+        "corpus": None if stage.validated_on == stage.corpus else stage.validated_on,
+        "batches": stage.evaluation.batches,
+        "batch": batch,
+        "length": length,
+        "every_tokens": stage.evaluation.every_tokens if stage.config.grow_when else 0,
+    }
 
 
 def _check_continues(folder: Path, previous: dict[str, Any], config: dict[str, Any]) -> None:
