@@ -20,8 +20,9 @@ from trees import largest
 
 import growlm
 from growlm import ModelConfig
-from growlm.models import attention_blocks, kernels, next_token_loss
+from growlm.models import attention_blocks, kernels
 from growlm.models.attention_blocks import attention_in_blocks
+from growlm.models.decoder import Pass, measured
 from growlm.models.kernels import attention
 from growlm.models.sharding import AXES, BATCH, shardings_of
 
@@ -306,16 +307,20 @@ def test_the_test_can_see_a_collective(tpus):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("remat", "calls"), [("none", 2), ("attention", 2), ("full", 3)])
-def test_the_model_compiled_for_tpus_runs_the_kernels_in_its_scan(tpus, remat, calls):
+@pytest.mark.parametrize(
+    ("remat", "unroll", "calls"), [("none", 1, 2), ("attention", 1, 2), ("full", 1, 3), ("none", 3, 6), ("full", 3, 9)]
+)
+def test_the_model_compiled_for_tpus_runs_the_kernels_in_its_scan(tpus, remat, unroll, calls):
+    """Written out, each layer has its own, and what is computed again is not taken for what there is already."""
     config = ModelConfig(layers=3, embed=128, heads=4, kv_heads=2, head_dim=64, mlp=256, vocab=512)
     params = jax.eval_shape(partial(growlm.init, config), jax.random.key(0))
     shardings = shardings_of(params, config, tpus)
     params = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), params, shardings)
     tokens = jax.ShapeDtypeStruct((4, 129), jnp.int32, sharding=NamedSharding(tpus, PartitionSpec(BATCH)))
     with jax.set_mesh(tpus):
-        loss = partial(next_token_loss, config, dtype=jnp.bfloat16, remat=remat)
-        text = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).compile().as_text()
+        how = Pass(jnp.bfloat16, remat, unroll=unroll)
+        loss = jax.value_and_grad(lambda params, tokens: measured(config, params, tokens, how)[0])
+        text = jax.jit(loss).lower(params, tokens).compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == calls
     assert not re.findall(r"= bf16\[\d+,\d+,\d+,64\]\S* (all-gather|all-to-all)", text)
 

@@ -114,7 +114,7 @@ def test_several_shapes_are_measured_one_after_the_other(benchmark, capsys):
 def test_defaults_are_those_of_the_shape_and_the_backend(benchmark, monkeypatch):
     demo, large = benchmark.read_settings(["--shape=demo,1.1B"])
     assert (demo.dtype, demo.remat, demo.product_rows) == ("float32", "dots_and_attention", 2048)
-    assert (large.dtype, large.remat, large.batch, large.length) == ("float32", "dots_and_attention", 8, 2048)
+    assert (large.dtype, large.remat, large.batch, large.length) == ("float32", "none", 8, 2048)
     assert (demo.unroll, large.unroll) == (1, 24)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     (large,) = benchmark.read_settings(["--shape=1.1B", "--batch=4"])

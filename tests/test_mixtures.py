@@ -18,7 +18,7 @@ from growlm.models.moe import all_experts
 from growlm.models.ragged import ROWS, chosen_experts, tpu_transposes
 from growlm.training.run import train
 
-WAYS = {"all": all_experts, "ragged": chosen_experts, "blocks": blocked_experts}
+WAYS = {"all": all_experts, "ragged": chosen_experts, "as on GPUs": chosen_experts, "blocks": blocked_experts}
 
 
 def mixture(rows, experts, chosen, embed=4, mlp=6):
@@ -31,11 +31,19 @@ def mixture(rows, experts, chosen, embed=4, mlp=6):
     return x_ND, weight_NK, expert_NK, tuple(parts)
 
 
+def on_platform_of(way, monkeypatch):
+    """Ragged products have a form for each platform."""
+    if way == "as on GPUs":
+        monkeypatch.setattr(ragged, "platform", lambda: "gpu")
+        monkeypatch.setattr(jax.lax, "ragged_dot", None)
+
+
 @pytest.mark.parametrize(("dtype", "within"), [(np.float64, 1e-12), (np.float32, 1e-5)])
 @pytest.mark.parametrize("chosen", [1, 2])  # with one, every row is the first expert's
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_weighs_the_same_experts_and_has_their_gradients(way, chosen, dtype, within):
+def test_every_way_weighs_the_same_experts_and_has_their_gradients(way, chosen, dtype, within, monkeypatch):
     """The first expert has blocks of both sizes."""
+    on_platform_of(way, monkeypatch)
     x_ND, weight_NK, expert_NK, experts = mixture(LARGE + SMALL + 9, 4, chosen)
     parts = ("gate", "up", "down")
     expected = np.zeros_like(x_ND)
@@ -62,15 +70,16 @@ def test_every_way_weighs_the_same_experts_and_has_their_gradients(way, chosen, 
     assert not np.asarray(found[2][0])[-1].any() and np.asarray(found[2][0])[0].any()
 
 
-@pytest.mark.parametrize("way", [blocked_experts, chosen_experts])
-def test_in_16_bits_gradients_of_experts_are_summed_in_more(way):
+@pytest.mark.parametrize("way", ["blocks", "ragged", "as on GPUs"])
+def test_in_16_bits_gradients_of_experts_are_summed_in_more(way, monkeypatch):
     """Of more rows than bfloat16 can count."""
+    on_platform_of(way, monkeypatch)
     rows, ones = 300, jnp.ones
     arrays = ones((rows, 1), jnp.bfloat16), ones((rows, 1)), jnp.zeros((rows, 1), jnp.int32)
     experts = tuple(ones((2, 1, 1), jnp.bfloat16) for _ in range(3))
 
     def loss(experts):
-        return way(*arrays, experts).astype(jnp.float32).sum()
+        return WAYS[way](*arrays, experts).astype(jnp.float32).sum()
 
     down = jax.grad(loss)(experts)[2]
     assert abs(float(down[0, 0, 0]) / (rows * float(jax.nn.silu(1.0))) - 1) < 0.01

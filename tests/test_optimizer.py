@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,6 +280,25 @@ def test_muon_orthogonalises_every_layer_as_a_matrix_from_what_it_reads_to_what_
         for name in path:
             ours, theirs = ours[name], theirs[name]
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("parts", [{}, {"momentum_steps": 3, "coefficients": "polar_express"}], ids=["plain", "modern"])
+def test_muons_iteration_in_bfloat16_is_that_in_float32_but_for_its_rounding(parts):
+    after = {}
+    for dtype in (None, "bfloat16"):
+        optimizer = make_optimizer(dataclasses.replace(MUON, muon=MuonConfig(dtype=dtype, **parts)), SMALL)
+        gradient, update = gradients_of(SMALL, 0), jax.jit(optimizer.update)
+        state = optimizer.init(gradient)
+        for number in (1, 2):
+            updates, state = update(gradients_of(SMALL, number), state, gradient)
+        after[dtype] = updates, state
+    (exact, state), (rounded, of_rounded) = after.values()
+    chex.assert_trees_all_close(of_rounded, state, rtol=1e-6)  # momentum and all else stay in float32
+    for path in (("attn", "query"), ("attn", "out"), ("mlp", "up"), ("mlp", "down")):
+        one, other = (tree["blocks"][path[0]][path[1]] for tree in (exact, rounded))
+        assert other.dtype == jnp.float32
+        apart = np.linalg.norm(one - other) / np.linalg.norm(one)
+        assert 1e-4 < apart < 0.2, (path, apart)
 
 
 @pytest.mark.parametrize("how", few(["map", "map_aged"], ["map_aged"]))

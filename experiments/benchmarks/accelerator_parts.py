@@ -35,7 +35,7 @@ from accelerator import GRACE, Task
 from turns import one_core, speed
 
 from growlm.errors import InputError
-from growlm.laws.compute import GIB, chip_of
+from growlm.laws.compute import chip_of
 from growlm.models import MixtralConfig, ModelConfig, init
 from growlm.models.kernels import attention, kernel_name
 from growlm.models.loss import cross_entropy, logits
@@ -48,7 +48,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "triton", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
 TINY = {"layers": 2, "embed": 32, "heads": 2, "kv_heads": 2, "mlp": 48, "vocab": 64, "batch": 2, "length": 16}
 MICROBATCHES = 8  # of a larger batch
-ALL_KEPT = 120 * GIB  # of a card's memory, from which on the 1.1B step keeps all activations as well
 RUNG = "4"  # the smaller rungs of the ladder are for CPUs
 STOPPED = 75  # the exit code of a sweep that was asked to stop
 
@@ -216,7 +215,7 @@ def _error(found: Any, exact: Any) -> float:
 
 
 def _steps(task: Task, shape: str) -> None:
-    """AdamW's step, Muon's in turns with it, the same on larger batches, and what keeps all activations or a loop."""
+    """AdamW's step, Muon's in turns with it, the same on larger batches, and AdamW's with a loop over layers."""
     setting = _setting(task, shape)
     muon = OptimizerConfig(kind="muon", muon=MuonConfig(dtype=setting.dtype if setting.dtype in DTYPES else None))
     product = {"product, jax": train_step.repeated_product(setting.product_rows, setting.dtype)}
@@ -225,10 +224,8 @@ def _steps(task: Task, shape: str) -> None:
     # What Muon adds is the same whatever the batch: runs have hundreds of thousands of tokens in one.
     larger = dataclasses.replace(setting, batch=MICROBATCHES * setting.batch, microbatches=MICROBATCHES, rounds=2)
     _in_turns(task, larger, optimizers)
-    _in_turns(task, dataclasses.replace(setting, unroll=1), {"growlm": OptimizerConfig()})
-    chip = chip_of(jax.devices()[0].device_kind)
-    if setting.remat != "none" and (task.tiny or (chip and chip.hbm_bytes >= ALL_KEPT)):
-        _in_turns(task, dataclasses.replace(setting, remat="none"), {"growlm": OptimizerConfig()})
+    looped = dataclasses.replace(setting, unroll=1, remat=train_step.LOOPED)
+    _in_turns(task, looped, {"growlm": OptimizerConfig()})
 
 
 def _in_turns(

@@ -231,7 +231,8 @@ class Decoder(nn.Module):
     def _layers(self) -> nn.Module:
         period = Period
         if (policy := _policy(self.remat)) is not None:
-            period = nn.remat(Period, policy=policy, prevent_cse=False)
+            # Without a loop between them, a compiler may take what is computed again for what there is already.
+            period = nn.remat(Period, policy=policy, prevent_cse=self.unroll >= self.length)
         scanned = nn.scan(
             period,
             variable_axes={"params": 0},

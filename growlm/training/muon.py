@@ -115,11 +115,14 @@ def muon(config: MuonConfig, model: DecoderConfig, mu_dtype: str | None = None) 
     if config.momentum_steps or config.normalise_rows:
         rows = _with_unit_rows if config.normalise_rows else lambda weight, update: update
         parts = [scale_by_momentum(config, mu_dtype), _stateless(weights, rows), optax.stateless(iterate)]
-    elif config.dtype:
-        momentum = iterated(NEWTON_SCHULZ, 0, beta=config.momentum, mu_dtype=mu_dtype)  # no step of the iteration
-        parts = [momentum, optax.stateless(iterate)]
     else:
-        parts = [iterated(coefficients, config.steps, beta=config.momentum, mu_dtype=mu_dtype)]
+        whole = iterated(coefficients, config.steps, beta=config.momentum, mu_dtype=mu_dtype)
+
+        def in_parts(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+            ahead, after = whole.update(updates, state._replace(ns_coeffs=jnp.zeros((0, 3))))  # no step: the momentum
+            return iterate(ahead, params), after._replace(ns_coeffs=state.ns_coeffs)
+
+        parts = [optax.GradientTransformation(whole.init, in_parts) if config.dtype else whole]
     if config.variance != "none":
         parts.append(scale_by_neurons(config, weights))
     return optax.chain(*parts, _stateless(weights, partial(_scaled, config.scale)))
