@@ -374,27 +374,14 @@ def test_a_window_and_a_scaled_rope_are_part_of_a_hash_only_where_there_are_any(
     assert settings(rope_scaling={"kind": "linear", "factor": 2})["rope_scaling"]["factor"] == 2
 
 
-def test_an_operator_of_ones_own_that_is_edited_is_another_stage(tmp_path, monkeypatch):
-    """growlm's own are known by their names, as ever."""
-
-    def hashes(order):
-        path = tmp_path / f"{order}.py"
-        path.write_text(
-            "from growlm.growth import OPERATORS\nfrom growlm.growth.operators import direct\n\n\n"
-            f"def mine(source, target, key=None):\n    return direct(source, target, key, order={order!r})\n\n\n"
-            "OPERATORS['mine'] = mine\n\n\ndef get_config():\n    return {}\n"
-        )
-        load_config(str(path), [])
-        run = tiny.run_config("c", tiny.stage(2), tiny.grown(2, growth={"operator": "mine"}))
-        return [stage.stage_hash for stage in resolve(run, "f")]
-
-    monkeypatch.setitem(OPERATORS, "mine", None)
-    stack, again, interleave = hashes("stack"), hashes("stack"), hashes("interleave")
-    assert stack == again and stack[0] == interleave[0] and stack[1] != interleave[1]
-    assert source_of("direct") is None
-
-
 OWN_CODE = {
+    "an operator": (
+        "from growlm.growth import OPERATORS\nfrom growlm.growth.operators import direct\n\n\n"
+        "def mine(source, target, key=None):\n    return direct(source, target, key, order='{}')\n\n\n"
+        "OPERATORS['mine'] = mine\n",
+        ("stack", "interleave"),
+        {"growth": {"operator": "mine"}},
+    ),
     "an operator that binds an option": (
         "from functools import partial\nfrom growlm.growth import OPERATORS\n"
         "from growlm.growth.operators import direct\n\nOPERATORS['mine'] = partial(direct, order='{}')\n",
@@ -424,6 +411,7 @@ OWN_CODE = {
 
 @pytest.mark.parametrize("what", OWN_CODE)
 def test_what_is_ones_own_and_edited_is_another_stage(what, tmp_path, monkeypatch):
+    """growlm's own are known by their names, as ever."""
     text, values, settings = OWN_CODE[what]
     for table in (OPERATORS, OBJECTIVES, OPTIMIZERS, SCHEDULES):
         monkeypatch.setitem(table, "mine", None)
@@ -438,6 +426,7 @@ def test_what_is_ones_own_and_edited_is_another_stage(what, tmp_path, monkeypatc
 
     one, again, other = hashes(values[0]), hashes(values[0]), hashes(values[1])
     assert one == again and one[0] == other[0] and one[1] != other[1]
+    assert source_of("direct") is None
 
 
 def test_an_architecture_of_ones_own_that_is_edited_is_another_stage(monkeypatch):
