@@ -1,11 +1,14 @@
 """A run that goes on in its folder: longer, with further stages, measured and kept in another way, or not at all."""
 
 import dataclasses
+import json
 import threading
+from pathlib import Path
 
 import pytest
 import tiny
 
+from growlm.data import load_corpus
 from growlm.errors import InputError
 from growlm.training import run as run_module
 from growlm.training.config import plain
@@ -144,6 +147,31 @@ def test_a_sweep_takes_further_runs_and_other_words(tmp_path):
     other = dataclasses.replace(before, runs={"a": dataclasses.replace(before.runs["a"], seed=1)})
     with pytest.raises(InputError, match=r"runs\.a\.seed is 0 there and 1 here"):
         goes_on(tmp_path / "u", before, other)
+
+
+def test_a_text_of_validation_that_is_edited_in_its_place_is_another(corpus, tmp_path):
+    (tmp_path / "held_out").mkdir()
+    path = Path(tiny.write_corpus(tmp_path / "held_out"))
+    text, evaluation = path.read_text().upper(), {"batches": 1, "corpus": str(path)}
+    path.write_text(text)
+    runs = [tiny.run_config(corpus, tiny.stage(steps), evaluation=evaluation) for steps in (1, 2, 3)]
+    train(runs[0], tmp_path / "run", GO_ON)
+    recorded = tiny.records(tmp_path / "run")
+    path.write_text(text.replace("MODEL", "LAYER"))
+    train(runs[0], tmp_path / "run", GO_ON)  # it is done, and adds nothing to its curve
+    says = rf"^the text on which stages\[0\] is validated must be that with which .* was begun, got '{path}'$"
+    with pytest.raises(InputError, match=says):
+        train(runs[1], tmp_path / "run", GO_ON)
+    assert tiny.records(tmp_path / "run") == recorded
+    path.write_text(text)
+    train(runs[1], tmp_path / "run", GO_ON)
+    [stage] = (tmp_path / "run" / "checkpoints").glob("*/stage.json")
+    held = tiny.read_json(stage)
+    assert held["validated"] == load_corpus(str(path)).fingerprint
+    del held["validated"]  # as of an older growlm, which goes on
+    stage.write_text(json.dumps(held))
+    train(runs[2], tmp_path / "run", GO_ON)
+    assert [record["step"] for record in tiny.records(tmp_path / "run")] == [0, 1, 2, 3]
 
 
 def test_a_stage_that_was_begun_at_another_commit_says_so_and_keeps_it(corpus, tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
-from growlm.errors import InUseError
+from growlm.errors import InUseError, must_be
 from growlm.files import locked, read_record, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.chosen import CHOICE_FILE
@@ -17,6 +17,16 @@ from growlm.training.saved import GROWTH_FILE, INIT_FROM_FILE, copy_imported
 from growlm.training.stages import Stage
 
 Follower = Callable[[Path], None]  # is called with the folder of a run that has new records
+
+
+def check_validated(stages: Sequence[Stage], records: Path) -> None:
+    """Raises InputError where a stage was begun with another text of validation, which no stage hash knows."""
+    for stage in stages:
+        path = records / stage.stage_hash / "stage.json"
+        begun = read_record(path, "stage") if path.exists() else {}
+        if begun.get("validated", stage.text.validated) != stage.text.validated:  # older growlm did not say
+            rule = f"that with which {path.parent} was begun"
+            raise must_be(f"the text on which stages[{stage.number}] is validated", rule, stage.validated_on)
 
 
 def commit_of(stage: Stage, records: Path) -> str | None:

@@ -45,7 +45,15 @@ from growlm.training.processes import (
 )
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
-from growlm.training.records import Follower, commit_of, publish, restore_records, say_other_commits, time_before
+from growlm.training.records import (
+    Follower,
+    check_validated,
+    commit_of,
+    publish,
+    restore_records,
+    say_other_commits,
+    time_before,
+)
 from growlm.training.saved import GROWTH_FILE, IMPORTED, INIT_FROM_FILE
 from growlm.training.settings import RunConfig
 from growlm.training.sparsity import emptied
@@ -252,12 +260,15 @@ def train_run(
       followers: called with the run's own folder when that has new records.
 
     Raises:
+      InputError: the text of validation has changed in its place.
       DivergedError, StoppedError, InUseError. The run's folder then has the records until there.
     """
     state, here, plan = None, commit(), plan.decided(_decisions(records))
     say_other_commits(folder.absolute().name, plan.stages, records, here)
     try:
         first, whole = _resume_point(plan, store)  # rules 1 and 5
+        if first < len(plan.stages):  # its curve goes on
+            check_validated(plan.stages, records)
         restore_records(plan.stages, store, records, folder)
         for number in range(first, len(plan.stages)):
             stage_hash = plan.stages[number].stage_hash
@@ -271,6 +282,7 @@ def train_run(
                 of_all = (one for run in runs for one in run.decided(decisions).stages)
                 branch_steps = {one.last_step for one in of_all if one.stage_hash == stage_hash}
                 began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
+                began["validated"] = stage.text.validated
                 write_sealed(stage_folder / "stage.json", stage.settings | began)
                 display.begin(folder, plan.stages, number)
                 for line in repeats(plan.stages[-1]) if number == first else ():
