@@ -48,6 +48,30 @@ def test_a_table_says_what_a_hand_reads_off_the_records(results):
     assert f"{group.first.commit[:7]}" in results["TABLES"]["operators"]()
 
 
+def test_a_difference_between_treatments_is_what_a_hand_reads_off_the_records(results):
+    group = read_groups(ROOT / "experiments" / "records" / "optimizer_state")[0]
+    table = results["TABLES"]["optimizer_state"]()
+
+    def less(step, one, other):
+        """One step after growth, or at the end: the loss of one treatment less that of another, of every seed."""
+        pairs = zip(group.each(one).values(), group.each(other).values(), strict=True)
+        return [
+            mine["val_loss"] - his["val_loss"]
+            for pair in pairs
+            for mine, his in [[next(m for m in run.metrics[::-1] if step in (None, m["step"])) for run in pair]]
+        ]
+
+    row = next(line for line in table.splitlines() if line.startswith("| copies_depth: map less reset |"))
+    first, last = (less(step, "copies_depth_map", "copies_depth_reset") for step in (274, None))
+    assert f"| {sum(first) / 3:+.3f} [" in row and ", ".join(f"{loss:+.3f}" for loss in last) in row
+    assert f"| {sum(last) / 3:+.3f} [" in row and row.endswith("| -3 % [-17, 12] |")
+    growths = ("copies_depth", "copies_width", "zero_depth", "zero_width")
+    each = zip(*(less(None, f"{growth}_map", f"{growth}_reset") for growth in growths), strict=True)
+    means = [sum(seed) / 4 for seed in each]
+    row = next(line for line in table.splitlines() if line.startswith("| all four: map less reset |"))
+    assert f"{means[0]:+.3f}, " in row and f"{means[2]:+.3f} |" in row and f"{sum(means) / 3:+.3f} [" in row
+
+
 def test_a_study_that_was_started_by_several_commands_has_them_all(results):
     group = read_groups(ROOT / "experiments" / "records" / "noise")[0]
     (name, first), *others = group.studies.items()

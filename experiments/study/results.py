@@ -22,11 +22,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from growlm.growth.depth import PARTIAL
-from growlm.laws.intervals import Interval, t_interval
+from growlm.laws.intervals import Interval, speedup_over_seeds, t_interval
 from growlm.laws.isoflop import guideline_half_widths
 from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING
 from growlm.report import style
-from growlm.report.compare import Row, rows
+from growlm.report.compare import Row, paired, rows
 from growlm.report.drawing import png
 from growlm.report.fit import GrowthFit
 from growlm.report.law_figures import growth_fits
@@ -80,6 +80,10 @@ GROUPS = {
     **dict.fromkeys(("1234-56x10", "12-34x10-56", "1-234x7-56"), "middle"),
     "123x7-456": "worst, below scratch",
 }
+# What becomes of the optimizer's state at the growths of optimizer_state, beside reset and map.
+PARTLY = {"copies_depth": "keep_old", "copies_width": "keep_old", "zero_depth": "map_aged", "zero_width": "map_aged"}
+# Of stacking_order: the runs that interleave layers, and those that stack the same base.
+INTERLEAVED = {"interleave": "123456x4", "by_3_interleave": "by_3", "late_interleave": "late"}
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
 
@@ -147,11 +151,56 @@ def ranks(name: str, runs: Sequence[str]) -> str:
     )
 
 
+def apart(name: str, lines: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """The loss of runs less that of others, nats, after the first step that follows growth and at the end.
+
+    Args:
+        name: of the study.
+        lines: pairs of runs, one less the other. Where a line has several, a seed's number is the mean over them, and
+            there is no speed-up.
+    """
+    group = study(name)
+    write = partial(rounded, spec="+.3f")
+    seeds = ", ".join(seed.removeprefix("seed ") for seed in group.studies)
+    header = ("", "after the first step", f"at the end, seeds {seeds}", "mean", "speed-up over it")
+    found = []
+    for label, pairs in lines.items():
+        first, last = (differences(group, pairs, loss) for loss in (first_loss, last_loss))
+        gain = speedup_over_seeds(*paired(group, *pairs[0])).speedup if len(pairs) == 1 else None
+        cells = [written(t_interval(first), write), ", ".join(map(write, last)), written(t_interval(last), write)]
+        found.append([label, *cells, percent(gain)])
+    return table(header, found)
+
+
+def differences(group: Group, pairs: Sequence[tuple[str, str]], loss: Callable[[Run], float]) -> np.ndarray:
+    """The loss of a run less that of another, the mean over the pairs: float64[seeds]."""
+    each = []
+    for pair in pairs:
+        one, other = (np.array([loss(run) for run in group.each(name).values()]) for name in pair)
+        each.append(one - other)
+    return np.mean(each, axis=0)
+
+
+def states() -> str:
+    """What became of the optimizer's state at growth: the runs, and how far each treatment is from the others."""
+    lines = {}
+    for growth, partly in PARTLY.items():
+        for one, other in (("map", "reset"), (partly, "reset"), (partly, "map")):
+            lines[f"{growth}: {one} less {other}"] = [(f"{growth}_{one}", f"{growth}_{other}")]
+    lines["all four: map less reset"] = [(f"{growth}_map", f"{growth}_reset") for growth in PARTLY]
+    fresh = [(f"{growth}_{partly}", f"{growth}_reset") for growth, partly in PARTLY.items()]
+    lines["all four: keep_old or map_aged less reset"] = fresh
+    return f"{league('optimizer_state')}\n\n{apart('optimizer_state', lines)}"
+
+
 def stacking() -> str:
     """The orders in which layers were stacked, and whether what they keep of a base's connections tells their loss."""
     told = ranks("stacking_order", [*PARTIAL, "interleave"])
     found = league("stacking_order", papers=GROUPS, note=("connections kept", connections))
-    return f"{found}\n\n{told}"
+    lines = {f"{one} less {other}": [(one, other)] for one, other in INTERLEAVED.items()}
+    lines["all three"] = [*INTERLEAVED.items()]
+    lines |= {f"{run} less 123456x4": [(run, "123456x4")] for run in ("by_3", "late", "1-234x7-56", "123x7-456")}
+    return f"{found}\n\n{told}\n\n{apart('stacking_order', lines)}"
 
 
 def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
@@ -182,6 +231,12 @@ def over(row: Row, control: str) -> Interval | None:
 def last_loss(run: Run) -> float:
     """The last validation loss of a run."""
     return run.last_validated["val_loss"]
+
+
+def first_loss(run: Run) -> float:
+    """The first validation loss after a step that follows the first growth."""
+    (growth, *_), losses = run.growths, (one for one in run.metrics if one.get("val_loss") is not None)
+    return next(one["val_loss"] for one in losses if one["step"] > growth["step"])
 
 
 def at_growth(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS) -> str:
@@ -277,7 +332,8 @@ def made(group: Group) -> str:
     each = [shlex.split(line) for line in (first.command or "").splitlines()]
     shown = (" ".join(f'"{word}"' if "'" in word else shlex.quote(word) for word in words) for words in each)
     commands = " and ".join(f"`{command}`" for command in shown)
-    others = f", and {len(group.studies) - 1} seeds more" if len(group.studies) > 1 else ""
+    more = len(group.studies) - 1
+    others = f", and {more} seed{'s' * (more > 1)} more" if more else ""
     commits = ", ".join(dict.fromkeys(part[:7] for one in studies for part in (one.commit or "unknown").split(", ")))
     flops = sum(one.flops_trained or 0 for one in studies)
     return f"Made by {commands}{others}; {first.hardware}; commit {commits}; {style.flops(flops)} FLOPs in all."
@@ -332,6 +388,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "factor_minima": partial(minima, "growth_factor", f"{GROWTH_FACTOR}"),
     "continued": partial(league, "continue_from_checkpoint"),
     "noise": partial(league, "noise"),
+    "optimizer_state": states,
     "stacking": stacking,
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
