@@ -25,9 +25,9 @@ By the clock, on idle cores, it was measured before that alone (98ded311b7): 0.5
 right after ragged products and paid for the memory of these; 0.85 alone with the dense SwiGLU in a process, 0.94 at
 8,192 rows.
 
-On an NVIDIA H200, bfloat16, at 16,384 rows, width 2,048, experts of 2,816, 8, 2 (46be9fb): ragged 0.61, in batched
-products of padded blocks; all 0.28, blocks 0.19. XLA's ragged product alone gave 0.14 there: it computes every expert on
-every row.
+On an NVIDIA H200, bfloat16, at 16,384 rows, width 2,048, experts of 2,816, 8, 2 (46be9fb): ragged 0.61, in
+batched products of padded blocks; all 0.28, blocks 0.19. XLA's ragged product alone gave 0.14: it computes every
+expert on every row.
 
 Cost: five minutes on two CPU cores; --rows, --embed and --mlp make it smaller. --cpu_time counts seconds of CPU, for a
 machine that does other work.
