@@ -14,13 +14,13 @@ with --parts=NAME,... does the rest; compiled programs are kept in OUTPUT/compil
     loss         the loss in chunks of rows against all logits at once: values, time, memory
     step-1.1B    the train step: MFU by the FLOPs of causal attention, AdamW and Muon in turns, at two sizes of batch
     torch-1.1B   against PyTorch under torch.compile with cuDNN's attention, in turns where the card holds both
-    step-124M    the same at 124M
-    torch-124M
     growth       growing in copies of the grown model's bytes
     pause        a run that grows: the pause in steps, and the share of time that waits for data
     data         batches, in tokens a second of a core
     mixture      a Mixtral step against a dense one of equal active size, and the ways of its products
     generation   tokens a second of what `growlm sample` runs
+    step-124M    the step at 124M, and against PyTorch
+    torch-124M
     ladder       the next rung of experiments/ladder.py, for the time that is left; a later call goes on with it
 
 Exit code: 0, or 1 if a part failed or was cut.
@@ -75,13 +75,13 @@ PARTS = {
     "loss": Part("accelerator_parts:chunked_loss", 40),
     "step-1.1B": Part("accelerator_parts:step_1b", 120),
     "torch-1.1B": Part("accelerator_parts:torch_1b", 150),
-    "step-124M": Part("accelerator_parts:step_124m", 70),
-    "torch-124M": Part("accelerator_parts:torch_124m", 80),
     "growth": Part("accelerator_parts:growths", 60),
     "pause": Part("accelerator_parts:pause", 130),
     "data": Part("accelerator_parts:data_rate", 30),
     "mixture": Part("accelerator_parts:mixture", 90),
     "generation": Part("accelerator_parts:generation", 70),
+    "step-124M": Part("accelerator_parts:step_124m", 70),
+    "torch-124M": Part("accelerator_parts:torch_124m", 80),
     "ladder": Part("accelerator_parts:ladder", 3600),
 }
 

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -179,10 +180,15 @@ def _compare(task: Task, case: str, ours: Callable, plain: Callable, given: tupl
         return jax.jit(both)
 
     both = {"growlm": with_gradients(ours), "plain": with_gradients(plain)}
+    in_float32 = *(x.astype(jnp.float32) for x in few[:-1]), few[-1]
     with jax.default_matmul_precision("highest"):
-        exact = with_gradients(plain)(*(x.astype(jnp.float32) for x in few[:-1]), few[-1])
-    errors = {f"{name}_error": _error(step(*few), exact) for name, step in both.items()}
-    programs = {name: step.lower(*given).compile() for name, step in both.items()}
+        lowered = [with_gradients(plain).lower(*in_float32)]
+    lowered += [step.lower(*arrays) for arrays in (few, given) for step in both.values()]
+    with ThreadPoolExecutor() as pool:
+        exactly, *of_few_and_all = pool.map(jax.stages.Lowered.compile, lowered)
+    exact, of_few = exactly(*in_float32), zip(both, of_few_and_all, strict=False)
+    errors = {f"{name}_error": _error(program(*few), exact) for name, program in of_few}
+    programs = dict(zip(both, of_few_and_all[len(both) :], strict=True))
 
     def repeated(program: jax.stages.Compiled) -> train_step.Repeat:
         def repeat(times: int) -> None:
