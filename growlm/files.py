@@ -22,6 +22,8 @@ from growlm.checked import MAX_JSON, check_text, parse_json, sealed, unsealed
 from growlm.errors import InputError, InUseError
 
 LOCK = ".lock"
+# What filelock makes for a moment to learn whether a file system has locks, where it has no files without a name: NFS.
+_PROBE = ".filelock-probe-"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -158,8 +160,8 @@ def check_regular(path: Path, what: object) -> None:
 
 
 def is_part(path: Path) -> bool:
-    """Whether this is what a process leaves that was killed while it wrote a file."""
-    return path.name.startswith(".") and path.name.endswith(".part")
+    """Whether this is what a process leaves that was killed while it wrote a file, or locked a folder."""
+    return (path.name.startswith(".") and path.name.endswith(".part")) or path.name.startswith(_PROBE)
 
 
 @contextlib.contextmanager

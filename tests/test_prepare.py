@@ -374,6 +374,15 @@ def test_a_folder_with_something_else_is_refused(source, tmp_path):
         prepare(request(source, tmp_path / "out" / "mine.txt"))
 
 
+@pytest.mark.parametrize("name", [".filelock-probe-0e99", ".plan.json.7.part"])
+def test_what_a_process_leaves_that_ended_as_it_began_is_removed(source, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    left = tmp_path / "out" / name
+    left.write_text("")
+    assert prepare(request(source, tmp_path / "out"))
+    assert not left.exists()
+
+
 def test_what_is_written_is_not_read(source, monkeypatch):
     monkeypatch.chdir(source)
     with pytest.raises(InputError, match=r"output must be outside of source \., got 'runs/out'"):
