@@ -73,6 +73,16 @@ def test_a_step_has_as_many_operations_whatever_the_number_of_layers(case):
     assert all(found["stablehlo.dot_general"] > 10 for found in deep.values())
 
 
+def test_a_run_writes_out_as_many_layers_as_it_says():
+    def products(unroll):
+        config = tiny.run_config("none", tiny.stage(2, 4), unroll=unroll)
+        (found,) = steps_of(resolve(config, "fingerprint")[0]).values()
+        return found["stablehlo.dot_general"]
+
+    one, two, four = map(products, (1, 2, 4))
+    assert two - one == (four - two) / 2 > 10
+
+
 def test_sub_models_have_the_same_operations_each():
     """A stage that draws sub-models compiles one step for each: their number is that of the blocks, by design."""
     shallow, deep = (steps_of(stage_of(layers // 2, layers, submodel_layers=layers // 2)) for layers in (4, 48))
