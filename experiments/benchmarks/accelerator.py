@@ -128,8 +128,7 @@ def _shown(value: Any) -> str:
 def run_here(part: str, output: Path, tiny: bool, seconds: float) -> int:
     """A part in this process. Returns 0, or 1 and its reason as a line in the results and on the screen."""
     take_memory_as_needed()
-    if hasattr(faulthandler, "register"):  # not on Windows
-        faulthandler.register(signal.SIGTERM, chain=True)  # a part that is cut says in its log where it was
+    faulthandler.register(signal.SIGTERM, chain=True)  # a part that is cut says in its log where it was
     task = Task(part, output, tiny, time.monotonic() + seconds)
     module, _, name = PARTS[part].work.partition(":")
     try:

@@ -185,10 +185,10 @@ def _compare(task: Task, case: str, ours: Callable, plain: Callable, given: tupl
         lowered = [with_gradients(plain).lower(*in_float32)]
     lowered += [step.lower(*arrays) for arrays in (few, given) for step in both.values()]
     with ThreadPoolExecutor() as pool:
-        exactly, *of_few_and_all = pool.map(jax.stages.Lowered.compile, lowered)
-    exact, of_few = exactly(*in_float32), zip(both, of_few_and_all, strict=False)
-    errors = {f"{name}_error": _error(program(*few), exact) for name, program in of_few}
-    programs = dict(zip(both, of_few_and_all[len(both) :], strict=True))
+        exactly, *rest = pool.map(jax.stages.Lowered.compile, lowered)
+    of_few, programs = (dict(zip(both, some, strict=True)) for some in (rest[:2], rest[2:]))
+    exact = exactly(*in_float32)
+    errors = {f"{name}_error": _error(program(*few), exact) for name, program in of_few.items()}
 
     def repeated(program: jax.stages.Compiled) -> train_step.Repeat:
         def repeat(times: int) -> None:

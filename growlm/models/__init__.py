@@ -20,7 +20,6 @@ from growlm.models.attention import RopeScaling
 from growlm.models.axes import Axis, Dim, Kind, Role, Weight, WeightSpec
 from growlm.models.counts import flops_per_token, matmul_parameter_count, parameter_count
 from growlm.models.decoder import (
-    REMAT_POLICIES,
     apply,
     apply_branch,
     hidden_states,
@@ -41,6 +40,7 @@ from growlm.models.modern import MODERN, ModernConfig
 from growlm.models.olmo import OLMO, OlmoConfig
 from growlm.models.olmo2 import OLMO2, Olmo2Config
 from growlm.models.olmoe import OLMOE, OlmoeConfig
+from growlm.models.remat import REMAT_POLICIES
 from growlm.models.samba import SAMBA, SambaConfig
 from growlm.models.tokenformer import TOKENFORMER, TokenformerConfig
 

@@ -16,31 +16,11 @@ from flax import linen as nn
 
 from growlm.errors import InputError, unknown
 from growlm.models.architecture import MEMORY, Branch, DecoderConfig, Params, check_params, nest
-from growlm.models.attention_blocks import RESIDUALS
 from growlm.models.axes import multiply
 from growlm.models.layers import Context, NormLayer, weight
 from growlm.models.loss import Teacher, cross_entropy, logits
-from growlm.models.sharding import GATHERED, by_batch, current_mesh
-
-
-def _is_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether this is cuDNN's attention, which the library gives no name that a policy could keep."""
-    return primitive.name == "dot_product_attention_fwd_wrapper"
-
-
-# Rematerialisation: what the backward pass keeps of a block's forward pass, from everything (None) to nothing.
-# "attention" keeps what attention gives, of the size of the stream.
-_DOTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-_ATTENTION = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.save_only_these_names(RESIDUALS), _is_attention
-)
-REMAT_POLICIES = {
-    "none": None,
-    "dots": _DOTS,
-    "attention": _ATTENTION,
-    "dots_and_attention": jax.checkpoint_policies.save_from_both_policies(_DOTS, _ATTENTION),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from growlm.models.remat import REMAT_POLICIES, policy_of
+from growlm.models.sharding import by_batch
 
 Tables = dict[str, Any]  # branch name -> its tables
 
@@ -182,15 +162,6 @@ def documents(tokens_BT: jax.Array, document_end: int) -> jax.Array:
     return jnp.cumsum(ends_BT, axis=1) - ends_BT
 
 
-def _policy(remat: str) -> Any:
-    """The rematerialisation policy of that name."""
-    # All-gathered weights are never kept for the backward pass: fsdp would save no memory.
-    mesh = current_mesh()
-    if remat == "none" and mesh and mesh.shape["fsdp"] > 1:
-        return jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
-    return REMAT_POLICIES[remat]
-
-
 class Decoder(nn.Module):
     """Tokens to hidden states, in three parts. Layers are a scan, so every leaf of a branch is [layers, ...].
 
@@ -230,7 +201,7 @@ class Decoder(nn.Module):
 
     def _layers(self) -> nn.Module:
         period = Period
-        if (policy := _policy(self.remat)) is not None:
+        if (policy := policy_of(self.remat)) is not None:
             # Without a loop between them, a compiler may take what is computed again for what there is already.
             period = nn.remat(Period, policy=policy, prevent_cse=self.unroll >= self.length)
         scanned = nn.scan(
