@@ -1,7 +1,6 @@
 """Does the gain of growing fall with tokens? One model trained to 200 tokens a parameter, ten times Chinchilla's 20.
 
-    growlm sweep --config=experiments/overtrained.py:small --workdir=runs/overtrained --config.seeds=0,1,2 \
-        --config.search.peak_lr=[4e-3,8e-3,1.6e-2]
+    growlm sweep --config=experiments/overtrained.py:small --workdir=runs/overtrained --config.seeds=0,1,2
     growlm report --runs=runs/overtrained
 
 `grown` stacks by 4 after 5 tokens a parameter, `scratch` has as many FLOPs; each has the best of three peak rates, by
@@ -29,6 +28,7 @@ from growlm.training.config import build_model
 from growlm.training.recipe import scale
 
 BEFORE, ALL = 5, 200  # tokens a parameter before growth, and in all
+RATES = (4e-3, 8e-3, 1.6e-2)
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -36,6 +36,6 @@ def get_config(variant: str = "small") -> ConfigDict:
     if variant != "tiny":
         size = replace(size, tokens=ALL * parameter_count(build_model(size.model())))
     grown = size.grown([size.base(BEFORE / ALL)], "g_stack", schedule={"kind": "wsd"})
-    config = size.sweep("Overtrained: 200 tokens a parameter", {"grown": grown})
+    config = size.sweep("Overtrained: 200 tokens a parameter", {"grown": grown}, search={"peak_lr": RATES})
     config.runs.scratch = size.scratch(schedule={"kind": "wsd"})
     return config

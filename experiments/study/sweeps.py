@@ -68,7 +68,7 @@ QUEUE = (
     Row("gradual", "gradual", "small"),
     Row("noise", "noise", "small"),
     Row("stacking_order", "stacking_order", "small"),
-    Row("overtrained", "overtrained", "small", together=True, options=RATES_LONG),
+    Row("overtrained", "overtrained", "small", together=True),
     Row("ladder_search", "ladder", "1_search", (0,), "rung_1"),
     Row("ladder", "ladder", "1", prefix="rung_1"),
     Row("learning_rate", "learning_rate", "small"),
