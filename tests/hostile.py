@@ -20,7 +20,7 @@ from growlm.checked import KEY
 from growlm.errors import InputError
 
 SECONDS = 20  # a case takes milliseconds: longer is a hang, whatever else the machine does
-BYTES = 2**26  # beside four times the size of the files
+BYTES = 2**23  # beside four times the size of the files, for the allocators' own; the most seen is half of 2**20
 
 # --- What is put into a file ---
 
