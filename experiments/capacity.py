@@ -10,8 +10,8 @@ A fact is a key of 6 letters and a value of 8 letters out of 16, drawn by chance
 and 49,152 bits in all. A window is one fact, so that none is known by its neighbours. The loss is of the values alone;
 asked are half of the facts, all of which are trained on. A loss of l nats a token leaves 9 l / ln 2 bits of a fact
 unknown, with the token that ends it (arXiv 2404.05405, which finds 2 bits a parameter after 1,000 exposures of a fact
-and 1 after 100; here it is about 200). No weight decays, as that forgets. Facts, exposures and rate were found at seed 0
-by a dozen runs that were thrown away, most of them from scratch: of 2,048 facts seen 100 times nothing was known when
+and 1 after 100; here it is about 200). No weight decays, as that forgets. Facts, exposures and rate were found at seed
+0 by a dozen runs that were thrown away, most of them from scratch: of 2,048 facts seen 100 times nothing was known when
 the model would grow, and of 1,024 seen 200 times the large ones, stack among them, know nearly all at the end.
 
 stack and width_copies grow by copies, zero and width_zero by fresh weights, all of a base that has trained on 80 % of
