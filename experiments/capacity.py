@@ -38,7 +38,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from growlm import files
-from growlm.report.records import Run, read_groups
+from growlm.report.records import Group, Run, read_groups
 from growlm.training.recipe import scale
 
 FACTS, KEY, VALUE = 1536, 6, 8
@@ -49,6 +49,7 @@ COUNTED = VALUE + 1  # tokens of a fact that the loss is of
 EXPOSURES = 200
 SHARE = 0.8
 RATE = 8e-3
+HEADER = ("run", "bits before growth", "right after", "again after exposures", "bits at the end", "a parameter")
 
 
 def get_config(variant: str = "small") -> ConfigDict:
@@ -86,25 +87,28 @@ def known(loss: float) -> float:
     return FACTS * max(0.0, BITS - COUNTED * loss / math.log(2))
 
 
-def table(folder: Path) -> str:
-    """Bits of the runs of a sweep, seeds side by side: before and after the last growth, at the end, a parameter."""
-    (group,) = read_groups(folder)
-    rows = []
+def lines(group: Group) -> list[tuple[str, ...]]:
+    """What the runs of a study know, seeds side by side, under `HEADER`."""
+    found = []
     for name in group.first.runs:
         if not (runs := [run for run in group.each(name).values() if run.status == "done"]):
             continue
-        cells = [" ".join(f"{known(loss):,.0f}" for loss in column) for column in zip(*map(_losses, runs), strict=True)]
-        ends = [known(_losses(run)[-1]) / run.parameters for run in runs if run.parameters]
-        rows.append((name, *cells, " ".join(f"{end:.2f}" for end in ends)))
-    header = ("run", "bits before growth", "after", "at the end", "a parameter")
-    return files.table([header, *rows], align="<>>>>", rule=True)
+        grown = [_at_growth(run) for run in runs if run.growths]
+        before, after, again = (", ".join(column) for column in zip(*grown, strict=True)) if grown else ("", "", "")
+        ends = [known(run.last_validated["val_loss"]) for run in runs]
+        share = [f"{end / run.parameters:.2f}" for end, run in zip(ends, runs, strict=True) if run.parameters]
+        found.append((name, before, after, again, ", ".join(f"{end:,.0f}" for end in ends), ", ".join(share)))
+    return found
 
 
-def _losses(run: Run) -> tuple[float, float, float]:
-    """Validation losses before and after the last growth, and at the end; of a run without growth, the first twice."""
-    losses = [[record["val_loss"] for record in run.of_stage(stage) if "val_loss" in record] for stage in (0, 1)]
-    before, after = (losses[0][-1], losses[1][0]) if losses[1] else (losses[0][0], losses[0][0])
-    return before, after, (losses[1] or losses[0])[-1]
+def _at_growth(run: Run) -> tuple[str, str, str]:
+    """Bits before and right after the last growth, and how often facts were seen until those before are known again."""
+    stages = (run.of_stage(stage) for stage in (0, 1))
+    (*_, before), (after, *later) = ([one for one in of if one.get("val_loss") is not None] for of in stages)
+    had, has = (known(one["val_loss"]) for one in (before, after))
+    again = [one["tokens"] - after["tokens"] for one in (after, *later) if known(one["val_loss"]) >= had]
+    seen = f"{again[0] / (FACTS * (TOKENS - 1)):.0f}" if again else "never"
+    return f"{had:,.0f}", f"{has:,.0f}", seen if had else ""
 
 
 if __name__ == "__main__":
@@ -117,4 +121,5 @@ if __name__ == "__main__":
         given.facts.parent.mkdir(parents=True, exist_ok=True)
         given.facts.write_text("".join(json.dumps(fact) + "\n" for fact in facts()), encoding="utf-8")
     else:
-        print(table(given.known))
+        (group,) = read_groups(given.known)
+        print(files.table([HEADER, *lines(group)], align="<>>>>>", rule=True))

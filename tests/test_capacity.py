@@ -10,6 +10,7 @@ import studies
 
 from growlm.__main__ import main
 from growlm.data.chat import messages_of, render
+from growlm.report.records import read_groups
 from growlm.training.sweep import plan_sweep
 from growlm.training.variants import build_sweep
 
@@ -58,10 +59,15 @@ def test_the_table_has_bits_before_and_after_growth_and_a_parameter(capacity, tm
     studies.write_seeds(tmp_path, [{"grown": 0.5, "scratch": 1.0, "open": None}] * 2)
     for path in tmp_path.glob("*/grown/metrics.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
+        validated = [record for record in records if record["stage"] == 1 and "val_loss" in record]
         for record in records:
-            record["val_loss"] = {0: 1.0, 1: 0.5}[record["stage"]] + 1e-3 * (record is not records[-1])
+            record["val_loss"] = (1.0, 0.5)[record["stage"]] if "val_loss" in record else None
+        validated[0]["val_loss"], validated[1]["val_loss"] = 2.0, 1.001  # not yet what was known before
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    header, _, grown, scratch = capacity["table"](tmp_path).splitlines()
-    before, after, end = (f"{capacity['known'](loss):,.0f}" for loss in (1.001, 0.501, 0.5))
-    assert grown.split()[:7] == ["grown", before, before, after, after, end, end]
-    assert scratch.startswith("scratch") and header.split()[0] == "run"
+    (group,) = read_groups(tmp_path)
+    grown, scratch = capacity["lines"](group)
+    seen = (validated[2]["tokens"] - validated[0]["tokens"]) / (capacity["FACTS"] * (capacity["TOKENS"] - 1))
+    before, after, end = (f"{capacity['known'](loss):,.0f}" for loss in (1.0, 2.0, 0.5))
+    cells = (before, after, f"{seen:.0f}", end, f"{capacity['known'](0.5) / 4000:.2f}")
+    assert grown == ("grown", *(f"{cell}, {cell}" for cell in cells)) and float(seen) > 1
+    assert scratch[:4] == ("scratch", "", "", "")
