@@ -18,10 +18,16 @@ import growlm
 from growlm.growth import gradient_claim, grow_state, plan_growth
 from growlm.growth.expand import expand_params
 from growlm.growth.maps import dual
+from growlm.growth.width import rng_of
 from growlm.models import RopeScaling, next_token_loss
 from growlm.state import TrainState
 
 exact = pytest.fixture(autouse=True, scope="module")(exact_products.__wrapped__)
+
+
+def test_a_keys_data_draws_what_the_key_draws():
+    of_key, of_data = (rng_of(one, "direct", 3).random(4) for one in (KEY, np.asarray(jax.random.key_data(KEY))))
+    assert np.array_equal(of_key, of_data) and not np.array_equal(of_key, rng_of(KEY, "direct", 4).random(4))
 
 
 @pytest.mark.parametrize("family", [{}, {"tie_embeddings": True, "qkv_bias": True, "qk_norm": True}], ids=str)

@@ -73,6 +73,15 @@ def test_grow_list_reads_what_is_kept_without_jax(tmp_path, monkeypatch):
     assert done.stdout == f"{KEPT}\nset()\n" and not done.stderr
 
 
+def test_the_list_is_made_without_a_device_and_the_exit_does_not_look_for_garbage(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = "import gc, sys; from growlm.__main__ import main; sys.argv[1:] = ['grow', '--list']; main()\n"
+    code += "from jax._src.xla_bridge import backends_are_initialized\n"
+    code += "print('devices:', backends_are_initialized(), 'frozen:', gc.get_freeze_count() > 100_000)"
+    out = growths(code).stdout
+    assert "\ng_stack " in out and out.endswith("devices: False frozen: True\n")
+
+
 @pytest.mark.slow
 def test_grow_list_says_the_same_from_the_cache_and_knows_rows_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

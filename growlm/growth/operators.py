@@ -21,7 +21,7 @@ from growlm.growth.heads import check_base, check_heads, head_map
 from growlm.growth.inverse import inverse
 from growlm.growth.learned import learn
 from growlm.growth.lifts import lift
-from growlm.growth.maps import AxisMap, Gather
+from growlm.growth.maps import Array, AxisMap, Gather
 from growlm.growth.masks import Masks
 from growlm.growth.mixtures import (
     DropUnits,
@@ -394,7 +394,7 @@ def hashed_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_growth(
-    operator: str, source: DecoderConfig, target: DecoderConfig, key: jax.Array | None = None, /, **options: Any
+    operator: str, source: DecoderConfig, target: DecoderConfig, key: Array | None = None, /, **options: Any
 ) -> Growth:
     """Plans the growth of one shape into another, after the lifts that lead to the target's architecture.
 

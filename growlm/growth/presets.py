@@ -1,14 +1,11 @@
 """What a preset's name stands for, what it claims to keep, and the table of all presets as text."""
 
 import dataclasses
-import functools
 import itertools
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from growlm.errors import unknown
@@ -60,18 +57,16 @@ def keeps_function(preset: Preset, grows: str) -> bool | None:
     depth = tuple(axis.field for axis in target.architecture.of_kind(Kind.STACK))
     kept = {"depth": scaled_widths(target), "width": depth, "mixture": (*scaled_widths(target), *depth)}[grows]
     still = {name: getattr(target, name) for name in kept}
-    pairs = [tuple(dataclasses.replace(model, **still) for model in pair) for pair in itertools.pairwise(stages)]
-    claims = [
-        claim(plan_growth(preset.operator, source, grown, _any_key(), **preset.options), source, grown)[0]
-        for source, grown in pairs
-        if source != grown
-    ]
-    return all(claims) if claims else None
+    moving = [field.name for field in dataclasses.fields(target) if field.name not in kept]
+    claims = []
+    for pair in itertools.pairwise(stages):
+        if any(getattr(pair[0], name) != getattr(pair[1], name) for name in moving):
+            source, grown = (dataclasses.replace(model, **still) for model in pair)
+            claims.append(claim(plan_growth(preset.operator, source, grown, _ANY_KEY, **preset.options), source, grown))
+    return all(holds for holds, _ in claims) if claims else None
 
 
-@functools.cache  # claims hold for every key, and of a seed a key would have to be computed
-def _any_key() -> jax.Array:
-    return jax.random.wrap_key_data(jnp.asarray(np.zeros(2, np.uint32)), impl="threefry2x32")
+_ANY_KEY = np.zeros(2, np.uint32)  # claims hold for every key; of a JAX key the data would have to be computed
 
 
 # Heading and width of every column of the table.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from growlm.errors import InputError
-from growlm.growth.maps import AxisMap, Gather
+from growlm.growth.maps import Array, AxisMap, Gather
 from growlm.models.architecture import DecoderConfig
 from growlm.models.axes import Axis, Kind
 
@@ -32,14 +32,15 @@ SELECTIONS: dict[str, Callable[[int, int, np.random.Generator | None], np.ndarra
 }
 
 
-def rng_of(key: jax.Array | None, operator: str, *place: int) -> np.random.Generator:
-    """A NumPy generator for a JAX key and a place: indices must be known when growth is compiled.
+def rng_of(key: Array | None, operator: str, *place: int) -> np.random.Generator:
+    """A NumPy generator for a JAX key, or its data, and a place: indices must be known when growth is compiled.
 
     Raises InputError without a key.
     """
     if key is None:
         raise InputError(f"{operator} draws fresh values: it needs a key, such as jax.random.key(0)")
-    return np.random.default_rng([*np.asarray(jax.random.key_data(key), np.uint32).ravel().tolist(), *place])
+    data = key if isinstance(key, np.ndarray) else jax.random.key_data(key)
+    return np.random.default_rng([*np.asarray(data, np.uint32).ravel().tolist(), *place])
 
 
 def query_heads(
