@@ -14,6 +14,7 @@ import pytest
 from eight import on_eight_devices
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import optimised
 
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
@@ -103,13 +104,13 @@ def test_a_beginning_is_read_once_for_all_that_go_on_from_it(model, monkeypatch)
     monkeypatch.setattr(module, "COMPILING", 0)
     found = [*some_windows(model, 9), *questions(rng)]
     found = [found[i] for i in rng.permutation(len(found))]
-    before = module._begun_scores.program._cache_size()
+    before = module._begun_scores.program(little=True)._cache_size()
     scores = score(model, [[window] for window in found])
-    compiled = module._begun_scores.program._cache_size()
+    compiled = module._begun_scores.program(little=True)._cache_size()
     assert compiled - before >= 2
     monkeypatch.setattr(module, "COMPILING", cost)
     score(model, [[window] for window in questions(rng)])  # too few for a program of their own
-    assert module._begun_scores.program._cache_size() == compiled
+    assert module._begun_scores.program(little=True)._cache_size() == compiled
     expected = [plain(model, window) for window in found]
     np.testing.assert_allclose([s.log_likelihood for s in scores], [e for e, _ in expected], rtol=1e-5, atol=1e-4)
     assert [s.greedy for s in scores] == [greedy for _, greedy in expected]
@@ -186,7 +187,7 @@ def test_no_row_begins_another(texts):
 
 
 def test_few_shapes_are_compiled_and_kept(model):
-    program = module._token_scores.program
+    program = module._token_scores.program(little=True)
     before = program._cache_size()
     found = [Window(tuple(range(1, size)), 1 + size // 5) for size in range(4, LENGTH + 2)] * 3
     score(model, [[window] for window in found])
@@ -195,6 +196,24 @@ def test_few_shapes_are_compiled_and_kept(model):
     other = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf + 0.1, model.params))
     assert score(other, [[window] for window in found]) != score(model, [[window] for window in found])
     assert program._cache_size() == again
+
+
+@pytest.mark.parametrize("little", [True, False])
+def test_programs_that_are_soon_compiled_score_as_the_model_does(model, monkeypatch, little):
+    """As users compile: the tests' own compiler is another. An option that XLA does not know is left out."""
+    own = module._SoonCompiled(module._token_scores._function, ("forward", "mesh"))
+    monkeypatch.setattr(module, "_token_scores", own)
+    options = {size: settings | {"xla_cpu_no_such_option": True} for size, settings in module.OPTIONS.items()}
+    monkeypatch.setattr(module, "OPTIONS", options)
+    monkeypatch.setattr(module, "COMPILING", 1e20 if little else 0)
+    found = some_windows(model, 8)
+    with optimised(True):
+        before = {size: own.program(size)._cache_size() for size in options}
+        scores = score(model, [[window] for window in found])
+        assert [size for size in options if own.program(size)._cache_size() > before[size]] == [little]
+    for one, window in zip(scores, found, strict=True):
+        expected, greedy = plain(model, window)
+        assert one.greedy == greedy and math.isclose(one.log_likelihood, expected, rel_tol=1e-4, abs_tol=1e-4)
 
 
 def test_rows_are_padded_further_where_that_is_cheaper_than_a_program(model, monkeypatch):
@@ -213,7 +232,7 @@ def test_logits_are_made_of_scored_positions_only(model):
     """Of [batch, length, vocab] there is nothing in the program, and no more than a chunk of what is scored."""
     arrays = (jnp.zeros((4, 32), jnp.int32), jnp.zeros((4, 8), jnp.int32), jnp.zeros((4, 8), jnp.int32))
     forward = module.Forward(model.config, "float32", None)
-    program = module._token_scores.program.lower(forward, None, (model.params, None), *arrays)
+    program = module._token_scores.program(little=True).lower(forward, None, (model.params, None), *arrays)
     assert "32x256xf32" in program.as_text()  # 4 x 8 positions, of which logits are made
     assert "128x256xf32" not in program.as_text() and "4x32x256xf32" not in program.as_text()
 

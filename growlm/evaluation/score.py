@@ -277,14 +277,17 @@ def _batches(model: LanguageModel, rows: Iterable[Row], most: int | None) -> Ite
     for shape, groups in sorted(_by_shape(model, rows).items(), reverse=True):
         size = _size(model, shape, most)
         size = -(-(size if most else min(size, power_of_two(len(groups)))) // model.parts) * model.parts
+        positions = len(groups) * (shape.before + shape.members * shape.length)
+        little = 2 * parameter_count(model.config) * positions < COMPILING
         for start in range(0, len(groups), size):
             *values, window_BMK = arrays(groups[start : start + size], size, *shape)
             if shape.members > 1:
                 room = min(shape.before + shape.length, model.length)
-                yield _Batch(partial(_begun_scores, room=room), tuple(values), window_BMK)
+                yield _Batch(partial(_begun_scores, room=room, little=little), tuple(values), window_BMK)
             else:
                 _, _, tokens, _, position, target = values
-                yield _Batch(_token_scores, (tokens[:, 0], position[:, 0], target[:, 0]), window_BMK[:, 0])
+                scored = tokens[:, 0], position[:, 0], target[:, 0]
+                yield _Batch(partial(_token_scores, little=little), scored, window_BMK[:, 0])
 
 
 def padded_length(tokens: int, most: int) -> int:
@@ -316,21 +319,43 @@ def _scored(model: LanguageModel, batches: Iterable[_Batch]) -> Iterator[tuple[n
             yield window[real], loss[real].astype(np.float64), first[real]
 
 
+# On CPUs, by whether a program has little to do: LLVM's first level is a third less to compile, and as fast to run.
+# Loops that XLA writes itself, not by way of MLIR, halve what is left; short rows then run up to a fifth slower.
+OPTIONS = {
+    False: {"xla_backend_optimization_level": 1},
+    True: {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False},
+}
+
+
 class _SoonCompiled:
-    """jax.jit, which where CPUs compute asks LLVM for its first level: a third less to compile, and as fast to run."""
+    """jax.jit, which on CPUs asks XLA for less than its best, and for least where a program has little to do."""
 
     def __init__(self, function: Callable, static: Sequence[str]):
         self._function, self._static = function, static
 
     @cached_property  # JAX may look for its devices only when something is computed
-    def program(self) -> Any:
-        """The jitted function."""
-        quick = jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations")
-        options = {"xla_backend_optimization_level": 1} if quick else None
-        return jax.jit(self._function, static_argnames=self._static, compiler_options=options)
+    def _programs(self) -> dict[bool, Any]:
+        jitted = partial(jax.jit, self._function, static_argnames=self._static)
+        if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
+            return dict.fromkeys(OPTIONS, jitted())
+        known = {little: {name: at for name, at in OPTIONS[little].items() if is_known(name, at)} for little in OPTIONS}
+        return {little: jitted(compiler_options=options) for little, options in known.items()}
 
-    def __call__(self, *arrays: Any, **static: Any) -> Any:
-        return self.program(*arrays, **static)
+    def program(self, little: bool) -> Any:
+        """The jitted function, for batches that are little work in all or not."""
+        return self._programs[little]
+
+    def __call__(self, *arrays: Any, little: bool, **static: Any) -> Any:
+        return self._programs[little](*arrays, **static)
+
+
+def is_known(name: str, value: Any) -> bool:
+    """Whether this version of XLA has an option: one that it has not would end every compilation."""
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @partial(_SoonCompiled, static=("forward", "mesh"))
