@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,12 @@ GROUPS = {
 PARTLY = {"copies_depth": "keep_old", "copies_width": "keep_old", "zero_depth": "map_aged", "zero_width": "map_aged"}
 # Of stacking_order: the runs that interleave layers, and those that stack the same base.
 INTERLEAVED = {"interleave": "123456x4", "by_3_interleave": "by_3", "late_interleave": "late"}
+# Of capacity: each less the other.
+FACTS_APART = (
+    *((run, "scratch") for run in ("stack", "zero", "width_copies", "width_zero", "untrained", "base_only")),
+    ("stack", "zero"),
+    ("width_copies", "width_zero"),
+)
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
 
@@ -201,6 +208,19 @@ def stacking() -> str:
     lines["all three"] = [*INTERLEAVED.items()]
     lines |= {f"{run} less 123456x4": [(run, "123456x4")] for run in ("by_3", "late", "1-234x7-56", "123x7-456")}
     return f"{found}\n\n{told}\n\n{apart('stacking_order', lines)}"
+
+
+def facts_known() -> str:
+    """What the runs of capacity know of its facts, and how far apart they end, in bits."""
+    capacity = runpy.run_path(str(ROOT / "experiments" / "capacity.py"))
+    group, write = study("capacity"), partial(rounded, spec="+,.0f")
+    lines = []
+    for one, other in FACTS_APART:
+        found = differences(group, [(one, other)], lambda run: capacity["known"](last_loss(run)))
+        lines.append([f"{one} less {other}", ", ".join(map(write, found)), written(t_interval(found), write)])
+    shown = table(capacity["HEADER"], capacity["lines"](group))
+    apart_shown = table(("bits at the end", "by seed", "mean"), lines)
+    return f"{shown}\n\n{made(group)}\n\n{apart_shown}"
 
 
 def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
@@ -394,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gradual_doubling": partial(league, "gradual_doubling"),
     "ladder_1": partial(league, "ladder", labels=ARMS),
     "learning_rate": partial(league, "learning_rate", without=SAME_RATE),
+    "capacity": facts_known,
     "moments": partial(league, "moments", without=("scratch_tuned",)),
     "ladder_1_tried": partial(tried, "ladder_search", labels=ARMS),
 }
