@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 TRACE = "SOAK_TRACE"  # of the environment: the file to which `end` adds a line
-PARENT_DEATH = 1  # PR_SET_PDEATHSIG: where the soak is ended, what it has started ends too
+PARENT_DEATH = 1  # PR_SET_PDEATHSIG
 
 
 class Kind(NamedTuple):
@@ -161,9 +162,20 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
 
 
+def end_with_starter() -> None:
+    """The same for one that a fork server made for another: the server lives as long as any that it has made."""
+    starter = multiprocessing.parent_process()
+
+    def watch() -> None:
+        starter.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: str) -> None:
     """Run a command of growlm in this process, and end it. The environment is added to that of the parent."""
-    end_with_parent()
+    end_with_starter()
     os.environ |= environment
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream.fileno())

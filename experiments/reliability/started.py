@@ -1,5 +1,6 @@
 """Processes of growlm's commands that are started and watched from outside: those of a job, and warm ones."""
 
+import contextlib
 import os
 import signal
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from killed import TRACE, Moment, end_with_parent, run
+from killed import TRACE, Moment, end_with_starter, run
 from runs import call
 from soak import FORKED, free_port
 
@@ -94,7 +95,8 @@ class Worker:
 
 def serve(line: Any) -> None:
     """Do in this process what is asked for on a line, one command after the other."""
-    end_with_parent()
+    end_with_starter()
     quiet_writers()
-    while True:
-        line.send(call(line.recv()))
+    with contextlib.suppress(EOFError):  # whoever told it what to do has ended
+        while True:
+            line.send(call(line.recv()))
