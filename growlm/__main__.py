@@ -34,6 +34,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         if jax.process_count() > 1 or (arguments is None and compiling()):
             exit_process(code)
     if arguments is None:
+        if peers := sys.modules.get("growlm.training.peers"):
+            peers.leave_job()
         gc.freeze()  # or Python looks for garbage among all that was loaded before it exits: a quarter of JAX's import
     return code
 

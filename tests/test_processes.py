@@ -188,6 +188,31 @@ def test_a_process_that_is_gone_before_it_trains_is_missed_in_a_line_too(setting
     assert not any("Check failure" in line for line in lines)
 
 
+LATE = """
+import os, signal, sys, time
+from growlm.__main__ import main
+from growlm.training.progress import Display
+
+def end(*of):
+    if os.environ["JAX_PROCESS_ID"] == "0":
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Display.end = end
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_has_done_its_part_misses_one_that_is_gone_in_a_line_too(settings, tmp_path):
+    stage = settings["stages"][0] | {"tokens": 8 * 8 * tiny.LENGTH}
+    job = Job(tmp_path, settings | {"stages": [stage]}, 2, ("-c", LATE))
+    assert job.processes[1].wait(BOUND) == 1
+    lines = job.said(1).splitlines()
+    assert lines[-2] == "growlm: another process of the job is gone: process 0 ended"
+    assert not any("Check failure" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("count", "number", "says"),
     [

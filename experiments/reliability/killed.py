@@ -181,7 +181,7 @@ def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: 
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), stream.fileno())
     sys.argv = ["growlm", *arguments]
     from growlm.__main__ import main as growlm
-    from growlm.training import sweep  # all that is replaced is imported by it
+    from growlm.training import peers, sweep  # all that is replaced is imported by it
 
     assert sweep
     replace("growlm.training.loop:Steps.train", followed)
@@ -193,5 +193,6 @@ def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: 
         replace(KINDS[moment.kind].function, make(*moment))
     code = growlm(arguments)
     end(None)
-    atexit._run_exitfuncs()  # processes of a job leave it together
+    peers.leave_job()  # as the command does in a process of its own
+    atexit._run_exitfuncs()
     sys.exit(code)

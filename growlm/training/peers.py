@@ -4,6 +4,7 @@ JAX watches them too, but where its watch ends a process it does so by SIGABRT, 
 quicker: every process has a connection to the first, on which both say a word each second.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+import jax
 from jax._src import distributed  # its key-value store has no public place
 
 from growlm.training.processes import JOIN_SECONDS, exit_process, gone, peer_timeout
@@ -46,6 +48,16 @@ def watch_peers() -> None:
         if line := _connected(known["hosts"], known["port"], known["token"], number):
             watch.add(line, "process 0")
     _begun.append((watch, server))
+    atexit.register(say_goodbye)
+
+
+def leave_job() -> None:
+    """Wait until all processes of the job have come to their end, and leave it: until then they are watched.
+
+    The first one may have records or a report to write yet, and JAX, where it waits for one that is lost, aborts.
+    """
+    jax.distributed.shutdown()
+    say_goodbye()
 
 
 def say_goodbye() -> None:
@@ -59,12 +71,17 @@ def say_goodbye() -> None:
 
 @contextlib.contextmanager
 def peers_watched() -> Iterator[None]:
-    """Within it, this process ends with exit code 1 where another one of its job is lost. Alone it watches nobody."""
+    """Within it, this process ends with exit code 1 where another one of its job is lost. Alone it watches nobody.
+
+    Who watches already, as the commands do until they end, goes on with that.
+    """
+    watched = bool(_begun)
     watch_peers()
     try:
         yield
     finally:
-        say_goodbye()
+        if not watched:
+            say_goodbye()
 
 
 class Watch:
