@@ -18,19 +18,21 @@ stack and width_copies grow by copies, zero and width_zero by fresh weights, all
 the budget's tokens; untrained is stack of a base that has not; base_only is the small model at equal FLOPs. `:tiny`
 takes seconds.
 
-Cost, ESTIMATED and not measured: small 2.6e13 FLOPs, 24 minutes a seed on one core.
+Cost: small 2.5e13 FLOPs, 25 minutes a seed on one core of an Intel Xeon.
 
 What is expected: that a model grown by copies keeps what its base knew, or has it back within a few exposures, and ends
 with as many bits a parameter as scratch; that base_only is full well below it; and that fresh weights in depth, which
 keep the function, never fall below the base. If copies were no room of their own, stack would end near base_only.
 
-Result: not run yet.
+Result: small, three seeds. stack loses all that its base knew, 10,700 to 13,900 bits, and knows it again after 9 to 17
+exposures; the others lose nothing. All grown models end with 44,800 to 48,700 bits, 0.4 a parameter, stack with 13,900
+to 24,700 more than base_only: as expected, copies are room. scratch knows as much at two seeds, and half at one.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,11 +96,15 @@ def lines(group: Group) -> list[tuple[str, ...]]:
         if not (runs := [run for run in group.each(name).values() if run.status == "done"]):
             continue
         grown = [_at_growth(run) for run in runs if run.growths]
-        before, after, again = (", ".join(column) for column in zip(*grown, strict=True)) if grown else ("", "", "")
+        before, after, again = map(_side_by_side, zip(*grown, strict=True)) if grown else ("", "", "")
         ends = [known(run.last_validated["val_loss"]) for run in runs]
         share = [f"{end / run.parameters:.2f}" for end, run in zip(ends, runs, strict=True) if run.parameters]
-        found.append((name, before, after, again, ", ".join(f"{end:,.0f}" for end in ends), ", ".join(share)))
+        found.append((name, before, after, again, _side_by_side([f"{end:,.0f}" for end in ends]), _side_by_side(share)))
     return found
+
+
+def _side_by_side(cells: Sequence[str]) -> str:
+    return ", ".join(filter(None, cells))
 
 
 def _at_growth(run: Run) -> tuple[str, str, str]:

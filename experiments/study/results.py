@@ -88,6 +88,7 @@ INTERLEAVED = {"interleave": "123456x4", "by_3_interleave": "by_3", "late_interl
 # Of capacity: each less the other.
 FACTS_APART = (
     *((run, "scratch") for run in ("stack", "zero", "width_copies", "width_zero", "untrained", "base_only")),
+    ("stack", "base_only"),
     ("stack", "zero"),
     ("width_copies", "width_zero"),
 )
@@ -213,7 +214,7 @@ def stacking() -> str:
 def facts_known() -> str:
     """What the runs of capacity know of its facts, and how far apart they end, in bits."""
     capacity = runpy.run_path(str(ROOT / "experiments" / "capacity.py"))
-    group, write = study("capacity"), partial(rounded, spec="+,.0f")
+    group, write = study("capacity"), partial(rounded, spec="+.0f")
     lines = []
     for one, other in FACTS_APART:
         found = differences(group, [(one, other)], lambda run: capacity["known"](last_loss(run)))
