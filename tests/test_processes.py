@@ -189,28 +189,42 @@ def test_a_process_that_is_gone_before_it_trains_is_missed_in_a_line_too(setting
 
 
 LATE = """
-import os, signal, sys, time
+import os, sys, time
 from growlm.__main__ import main
 from growlm.training.progress import Display
 
-def end(*of):
-    if os.environ["JAX_PROCESS_ID"] == "0":
-        time.sleep(3)
-        os.kill(os.getpid(), signal.SIGKILL)
+end, seconds, by = Display.end, float(sys.argv.pop(1)), int(sys.argv.pop(1))
 
-Display.end = end
+def late(*of):
+    if os.environ["JAX_PROCESS_ID"] == "0":
+        time.sleep(seconds)
+        os.kill(os.getpid(), by)
+    end(*of)
+
+Display.end = late
 sys.exit(main())
 """
 
 
+def late_job(folder, settings, seconds, by):
+    """A job whose first process takes so many seconds at its end, where it gets a signal, or none."""
+    stage = settings["stages"][0] | {"tokens": 8 * 8 * tiny.LENGTH}
+    return Job(folder, settings | {"stages": [stage]}, 2, ("-c", LATE, str(seconds), str(int(by))))
+
+
 @pytest.mark.slow
 def test_a_process_that_has_done_its_part_misses_one_that_is_gone_in_a_line_too(settings, tmp_path):
-    stage = settings["stages"][0] | {"tokens": 8 * 8 * tiny.LENGTH}
-    job = Job(tmp_path, settings | {"stages": [stage]}, 2, ("-c", LATE))
+    job = late_job(tmp_path, settings, 3, signal.SIGKILL)
     assert job.processes[1].wait(BOUND) == 1
     lines = job.said(1).splitlines()
     assert lines[-2] == "growlm: another process of the job is gone: process 0 ended"
     assert not any("Check failure" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_process_that_has_done_its_part_waits_longer_than_for_a_silent_one(settings, tmp_path):
+    job = late_job(tmp_path, settings, 25, 0)  # JAX's own timeouts are 20
+    assert job.wait() == [0, 0], job.said(1)
 
 
 @pytest.mark.parametrize(

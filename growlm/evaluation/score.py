@@ -338,7 +338,7 @@ class _SoonCompiled:
         jitted = partial(jax.jit, self._function, static_argnames=self._static)
         if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
             return dict.fromkeys(OPTIONS, jitted())
-        known = {little: {name: at for name, at in OPTIONS[little].items() if is_known(name, at)} for little in OPTIONS}
+        known = {little: {name: at for name, at in OPTIONS[little].items() if _is_known(name, at)} for little in OPTIONS}
         return {little: jitted(compiler_options=options) for little, options in known.items()}
 
     def program(self, little: bool) -> Any:
@@ -349,7 +349,7 @@ class _SoonCompiled:
         return self._programs[little](*arrays, **static)
 
 
-def is_known(name: str, value: Any) -> bool:
+def _is_known(name: str, value: Any) -> bool:
     """Whether this version of XLA has an option: one that it has not would end every compilation."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()

@@ -19,6 +19,7 @@ from jax._src import distributed  # its key-value store has no public place
 from growlm.training.processes import JOIN_SECONDS, exit_process, gone, peer_timeout
 
 SECONDS = 1.0  # between two words
+END_SECONDS = 7 * 24 * 3600  # in which those that have done their part wait for the others, of which none is lost
 HERE, GOODBYE = b".", b"!"
 _TOKEN, _NUMBER = 32, 8  # bytes of what a process says first: the job's secret, and which one it is
 
@@ -54,8 +55,11 @@ def watch_peers() -> None:
 def leave_job() -> None:
     """Wait until all processes of the job have come to their end, and leave it: until then they are watched.
 
-    The first one may have records or a report to write yet, and JAX, where it waits for one that is lost, aborts.
+    The first one may have records or a report to write yet. Where JAX waits for it, that aborts if it is lost, and all
+    of the job if it takes longer than a silent process is waited for.
     """
+    if _begun:
+        distributed.global_state.client.wait_at_barrier("growlm/end", timeout_in_ms=1000 * END_SECONDS)
     jax.distributed.shutdown()
     say_goodbye()
 
