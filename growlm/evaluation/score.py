@@ -338,8 +338,10 @@ class _SoonCompiled:
         jitted = partial(jax.jit, self._function, static_argnames=self._static)
         if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
             return dict.fromkeys(OPTIONS, jitted())
-        known = {little: {name: at for name, at in OPTIONS[little].items() if _is_known(name, at)} for little in OPTIONS}
-        return {little: jitted(compiler_options=options) for little, options in known.items()}
+        return {
+            little: jitted(compiler_options={name: value for name, value in options.items() if _is_known(name, value)})
+            for little, options in OPTIONS.items()
+        }
 
     def program(self, little: bool) -> Any:
         """The jitted function, for batches that are little work in all or not."""
