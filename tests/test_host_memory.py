@@ -48,7 +48,7 @@ def test_the_commands_that_train_set_their_process_up_first(command, monkeypatch
     def refuse():
         raise InputError("set up")
 
-    monkeypatch.setattr(own_process, "join_processes", lambda: None)
+    monkeypatch.setattr(own_process, "join_job", lambda: None)
     monkeypatch.setattr(own_process, "keep_freed_memory", refuse)  # in this process nothing may change
     assert main([command, "--config=none.py", "--workdir=none"]) == 2
     assert capsys.readouterr().err.endswith("growlm: set up\n")

@@ -227,6 +227,38 @@ def test_a_process_that_has_done_its_part_waits_longer_than_for_a_silent_one(set
     assert job.wait() == [0, 0], job.said(1)
 
 
+BESIDE = """
+import importlib, os, signal, sys, time
+from growlm.__main__ import main
+
+def within(*of, **how):
+    if os.environ["JAX_PROCESS_ID"] == "0":
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(300)
+
+module, name, *sys.argv[1:] = sys.argv[1].split()
+setattr(importlib.import_module(module), name, within)
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "growlm.commands.sample check_range sample --checkpoint=no --prompt=a",
+        "growlm.commands.evaluate run_evaluation evaluate --checkpoint=no --perplexity=no",
+        "growlm.training.config load_config probe --checkpoint=no --config=no.py",
+    ],
+)
+def test_the_other_commands_of_a_job_watch_each_other_too(settings, tmp_path, beside):
+    job = Job(tmp_path, settings, 2, ("-c", BESIDE, beside))
+    assert job.processes[1].wait(BOUND) == 1
+    assert "growlm: another process of the job is gone: process 0 ended" in job.said(1)
+    assert "Check failure" not in job.said(1)
+
+
 @pytest.mark.parametrize(
     ("count", "number", "says"),
     [

@@ -32,7 +32,8 @@ from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_par
 from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
 from growlm.training.mesh import MeshConfig, make_mesh
-from growlm.training.processes import is_first, join_processes
+from growlm.training.peers import join_job
+from growlm.training.processes import is_first
 from growlm.training.programs import cached_on_disk
 from growlm.training.saved import IMPORTED, Saved, find_saved, of_the_newest, read_state
 
@@ -252,7 +253,7 @@ def mesh_of(sizes: Mapping[str, Any]) -> MeshConfig:
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
-    join_processes()
+    join_job()
     with cached_on_disk():
         results, path = run_evaluation(
             args.checkpoint,

@@ -27,10 +27,11 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     from growlm.files import write_sealed
     from growlm.training.config import build_run, load_config
     from growlm.training.metrics import reproduction
-    from growlm.training.processes import is_first, join_processes
+    from growlm.training.peers import join_job
+    from growlm.training.processes import is_first
     from growlm.training.programs import cached_on_disk
 
-    join_processes()
+    join_job()
     checkpoint, workdir = args.checkpoint or args.workdir, args.workdir or args.checkpoint
     if checkpoint is None:
         raise InputError("probe needs --checkpoint=RUN or --workdir=DIR (see growlm probe --help)")

@@ -18,7 +18,8 @@ from growlm.errors import InputError, check_range
 from growlm.evaluation import LanguageModel, Sampling, generate
 from growlm.formats.folder import is_hugging_face
 from growlm.hub import local_folder
-from growlm.training.processes import is_first, join_processes
+from growlm.training.peers import join_job
+from growlm.training.processes import is_first
 from growlm.training.saved import find_saved
 
 OPTIONS = {
@@ -46,7 +47,7 @@ KEYS = {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"}
 
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
-    join_processes()
+    join_job()
     prompts = [*(args.prompt or ()), *(read_text(args.prompts).splitlines() if args.prompts else ())]
     if args.prompts and not prompts:
         raise InputError(f"{args.prompts} must hold prompts, one a line, got none")

@@ -2,8 +2,7 @@
 
 from growlm.training.checkpoint import quiet_writers
 from growlm.training.host_memory import keep_freed_memory
-from growlm.training.peers import watch_peers
-from growlm.training.processes import join_processes
+from growlm.training.peers import join_job
 
 
 def own_process() -> None:
@@ -13,9 +12,8 @@ def own_process() -> None:
     one (up to a third of a step's time; the process never shrinks again), and prints no tracebacks of other libraries'
     writers. A process that is not for training alone, such as a notebook's, does without.
 
-    Raises InputError, as `join_processes` does.
+    Raises InputError, as `join_job` does.
     """
-    join_processes()
-    watch_peers()
+    join_job()
     keep_freed_memory()
     quiet_writers()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax._src import distributed  # its key-value store has no public place
 
-from growlm.training.processes import JOIN_SECONDS, exit_process, gone, peer_timeout
+from growlm.training.processes import JOIN_SECONDS, exit_process, gone, join_processes, peer_timeout
 
 SECONDS = 1.0  # between two words
 END_SECONDS = 7 * 24 * 3600  # in which those that have done their part wait for the others, of which none is lost
@@ -50,6 +50,15 @@ def watch_peers() -> None:
             watch.add(line, "process 0")
     _begun.append((watch, server))
     atexit.register(say_goodbye)
+
+
+def join_job() -> None:
+    """Join the other processes of the job and watch them; must come before anything else of JAX.
+
+    Raises InputError, as `join_processes` does.
+    """
+    join_processes()
+    watch_peers()
 
 
 def leave_job() -> None:

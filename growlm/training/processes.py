@@ -185,7 +185,7 @@ def gone(reason: str) -> str:
     """What the other processes of a job say where one is lost."""
     return (
         f"growlm: another process of the job is gone: {reason}\n"
-        "growlm: the same command, started for all, goes on from the last checkpoint"
+        "growlm: start the same command for all of them: a run goes on from the last checkpoint"
     )
 
 
