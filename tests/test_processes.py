@@ -15,6 +15,7 @@ import pytest
 import tiny
 
 from growlm import InputError
+from growlm.files import is_part
 from growlm.training import processes, tpu_hosts
 from growlm.training.checkpoint import check_whole
 from growlm.training.config import build_run
@@ -140,7 +141,8 @@ def test_processes_train_and_grow_are_stopped_killed_and_others_go_on(settings, 
     assert [f"share {number // 2} 2" in job.said(number) for number in range(4)] == [True] * 4  # tensor spans two
 
     assert_as_on_one(tiny.records(run), settings, tmp_path / "one")
-    assert sorted(path.name for path in run.iterdir()) == [
+    # The process that was left ended at once, wherever it was: also while it wrote a file.
+    assert sorted(path.name for path in run.iterdir() if not is_part(path)) == [
         "checkpoints",
         "config.json",
         "growth-1.json",
