@@ -194,5 +194,5 @@ def run(arguments: list[str], moment: Moment, environment: dict[str, str], log: 
     code = growlm(arguments)
     end(None)
     peers.leave_job()  # as the command does in a process of its own
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # a process of multiprocessing runs none by itself
     sys.exit(code)

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -348,9 +348,10 @@ class _SoonCompiled:
         return self._programs[little]
 
     def __call__(self, *arrays: Any, little: bool, **static: Any) -> Any:
-        return self._programs[little](*arrays, **static)
+        return self.program(little)(*arrays, **static)
 
 
+@cache  # a compilation, if a small one
 def _is_known(name: str, value: Any) -> bool:
     """Whether this version of XLA has an option: one that it has not would end every compilation."""
     try:
