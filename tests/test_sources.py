@@ -220,6 +220,40 @@ def test_memory_does_not_grow_with_a_row_group(tmp_path):
     assert 0 < most < 8e6
 
 
+def test_a_text_that_a_page_holds_once_is_in_memory_once(tmp_path, monkeypatch):
+    """Files of a few kB: written out, the rows of one are 120 MB, and so is the list in a row of the other."""
+    arrow, text = pytest.importorskip("pyarrow"), "ab " * 133_000
+    once = {"compression": "zstd", "dictionary_pagesize_limit": 2**30}
+    file = write_parquet(tmp_path / "a.parquet", [{"text": text}] * 300, **once)
+    before, most, rows = arrow.total_allocated_bytes(), 0, 0
+    for document in (document for part in list_parts([str(file)], "train") for document in part.documents(Reading())):
+        most, rows = max(most, arrow.total_allocated_bytes() - before), rows + 1
+        assert sum(len(piece) for piece in document.pieces) == len(text)
+    assert file.stat().st_size < 5000 and rows == 300 and len(text) < most < 8 * len(text)
+
+    monkeypatch.setattr("growlm.data.parquet.MAX_ROW", 2**22)
+    said = [{"role": role, "content": text} for role in ("user", "assistant")]
+    talk = write_parquet(tmp_path / "talk.parquet", [{"messages": said}, {"messages": said * 150}], **once)
+    before, most, rows = arrow.total_allocated_bytes(), 0, 0
+    with pytest.raises(
+        InputError, match=r"row 2 of .*talk\.parquet must have at most 4,194,304 bytes, got 119,701,950"
+    ):
+        for part in list_parts([str(talk)], "train"):
+            for document in part.documents(Reading(chat=True)):
+                most, rows = max(most, arrow.total_allocated_bytes() - before), rows + 1
+                assert sum(len(piece) for piece in document.pieces) > 2 * len(text)
+    assert talk.stat().st_size < 5000 and rows == 1 and most < 8 * len(text)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "binary", "large_binary", "dictionary"])
+def test_every_kind_of_text_is_read_and_one_of_nothing(tmp_path, kind):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = arrow.array(["one", "", "é", "one"])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(getattr(arrow, kind)())
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == ["one", "", "é", "one"]
+
+
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [

@@ -6,48 +6,81 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from growlm.checked import MAX_JSON
 from growlm.data.documents import PIECE_BYTES, Document, Reading, of_record
 from growlm.errors import InputError, import_library, in_one_line
 
 PARQUET = ".parquet"
-ROWS = 64  # in memory at a time
+MAX_ROW = MAX_JSON  # bytes, as a line of JSON may have
 
 
 def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Document]:
     """One document a row of the row groups that begin in bytes [start, stop) of the file, as `_begins` has it.
 
     Raises:
-      InputError: the file is broken, a column is missing, or that of the text is not text.
+      InputError: the file is broken, a column is missing, that of the text is not text, or a row is too large.
     """
-    library = import_library("pyarrow.parquet")
-    with _named_errors(path):
-        file = library.ParquetFile(path, buffer_size=PIECE_BYTES, pre_buffer=False)  # pages are read as needed
-    with contextlib.closing(file):
+    with contextlib.closing(_open(path)) as file:
         _check_columns(path, file.schema_arrow, reading)
         text = None if reading.chat else reading.field
         columns = text and [text, *(each.field for each in reading.filters)]
         row = 0
         for group, begin in enumerate(_begins(file.metadata, Path(path).stat().st_size)):
             if start <= begin < stop:
-                with _named_errors(path):
-                    batches = file.iter_batches(ROWS, [group], columns, use_threads=False)
-                for number, record in enumerate(_records(path, batches, text), row + 1):
+                with _named_errors(path):  # a row at a time: a text that a page holds once may be that of many rows
+                    batches = file.iter_batches(1, [group], columns, use_threads=False)
+                for number, record in enumerate(_records(path, batches, text, row + 1), row + 1):
                     if document := of_record(record, f"row {number} of {path}", reading):
                         yield document
             row += file.metadata.row_group(group).num_rows
 
 
-def _records(path: str, batches: Iterator[Any], field: str | None) -> Iterator[dict[str, Any]]:
-    """The rows of batches, with the bytes of a field of text, as what is not UTF-8 is told of elsewhere."""
+def _open(path: str) -> Any:
+    """The file, which is read by pages as they are needed, with lists of texts as numbers of the texts that there are.
+
+    As written out, a list of one text a million times is a million texts.
+    """
+    library = import_library("pyarrow.parquet")
+    with _named_errors(path):
+        file = library.ParquetFile(path, buffer_size=PIECE_BYTES, pre_buffer=False)
+        leaves = map(file.schema.column, range(len(file.schema)))
+        in_lists = [leaf.path for leaf in leaves if leaf.max_repetition_level and leaf.physical_type == "BYTE_ARRAY"]
+        if not in_lists:
+            return file
+        with contextlib.closing(file):
+            return library.ParquetFile(path, buffer_size=PIECE_BYTES, pre_buffer=False, read_dictionary=in_lists)
+
+
+def _records(path: str, rows: Iterator[Any], field: str | None, first: int) -> Iterator[dict[str, Any]]:
+    """Batches of a row as records, with the bytes of a field of text, as what is not UTF-8 is told of elsewhere."""
     arrow = import_library("pyarrow")
     with _named_errors(path):
-        for batch in batches:
+        for number, row in enumerate(rows, first):
             if field is None:
-                yield from batch.to_pylist()
+                _check_size(sum(map(_written_out, row.columns)), number, path)
+                yield from row.to_pylist()
                 continue
-            texts = batch.column(field).cast(arrow.large_binary()).to_pylist()
-            for record, text in zip(batch.drop_columns(field).to_pylist() or [{}] * len(texts), texts, strict=True):
-                yield {**record, field: text}
+            cell = row.column(field)[0]
+            text = (cell.value if isinstance(cell, arrow.DictionaryScalar) else cell).as_buffer()
+            _check_size(0 if text is None else text.size, number, path)
+            (others,) = row.drop_columns(field).to_pylist() if row.num_columns > 1 else [{}]
+            yield {**others, field: None if text is None else text.to_pybytes()}
+
+
+def _check_size(size: int, number: int, path: str) -> None:
+    if size > MAX_ROW:
+        raise InputError(f"row {number} of {path} must have at most {MAX_ROW:,} bytes, got {size:,}")
+
+
+def _written_out(column: Any) -> int:
+    """The bytes of a column with every text in full."""
+    arrow, compute = import_library("pyarrow"), import_library("pyarrow.compute")
+    if arrow.types.is_dictionary(column.type):
+        lengths = compute.binary_length(column.dictionary).take(column.indices)
+        return compute.sum(lengths).as_py() or 0
+    if arrow.types.is_struct(column.type):
+        return sum(map(_written_out, column.flatten()))
+    return _written_out(column.flatten()) if arrow.types.is_nested(column.type) else column.nbytes
 
 
 def _begins(metadata: Any, size: int) -> list[int]:
