@@ -106,6 +106,11 @@ def test_no_experiment_is_written_under_former_names(capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "steps"), [("operators", 10), ("overtrained", 115)])
+def test_the_lines_of_a_long_run_are_further_apart(name, steps):
+    assert load_config(f"{EXPERIMENTS / name}.py:small", [])["log_every_steps"] == steps
+
+
 def test_the_seed_is_a_config_key_and_changes_every_stage():
     hashes = [
         {

@@ -25,6 +25,7 @@ Stage = dict[str, Any]
 Run = dict[str, Any]
 Control = tuple[Run, str]
 
+LINES = 200  # of metrics.jsonl, about, from a run of more than ten times as many steps
 
 # The growth of a stage that goes on with the model and the optimizer of the one before.
 SAME_MODEL = {"operator": "direct", "optimizer_state": "map"}
@@ -215,6 +216,7 @@ class Scale:
         config.dtype, config.remat = self.dtype, self.remat
         config.evaluation = {"every_tokens": self.part(0.04), "batches": self.validation_batches}
         config.checkpoint = {"every_tokens": self.part(0.2), "max_to_keep": 1}
+        config.log_every_steps = max(10, round(self.tokens / (self.batch * self.length) / LINES))
         config.runs = {**grown, "scratch": self.scratch(), **{name: run for name, (run, _) in controls.items()}}
         config.baseline = "scratch"
         config.grown = tuple(grown)
