@@ -47,6 +47,18 @@ def forget_programs():
         gc.collect()
 
 
+@pytest.fixture
+def own_programs():
+    """JAX as users start it: no folder is named, and the least program is cached."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (None, 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="session")
 def bucket_servers():
     """Servers of buckets on this machine, with the environment that leads to them."""

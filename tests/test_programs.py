@@ -4,24 +4,11 @@ import random
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from growlm.training.programs import cached_on_disk
 
 
-@pytest.fixture
-def own_folder():
-    """JAX as users start it: no folder is named, and the least program is cached."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in zip(names, (None, 0.0), strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_a_flipped_bit_in_a_compiled_program_is_never_run_and_the_entry_is_made_anew(own_folder, tmp_path):
+def test_a_flipped_bit_in_a_compiled_program_is_never_run_and_the_entry_is_made_anew(own_programs, tmp_path):
     def run():
         jax.clear_caches()
         with cached_on_disk(tmp_path):

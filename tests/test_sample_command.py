@@ -46,6 +46,17 @@ def test_prompts_of_the_command_line_and_of_a_file(workdir, tmp_path, capsys):
     assert titles == [f"== prompt {number}, sample {sample}" for number in (1, 2, 3) for sample in (1, 2)]
 
 
+def test_a_second_start_compiles_nothing(own_programs, workdir, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = "--prompt=a model that", "--seed=3"
+    jax.clear_caches()
+    text = sampled(capsys, workdir, *options)
+    programs = {path: path.stat().st_mtime_ns for path in (tmp_path / "growlm" / "compiled").glob("*-cache")}
+    jax.clear_caches()
+    assert sampled(capsys, workdir, *options) == text and any("go_on" in path.name for path in programs)
+    assert programs == {path: path.stat().st_mtime_ns for path in (tmp_path / "growlm" / "compiled").glob("*-cache")}
+
+
 def test_a_text_of_a_batch_is_that_of_the_text_alone(workdir):
     """Whatever the rows: a draw depends on the seed, the text's number and its place."""
     model, _ = open_checkpoint(workdir)

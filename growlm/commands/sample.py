@@ -20,6 +20,7 @@ from growlm.formats.folder import is_hugging_face
 from growlm.hub import local_folder
 from growlm.training.peers import join_job
 from growlm.training.processes import is_first
+from growlm.training.programs import cached_on_disk
 from growlm.training.saved import find_saved
 
 OPTIONS = {
@@ -45,6 +46,7 @@ OPTIONS = {
 KEYS = {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"}
 
 
+@cached_on_disk()
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
     join_job()
