@@ -46,10 +46,14 @@ OPTIONS = {
 KEYS = {"--mesh": "sets a size of the mesh, such as --mesh.tensor=2"}
 
 
-@cached_on_disk()
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command and return the exit code."""
     join_job()
+    with cached_on_disk():
+        return _sample(args, keys)
+
+
+def _sample(args: argparse.Namespace, keys: Keys) -> int:
     prompts = [*(args.prompt or ()), *(read_text(args.prompts).splitlines() if args.prompts else ())]
     if args.prompts and not prompts:
         raise InputError(f"{args.prompts} must hold prompts, one a line, got none")
