@@ -14,6 +14,7 @@ from growlm.training import run as run_module
 from growlm.training.config import plain
 from growlm.training.continuation import claim_folder
 from growlm.training.run import train
+from growlm.training.sweep import plan_sweep, run_sweep
 
 STEP = tiny.STEP
 GO_ON = threading.Event()  # never set
@@ -172,6 +173,30 @@ def test_a_text_of_validation_that_is_edited_in_its_place_is_another(corpus, tmp
     stage.write_text(json.dumps(held))
     train(runs[2], tmp_path / "run", GO_ON)
     assert [record["step"] for record in tiny.records(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_a_run_that_is_added_to_a_sweep_is_validated_on_the_text_of_the_others(corpus, tmp_path):
+    (tmp_path / "held_out").mkdir()
+    path = Path(tiny.write_corpus(tmp_path / "held_out"))
+    text, evaluation = path.read_text().upper(), {"batches": 1, "corpus": str(path)}
+    path.write_text(text)
+    runs = {"a": [tiny.stage(1)], "b": [tiny.stage(2)]}
+
+    def trained(*names):
+        chosen = {name: runs[name] for name in names}
+        sweep = plan_sweep(tiny.sweep_config(corpus, chosen, baseline="a", evaluation=evaluation))
+        return run_sweep(sweep, tmp_path / "sweep", GO_ON, "", sweep.select(None))
+
+    assert trained("a") == {}
+    before = {file: file.read_bytes() for file in (tmp_path / "sweep").glob("*.json")}
+    path.write_text(text.replace("MODEL", "LAYER"))
+    assert trained("a") == {}  # it is done
+    says = rf"^the text on which stages\[0\] is validated must be that with which .* was begun, got '{path}'$"
+    with pytest.raises(InputError, match=says):
+        trained("a", "b")
+    assert before == {file: file.read_bytes() for file in (tmp_path / "sweep").glob("*.json")}
+    path.write_text(text)
+    assert trained("a", "b") == {}
 
 
 def test_a_stage_that_was_begun_at_another_commit_says_so_and_keeps_it(corpus, tmp_path, monkeypatch, capsys):

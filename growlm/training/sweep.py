@@ -26,6 +26,7 @@ from growlm.training.peers import peers_watched
 from growlm.training.processes import StopRequest, barrier, broadcast, is_first, open_workdir
 from growlm.training.programs import cached_on_disk
 from growlm.training.progress import Display
+from growlm.training.records import check_validated
 from growlm.training.run import RunPlan, plan_run, train_run
 from growlm.training.search import BROKEN, LOST, UNDECIDED, best, block, tries_of
 from growlm.training.settings import SweepConfig, run_folder
@@ -250,7 +251,7 @@ def run_sweep(
     `train`.
 
     Raises:
-      InputError: the folder holds something else.
+      InputError: the folder holds something else, or the text of validation has changed in its place.
       StoppedError: `stop` was set.
     """
     candidates = [run for tries in plan.tries.values() for run in tries.values()]
@@ -265,12 +266,14 @@ def run_sweep(
         records = shared.records
         for folder in plan.seeds:
             check_store(records / folder / STORE)
+        begun = Begun(metadata, _seeds_to_train(plan, chosen, records))
+        for path, run in plan.runs.items() if begun.seeds else ():  # what is trained now is compared with all of them
+            check_validated(run.stages, (records / path).parent / STORE)
         if plan.config.seeds:
             claim_folder(records, plain(plan.config))
         for folder in plan.seeds:
             claim_folder(records / folder, plain(plan.of_seed(folder).config))
         barrier()
-        begun = Begun(metadata, _seeds_to_train(plan, chosen, records))
         _write_summaries(plan, records, begun)
         for path in chosen:
             if path not in plan.tries:
