@@ -13,7 +13,7 @@ from growlm.files import read_object
 
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
 # Of sweep.json and run.json, and what stands between those of several studies.
-PROVENANCE = {"command": "\n", "hardware": ", ", "commit": ", ", "experiment": "\n\n"}
+PROVENANCE = {"command": "\n", "hardware": "; ", "commit": ", ", "experiment": "\n\n"}
 # Settings that tell no study from another: the seed, and what does not change a result.
 WITHOUT_EFFECT = ("seed", "mesh", "remat", "unroll", "log_every_steps", "checkpoint")
 
