@@ -56,6 +56,7 @@ RATES = ("--config.search.peak_lr=[2e-3,4e-3,8e-3,1.6e-2,3.2e-2]",)
 RATES_LONG = ("--config.search.peak_lr=[4e-3,8e-3,1.6e-2]",)
 RATES_LADDER = ("--config.search.peak_lr=[2e-2,4e-2,8e-2,1.6e-1]",)
 RATES_MODERN = ("--config.search.peak_lr=[5e-3,1e-2,2e-2,4e-2,8e-2]",)
+RATES_MUON = ("--config.search.peak_lr=[5e-3,1e-2,2e-2,4e-2,8e-2,1.6e-1]",)
 _PREPARE = "-m growlm prepare --source=runs/facts.jsonl --chat --tokenizer=bytes --workers=1"
 FACTS = (
     "experiments/capacity.py --facts=runs/facts.jsonl",
@@ -75,7 +76,7 @@ QUEUE = (
     Row("optimizer_state", "optimizer_state", "small"),
     Row("systems", "systems", "small", together=True, options=RATES_LONG),
     Row("ladder_search", "ladder", "2_search", (0,), "rung_2", options=RATES_LADDER),
-    Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MODERN),
+    Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MUON),
     Row("capacity", "capacity", "small", before=FACTS),
     Row("systems_looped", "systems", "small_looped", together=True, options=RATES_MODERN),
     Row("experts", "experts", "small", together=True, options=RATES_LONG),
