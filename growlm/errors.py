@@ -87,7 +87,7 @@ def check_positive(name: str, value: object) -> None:
         raise must_be(name, "a positive number", value)
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """The message of a library's error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 

@@ -18,8 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from growlm.buckets import holds_something, is_bucket, whole
-from growlm.checked import MAX_JSON, check_text, parse_json, sealed, unsealed
-from growlm.errors import InputError, InUseError
+from growlm.checked import check_text, parse_json, read_whole, sealed, unsealed
+from growlm.errors import InputError, InUseError, must_be
 
 LOCK = ".lock"
 # What filelock makes for a moment to learn whether a file system has locks, where it has no files without a name: NFS.
@@ -34,7 +34,9 @@ def write_whole(path: Path, content: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with named(path):
-            part.write_bytes(content)
+            part.unlink(missing_ok=True)  # a link of that name would be written through
+            with part.open("xb") as file:
+                file.write(content)
             sync(part)  # or after a power loss the name may be there, and nothing in it
             part.replace(path)
             sync(path.parent)
@@ -119,12 +121,7 @@ def read_json(path: Path, what: str) -> Any:
     Raises InputError; DamagedError where the checksum is not that of the rest.
     """
     try:
-        check_regular(path, what)
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) > MAX_JSON:
-                raise InputError(f"{what} must have at most {MAX_JSON:,} bytes, got {path}")
-            file.seek(0)
-            value = parse_json(file.read())
+        value = parse_json(read_whole(path, what))
         check_text(value)
         return unsealed(value, path)
     except OSError as error:
@@ -153,10 +150,33 @@ def read_record(path: Path, what: str, *needs: str) -> dict[str, Any]:
     return record
 
 
-def check_regular(path: Path, what: object) -> None:
-    """Raises InputError for a pipe or a device, which may have no end."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{what} must be a regular file, got {path}")
+def inside(folder: Path, name: str) -> Path:
+    """The regular file of that name in a folder; a link is one in a snapshot of the hub's cache, to the cache's blobs.
+
+    Raises InputError: any other name or link, or nothing there.
+    """
+    if not name or Path(name).name != name or "\\" in name or "\0" in name:
+        raise must_be(f"a file that {folder} names", "in the folder itself", name)
+    path = folder / name
+    check_within(folder, path)
+    return path
+
+
+def check_within(folder: Path, path: Path) -> None:
+    """Raises InputError unless a path in a folder is a regular file of it, not a link that leads out.
+
+    In a snapshot of the hub's cache files are links to the cache's blobs.
+    """
+    root = folder.resolve()
+    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise InputError(f"{path} is not there: the folder must be whole") from None
+    if not any(target.is_relative_to(home) for home in homes):
+        raise InputError(f"{path} must be in the folder itself, and leads out of its folder, to {target}")
+    if not target.is_file():
+        raise InputError(f"{path} must be a regular file")
 
 
 def is_part(path: Path) -> bool:

@@ -25,7 +25,7 @@ from growlm.data.shards import fingerprint as fingerprint_of
 from growlm.data.tokenized import is_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, JSON, MODEL, SETTINGS, VOCABULARY, load_tokenizer
 from growlm.errors import InputError, check_name, must_be
-from growlm.files import check_output, check_space, read_object, write_json, write_sealed
+from growlm.files import check_output, check_space, inside, read_object, write_json, write_sealed
 from growlm.formats.card import growth_lines, write_card
 from growlm.formats.export import LENGTH, progress_bar, write_model
 from growlm.formats.folder import (
@@ -40,7 +40,6 @@ from growlm.formats.folder import (
     read_params,
 )
 from growlm.formats.layout import settings_of
-from growlm.formats.safetensors import inside
 from growlm.growth import describe_lost
 from growlm.growth.plan import initial_provenance
 from growlm.growth.verify import describe_verdict

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growlm.buckets import here, is_bucket
-from growlm.checked import check_files
+from growlm.checked import check_files, check_regular
 from growlm.commands.options import (
     CHECKPOINT,
     JSON,
@@ -23,11 +23,11 @@ from growlm.commands.options import (
     print_json,
 )
 from growlm.data import first_corpus, tokenizer_of
-from growlm.data.tokenizers import SETTINGS, Tokenizer, load_tokenizer
+from growlm.data.tokenizers import SETTINGS, Tokenizer, failing, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
 from growlm.evaluation.table import table
-from growlm.files import check_regular, read_object, write_sealed
+from growlm.files import read_object, write_sealed
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
@@ -223,11 +223,11 @@ def _as_imported(
     if length is None:
         raise InputError(f"{folder / CONFIG} has no max_position_embeddings: --length=N is needed")
     prefix = loaded.eos if loaded.bos is None else loaded.bos
-    add_bos = loaded.bos is not None and _adds_bos(source, loaded)
+    add_bos = loaded.bos is not None and adds_bos(source, loaded)
     return {"tokenizer": loaded, "length": length, "prefix": prefix, "add_bos": add_bos}
 
 
-def _adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
+def adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
     """Whether texts begin with BOS: as the settings say, or else the tokenizer.json; SentencePiece models do."""
     settings = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     if settings.get("add_bos_token") is not None:
@@ -236,8 +236,10 @@ def _adds_bos(folder: Path, tokenizer: Tokenizer) -> bool:
         return "tokenizer.model" in tokenizer.files
     import tokenizers
 
-    ids = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a").ids
-    return ids[:1] == [tokenizer.bos]
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.no_padding()  # which may be to any length
+    with failing(f"tokenizer {folder} must have tokens for any text"):
+        return library.encode("a").ids[:1] == [tokenizer.bos]
 
 
 def mesh_of(sizes: Mapping[str, Any]) -> MeshConfig:

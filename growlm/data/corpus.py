@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from growlm.buckets import here
+from growlm.checked import check_regular
 from growlm.data.holdout import CHUNK_BYTES, CHUNKS_HELD_OUT, MANY, bound, rank
 from growlm.data.shards import SPLITS, ShardedTokens, check_tokenizer, fingerprint, open_split, read_manifest
 from growlm.data.tokenized import is_tokenized, open_tokenized, tokenizer_source
 from growlm.data.tokenizers import BYTE_TOKENIZER, load_tokenizer
 from growlm.errors import InputError, must_be
-from growlm.files import check_regular
+from growlm.files import check_within
 
 VOCAB = 256
 EOS = b"\0"  # never inside a document: text with a NUL byte is refused
@@ -161,7 +162,11 @@ def _read(source: str) -> dict[str, bytes]:
     if source and path.is_file():
         documents = {path.name: _text(path)}
     elif source and path.is_dir():
-        documents = {name: _text(path / name) for name in text_files(path)}
+        names = text_files(path)
+        for each in (path / name for name in names):
+            if each.exists():
+                check_within(path, each)
+        documents = {name: _text(path / name) for name in names}
     else:
         raise must_be("corpus", "'stdlib', a prepared folder, a text file or a folder of them", source)
     documents = {name: text for name, text in documents.items() if text}

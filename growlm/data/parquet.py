@@ -8,6 +8,7 @@ from typing import Any
 
 from growlm.checked import MAX_JSON
 from growlm.data.documents import PIECE_BYTES, Document, Reading, of_record
+from growlm.data.parquet_pages import check_pages
 from growlm.errors import InputError, import_library, in_one_line
 
 PARQUET = ".parquet"
@@ -28,6 +29,7 @@ def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Do
         for group, begin in enumerate(_begins(file.metadata, Path(path).stat().st_size)):
             if start <= begin < stop:
                 with _named_errors(path):  # a row at a time: a text that a page holds once may be that of many rows
+                    check_pages(path, group, columns and {name.partition(".")[0] for name in columns})
                     batches = file.iter_batches(1, [group], columns, use_threads=False)
                 for number, record in enumerate(_records(path, batches, text, row + 1), row + 1):
                     if document := of_record(record, f"row {number} of {path}", reading):
@@ -118,12 +120,11 @@ def _names(fields: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _named_errors(path: str) -> Iterator[None]:
     """Turns errors of the library into InputErrors that name the file."""
-    arrow = import_library("pyarrow")
     try:
         yield
     except InputError:
         raise
-    except (OSError, arrow.ArrowException, ValueError) as error:
+    except Exception as error:  # of dates out of range, time zones that are none, ...: they have no common class
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         raise InputError(f"{path} must be a whole {PARQUET} file, got {in_one_line(error)}") from error

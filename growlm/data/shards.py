@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from growlm.checked import parse_json, unsealed
+from growlm.checked import parse_json, read_whole, unsealed
 from growlm.data.holdout import Rule
 from growlm.errors import InputError, check_count, check_name, check_range, must_be
 from growlm.files import read_record
@@ -77,7 +77,8 @@ class ShardedTokens:
 
 
 def dtype_of(vocab: int) -> np.dtype:
-    """The narrowest type of a shard's tokens."""
+    """The narrowest type of a shard's tokens. Raises InputError where none holds them."""
+    check_range("the size of the vocabulary", vocab, high=2**32)
     return np.dtype(DTYPES[vocab > 2**16])
 
 
@@ -99,7 +100,7 @@ def read_format(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_whole(path, path.name))
     except ValueError:
         return None
     if not isinstance(content, dict) or not str(content.get("format", "")).startswith("growlm token shards"):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from growlm.checked import check_regular
 from growlm.data.shards import INDEX_DTYPE, ShardedTokens, hash_blocks
 from growlm.data.tokenizers import JSON, Tokenizer, load_tokenizer
 from growlm.errors import InputError, must_be
@@ -89,6 +90,7 @@ def _beside(path: Path, suffix: str) -> Path:
 def _metadata(path: Path) -> tuple[str, int]:
     """The tokenizer's name, and the bytes of a token."""
     place = _beside(path, METADATA)
+    check_regular(place, METADATA)
     try:
         with place.open("rb") as file:
             name, _, size = file.readline(LONGEST_NAME).decode().rstrip("\n").rpartition("|")
@@ -103,6 +105,7 @@ def _metadata(path: Path) -> tuple[str, int]:
 
 def _open(path: Path, dtype: np.dtype) -> np.ndarray:
     """A file as an array that is read when it is used."""
+    check_regular(path, "a file of tokens")
     try:
         size = path.stat().st_size
     except OSError as error:

@@ -4,17 +4,19 @@ The kind of a file is read off its content, as SentencePiece models go by many n
 token: a document with '</s>' or '<|endoftext|>' in it must not end there.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from growlm.buckets import WEIGHTS, here
-from growlm.checked import check_text, parse_json
+from growlm.checked import check_text, parse_json, read_whole
+from growlm.data.expansion import check_json, check_model
 from growlm.errors import InputError, import_library, in_one_line, must_be
-from growlm.files import check_regular, write_json, write_whole
+from growlm.files import write_json, write_whole
 from growlm.hub import local_folder, pinned
 
 BYTE_TOKENIZER = "bytes"
@@ -189,6 +191,7 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
         model = library.SentencePieceProcessor(model_proto=files[MODEL])
     except (RuntimeError, ValueError):  # ValueError: its message is no UTF-8
         raise InputError(f"{source} must be a SentencePiece model or a tokenizer.json") from None
+    check_model(files[MODEL], source)
 
     def number(token: str) -> int | None:
         id = model.piece_to_id(token)
@@ -208,11 +211,9 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
 def _fast(source: str, files: dict[str, bytes]) -> _Library:
     """A tokenizer.json."""
     library = import_library("tokenizers")
-    try:
-        tokenizer = library.Tokenizer.from_str(files[JSON].decode())
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{source} must be a tokenizer.json, got {in_one_line(error)}") from None
-    return _of_library(tokenizer)
+    check_json(files[JSON], source)
+    with failing(f"{source} must be a tokenizer.json"):
+        return _of_library(library.Tokenizer.from_str(files[JSON].decode()), source)
 
 
 def _two_files(source: str, files: dict[str, bytes]) -> _Library:
@@ -222,31 +223,47 @@ def _two_files(source: str, files: dict[str, bytes]) -> _Library:
         vocabulary = json.loads(files[VOCABULARY])
         lines = [line for line in files[MERGES].decode().splitlines() if line and not line.startswith("#version")]
         model = library.models.BPE(vocabulary, [tuple(line.split(" ")) for line in lines])
-    except Exception as error:
+    except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{source} must be a byte-level BPE, got {in_one_line(error)}") from None
     tokenizer = library.Tokenizer(model)
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     tokenizer.add_special_tokens([token for token in (*EOS_NAMES, *BOS_NAMES) if token in vocabulary])
-    return _of_library(tokenizer)
+    return _of_library(tokenizer, source)
 
 
-def _of_library(tokenizer: Any) -> _Library:
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Says in a line what the library `tokenizers` raises: plain Exceptions, and panics, which are not even these."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) in (Exception, UnicodeDecodeError, OverflowError) or type(error).__name__ == "PanicException":
+            raise InputError(f"{what}, got {in_one_line(error)}") from None
+        raise
+
+
+def _of_library(tokenizer: Any, source: str) -> _Library:
     tokenizer.encode_special_tokens = True  # as plain text
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def encode_all(texts: Sequence[str]) -> list[Ids]:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with failing(f"tokenizer {source} must have tokens for any text"):
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(ids: Sequence[int]) -> str:
+        with failing(f"tokenizer {source} must have a text for any tokens"):
+            return tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
 
     return _Library(
-        vocab=max(tokenizer.get_vocab().values()) + 1,
+        vocab=max(tokenizer.get_vocab().values(), default=-1) + 1,
         token=tokenizer.id_to_token,
         number=tokenizer.token_to_id,
         eos=None,
         bos=None,
         encode_all=encode_all,
-        decode=lambda ids: tokenizer.decode([int(id) for id in ids], skip_special_tokens=True),
+        decode=decode,
     )
 
 
@@ -295,8 +312,7 @@ def _fingerprint(files: dict[str, bytes], eos: int, bos: int | None) -> str:
 
 def _read(path: Path) -> bytes:
     try:
-        check_regular(path, "a tokenizer's file")
-        return path.read_bytes()
+        return read_whole(path, "a tokenizer's file")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 

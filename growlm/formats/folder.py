@@ -12,9 +12,9 @@ import numpy as np
 from growlm.buckets import OTHER_WEIGHTS, here
 from growlm.checked import check_files
 from growlm.errors import InputError
-from growlm.files import read_object, table
+from growlm.files import inside, read_object, table
 from growlm.formats.layout import Place, family_of, from_stored, model_of, places, stored_shape
-from growlm.formats.safetensors import INDEX, Progress, StoredTensor, inside, stored_tensors
+from growlm.formats.safetensors import INDEX, Progress, StoredTensor, stored_tensors
 from growlm.models import DecoderConfig, Params, Weight, nest, parameter_count, sizes_of
 from growlm.models.stored import Family
 
@@ -117,9 +117,11 @@ def _checked(family: Family, model: DecoderConfig, tensors: dict[str, StoredTens
     """The tensors of the model, in its order; none may be missing, over or of another shape."""
     if model.depth > len(tensors):  # a damaged number should not be counted to
         raise InputError(f"{CONFIG} has {model.depth} layers and there are {len(tensors)} tensors: some are missing")
-    expected = {place.name: stored_shape(place, model) for place in places(family, model)}
-    if missing := [name for name in expected if name not in tensors]:
-        raise InputError(f"tensor {missing[0]!r} is missing, of {len(expected)} that {CONFIG} asks for")
+    expected = {}
+    for place in places(family, model):  # only as far as there are tensors
+        if place.name not in tensors:
+            raise InputError(f"tensor {place.name!r} is missing, for which {CONFIG} asks")
+        expected[place.name] = stored_shape(place, model)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             found = list(tensors[name].shape)

@@ -89,7 +89,7 @@ def places(family: Family, model: DecoderConfig) -> Iterator[Place]:
     for units, group in (([()], before), (layers, stacked), ([()], after)):
         for layer, (row, weights) in itertools.product(units, group):
             axes = [dim.axis for dim in weights[0].dims if dim.many]
-            for unit in itertools.product(*(range(model.size(axis)) for axis in axes)):
+            for unit in np.ndindex(*(model.size(axis) for axis in axes)):  # one at a time, of however many experts
                 names = [dim.axis.name for dim in weights[0].all_dims if dim.many]
                 name = row.name.format(**dict(zip(names, (*layer, *unit), strict=True)))
                 yield Place(name, weights, (*layer, *unit), row)

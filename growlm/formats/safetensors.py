@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from growlm.errors import InputError, must_be
-from growlm.files import named, read_object, write_json
+from growlm.files import inside, named, read_object, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -95,26 +95,6 @@ def stored_tensors(folder: Path, computed: re.Pattern) -> dict[str, StoredTensor
     if missing := [name for name in file_of if name not in tensors]:
         raise InputError(f"{folder / file_of[missing[0]]} has no tensor {missing[0]!r}, which {INDEX} has there")
     return tensors
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The regular file of that name in a folder; a link is one in a snapshot of the hub's cache, to the cache's blobs.
-
-    Raises InputError: any other name or link, or nothing there.
-    """
-    if not name or Path(name).name != name or "\\" in name or "\0" in name:
-        raise must_be(f"a file that {folder} names", "in the folder itself", name)
-    path, root = folder / name, folder.resolve()
-    parents = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    try:
-        target = path.resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise InputError(f"{path} is not there: the folder must be whole") from None
-    if target.parent not in parents:
-        raise InputError(f"{path} must be in the folder itself, and leads out of its folder, to {target}")
-    if not target.is_file():
-        raise InputError(f"{path} must be a regular file")
-    return path
 
 
 def _single_file(folder: Path) -> Path:

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 from growlm.errors import InputError
-from growlm.files import check_output, read_object, whole_folder
-from growlm.report.records import study_folders
+from growlm.files import check_output, check_within, whole_folder
+from growlm.report.records import read_sweep, study_folders
 
 OF_SWEEP = ("sweep.json", "config.json", "metrics.csv")
 OF_RUN = (
@@ -37,7 +37,7 @@ def archive(folder: Path, output: Path, ended: bool = False) -> Path:
         raise InputError(f"{other[0]} must be the folder of a sweep, got one without sweep.json")
     files = [folder / "config.json"] if folder not in sweeps else []
     for sweep in sweeps:
-        runs = read_object(sweep / "sweep.json").get("runs", {})
+        runs = read_sweep(sweep).get("runs", {})
         statuses = {name: run.get("status") or "pending" for name, run in runs.items()}
         whole = [name for name, status in statuses.items() if status in ("done", "failed")]
         if (left := [name for name in statuses if name not in whole]) and not ended:
@@ -47,6 +47,7 @@ def archive(folder: Path, output: Path, ended: bool = False) -> Path:
     check_output(output)
     with whole_folder(output) as part:
         for path in filter(Path.exists, files):
+            check_within(folder, path)
             target = part / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

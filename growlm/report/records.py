@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from growlm.checked import DamagedError, parse_record
-from growlm.errors import InputError
-from growlm.files import read_object
+from growlm.checked import DamagedError, lines_of, parse_record
+from growlm.errors import InputError, must_be
+from growlm.files import check_within, inside, read_object
 
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
 # Of sweep.json and run.json, and what stands between those of several studies.
@@ -247,8 +247,7 @@ def _read(folder: Path) -> Study:
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep, config = read_object(folder / "sweep.json"), _optional_json(folder / "config.json")
-    _check_sweep(folder / "sweep.json", sweep)
+    sweep, config = read_sweep(folder), _optional_json(folder / "config.json")
     entries = {name: _entry(name, sweep) for name in sweep.get("runs", {})}
     if (folder / ARCHIVED).exists():
         metrics, configs = _archived_metrics(folder / ARCHIVED), config.get("runs", {})
@@ -272,8 +271,9 @@ SWEEP = {"title": str, "baseline": str, "controls": dict, "grown": list, "search
 ENTRY = {"status": str, "error": str, "stages": list}
 
 
-def _check_sweep(path: Path, sweep: dict[str, Any]) -> None:
-    """Raises InputError where sweep.json is none."""
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """The sweep.json in a folder. Raises InputError where it is none, or has a run in another folder."""
+    path, sweep = folder / "sweep.json", _object(folder / "sweep.json")
     runs = sweep.get("runs", {})
     entries = [*runs.values()] if isinstance(runs, dict) else [None]
     for kinds, value in [(SWEEP, sweep), *((ENTRY, entry) for entry in entries)]:
@@ -282,6 +282,10 @@ def _check_sweep(path: Path, sweep: dict[str, Any]) -> None:
         for key, kind in kinds.items():
             if not isinstance(value.get(key), kind | None):
                 raise InputError(f"{path}: {key} must be a {kind.__name__}, got {str(value[key])[:60]!r}")
+    for name in runs:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
+            raise must_be(f"{path}: the name of a run", "that of a folder in its own", name)
+    return sweep
 
 
 def _text(value: Any) -> str | None:
@@ -335,16 +339,16 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
     A run that was killed goes on from its checkpoint and records some steps again: the later record counts.
     """
-    content = path.read_bytes() if path.exists() else b""
-    lines = content.splitlines()
+    if path.exists():
+        check_within(path.parent, path)
     steps: dict[tuple, dict] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line, partial in lines_of(path, "records"):
         try:
             record = parse_record(line, f"{path}:{number}")
         except DamagedError:
             raise
         except InputError:
-            if number < len(lines) or content.endswith(b"\n"):
+            if not partial:
                 raise
         else:
             steps.setdefault((record["stage"], record["step"]), {}).update(record)
@@ -366,4 +370,9 @@ def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 def _optional_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
-    return read_object(path) if path.exists() else {}
+    return _object(path) if path.exists() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a folder, which is not elsewhere."""
+    return read_object(inside(path.parent, path.name))

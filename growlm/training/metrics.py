@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from growlm.checked import parse_record, sealed
+from growlm.checked import lines_of, parse_record, sealed
 from growlm.errors import InputError
 from growlm.files import named, read_json, write_whole
 from growlm.training.goodput import gone_on, with_new
@@ -72,9 +72,10 @@ def read_records(path: Path, damaged: list[str] | None = None) -> list[dict[str,
     damaged: gets what is wrong with lines that are no record as it was written, which are left out then.
     Raises InputError that names such a line otherwise.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
     records = []
-    for number, line in enumerate(lines[:-1], start=1):
+    for number, line, partial in lines_of(path, "records"):
+        if partial:
+            break
         try:
             records.append(parse_record(line, f"{path}:{number}"))
         except InputError as error:

@@ -17,10 +17,9 @@ from growlm.buckets import STATES, absolute, here, is_folder
 from growlm.checked import DamagedError, check_files, write_checksums
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
-from growlm.files import check_output, read_json, read_record, whole_folder, write_json
+from growlm.files import check_output, inside, read_json, read_record, whole_folder, write_json
 from growlm.formats.card import CARD
-from growlm.formats.folder import CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
-from growlm.formats.safetensors import inside
+from growlm.formats.folder import CARRIED, CONFIG, HuggingFaceFolder, is_hugging_face, open_folder, read_params
 from growlm.growth.masks import Masks
 from growlm.hub import local_folder, recorded
 from growlm.models import DecoderConfig, Params, plain
@@ -280,7 +279,10 @@ def copy_imported(source: Path, folder: Path) -> None:
     if (source / IMPORTED).is_dir() and not (folder / IMPORTED).exists():
         check_files(source / IMPORTED)
         with whole_folder(folder / IMPORTED) as part:
-            shutil.copytree(here(source / IMPORTED), part, dirs_exist_ok=True)
+            imported = here(source / IMPORTED)  # what is ours of it, and no link to elsewhere
+            for name in (CONFIG, STORED_DTYPES, ORIGIN, CARD, *CARRIED):
+                if (imported / name).exists():
+                    shutil.copyfile(inside(imported, name), part / name)
             write_checksums(part)
 
 

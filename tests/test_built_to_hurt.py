@@ -1,0 +1,394 @@
+"""Files that were built to hurt their reader, where random ones would never: each is a result or one line, and no more.
+
+Devices and pipes, links and names that lead out, small files that ask for much memory or time.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import hostile
+import numpy as np
+import pytest
+from hostile import watched
+from safetensors.numpy import save_file
+
+import growlm
+from growlm.checked import check_files
+from growlm.commands.evaluate import adds_bos
+from growlm.data.corpus import load_corpus
+from growlm.data.documents import Reading
+from growlm.data.expansion import check_model
+from growlm.data.markers import with_markers
+from growlm.data.parquet import documents
+from growlm.data.shards import dtype_of
+from growlm.data.textfiles import find_files
+from growlm.data.tokenizers import load_tokenizer
+from growlm.errors import InputError
+from growlm.files import write_whole
+from growlm.report.archive import archive
+from growlm.report.records import read
+from growlm.training.metrics import read_records
+from growlm.training.saved import copy_imported
+
+MEMORY = 2**28  # bytes beside what was there: a line of JSON may have 100 MiB
+
+
+@contextlib.contextmanager
+def refused(folder: Path, said: str):
+    """What is done within is refused in a line, soon, and opens nothing outside of the folder."""
+    hostile.forget_memory()
+    with watched(folder, MEMORY), pytest.raises(InputError, match=said):
+        yield
+
+
+def record(stage=0, step=1, **more):
+    return {"stage": stage, "step": step, "tokens": 8 * step, "flops": 1e6 * step, "val_loss": 2.0, **more}
+
+
+def write_run(folder: Path, records=None, **files) -> Path:
+    """A run's folder; files by their names without suffix, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [record(step=step) for step in (1, 2)] if records is None else records
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, value in files.items():
+        (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(value))
+    return folder
+
+
+def write_sweep(folder: Path, names=("a",), **more) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {name: {"status": "done"} for name in names}
+    (folder / "sweep.json").write_text(json.dumps({"runs": runs} | more))
+    return folder
+
+
+def zeros(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def secret(path: Path) -> None:
+    """A link to what lies beside the folder."""
+    path.symlink_to(path.parents[1] / "secret")
+
+
+def sparse(path: Path) -> None:
+    """A terabyte of nothing, which takes no room."""
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+NO_FILES = (zeros, pipe, secret)
+
+
+# --- What is no file of the folder ---
+
+
+@pytest.mark.parametrize("make", [*NO_FILES, sparse])
+def test_records_are_a_file_of_their_folder(tmp_path, make):
+    sweep = write_sweep(tmp_path / "sweep")
+    (sweep / "secret").write_text(json.dumps(record()) + "\n")
+    (sweep / "a").mkdir()
+    make(sweep / "a" / "metrics.jsonl")
+    with refused(sweep, "must be"):
+        read(sweep)
+
+
+@pytest.mark.parametrize("make", [zeros, pipe])
+def test_records_of_a_stage_are_a_file(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with refused(tmp_path, "must be a regular file"):
+        read_records(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["../victim", "..", "", "a/../../victim", "\0"])
+def test_runs_of_a_sweep_are_in_its_folder(tmp_path, name):
+    write_run(tmp_path / "victim")
+    sweep = write_sweep(tmp_path / "sweep", [name])
+    with refused(sweep, "the name of a run must be"):
+        read(sweep)
+    with refused(sweep, "the name of a run must be"):
+        archive(sweep, tmp_path / "sweep" / "out" / "archive")
+    assert not (tmp_path / "sweep" / "out").exists()
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+def test_an_archive_has_nothing_of_elsewhere(tmp_path, make):
+    sweep = write_sweep(tmp_path / "sweep")
+    (tmp_path / "secret").write_text("{}")
+    run = write_run(sweep / "a")
+    if make is secret:
+        (run / "config.json").symlink_to(tmp_path / "secret")
+    else:
+        make(run / "config.json")
+    with refused(sweep, "leads out of its folder|must be a regular file"):
+        archive(sweep, sweep / "archive")
+    assert not (sweep / "archive").exists()
+
+
+@pytest.mark.parametrize("make", NO_FILES)
+@pytest.mark.parametrize("reader", [find_files, load_corpus])
+def test_texts_of_a_folder_are_files_of_it(tmp_path, make, reader):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "good.txt").write_text("text " * 2000)
+    (tmp_path / "secret").write_text("key " * 2000)
+    make(corpus / "bad.txt")
+    with refused(corpus, "leads out of its folder|must be a regular file"):
+        reader(str(corpus))
+
+
+def test_links_within_a_corpus_are_read(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 2000)
+    (tmp_path / "b.txt").symlink_to("a.txt")
+    assert load_corpus(str(tmp_path)).documents == 2
+
+
+@pytest.mark.parametrize("suffix", ["", ".index", ".metadata"])
+def test_tokens_of_datatrove_are_files(tmp_path, suffix):
+    for each in ("", ".index", ".metadata"):
+        (tmp_path / f"a.ds{each}").write_bytes(b"bytes|2\n" if each == ".metadata" else b"\0" * 16)
+    (tmp_path / f"a.ds{suffix}").unlink()
+    pipe(tmp_path / f"a.ds{suffix}")
+    tokenizer = {"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": []}))
+    with refused(tmp_path, "must be a regular file"):
+        load_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("make", [zeros, pipe, sparse])
+def test_checksums_are_a_file_that_is_read(tmp_path, make):
+    make(tmp_path / "checksums.json")
+    with refused(tmp_path, "must be a regular file|must have at most"):
+        check_files(tmp_path)
+
+
+def test_what_has_grown_by_a_terabyte_is_damaged_before_it_is_read(tmp_path):
+    sparse(tmp_path / "a.bin")
+    (tmp_path / "checksums.json").write_text('{"files": {"a.bin": "5 bytes, crc32 00000000"}}')
+    with refused(tmp_path, "got 1099511627776 bytes"):
+        check_files(tmp_path)
+
+
+def test_what_is_carried_along_is_what_growlm_wrote(tmp_path):
+    """Links in the folder of an import led to devices, and to folders with themselves in them."""
+    imported = tmp_path / "run" / "huggingface"
+    imported.mkdir(parents=True)
+    (imported / "config.json").write_text("{}")
+    zeros(imported / "more.json")
+    (imported / "all").symlink_to(".")
+    with watched(tmp_path, MEMORY):
+        copy_imported(tmp_path / "run", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "huggingface").iterdir()) == [
+        "checksums.json",
+        "config.json",
+    ]
+    zeros(imported / "tokenizer.json")
+    with refused(tmp_path, "leads out of its folder"):
+        copy_imported(tmp_path / "run", tmp_path / "other")
+
+
+def test_a_part_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / f".report.html.{os.getpid()}.part").symlink_to("precious")
+    write_whole(tmp_path / "report.html", b"new")
+    assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "report.html").read_text() == "new"
+
+
+# --- What asks for much ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_type": "mixtral", "num_local_experts": 2**24, "num_experts_per_tok": 2, "num_key_value_heads": 2},
+        {"model_type": "llama", "num_hidden_layers": 100_000},
+    ],
+    ids=["experts", "layers"],
+)
+def test_tensors_are_asked_for_as_far_as_there_are_any(tmp_path, settings):
+    """Sixteen million experts were made as a tuple, and 1.2 million names before the first one was missed."""
+    sizes = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 2, "head_dim": 2, "vocab_size": 4}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"num_hidden_layers": 1} | settings))
+    names = ["embed_tokens", "norm", *(f"layers.{n}.input_layernorm" for n in range(5000))]
+    tensors = {f"model.{name}.weight": np.zeros((4, 2) if name == "embed_tokens" else 2, np.float32) for name in names}
+    tensors |= {f"model.layers.{n}.x": np.zeros(2, np.float32) for n in range(100_000 - len(tensors))}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with refused(tmp_path, "is missing, for which config.json asks"):
+        growlm.read_config(tmp_path)
+
+
+# --- Tokenizers ---
+
+
+def replacing(letter: str, by: str, kind: str = "String") -> dict:
+    return {"type": "Replace", "pattern": {kind: letter}, "content": by}
+
+
+def splitting(pattern: str) -> dict:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+PAIRS = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+WORDS = {"type": "WordPiece", "unk_token": "?", "continuing_subword_prefix": "", "max_input_chars_per_word": 100}
+LONG = [["</s>", 0.0], ["a" * 30_000, -1.0]]
+
+# Of a tokenizer.json what is another, and what is said of it: as it is loaded, as a text is encoded, or decoded.
+TOKENIZERS = {
+    "growing": ({"normalizer": {"normalizers": [replacing("a", "a" * 1000)] * 4}}, "at most 16 bytes of one"),
+    "without types": ({"normalizer": {"pattern": {"String": "a"}, "content": "b" * 99}}, "at most 16 bytes of one"),
+    "no objects": ({"normalizer": [{"String": "a"}, "b" * 99]}, "a step of .* must be an object"),
+    "nothing": ({"normalizer": replacing("", "b" * 99, "Regex")}, "at most 16 bytes of one"),
+    "a beginning": ({"normalizer": {"type": "Prepend", "prepend": "a" * 99}}, "at most 16 bytes of one"),
+    "pairs": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [PAIRS] * 30}}, "at most 16 bytes of one"),
+    "back": ({"decoder": {"decoders": [replacing("a", "a" * 1000)] * 4}}, "at most 16 bytes of one"),
+    "a table": ({"normalizer": {"precompiled_charsmap": "AAAAAGFh" + "YWFh" * 99}}, "at most 64 bytes in place of"),
+    "a long token": ({"model": {"type": "Unigram", "unk_id": 0, "vocab": LONG}}, "at most 1024 bytes, got 30000"),
+    "long words": ({"model": WORDS | {"vocab": {"?": 0}, "max_input_chars_per_word": 10**9}}, "must be at most 256"),
+    "a number": ({"more": int("9" * 200)}, "an integer of 200 digits"),
+    "no tokens": ({"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []}, "names no token"),
+    "a search": ({"pre_tokenizer": splitting("(a+)+$")}, "must have tokens for any text, got PanicException"),
+    "no unknown": ({"model": WORDS | {"vocab": {"</s>": 0}}}, "must have tokens for any text, got Exception"),
+    "no size": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "must have tokens for any text"),
+    "short text": ({"decoder": {"type": "Strip", "content": "a", "start": 9, "stop": 9}}, "must have a text for any"),
+}
+
+
+def write_tokenizer(folder: Path, **other) -> Path:
+    tokens = {"</s>": 0, "a": 1, "b": 2}
+    end = {"id": 0, "content": "</s>", "special": True, "normalized": False, "single_word": False}
+    whole = {"added_tokens": [end | {"lstrip": False, "rstrip": False}], "model": {"vocab": tokens, "merges": []}}
+    whole["model"]["type"] = "BPE"
+    (folder / "tokenizer.json").write_text(json.dumps(whole | other))
+    return folder
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_neither_grows_a_text_nor_ends_the_process(tmp_path, name):
+    other, said = TOKENIZERS[name]
+    write_tokenizer(tmp_path, **other)
+    with refused(tmp_path, said):
+        tokenizer = load_tokenizer(tmp_path)
+        tokenizer.encode("a" * 40 + "b")
+        tokenizer.decode([1])
+
+
+@pytest.mark.parametrize("spaces", ["String", "Regex"])
+def test_what_known_tokenizers_do_is_let_be(tmp_path, spaces):
+    """Llama 2's steps and Gemma's, and those of byte-level BPE."""
+    steps = [{"type": "Prepend", "prepend": "▁"}, replacing(" ", "▁", spaces), {"type": "NFKC"}]
+    write_tokenizer(tmp_path, normalizer={"type": "Sequence", "normalizers": steps}, pre_tokenizer=PAIRS)
+    assert load_tokenizer(tmp_path).encode("a") == [1]
+
+
+def test_a_table_of_sentencepiece_does_not_grow_a_text(tmp_path):
+    """Field 3 of a model, and field 2 of that: a trie of no units, and a text of a megabyte."""
+    from sentencepiece import SentencePieceTrainer
+
+    lines = [f"hello world of {number}" for number in range(300)]
+    prefix = tmp_path / "model"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_prefix=str(prefix), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    model = prefix.with_suffix(".model").read_bytes()
+    check_model(model, "it")
+    table = b"\0\0\0\0" + b"a" * 100
+    rules = b"\x12" + bytes([len(table)]) + table
+    with pytest.raises(InputError, match="at most 64 bytes in place of a character, got 100"):
+        check_model(model + b"\x1a" + bytes([len(rules)]) + rules, "it")
+    piece = b"\x0a\xd1\x0f" + b"a" * 2001
+    with pytest.raises(InputError, match="at most 1024 bytes, got 2001"):
+        check_model(model + b"\x0a\xd4\x0f" + piece, "it")
+
+
+def test_markers_of_conversations_need_room_after_the_last_token(tmp_path):
+    write_tokenizer(tmp_path, model={"type": "WordLevel", "vocab": {"</s>": 0, "a": 2**32 - 1}, "unk_token": "</s>"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert dtype_of(tokenizer.vocab) == "<u4"
+    with pytest.raises(InputError, match="the size of the vocabulary must be <= 4294967296"):
+        dtype_of(with_markers(tokenizer).vocab)
+
+
+def test_whether_a_tokenizer_puts_bos_is_asked_without_its_padding(tmp_path):
+    padding = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}
+    write_tokenizer(tmp_path, padding=padding | {"pad_to_multiple_of": None})
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "a"}')
+    with watched(tmp_path, MEMORY):
+        assert adds_bos(tmp_path, load_tokenizer(tmp_path))
+
+
+# --- Parquet ---
+
+
+def write_parquet(path: Path, columns: dict, **how) -> Path:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table(columns), path, compression="zstd", **how)
+    return path
+
+
+def read_parquet(path: Path, **how) -> None:
+    for document in documents(str(path), 0, 2**62, Reading(**how)):
+        for _ in document.pieces:
+            pass
+
+
+def nulls(count: int):
+    """A row of so many messages, none of which says anything."""
+    import pyarrow as arrow
+
+    parts = [arrow.nulls(count, arrow.string())] * 2
+    messages = arrow.StructArray.from_arrays(parts, ["role", "content"])
+    return arrow.ListArray.from_arrays(arrow.array([0, count], arrow.int32()), messages)
+
+
+def test_a_list_of_parquet_has_no_more_values_than_there_is_memory_for(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"messages": nulls(2**24 + 2)})
+    assert path.stat().st_size < 4096
+    with refused(tmp_path, "column messages.list.element.role .* at most 16,777,216 values"):
+        read_parquet(path, chat=True)
+
+
+def test_a_page_of_parquet_unpacks_to_no_more_than_there_is_memory_for(tmp_path):
+    import pyarrow as arrow
+
+    texts = arrow.array(["a" * 2**20] * 200, arrow.string())
+    how = {"use_dictionary": False, "data_page_size": 2**30, "write_batch_size": 200}
+    path = write_parquet(tmp_path / "a.parquet", {"text": texts}, **how)
+    assert path.stat().st_size < 2**16
+    del texts
+    with refused(tmp_path, "a page of column text of row group 0 .* got 209,7"):
+        read_parquet(path)
+
+
+@pytest.mark.parametrize("kind", ["date", "zone"])
+def test_values_of_parquet_that_python_has_not_are_one_line(tmp_path, kind):
+    import pyarrow as arrow
+
+    days = arrow.array([2**31 - 1], arrow.int32()).cast(arrow.date32())
+    moment = arrow.array([1], arrow.int64()).cast(arrow.timestamp("us", "No/Where"))
+    columns = {"prompt": ["a"], "response": ["b"], "when": days if kind == "date" else moment}
+    with refused(tmp_path, "must be a whole .parquet file, got (OverflowError|UnknownTimeZoneError|ZoneInfo)"):
+        read_parquet(write_parquet(tmp_path / "a.parquet", columns), chat=True)
+
+
+def test_pages_of_parquet_are_found_in_all_of_its_forms(tmp_path):
+    texts = [f"text {number}" for number in range(3000)]
+    talk = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": text}] for text in texts]
+    for number, how in enumerate(
+        (
+            {},
+            {"use_dictionary": False},
+            {"data_page_version": "2.0", "data_page_size": 500},
+            {"row_group_size": 100, "write_statistics": False},
+            {"write_page_index": True, "write_page_checksum": True},
+        )
+    ):
+        path = write_parquet(tmp_path / f"{number}.parquet", {"text": texts, "messages": talk}, **how)
+        read = [piece for one in documents(str(path), 0, 2**62, Reading()) for piece in one.pieces]
+        assert read == texts
+        read_parquet(path, chat=True)
