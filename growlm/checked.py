@@ -17,6 +17,7 @@ from growlm.errors import InputError, is_number
 KEY = "crc32"
 CHECKSUMS = "checksums.json"
 MAX_JSON = 100 * 2**20  # bytes
+MAX_DEPTH = 100  # of brackets in brackets: what walks them has a depth of its own, some of it 300
 MAX_DIGITS = 100  # of an integer: a larger one is no size and no count, and floats end at 308
 PIECE_BYTES = 2**22
 
@@ -33,11 +34,19 @@ def parse_json(text: str | bytes) -> Any:
     if len(text) > MAX_JSON:
         raise ValueError(f"more than {MAX_JSON:,} bytes")
     try:
-        return json.loads(text, parse_int=_integer)
+        value = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("brackets in brackets without end") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"no UTF-8 at byte {error.start}") from None
+    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    level, depth = [value] if sum(map(text.count, brackets)) > MAX_DEPTH else [], 0
+    while level and depth <= MAX_DEPTH:
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level, depth = [one for items in inner for one in items], depth + 1
+    if level:
+        raise ValueError(f"more than {MAX_DEPTH} brackets in brackets")
+    return value
 
 
 def check_text(value: Any) -> None:
@@ -107,7 +116,9 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 # Of a record of training: what must be there, and what is a number where it is there.
 COUNTS = ("stage", "step")
-NUMBERS = ("tokens", "flops", "flops_exact", "seconds", "loss", "val_loss", "learning_rate", "tokens_per_second")
+COSTS = ("tokens", "flops", "flops_exact", "seconds")
+NUMBERS = (*COSTS, "loss", "val_loss", "learning_rate", "tokens_per_second")
+MOST = 1e100  # of a count or a cost, whose products and differences are numbers too
 
 
 def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
@@ -119,7 +130,8 @@ def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
     except ValueError:
         record = None
     whole = isinstance(record, dict) and all(type(record.get(key)) is int for key in COUNTS)
-    if not whole or not all(record.get(key) is None or is_number(record[key]) for key in NUMBERS):
+    whole = whole and all(record.get(key) is None or is_number(record[key]) for key in NUMBERS)
+    if not whole or not all(abs(record.get(key) or 0) <= MOST for key in (*COUNTS, *COSTS)):
         text = line[:60] if isinstance(line, str) else line[:60].decode(errors="replace")
         raise InputError(f"{place} must be a record with stage, step and numbers, got {text!r}")
     return record

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from growlm.checked import KEY
 from growlm.errors import InputError
 
@@ -266,3 +268,37 @@ def forget_memory() -> None:
     """Count the most memory anew, where the system can: what was there before would hide what comes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+# --- What is built to hurt ---
+
+MEMORY = 2**28  # bytes beside what was there: a line of JSON may have 100 MiB
+
+
+@contextlib.contextmanager
+def refused(folder: Path, said: str):
+    """What is done within is refused in a line, soon, and opens nothing outside of the folder."""
+    forget_memory()
+    with watched(folder, MEMORY), pytest.raises(InputError, match=said):
+        yield
+
+
+def record(stage=0, step=1, **more):
+    return {"stage": stage, "step": step, "tokens": 8 * step, "flops": 1e6 * step, "val_loss": 2.0, **more}
+
+
+def write_run(folder: Path, records=None, **files) -> Path:
+    """A run's folder; files by their names without suffix, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [record(step=step) for step in (1, 2)] if records is None else records
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, value in files.items():
+        (folder / f"{name.replace('_', '-') if name[-1].isdigit() else name}.json").write_text(json.dumps(value))
+    return folder
+
+
+def write_sweep(folder: Path, names=("a",), **more) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = {name: {"status": "done"} for name in names}
+    (folder / "sweep.json").write_text(json.dumps({"runs": runs} | more))
+    return folder

@@ -3,15 +3,13 @@
 Devices and pipes, links and names that lead out, small files that ask for much memory or time.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
 
-import hostile
 import numpy as np
 import pytest
-from hostile import watched
+from hostile import MEMORY, record, refused, watched, write_run, write_sweep
 from safetensors.numpy import save_file
 
 import growlm
@@ -22,7 +20,7 @@ from growlm.data.documents import Reading
 from growlm.data.expansion import check_model
 from growlm.data.markers import with_markers
 from growlm.data.parquet import documents
-from growlm.data.shards import dtype_of
+from growlm.data.shards import FORMAT, dtype_of
 from growlm.data.textfiles import find_files
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
@@ -31,37 +29,6 @@ from growlm.report.archive import archive
 from growlm.report.records import read
 from growlm.training.metrics import read_records
 from growlm.training.saved import copy_imported
-
-MEMORY = 2**28  # bytes beside what was there: a line of JSON may have 100 MiB
-
-
-@contextlib.contextmanager
-def refused(folder: Path, said: str):
-    """What is done within is refused in a line, soon, and opens nothing outside of the folder."""
-    hostile.forget_memory()
-    with watched(folder, MEMORY), pytest.raises(InputError, match=said):
-        yield
-
-
-def record(stage=0, step=1, **more):
-    return {"stage": stage, "step": step, "tokens": 8 * step, "flops": 1e6 * step, "val_loss": 2.0, **more}
-
-
-def write_run(folder: Path, records=None, **files) -> Path:
-    """A run's folder; files by their names without suffix, as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [record(step=step) for step in (1, 2)] if records is None else records
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, value in files.items():
-        (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(value))
-    return folder
-
-
-def write_sweep(folder: Path, names=("a",), **more) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = {name: {"status": "done"} for name in names}
-    (folder / "sweep.json").write_text(json.dumps({"runs": runs} | more))
-    return folder
 
 
 def zeros(path: Path) -> None:
@@ -392,3 +359,16 @@ def test_pages_of_parquet_are_found_in_all_of_its_forms(tmp_path):
         read = [piece for one in documents(str(path), 0, 2**62, Reading()) for piece in one.pieces]
         assert read == texts
         read_parquet(path, chat=True)
+
+
+# --- Prepared folders ---
+
+
+def test_a_prepared_folder_has_text_in_both_splits(tmp_path):
+    none = dict.fromkeys(("documents", "tokens", "bytes"), 0)
+    tokenizer = {"name": "bytes", "vocab": 256, "eos": 0, "bos": None, "fingerprint": "x", "files": {}}
+    manifest = {"format": FORMAT, "settings": {}, "rule": {"unit": "chunk", "below": 3}, "dtype": "<u2", "shards": []}
+    manifest |= {"tokenizer": tokenizer, "splits": {"train": none, "validation": none}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with refused(tmp_path, "tokens of train must be an integer >= 1, got 0"):
+        load_corpus(str(tmp_path))

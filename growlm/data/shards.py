@@ -138,6 +138,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         counts = [getattr(shard, field) for shard in shards if shard.split == split]
         if (total := manifest["splits"][split][field]) != sum(counts):
             raise must_be(f"{field} of {split}", f"those of its shards, {sum(counts)}", total)
+        if field == "tokens":
+            check_count(f"tokens of {split}", total, 1)
     for name, token in manifest.get("chat", {}).items():
         check_count(f"marker {name}", token, 0)
 

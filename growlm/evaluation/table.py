@@ -11,7 +11,7 @@ def table(results: dict[str, Any]) -> str:
     """The scores of an evaluation as a table for a terminal, and the paper's average where there is one."""
     rows = [("task", "documents", "metric", "value", "standard error")]
     for task, found in results["results"].items():
-        shown = found.get("alias", task), f"{documents:,}" if (documents := found.get("sample_len")) else ""
+        shown = found.get("alias") or task, f"{documents:,}" if (documents := found.get("sample_len")) else ""
         for name, value, error in scores(found):
             rows.append((*shown, name, value, error))
             shown = "", ""

@@ -37,7 +37,7 @@ def archive(folder: Path, output: Path, ended: bool = False) -> Path:
         raise InputError(f"{other[0]} must be the folder of a sweep, got one without sweep.json")
     files = [folder / "config.json"] if folder not in sweeps else []
     for sweep in sweeps:
-        runs = read_sweep(sweep).get("runs", {})
+        runs = read_sweep(sweep).get("runs") or {}
         statuses = {name: run.get("status") or "pending" for name, run in runs.items()}
         whole = [name for name, status in statuses.items() if status in ("done", "failed")]
         if (left := [name for name in statuses if name not in whole]) and not ended:

@@ -1,5 +1,6 @@
 """The validation losses of runs by source of text, where they are of several."""
 
+from growlm.errors import is_number
 from growlm.report import style
 from growlm.report.charts import whole_figure
 from growlm.report.figures import Axis, Figure
@@ -28,7 +29,8 @@ def source_table(group: Group) -> tuple[list[str], list[list[str]]]:
     """(header, rows): the last validation loss of every run on each source, and how often each was seen."""
     found, trained, rows = names(group), names(group, EPOCHS), []
     for label, run in group.labelled:
-        last = {key: record[key] for record in run.metrics for key in record if key.startswith((LOSS, EPOCHS))}
+        kept = ((key, value) for record in run.metrics for key, value in record.items() if is_number(value))
+        last = {key: value for key, value in kept if key.startswith((LOSS, EPOCHS))}
         epochs = [f"{last[EPOCHS + name]:.2f}" if EPOCHS + name in last else style.UNKNOWN for name in trained]
         rows.append([label, *(style.loss(last.get(LOSS + name)) for name in found), *epochs])
     return ["run", *(f"loss on {name}" for name in found), *(f"epochs of {name}" for name in trained)], rows

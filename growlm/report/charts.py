@@ -1,11 +1,13 @@
 """Curves of runs over compute, tokens and time, with their growths: losses, benchmarks, and how training went."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
+from growlm.errors import is_number
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.records import Group, Run
 from growlm.report.style import LIGHT
@@ -104,7 +106,7 @@ def whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[s
 def change(run: Run, number: int) -> str:
     """What a growth, from 0, changed in the model's config, as 'layers 6 → 24'; 'growth' where no record says it."""
     report = run.growths[number] if number < len(run.growths) else {}
-    models = [stage.get("model") for stage in run.config.get("stages", ())[number : number + 2]]
+    models = [stage.get("model") for stage in (run.config.get("stages") or ())[number : number + 2]]
     if "source" in report and "target" in report:
         models = [report["source"], report["target"]]
     if len(models) != 2 or not all(isinstance(model, dict) for model in models):
@@ -152,7 +154,7 @@ def _series(run: Run, y: Axis, name: str, label: str, colour: int | None, dash: 
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return is_number(value) and math.isfinite(value)
 
 
 def _growths(run: Run, columns: dict[str, np.ndarray], key: str) -> Iterator[Mark]:

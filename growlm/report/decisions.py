@@ -13,7 +13,7 @@ def decision_lines(run: Run) -> Iterator[list[str]]:
         if end := decided.get("end"):
             rule = end.get("rule")
             why = "no rule was met: it took all its tokens"
-            if rule:
+            if rule and None not in (end.get("value"), end.get("limit")):
                 why = f"{rule}: {end['value']:.4g} is below {end['limit']:.4g}"
             yield [str(number + 1), f"ends at step {end['step']:,}", style.count(end.get("tokens")), why]
         if growth := decided.get("growth"):
@@ -22,7 +22,7 @@ def decision_lines(run: Run) -> Iterator[list[str]]:
 
 def _ranking(growth: dict[str, Any]) -> str:
     """The candidates by their validation losses after the steps of the probe, the lowest first."""
-    ends = {name: one["val_loss"][-1] for name, one in growth["candidates"].items()}
+    ends = {name: (one["val_loss"] or [None])[-1] for name, one in growth["candidates"].items()}
     order = sorted(ends, key=lambda name: (ends[name] is None, ends[name] or 0.0, name))
     said = ", ".join(f"{name} {style.loss(ends[name])}" for name in order)
     return f"validation loss after {growth['steps']} steps: {said}"

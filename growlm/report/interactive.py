@@ -103,9 +103,9 @@ def _banded(one: Series) -> bool:
 
 def _spans(marks: Sequence[Mark], axis: Axis) -> dict[str, Any]:
     """The intervals of marks as error bars."""
-    spans = [(mark.x[axis.key], mark.span or (mark.x[axis.key],) * 2) for mark in marks]
     if not any(mark.span for mark in marks):
         return {}
+    spans = [(mark.x[axis.key], mark.span or (mark.x[axis.key],) * 2) for mark in marks]
     high, low = [span[1] - x for x, span in spans], [x - span[0] for x, span in spans]
     return {"error_x": {"array": _numbers(high), "arrayminus": _numbers(low)}}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from growlm.errors import InputError
+from growlm.errors import InputError, is_number
 from growlm.laws.shapes import Shape
 from growlm.laws.speedup import Curve, curve, loss_at
 from growlm.report.records import Run, read, study_folders
@@ -109,7 +109,7 @@ def _record(run: Outcome, budget: float) -> dict[str, Any]:
 
 def outcome(name: str, run: Run) -> Outcome:
     """A finished run. Raises InputError where its records lack something."""
-    if "stages" not in run.config or "seed" not in run.config:
+    if not run.config.get("stages") or run.config.get("seed") is None:
         raise InputError(f"run {name} must have stages and a seed in its config.json")
     if run.parameters is None:
         raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
@@ -129,7 +129,7 @@ def outcome(name: str, run: Run) -> Outcome:
         factor=_factor(name, run) if growths else 1.0,
         growth=json.dumps(_growth(run), sort_keys=True) if growths else "",
         curve=losses,
-        schedule=run.config["stages"][-1].get("schedule", {}).get("kind", ""),
+        schedule=(run.config["stages"][-1].get("schedule") or {}).get("kind") or "",
         batch=_batch(run.config["stages"][-1]),
     )
 
@@ -156,7 +156,7 @@ def _block_params(name: str, run: Run, stage: int, when: str) -> int:
     key = f"block_parameters_{when}"
     if run.growths and key in run.growths[stage]:
         return run.growths[stage][key]
-    model = run.config["stages"][stage]["model"]
-    if not all(field.name in model for field in fields(Shape)):
+    model = run.config["stages"][stage].get("model") or {}
+    if not all(is_number(model.get(field.name)) for field in fields(Shape)):
         raise InputError(f"run {name} must have {key} in its growth reports; train it with this version")
     return Shape(**{field.name: model[field.name] for field in fields(Shape)}).block_params

@@ -4,13 +4,16 @@ import csv
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from growlm.checked import DamagedError, lines_of, parse_record
-from growlm.errors import InputError, must_be
+from growlm.checked import DamagedError, lines_of, parse_json, parse_record
+from growlm.errors import InputError, is_number, must_be
 from growlm.files import check_within, inside, read_object
+from growlm.report.shapes import CONFIG, DECISION, EVALUATION, GROWTH, INIT_FROM, RECORD, SWEEP, check_shape
 
+MOST_NAMES = 1000  # of a run's metrics, and of its stages
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2
 # Of sweep.json and run.json, and what stands between those of several studies.
 PROVENANCE = {"command": "\n", "hardware": "; ", "commit": ", ", "experiment": "\n\n"}
@@ -52,7 +55,7 @@ class Run:
     def held_out(self) -> set[tuple]:
         """What its stages are validated on, where its config says so: corpus, batches, batch and length."""
         found = set()
-        for stage in self.config.get("stages", ()):
+        for stage in self.config.get("stages") or ():
             evaluation = stage.get("evaluation") or self.config.get("evaluation") or {}
             shape = (evaluation.get(key) or stage.get(key) for key in ("batch", "length"))
             given = evaluation.get("corpus"), self.config.get("corpus"), stage.get("corpus")
@@ -67,12 +70,20 @@ class Run:
             options = self.config.get("system_options") or {}
             return [{"operator": system, "options": options}] * len(self.growths)
         return [
-            {key: stage["growth"].get(key) for key in ("operator", "options")} for stage in self.config["stages"][1:]
+            {key: (stage.get("growth") or {}).get(key) for key in ("operator", "options")}
+            for stage in self.config["stages"][1:]
         ]
+
+    @cached_property
+    def _by_stage(self) -> dict[int, list[dict[str, Any]]]:
+        found: dict[int, list[dict[str, Any]]] = {}
+        for record in self.metrics:
+            found.setdefault(record["stage"], []).append(record)
+        return found
 
     def of_stage(self, number: int) -> list[dict[str, Any]]:
         """The records of one stage."""
-        return [record for record in self.metrics if record["stage"] == number]
+        return self._by_stage.get(number, [])
 
     @property
     def last_validated(self) -> dict[str, Any] | None:
@@ -241,14 +252,14 @@ def _read(folder: Path) -> Study:
     if not (folder / "metrics.jsonl").exists():
         raise InputError(f"{folder} must hold sweep.json or metrics.jsonl, got neither")
     name = folder.resolve().name
-    run, made = _run(folder, name), _optional_json(folder / "run.json")
+    run, made = _run(folder, name), _optional_json(folder / "run.json", {})
     return Study(name, {name: run}, run.config, **{key: _text(made.get(key)) for key in PROVENANCE})
 
 
 def _sweep(folder: Path) -> Study:
     """The study that sweep.json describes."""
-    sweep, config = read_sweep(folder), _optional_json(folder / "config.json")
-    entries = {name: _entry(name, sweep) for name in sweep.get("runs", {})}
+    sweep, config = read_sweep(folder), _optional_json(folder / "config.json", CONFIG)
+    entries = {name: _entry(name, sweep) for name in sweep.get("runs") or {}}
     if (folder / ARCHIVED).exists():
         metrics, configs = _archived_metrics(folder / ARCHIVED), config.get("runs", {})
         runs = {
@@ -264,24 +275,13 @@ def _sweep(folder: Path) -> Study:
     return Study(sweep.get("title") or folder.resolve().name, runs, config, **more)
 
 
-# What sweep.json and each of its runs may hold, as far as a report reads it.
-SWEEP = {"title": str, "baseline": str, "controls": dict, "grown": list, "search": dict} | dict.fromkeys(
-    PROVENANCE, str
-)
-ENTRY = {"status": str, "error": str, "stages": list}
-
-
 def read_sweep(folder: Path) -> dict[str, Any]:
     """The sweep.json in a folder. Raises InputError where it is none, or has a run in another folder."""
-    path, sweep = folder / "sweep.json", _object(folder / "sweep.json")
-    runs = sweep.get("runs", {})
-    entries = [*runs.values()] if isinstance(runs, dict) else [None]
-    for kinds, value in [(SWEEP, sweep), *((ENTRY, entry) for entry in entries)]:
-        if not isinstance(value, dict):
-            raise InputError(f"{path} must have its runs as objects, got {str(value)[:60]!r}")
-        for key, kind in kinds.items():
-            if not isinstance(value.get(key), kind | None):
-                raise InputError(f"{path}: {key} must be a {kind.__name__}, got {str(value[key])[:60]!r}")
+    path, sweep = folder / "sweep.json", _object(folder / "sweep.json", SWEEP)
+    runs, search = sweep.get("runs") or {}, sweep.get("search") or {"runs": {}}
+    for name, of_run in search["runs"].items():
+        if len({is_number(one["value"]) for one in of_run["tries"]}) != 1:
+            raise InputError(f"{path}: the tries of run {name!r} must be numbers or texts, and some")
     for name in runs:
         if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise must_be(f"{path}: the name of a run", "that of a folder in its own", name)
@@ -314,23 +314,24 @@ def _entry(name: str, sweep: dict) -> dict[str, Any]:
 def _run(folder: Path, name: str, **entry: Any) -> Run:
     """The run in a folder; one that has not started has no folder, and is empty."""
     reports = sorted(folder.glob("growth-*.json"), key=lambda path: (len(path.name), path.name))
-    decided = {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-*.json")}
+    decided = {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-[0-9].json")}
+    decided |= {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-[0-9][0-9].json")}
     results = sorted((folder / "evaluations").glob("results_*.json"))
     return Run(
         name,
-        _optional_json(folder / "config.json"),
+        _optional_json(folder / "config.json", CONFIG),
         _metrics(folder / "metrics.jsonl"),
-        [read_object(path) for path in reports],
-        evaluations=[read_object(path) for path in results],
-        init_from=_optional_json(folder / "init_from.json"),
-        decisions={number: read_object(decided[number]) for number in sorted(decided)},
+        [_object(path, GROWTH) for path in reports],
+        evaluations=[_object(path, EVALUATION) for path in results],
+        init_from=_optional_json(folder / "init_from.json", INIT_FROM),
+        decisions={number: _object(decided[number], DECISION) for number in sorted(decided)},
         **entry,
     )
 
 
 def _init_from(config: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint that a run began from, as far as its config says: its folder, not its FLOPs."""
-    folder = next((stage.get("init_from") for stage in config.get("stages", ())[:1]), None)
+    folder = next((stage.get("init_from") for stage in (config.get("stages") or ())[:1]), None)
     return {"folder": folder} if folder else {}
 
 
@@ -351,28 +352,36 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             if not partial:
                 raise
         else:
+            check_shape(record, RECORD, f"{path}:{number}")
             steps.setdefault((record["stage"], record["step"]), {}).update(record)
+    names = {key for one in steps.values() for key in one}
+    for what, found in (("stages", {stage for stage, _ in steps}), ("names", names)):
+        if len(found) > MOST_NAMES:  # each is a row or a figure
+            raise InputError(f"{path} must have at most {MOST_NAMES} {what}, got {len(found)}")
     return [steps[key] for key in sorted(steps)]
 
 
 def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of every run of an archive of 0.2."""
     runs: dict[str, list[dict[str, Any]]] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                record = {key: json.loads(text) for key, text in row.items() if key != "run" and text}
-                runs.setdefault(row["run"], []).append({"stage": record["stage"], "step": record["step"]} | record)
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(f"{path}:{number} must be a record with run, stage and step") from error
+    number = 1
+    with inside(path.parent, path.name).open(encoding="utf-8", newline="") as file:
+        try:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                record = {key: parse_json(text) for key, text in row.items() if key != "run" and text}
+                record = {"stage": record["stage"], "step": record["step"]} | record
+                runs.setdefault(row["run"], []).append(parse_record(json.dumps(record), f"{path}:{number}"))
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            raise InputError(f"{path}:{number} must be a record with run, stage and step") from error
     return runs
 
 
-def _optional_json(path: Path) -> dict[str, Any]:
+def _optional_json(path: Path, shape: Any) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file."""
-    return _object(path) if path.exists() else {}
+    return _object(path, shape) if path.exists() else {}
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a folder, which is not elsewhere."""
-    return read_object(inside(path.parent, path.name))
+def _object(path: Path, shape: Any) -> dict[str, Any]:
+    """The object in a JSON file of a folder, which is not elsewhere and has this shape."""
+    check_shape(value := read_object(inside(path.parent, path.name)), shape, path)
+    return value

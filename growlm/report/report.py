@@ -337,10 +337,10 @@ def _evaluations(group: Group) -> str:
     lines = []
     for label, run in group.labelled:
         for result in run.evaluations:
-            at = result.get("growlm", {}).get("tokens")
-            for task, found in result.get("results", {}).items():
+            at = (result.get("growlm") or {}).get("tokens")
+            for task, found in (result.get("results") or {}).items():
                 for metric, value, error in scores(found):
-                    lines.append([label, found.get("alias", task), metric, value, error or "-", style.count(at)])
+                    lines.append([label, found.get("alias") or task, metric, value, error or "-", style.count(at)])
     header = ["run", "task", "metric", "value", "standard error", "tokens"]
     return page.table(header, lines, ("run", "task", "metric")) if lines else ""
 
@@ -350,7 +350,7 @@ def _samples(group: Group) -> str:
     found = []
     for run in group.first.runs.values():
         for record in run.metrics:
-            for sample in record.get("samples", ()):
+            for sample in record.get("samples") or ():
                 at = f"{run.name}, stage {record['stage'] + 1}, step {record['step']:,}"
                 loss = f", validation loss {style.loss(record['val_loss'])}" if "val_loss" in record else ""
                 found.append(f"{page.quiet(at + loss)}{page.verbatim(sample['prompt'] + sample['text'])}")

@@ -118,6 +118,8 @@ def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Ser
     """A curve for every searched run with a try that is done, in its colour of the other charts."""
     looks, values = styles(list(group.first.runs.values())), _values(searches(group))
     for name, of_run in search["runs"].items():
+        if name not in group.first.runs:
+            continue
         role = group.first.runs[name].role
         label = name if role == "run" else f"{name} ({role})"
         done = [(_place(one["value"], values), one) for one in of_run["tries"] if one["val_loss"] is not None]

@@ -9,6 +9,7 @@ Source: arXiv 2405.15319, appendix K.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def spike_rows(group: Group) -> list[SpikeRow]:
 def spikes(run: Run) -> list[Spike]:
     """The growths of a run so far, in order."""
     stages = sorted({record["stage"] for record in run.metrics})
-    return [_spike(run, stage) for stage in stages if stage > 0]
+    return [_spike(run, parent, stage) for parent, stage in pairwise([-1, *stages]) if stage > 0]
 
 
 def spike_table(group: Group) -> str:
@@ -268,10 +269,9 @@ def _share(row: SpikeRow, key: str, measured: str) -> str:
     return ("≤ " if any(back.at_most for back, _ in backs) else "") + f"{share:.2%}"
 
 
-def _spike(run: Run, stage: int) -> Spike:
-    """The growth with which a stage begins."""
-    own = run.of_stage(stage)
-    left = run.of_stage(max((record["stage"] for record in run.metrics if record["stage"] < stage), default=-1))
+def _spike(run: Run, parent: int, stage: int) -> Spike:
+    """The growth with which a stage begins, after its parent."""
+    own, left = run.of_stage(stage), run.of_stage(parent)
     start = left[-1] if left else own[0]
     grown_at, paid = (float(start.get(key) or 0) for key in ("tokens", "flops"))
 
