@@ -13,7 +13,7 @@ from typing import Any
 
 from growlm.errors import InputError
 
-MOST_VALUES = 2**24  # of a page, and of lists in a row group beside its rows: each takes some 30 bytes
+MOST_VALUES = 2**24  # of a page, and of lists in a row group beside its rows unless it has as many bytes: 30 each
 MOST_BYTES = 2**27  # of a page, unless that is less than so many times its bytes in the file
 MOST_TIMES = 100  # text is packed to a fifth or a tenth
 DEPTH = 16  # of the structures in a footer there are 6
@@ -27,18 +27,20 @@ def check_pages(path: str, group: int, columns: Collection[str] | None) -> None:
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
             row_group = _footer(content)[4][group]
+            in_lists = max(MOST_VALUES, min(len(content), sum(chunk[3][7] for chunk in row_group[1])))
             for chunk in row_group[1]:
                 column = chunk[3]
                 name = b".".join(column[3]).decode("utf-8", "replace")
                 if columns is None or column[3][0].decode("utf-8", "replace") in columns:
-                    _check_column(content, column, row_group[3], f"column {name} of row group {group} of {path}")
+                    place = f"column {name} of row group {group} of {path}"
+                    _check_column(content, column, row_group[3] + in_lists, place)
         except BAD as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} must be a whole .parquet file, got a damaged footer or page") from None
 
 
-def _check_column(content: mmap.mmap, column: dict[int, Any], rows: int, place: str) -> None:
+def _check_column(content: mmap.mmap, column: dict[int, Any], most: int, place: str) -> None:
     first, dictionary = column[9], column.get(11, 0)
     at = dictionary if 0 < dictionary < first else first
     end, values = at + column[7], 0
@@ -46,8 +48,9 @@ def _check_column(content: mmap.mmap, column: dict[int, Any], rows: int, place: 
         page, at = _structure(content, at)
         own = sum(page[kind][1] for kind in (5, 7, 8) if kind in page)
         values += 0 if 7 in page else own
-        if own > MOST_VALUES or values - rows > MOST_VALUES:
-            raise InputError(f"{place} must have at most {MOST_VALUES:,} values in a page, and in lists, got {own:,}")
+        if own > MOST_VALUES or values > most:
+            rule = f"at most {MOST_VALUES:,} values in a page and {most:,} in all"
+            raise InputError(f"{place} must have {rule}, got {own:,} and {values:,}")
         if page[2] > max(MOST_BYTES, MOST_TIMES * page[3]):
             rule = f"at most {MOST_BYTES:,} bytes, or {MOST_TIMES} times its {page[3]:,} bytes in the file"
             raise InputError(f"a page of {place} must have {rule}, got {page[2]:,}")
