@@ -394,6 +394,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "operators": partial(league, "operators", labels=OPERATORS, papers=PAPER),
     "operators_small": partial(league, "operators_small", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)),
     "operators_small_tried": partial(tried, "operators_small", labels=SMALL, without=("scratch_tuned",)),
+    "operators_modern": partial(
+        league, "operators_small_modern", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)
+    ),
+    "operators_modern_tried": partial(tried, "operators_small_modern", labels=SMALL, without=("scratch_tuned",)),
     "operators_small_lens": partial(lens, "operators_small", labels=SMALL, without=("scratch_tuned",)),
     "operators_at_growth": partial(at_growth, "operators", labels=OPERATORS),
     "timing": partial(league, "growth_timing", 0, SHARES),
@@ -425,6 +429,7 @@ FIGURES = {
     "novels.png": ("novels", "loss", "flops"),
     "operators_speedup.png": ("operators", "speedup", "speedup"),
     "operators_small_speedup.png": ("operators_small", "speedup", "speedup"),
+    "operators_modern_speedup.png": ("operators_small_modern", "speedup", "speedup"),
     "ladder_1_speedup.png": ("ladder", "speedup", "speedup"),
     "operators_spike.png": ("operators", "spike", "since_growth"),
     "growth_timing.png": ("growth_timing", "timing_valley", "grown_at"),
