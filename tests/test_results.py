@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from growlm.laws.evidence import OUR_LADDER, OURS
+from growlm.laws.evidence import OUR_MUON, OURS
 from growlm.report.compare import rows
 from growlm.report.records import read_groups
 from growlm.report.report import report_page
@@ -85,7 +85,8 @@ def test_a_study_that_was_started_by_several_commands_has_them_all(results):
     ("study", "run", "said"),
     [
         ("operators_small", "direct_depth", OURS.points[1]),
-        ("ladder", "grown", OUR_LADDER.points[0]),
+        ("operators_small_modern", "direct_depth", OUR_MUON.points[0]),
+        ("ladder", "grown", OUR_MUON.points[1]),
     ],
 )
 def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, run, said):
