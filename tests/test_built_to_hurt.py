@@ -207,13 +207,13 @@ LONG = [["</s>", 0.0], ["a" * 30_000, -1.0]]
 
 # Of a tokenizer.json what is another, and what is said of it: as it is loaded, as a text is encoded, or decoded.
 TOKENIZERS = {
-    "growing": ({"normalizer": {"normalizers": [replacing("a", "a" * 1000)] * 4}}, "at most 16 bytes of one"),
-    "without types": ({"normalizer": {"pattern": {"String": "a"}, "content": "b" * 99}}, "at most 16 bytes of one"),
+    "growing": ({"normalizer": {"normalizers": [replacing("a", "a" * 1000)] * 4}}, "at most 64 bytes of one"),
+    "without types": ({"normalizer": {"pattern": {"String": "a"}, "content": "b" * 99}}, "at most 64 bytes of one"),
     "no objects": ({"normalizer": [{"String": "a"}, "b" * 99]}, "a step of .* must be an object"),
-    "nothing": ({"normalizer": replacing("", "b" * 99, "Regex")}, "at most 16 bytes of one"),
-    "a beginning": ({"normalizer": {"type": "Prepend", "prepend": "a" * 99}}, "at most 16 bytes of one"),
-    "pairs": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [PAIRS] * 30}}, "at most 16 bytes of one"),
-    "back": ({"decoder": {"decoders": [replacing("a", "a" * 1000)] * 4}}, "at most 16 bytes of one"),
+    "nothing": ({"normalizer": replacing("", "b" * 99, "Regex")}, "at most 64 bytes of one"),
+    "a beginning": ({"normalizer": {"type": "Prepend", "prepend": "a" * 999}}, "at most 64 bytes of one"),
+    "pairs": ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [PAIRS] * 30}}, "at most 64 bytes of one"),
+    "back": ({"decoder": {"decoders": [replacing("a", "a" * 1000)] * 4}}, "at most 64 bytes of one"),
     "a table": ({"normalizer": {"precompiled_charsmap": "AAAAAGFh" + "YWFh" * 99}}, "at most 64 bytes in place of"),
     "a long token": ({"model": {"type": "Unigram", "unk_id": 0, "vocab": LONG}}, "at most 1024 bytes, got 30000"),
     "long words": ({"model": WORDS | {"vocab": {"?": 0}, "max_input_chars_per_word": 10**9}}, "must be at most 256"),
@@ -318,6 +318,14 @@ def test_a_list_of_parquet_has_no_more_values_than_there_is_memory_for(tmp_path)
     assert path.stat().st_size < 4096
     with refused(tmp_path, "column messages.list.element.role .* at most 16,777,216 values"):
         read_parquet(path, chat=True)
+
+
+def test_lists_of_parquet_may_have_a_value_for_each_byte(tmp_path, monkeypatch):
+    monkeypatch.setattr("growlm.data.parquet_pages.MOST_VALUES", 500)
+    texts = np.random.default_rng(0).integers(2**60, size=(200, 2)).tolist()
+    talk = [[{"role": "user", "content": f"{a}"}, {"role": "assistant", "content": f"{b}"}] * 2 for a, b in texts]
+    path = write_parquet(tmp_path / "a.parquet", {"messages": talk}, data_page_size=500, write_batch_size=50)
+    read_parquet(path, chat=True)
 
 
 def test_a_page_of_parquet_unpacks_to_no_more_than_there_is_memory_for(tmp_path):

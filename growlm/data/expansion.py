@@ -14,7 +14,7 @@ from typing import Any
 from growlm.checked import parse_json
 from growlm.errors import InputError, is_number
 
-MOST = 16  # times a text may grow in bytes; those that are known, with a replacement of spaces by three bytes, take 12
+MOST = 64  # times a text may grow in bytes: known ones take 12, and five steps that each may double it 32
 LONGEST_NORMAL = 64  # bytes in place of a character; in Unicode's own tables the most are 33
 LONGEST_TOKEN = 1024  # bytes in a unigram model, which looks for the longest from every place of a text
 LONGEST_WORD = 256  # characters in a WordPiece model, which takes the third power of it; BERT's has 100
