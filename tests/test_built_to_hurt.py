@@ -324,7 +324,8 @@ def test_lists_of_parquet_may_have_a_value_for_each_byte(tmp_path, monkeypatch):
     monkeypatch.setattr("growlm.data.parquet_pages.MOST_VALUES", 500)
     texts = np.random.default_rng(0).integers(2**60, size=(200, 2)).tolist()
     talk = [[{"role": "user", "content": f"{a}"}, {"role": "assistant", "content": f"{b}"}] * 2 for a, b in texts]
-    path = write_parquet(tmp_path / "a.parquet", {"messages": talk}, data_page_size=500, write_batch_size=50)
+    small = {"use_dictionary": False, "data_page_size": 500, "write_batch_size": 50}
+    path = write_parquet(tmp_path / "a.parquet", {"messages": talk}, **small)
     read_parquet(path, chat=True)
 
 
