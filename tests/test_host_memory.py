@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
+import growlm
 from growlm.__main__ import main
 from growlm.errors import InputError
 from growlm.models import ModelConfig, parameter_count
@@ -62,6 +63,22 @@ def test_a_run_whose_model_no_device_holds_is_refused_before_it_is_there(tmp_pat
     with pytest.raises(InputError, match=f"a device must hold the model and its gradients.*{parts}, got 0 GB"):
         train(dataclasses.replace(config, mesh=MeshConfig(data=1)), tmp_path / "run")
     assert not [*(tmp_path / "run").glob("*.json")]
+
+
+@pytest.mark.parametrize("command", ["sample --prompt=a", "evaluate --perplexity={text}"])
+@pytest.mark.parametrize("kind", ["run", "folder"])
+def test_a_checkpoint_that_no_device_holds_is_one_line(tmp_path, monkeypatch, capsys, command, kind):
+    corpus = tiny.write_corpus(tmp_path)
+    config, source = tiny.run_config(corpus, tiny.stage(1)), tmp_path / kind
+    model = config.stages[0].model
+    if kind == "run":
+        train(config, source)
+    else:
+        growlm.write_model(source, model, growlm.init(model, jax.random.key(0)))
+    monkeypatch.setattr(host_memory, "machine_memory", lambda: 4 * parameter_count(model) - 1)
+    assert main([*command.format(text=corpus).split(), f"--checkpoint={source}", "--mesh.data=1"]) == 2
+    said = f"growlm: a device must hold the model, 0 GB for {parameter_count(model):,} parameters in 1 parts, got 0 GB"
+    assert capsys.readouterr().err.splitlines()[-1] == f"{said} of memory"
 
 
 def test_parts_of_a_model_may_be_smaller_and_share_the_machine(monkeypatch):

@@ -31,6 +31,7 @@ from growlm.files import read_object, write_sealed
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
 from growlm.hub import local_folder, pinned, recorded
 from growlm.models import parameter_count, plain
+from growlm.training.host_memory import check_memory
 from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.peers import join_job
 from growlm.training.processes import is_first
@@ -176,10 +177,12 @@ def open_checkpoint(
         if step is not None:
             raise InputError(f"--step is of runs, and {folder} is a Hugging Face checkpoint")
         source = open_folder(folder)
+        check_memory([source.model], devices, trained=False)
         reads = _as_imported(folder, source.settings, tokenizer, length or source.model.longest)
         model = LanguageModel(source.model, params={}, dtype=dtype, **reads)  # checks it before anything large is read
         return dataclasses.replace(model, params=read_params(source)).on_mesh(devices), {}
     saved = find_saved(folder, step)
+    check_memory([saved.model], devices, trained=False)
     imported = saved.folder / IMPORTED
     check_files(imported)
     if saved.data is None and imported.is_dir():

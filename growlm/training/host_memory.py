@@ -13,7 +13,8 @@ from growlm.errors import InputError
 from growlm.models import DecoderConfig, parameter_count
 
 CGROUP = Path("/sys/fs/cgroup/memory.max")
-LEAST = 8  # bytes a parameter of a train step: itself and its gradient, in float32
+# Bytes a parameter, in float32: itself, and its gradient in a train step.
+LEAST, LEAST_TRAINED = 4, 8
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of mallopt, from glibc's malloc.h
 
 
@@ -48,15 +49,18 @@ def device_memory(mesh: Mesh) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def check_memory(models: Iterable[DecoderConfig], mesh: Mesh) -> None:
-    """Check that the devices can hold what training these models takes at least, before any of it is there.
+def check_memory(models: Iterable[DecoderConfig], mesh: Mesh, trained: bool = True) -> None:
+    """Check that the devices can hold what these models take at least, before any of it is there.
 
-    Raises InputError where parameters and gradients alone are more than there is memory, where that is known.
+    trained: with gradients, which a model that only reads or writes text has not.
+
+    Raises InputError where that alone is more than there is memory, where that is known.
     """
     has, parts = device_memory(mesh), mesh.shape["fsdp"] * mesh.shape["tensor"]
     largest = max(map(parameter_count, models))
-    if has and LEAST * largest / parts > has:
+    each, what = (LEAST_TRAINED, "the model and its gradients") if trained else (LEAST, "the model")
+    if has and each * largest / parts > has:
         raise InputError(
-            f"a device must hold the model and its gradients, {LEAST * largest / parts / 1e9:,.0f} GB for {largest:,} "
-            f"parameters in {parts} parts, got {has / 1e9:,.0f} GB of memory"
+            f"a device must hold {what}, {each * largest / parts / 1e9:,.0f} GB for {largest:,} parameters in {parts} "
+            f"parts, got {has / 1e9:,.0f} GB of memory"
         )
