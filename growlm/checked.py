@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from growlm.errors import InputError, is_number
 
@@ -219,3 +219,34 @@ def _measure(path: Path) -> str:
         while piece := file.read(PIECE_BYTES):
             size, crc = size + len(piece), zlib.crc32(piece, crc)
     return f"{size} bytes, {KEY} {crc:08x}"
+
+
+# --- Shapes ---
+
+NUMBER = int | float
+EACH = "*"  # every key of an object
+WORDS = {dict: "an object", list: "a list", str: "a text", int: "an integer", bool: "true or false", NUMBER: "a number"}
+
+
+def check_shape(value: Any, shape: Any, place: object) -> None:
+    """Raises InputError unless a JSON value has a shape.
+
+    Args:
+        value: the value.
+        shape: a type; a list of the shape of every item; or an object of shapes by key, of which those that end in "!"
+            must be there, and the others may be null; under EACH that of every key.
+        place: what the value is called.
+    """
+    kind = type(shape) if isinstance(shape, dict | list) else shape
+    if not isinstance(value, kind) or (isinstance(value, bool) and bool not in (kind, *get_args(kind))):
+        raise InputError(f"{place} must be {WORDS.get(kind, 'a text or a number')}, got {str(value)[:60]!r}")
+    if isinstance(shape, list):
+        for number, item in enumerate(value):
+            check_shape(item, shape[0], f"{place}[{number}]")
+    elif isinstance(shape, dict):
+        for key, inner in shape.items():
+            for name in value if key == EACH else [key.removesuffix("!")]:
+                if key.endswith("!") and name not in value:
+                    raise InputError(f"{place} must have {name!r}, got {str(value)[:60]!r}")
+                if value.get(name) is not None or key.endswith("!") or key == EACH:
+                    check_shape(value.get(name), inner, f"{place}: {name}")

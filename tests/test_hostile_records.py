@@ -9,11 +9,15 @@ from typing import Any
 
 import hostile
 import pytest
+import tiny
 from hostile import MEMORY, record, refused, watched, write_run, write_sweep
 
+from growlm.checked import KEY
 from growlm.errors import InputError
 from growlm.report.records import read
 from growlm.report.report import compared, overview, report_page
+from growlm.training.run import train
+from growlm.training.saved import find_saved
 
 
 def write_everything(folder: Path) -> dict[str, Any]:
@@ -111,6 +115,41 @@ def test_what_is_wrong_with_records_is_said(tmp_path, name):
     run = write_run(tmp_path / "run", **files)
     with refused(run, said):
         report_of(run)
+
+
+# Of a run that a criterion ended and that began from a checkpoint: a file, what is in it, and what is said of it.
+OF_A_RUN = {
+    "the text that judges": ("stage.json", {"judged_on": [1]}, r"judged_on must be an object, got '\[1\]'"),
+    "an end": ("decision.json", {"end": {"tokens": 5}}, "decision.json: end must have 'step'"),
+    "a step": ("decision.json", {"end": {"step": "4"}}, "step must be an integer, got '4'"),
+    "a growth": ("decision.json", {"growth": {"chosen": 3}}, "chosen must be a text, got '3'"),
+    "a cost": ("init_from.json", {"flops": "y"}, "init_from.json: flops must be a number, got 'y'"),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run that began from another one."""
+    folder = tmp_path_factory.mktemp("begun")
+    corpus = tiny.write_corpus(folder)
+    train(tiny.run_config(corpus, tiny.stage(1)), folder / "first")
+    train(tiny.run_config(corpus, tiny.stage(1, init_from=str(folder / "first"))), folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", OF_A_RUN)
+def test_what_is_wrong_with_the_files_of_a_run_is_said(begun, name):
+    file, value, said = OF_A_RUN[name]
+    stage = next(begun.glob("checkpoints/*/stage.json"))
+    path = begun / file if file == "init_from.json" else stage.with_name(file)
+    content = path.read_bytes() if path.exists() else None
+    before = {} if content is None else {key: one for key, one in json.loads(content).items() if key != KEY}
+    put(path, before | value)
+    try:
+        with pytest.raises(InputError, match=said):
+            find_saved(begun)
+    finally:
+        path.unlink() if content is None else path.write_bytes(content)
 
 
 def test_a_report_of_a_thousand_stages_ends(tmp_path):

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from growlm.checked import DamagedError, lines_of, parse_json, parse_record
+from growlm.checked import DamagedError, check_shape, lines_of, parse_json, parse_record
 from growlm.errors import InputError, is_number, must_be
 from growlm.files import check_within, inside, read_object
-from growlm.report.shapes import CONFIG, DECISION, EVALUATION, GROWTH, INIT_FROM, RECORD, SWEEP, check_shape
+from growlm.report.shapes import CONFIG, DECISION, EVALUATION, GROWTH, INIT_FROM, RECORD, SWEEP
 
 MOST_NAMES = 1000  # of a run's metrics, and of its stages
 ARCHIVED = "metrics.csv"  # the metrics of all runs of a sweep, as `growlm archive` wrote them until 0.2

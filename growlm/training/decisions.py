@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from growlm.checked import check_shape
 from growlm.files import read_record, write_sealed
 from growlm.training.criteria import Curve
 from growlm.training.metrics import read_records
@@ -19,13 +20,17 @@ from growlm.training.stages import Stage
 DECISION_FILE = "decision.json"
 # The kinds: the step at which a rule ended the stage, the candidate that a probe chose.
 END, GROWTH = "end", "growth"
+SHAPE = {END: {"step!": int}, GROWTH: {"chosen!": str}}  # what later stages follow from
 
 Decisions = dict[str, Mapping[str, Any]]  # by the hash of a stage, by kind
 
 
 def read_decisions(store: Path) -> Decisions:
-    """All decisions in a folder of stages."""
-    return {path.parent.name: read_record(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
+    """All decisions in a folder of stages. Raises InputError where one is none."""
+    found = {path: read_record(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
+    for path, decision in found.items():
+        check_shape(decision, SHAPE, path)
+    return {path.parent.name: decision for path, decision in found.items()}
 
 
 def write_decision(folder: Path, kind: str, decision: Mapping[str, Any]) -> None:

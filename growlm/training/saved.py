@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from growlm.buckets import STATES, absolute, here, is_folder
-from growlm.checked import DamagedError, check_files, write_checksums
+from growlm.checked import NUMBER, DamagedError, check_files, check_shape, write_checksums
 from growlm.data.mixture import Fingerprint
 from growlm.errors import InputError, must_be
 from growlm.files import check_output, inside, read_json, read_record, whole_folder, write_json
@@ -236,13 +236,16 @@ def _spent(folder: Path, stage: Stage, step: int) -> dict[str, Any]:
         return spent
     path = folder / INIT_FROM_FILE
     before = read_json(path, INIT_FROM_FILE) if path.exists() else {}
+    check_shape(before, dict.fromkeys(spent, NUMBER), path)
     return {name: None if before.get(name) is None else before[name] + value for name, value in spent.items()}
 
 
 def _stages(run: RunConfig, store: Path) -> list[Stage]:
     """The run's first stages, as many as are in this store: the text that their hashes need is named there."""
-    stored = [read_record(path, "stage", "corpus") for path in sorted(store.glob("*/stage.json"))]
-    texts = [StageText(one["corpus"], (one.get("judged_on") or {}).get("corpus")) for one in stored]
+    stored = {path: read_record(path, "stage", "corpus") for path in sorted(store.glob("*/stage.json"))}
+    for path, one in stored.items():
+        check_shape(one, {"judged_on": dict}, path)
+    texts = [StageText(one["corpus"], (one.get("judged_on") or {}).get("corpus")) for one in stored.values()]
     stages, decisions = [], read_decisions(store)
     for config in run.stages:
         of_any = (begin_stage(config, run, text, stages[-1] if stages else None, decisions) for text in texts)

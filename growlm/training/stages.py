@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from growlm.data.mixture import Fingerprint, given_by
-from growlm.errors import InputError
+from growlm.errors import InputError, check_name
 from growlm.growth import Growth, growth_key, hashed_options, plan_growth
 from growlm.laws.compute import training_flops
 from growlm.models import DecoderConfig, Params, flops_per_token, parameter_count, with_depth
@@ -483,4 +483,6 @@ def begin_stage(
     stage = dataclasses.replace(stage, decided=(decisions or {}).get(stage.stage_hash, {}))
     if not probe:
         return stage
-    return stage.candidates[stage.decided.get("growth", {}).get("chosen", next(iter(stage.candidates)))]
+    chosen = (stage.decided.get("growth") or {}).get("chosen", next(iter(stage.candidates)))
+    check_name("the growth that was chosen", chosen, stage.candidates)
+    return stage.candidates[chosen]
