@@ -182,7 +182,6 @@ def open_checkpoint(
         model = LanguageModel(source.model, params={}, dtype=dtype, **reads)  # checks it before anything large is read
         return dataclasses.replace(model, params=read_params(source)).on_mesh(devices), {}
     saved = find_saved(folder, step)
-    check_memory([saved.model], devices, trained=False)
     imported = saved.folder / IMPORTED
     check_files(imported)
     if saved.data is None and imported.is_dir():

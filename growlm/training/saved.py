@@ -27,6 +27,8 @@ from growlm.state import TrainState
 from growlm.training.checkpoint import Checkpoints, restore_checkpoint, stored_steps
 from growlm.training.config import build, build_model, build_run
 from growlm.training.decisions import read_decisions
+from growlm.training.host_memory import check_memory
+from growlm.training.mesh import MeshConfig, make_mesh
 from growlm.training.optimizer import OptimizerConfig
 from growlm.training.settings import RunConfig
 from growlm.training.stages import Stage, StageText, begin_stage
@@ -132,7 +134,11 @@ def find_saved(folder: Path, step: int | None = None) -> Saved:
 
 
 def read_state(saved: Saved, mesh: Mesh | None = None) -> TrainState:
-    """The training state, on a mesh or this process's first device. Raises InputError where it is not the model's."""
+    """The training state, on a mesh or this process's first device.
+
+    Raises InputError where it is not the model's, or no device can hold that.
+    """
+    check_memory([saved.model], mesh or make_mesh(MeshConfig(), jax.local_devices()[:1]), trained=False)
     return read_stored(saved.checkpoints, saved.step, abstract_state(saved.model, saved.optimizer, mesh))
 
 
