@@ -165,10 +165,11 @@ def inside(folder: Path, name: str) -> Path:
 def check_within(folder: Path, path: Path) -> None:
     """Raises InputError unless a path in a folder is a regular file of it, not a link that leads out.
 
-    In a snapshot of the hub's cache files are links to the cache's blobs.
+    In a snapshot of the hub's cache, and in folders of it, files are links to the cache's blobs.
     """
     root = folder.resolve()
-    homes = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    within = (each.parent for each in (root, *root.parents))
+    homes = [root, *(each.with_name("blobs") for each in within if each.name == "snapshots")]
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):

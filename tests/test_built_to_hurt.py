@@ -116,6 +116,21 @@ def test_links_within_a_corpus_are_read(tmp_path):
     assert load_corpus(str(tmp_path)).documents == 2
 
 
+@pytest.mark.parametrize("inner", ["", "data", "data/more"])
+def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path, inner):
+    snapshot, blobs = tmp_path / "some" / "snapshots" / "abc", tmp_path / "some" / "blobs"
+    (folder := snapshot / inner).mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("a", "b"):
+        (blobs / name).write_text("text " * 2000)
+        (folder / f"{name}.txt").symlink_to(blobs / name)
+    assert load_corpus(str(folder)).documents == 2
+    (folder / "c.txt").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_text("key " * 2000)
+    with pytest.raises(InputError, match="leads out of its folder"):
+        load_corpus(str(folder))
+
+
 @pytest.mark.parametrize("suffix", ["", ".index", ".metadata"])
 def test_tokens_of_datatrove_are_files(tmp_path, suffix):
     for each in ("", ".index", ".metadata"):
