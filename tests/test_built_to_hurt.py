@@ -20,6 +20,7 @@ from growlm.data.documents import Reading
 from growlm.data.expansion import check_model
 from growlm.data.markers import with_markers
 from growlm.data.parquet import documents
+from growlm.data.parquet_pages import _row_groups
 from growlm.data.shards import FORMAT, dtype_of
 from growlm.data.textfiles import find_files
 from growlm.data.tokenizers import load_tokenizer
@@ -354,6 +355,14 @@ def test_a_page_of_parquet_unpacks_to_no_more_than_there_is_memory_for(tmp_path)
     del texts
     with refused(tmp_path, "a page of column text of row group 0 .* got 209,7"):
         read_parquet(path)
+
+
+def test_a_footer_is_read_once_however_many_row_groups_it_has(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", {"text": [f"text {number}" for number in range(50)]}, row_group_size=1)
+    before = _row_groups.cache_info()
+    read_parquet(path)
+    after = _row_groups.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 49)
 
 
 @pytest.mark.parametrize("kind", ["date", "zone"])

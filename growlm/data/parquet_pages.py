@@ -8,6 +8,7 @@ They are in Thrift's compact protocol (github.com/apache/thrift, doc/specs; numb
 import mmap
 import struct
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ MOST_TIMES = 100  # text is packed to a fifth or a tenth
 DEPTH = 16  # of the structures in a footer there are 6
 
 BOOLEANS, BYTE, INTEGERS, DOUBLE, BINARY, LISTS, STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 12
+Content = bytes | mmap.mmap
 BAD = (IndexError, KeyError, TypeError, ValueError)
 
 
 def check_pages(path: str, group: int, columns: Collection[str] | None) -> None:
     """Raises InputError where a page of a row group, or of these columns of it, would take far more than it should."""
+    status = Path(path).stat()
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         try:
-            row_group = _footer(content)[4][group]
+            row_group = _row_groups(path, status.st_size, status.st_mtime_ns)[group]
             in_lists = max(MOST_VALUES, min(len(content), sum(chunk[3][7] for chunk in row_group[1])))
             for chunk in row_group[1]:
                 column = chunk[3]
@@ -59,14 +62,19 @@ def _check_column(content: mmap.mmap, column: dict[int, Any], most: int, place: 
         at += page[3]
 
 
-def _footer(content: mmap.mmap) -> dict[int, Any]:
-    (size,) = struct.unpack("<I", content[-8:-4])
-    if not 0 < size <= len(content) - 8:
-        raise ValueError("no footer")
-    return _structure(content, len(content) - 8 - size)[0]
+@lru_cache(maxsize=1)  # the footer has all row groups, and is asked for each of them
+def _row_groups(path: str, size: int, modified: int) -> list[dict[int, Any]]:
+    """What the footer of a file that has this size, and was modified then, says of its row groups."""
+    with Path(path).open("rb") as file:
+        file.seek(size - 8)
+        (length,) = struct.unpack("<I", file.read(4))
+        if not 0 < length <= size - 8:
+            raise ValueError("no footer")
+        file.seek(size - 8 - length)
+        return _structure(file.read(length), 0)[0][4]
 
 
-def _structure(content: mmap.mmap, at: int, depth: int = DEPTH) -> tuple[dict[int, Any], int]:
+def _structure(content: Content, at: int, depth: int = DEPTH) -> tuple[dict[int, Any], int]:
     """The fields of a structure by number, and where it ends. Raises ValueError or IndexError where there is none."""
     fields, number = {}, 0
     if not depth:
@@ -84,7 +92,7 @@ def _structure(content: mmap.mmap, at: int, depth: int = DEPTH) -> tuple[dict[in
     return fields, at + 1
 
 
-def _value(content: mmap.mmap, at: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(content: Content, at: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind in INTEGERS:
         return _integer(content, at)
     if kind == BINARY:
@@ -107,7 +115,7 @@ def _value(content: mmap.mmap, at: int, kind: int, depth: int) -> tuple[Any, int
     raise ValueError(f"a value of kind {kind}")
 
 
-def _list(content: mmap.mmap, at: int, size: int, kind: int, depth: int) -> tuple[list[Any], int]:
+def _list(content: Content, at: int, size: int, kind: int, depth: int) -> tuple[list[Any], int]:
     found = []
     for _ in range(size):
         value, at = _value(content, at, kind, depth)
@@ -115,12 +123,12 @@ def _list(content: mmap.mmap, at: int, size: int, kind: int, depth: int) -> tupl
     return found, at
 
 
-def _integer(content: mmap.mmap, at: int) -> tuple[int, int]:
+def _integer(content: Content, at: int) -> tuple[int, int]:
     value, at = _varint(content, at)
     return value >> 1 ^ -(value & 1), at
 
 
-def _varint(content: mmap.mmap, at: int) -> tuple[int, int]:
+def _varint(content: Content, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         byte, at = content[at], at + 1
