@@ -129,12 +129,17 @@ def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
         raise
     except ValueError:
         record = None
-    whole = isinstance(record, dict) and all(type(record.get(key)) is int for key in COUNTS)
-    whole = whole and all(record.get(key) is None or is_number(record[key]) for key in NUMBERS)
-    if not whole or not all(abs(record.get(key) or 0) <= MOST for key in (*COUNTS, *COSTS)):
+    if not is_record(record):
         text = line[:60] if isinstance(line, str) else line[:60].decode(errors="replace")
         raise InputError(f"{place} must be a record with stage, step and numbers, got {text!r}")
     return record
+
+
+def is_record(value: Any) -> bool:
+    """Whether a JSON value is a record of training."""
+    whole = isinstance(value, dict) and all(type(value.get(key)) is int for key in COUNTS)
+    whole = whole and all(value.get(key) is None or is_number(value[key]) for key in NUMBERS)
+    return whole and all(abs(value.get(key) or 0) <= MOST for key in (*COUNTS, *COSTS))
 
 
 # --- Folders ---

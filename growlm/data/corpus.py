@@ -162,11 +162,7 @@ def _read(source: str) -> dict[str, bytes]:
     if source and path.is_file():
         documents = {path.name: _text(path)}
     elif source and path.is_dir():
-        names = text_files(path)
-        for each in (path / name for name in names):
-            if each.exists():
-                check_within(path, each)
-        documents = {name: _text(path / name) for name in names}
+        documents = {name: _text(path / name) for name in own_text_files(path)}
     else:
         raise must_be("corpus", "'stdlib', a prepared folder, a text file or a folder of them", source)
     documents = {name: text for name, text in documents.items() if text}
@@ -183,6 +179,17 @@ def _stdlib() -> dict[str, bytes]:
         with contextlib.suppress(InputError):
             documents[name] = _text(root / name)
     return {name: text for name, text in documents.items() if text and not name.startswith(BUILD_PREFIXES)}
+
+
+def own_text_files(root: Path, suffixes: Sequence[str] = SUFFIXES, packed: Sequence[str] = ()) -> list[str]:
+    """As `text_files`, of a folder that may come from anywhere: none may be a device, or lead out of it.
+
+    Raises InputError where one does.
+    """
+    names = text_files(root, suffixes, packed)
+    for path in filter(Path.exists, (root / name for name in names)):
+        check_within(root, path)
+    return names
 
 
 def text_files(root: Path, suffixes: Sequence[str] = SUFFIXES, packed: Sequence[str] = ()) -> list[str]:

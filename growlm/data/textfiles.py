@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 from growlm.buckets import here
 from growlm.checked import MAX_JSON, parse_json
 from growlm.data import parquet
-from growlm.data.corpus import SUFFIXES, text_files
+from growlm.data.corpus import SUFFIXES, own_text_files
 from growlm.data.documents import PIECE_BYTES, Document, Reading, decode, of_record, pieces_of
 from growlm.data.shards import hash_blocks
 from growlm.errors import InputError, import_library, in_one_line, must_be
-from growlm.files import check_within
 
 # A part is large enough to be worth a file, and small enough for all cores to have work until the end.
 MOST_PARTS, SMALLEST_PART, LARGEST_PART = 256, 2**22, 2**29  # the last two in bytes
@@ -59,9 +58,7 @@ def find_files(source: str) -> list[File]:
     if source and path.is_file():
         paths = [path]
     elif source and path.is_dir():
-        paths = [path / name for name in text_files(path, (*SUFFIXES, *LINES, parquet.PARQUET), PACKED)]
-        for each in filter(Path.exists, paths):
-            check_within(path, each)
+        paths = [path / name for name in own_text_files(path, (*SUFFIXES, *LINES, parquet.PARQUET), PACKED)]
     else:
         raise must_be("--source", "a file, a folder, tfds:NAME or hf:NAME", source)
     if not paths:

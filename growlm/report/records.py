@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from growlm.checked import DamagedError, check_shape, lines_of, parse_json, parse_record
+from growlm.checked import DamagedError, check_shape, is_record, lines_of, parse_json, parse_record
 from growlm.errors import InputError, is_number, must_be
 from growlm.files import check_within, inside, read_object
 from growlm.report.shapes import CONFIG, DECISION, EVALUATION, GROWTH, INIT_FROM, RECORD, SWEEP
@@ -314,8 +314,8 @@ def _entry(name: str, sweep: dict) -> dict[str, Any]:
 def _run(folder: Path, name: str, **entry: Any) -> Run:
     """The run in a folder; one that has not started has no folder, and is empty."""
     reports = sorted(folder.glob("growth-*.json"), key=lambda path: (len(path.name), path.name))
-    decided = {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-[0-9].json")}
-    decided |= {int(path.stem.partition("-")[2]): path for path in folder.glob("decision-[0-9][0-9].json")}
+    numbers = {path: path.stem.partition("-")[2] for path in folder.glob("decision-*.json")}
+    decided = {int(number): path for path, number in numbers.items() if number.isdecimal()}
     results = sorted((folder / "evaluations").glob("results_*.json"))
     return Run(
         name,
@@ -370,7 +370,10 @@ def _archived_metrics(path: Path) -> dict[str, list[dict[str, Any]]]:
             for number, row in enumerate(csv.DictReader(file), start=2):
                 record = {key: parse_json(text) for key, text in row.items() if key != "run" and text}
                 record = {"stage": record["stage"], "step": record["step"]} | record
-                runs.setdefault(row["run"], []).append(parse_record(json.dumps(record), f"{path}:{number}"))
+                if not is_record(record):
+                    got = json.dumps(record)[:60]
+                    raise InputError(f"{path}:{number} must be a record with stage, step and numbers, got {got!r}")
+                runs.setdefault(row["run"], []).append(record)
         except (ValueError, TypeError, KeyError, csv.Error) as error:
             raise InputError(f"{path}:{number} must be a record with run, stage and step") from error
     return runs
