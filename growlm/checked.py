@@ -12,12 +12,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
+import numpy as np
+
 from growlm.errors import InputError, is_number
 
 KEY = "crc32"
 CHECKSUMS = "checksums.json"
 MAX_JSON = 100 * 2**20  # bytes
 MAX_DEPTH = 100  # of brackets in brackets: what walks them has a depth of its own, some of it 300
+# Values of a JSON text: each takes up to 128 bytes, so they take 128 MiB and eight times the text; "[]," repeated would
+# take 32 times it. Lines of many numbers have fewer, and so have tokenizers with half a million pairs to merge.
+MAX_VALUES = 2**20
+BYTES_PER_VALUE = 16  # of those beyond
 MAX_DIGITS = 100  # of an integer: a larger one is no size and no count, and floats end at 308
 PIECE_BYTES = 2**22
 
@@ -34,19 +40,34 @@ def parse_json(text: str | bytes) -> Any:
     if len(text) > MAX_JSON:
         raise ValueError(f"more than {MAX_JSON:,} bytes")
     try:
+        text = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
+        if _most_values(text) > (most := MAX_VALUES + len(text) // BYTES_PER_VALUE):
+            raise ValueError(f"more than {most:,} values")
         value = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("brackets in brackets without end") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"no UTF-8 at byte {error.start}") from None
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    level, depth = [value] if sum(map(text.count, brackets)) > MAX_DEPTH else [], 0
+    level, depth = [value] if text.count("[") + text.count("{") > MAX_DEPTH else [], 0
     while level and depth <= MAX_DEPTH:
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level, depth = [one for items in inner for one in items], depth + 1
     if level:
         raise ValueError(f"more than {MAX_DEPTH} brackets in brackets")
     return value
+
+
+def _most_values(text: str) -> int:
+    """At least as many values as a JSON text has: where it may have too many, marks within quotes are left out."""
+    if (marks := sum(map(text.count, "[{,"))) <= MAX_VALUES:
+        return marks
+    content = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks, quoted = 0, False
+    for start in range(0, len(content), PIECE_BYTES):
+        piece = np.frombuffer(content[start : start + PIECE_BYTES], np.uint8)
+        within = np.bitwise_xor.accumulate(piece == ord('"')) ^ quoted
+        marks, quoted = marks + int(np.sum(np.isin(piece, list(b"[{,")) & ~within)), within[-1]
+    return marks
 
 
 def check_text(value: Any) -> None:

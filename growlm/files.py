@@ -189,8 +189,12 @@ def is_part(path: Path) -> bool:
 def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
     """Lock a folder for this process; the kernel releases the lock when the process ends, however that happens.
 
-    Raises InUseError where another process has it for longer than `timeout` seconds; -1 waits for ever.
+    Raises:
+        InUseError: another process has it for longer than `timeout` seconds; -1 waits for ever.
+        InputError: the lock is a link, which would be emptied where it leads to, or no file.
     """
+    if (folder / LOCK).is_symlink() or ((folder / LOCK).exists() and not (folder / LOCK).is_file()):
+        raise InputError(f"{folder / LOCK} must be a regular file, remove what is there")
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.05)

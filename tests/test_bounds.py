@@ -10,6 +10,7 @@ import tiny
 
 from growlm import ModelConfig, read_model
 from growlm.__main__ import main
+from growlm.checked import parse_json
 from growlm.commands.evaluate import read_text
 from growlm.data import load_corpus, load_tokenizer, textfiles
 from growlm.data.documents import Reading
@@ -72,6 +73,25 @@ def test_a_line_without_end_is_refused_where_it_is_too_long(tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"line 2 of .* more than 10,000 bytes"):
         next(documents)
     assert textfiles.MAX_JSON == 10_000
+
+
+@pytest.mark.parametrize("unit", ["[],", '{"a":0},', "0,", '"\\\\","\\"[,",', '"",[{}],'])
+def test_json_of_more_values_than_it_has_memory_for_is_refused_unread(monkeypatch, unit):
+    text = f"[{unit * (2**18 // len(unit))}0]"
+    assert len(parse_json(text.encode())) > 2**14
+    monkeypatch.setattr("growlm.checked.MAX_VALUES", 100)
+    monkeypatch.setattr("growlm.checked.PIECE_BYTES", 1000)  # quotes lie across them
+    for encoding in ("utf-8", "utf-16"):
+        with pytest.raises(ValueError, match=r"more than 16,\d+ values"):
+            parse_json(text.encode(encoding))
+
+
+def test_marks_in_a_text_are_no_values(monkeypatch):
+    monkeypatch.setattr("growlm.checked.MAX_VALUES", 100)
+    monkeypatch.setattr("growlm.checked.PIECE_BYTES", 1000)
+    value = {"text": 'a "quoted", [list]\\' * 10_000, "日": ["{[,", "\\"] * 30}
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+        assert parse_json(text) == parse_json(text.encode()) == value
 
 
 def test_a_header_of_a_million_tensors_is_not_read(tmp_path):

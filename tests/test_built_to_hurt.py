@@ -3,6 +3,7 @@
 Devices and pipes, links and names that lead out, small files that ask for much memory or time.
 """
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -22,13 +23,15 @@ from growlm.data.markers import with_markers
 from growlm.data.parquet import documents
 from growlm.data.parquet_pages import _row_groups
 from growlm.data.shards import FORMAT, dtype_of
+from growlm.data.sources import list_parts
 from growlm.data.textfiles import find_files
 from growlm.data.tokenizers import load_tokenizer
 from growlm.errors import InputError
-from growlm.files import write_whole
+from growlm.files import locked, write_whole
 from growlm.report.archive import archive
 from growlm.report.records import read
 from growlm.training.metrics import read_records
+from growlm.training.progress import run_status
 from growlm.training.saved import copy_imported
 
 
@@ -183,6 +186,25 @@ def test_a_part_is_not_written_through_a_link(tmp_path):
     assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "report.html").read_text() == "new"
 
 
+def linked(path: Path) -> None:
+    path.symlink_to("precious")
+
+
+@pytest.mark.parametrize("make", [linked, pipe, Path.mkdir])
+def test_a_lock_is_a_file_of_its_folder(tmp_path, make):
+    """Taking a lock empties it: the older filelock emptied what it led to."""
+    (tmp_path / "precious").write_text("precious")
+    make(tmp_path / ".lock")
+    with refused(tmp_path, ".lock must be a regular file"), locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_picture_of_runs_waits_for_no_pipe(tmp_path):
+    pipe(tmp_path / "metrics.jsonl")
+    assert run_status(tmp_path, (), tmp_path, outcome="done").loss is None
+
+
 # --- What asks for much ---
 
 
@@ -305,6 +327,36 @@ def test_whether_a_tokenizer_puts_bos_is_asked_without_its_padding(tmp_path):
         assert adds_bos(tmp_path, load_tokenizer(tmp_path))
 
 
+# --- Packed text ---
+
+
+def texts_of(folder: Path) -> list[str]:
+    (part,) = list_parts([str(folder)], "train")
+    return ["".join(document.pieces) for document in part.documents(Reading())]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.zst"])
+def test_what_is_packed_unpacks_to_a_text_of_its_size(tmp_path, monkeypatch, name):
+    text = b'{"text": "a"}\n' * 20_000
+    pack = gzip.compress if name.endswith(".gz") else pytest.importorskip("zstandard").compress
+    (tmp_path / name).write_bytes(pack(text))
+    assert texts_of(tmp_path)
+    monkeypatch.setattr("growlm.data.textfiles.SMALL_TEXT", 1000)
+    monkeypatch.setattr("growlm.data.textfiles.MOST_TIMES", 10)
+    with refused(tmp_path, "must unpack to at most [0-9,]+ bytes"):
+        texts_of(tmp_path)
+
+
+def test_empty_lines_are_passed_over_until_there_is_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("growlm.data.textfiles.MOST_EMPTY", 100)
+    line = b'{"text": "a"}\n'
+    (tmp_path / "a.jsonl").write_bytes((b"\n" * 100 + line) * 3)
+    assert texts_of(tmp_path) == ["a"] * 3
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n" * 101 + line)
+    with refused(tmp_path, "must be JSON lines, got 101 empty ones on end"):
+        texts_of(tmp_path)
+
+
 # --- Parquet ---
 
 
@@ -355,6 +407,14 @@ def test_a_page_of_parquet_unpacks_to_no_more_than_there_is_memory_for(tmp_path)
     del texts
     with refused(tmp_path, "a page of column text of row group 0 .* got 209,7"):
         read_parquet(path)
+
+
+def test_a_file_of_parquet_has_no_more_rows_than_its_bytes_could_hold(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "a.parquet", {"text": ["a"] * 20_000})
+    assert len(texts_of(tmp_path)) == 20_000
+    monkeypatch.setattr("growlm.data.parquet.MAX_ROWS", 0)
+    with refused(tmp_path, "must have at most [0-9,]+ rows in its [0-9,]+ bytes, got 20,000"):
+        texts_of(tmp_path)
 
 
 def test_a_footer_is_read_once_however_many_row_groups_it_has(tmp_path):

@@ -4,14 +4,16 @@ import json
 import random
 import shutil
 import threading
+import zlib
 
 import pytest
+import tensorstore as ts
 import tiny
 from oracle import noisy
 
 import growlm
 from growlm.__main__ import main
-from growlm.checked import CHECKSUMS, DamagedError
+from growlm.checked import CHECKSUMS, DamagedError, write_checksums
 from growlm.commands.convert import convert_folder
 from growlm.errors import InputError
 from growlm.report.records import read
@@ -69,6 +71,20 @@ def test_a_flipped_bit_anywhere_in_a_checkpoint_is_found_and_its_file_named(runs
     with pytest.raises(DamagedError) as refused:
         read_model(folder)
     assert len(str(refused.value).splitlines()) == 1 and "must have" in str(refused.value)
+
+
+def test_a_chunk_that_is_larger_than_its_array_is_not_unpacked(runs, tmp_path):
+    """A chunk is unpacked whole: 32 kB of zeros, packed, took 1 GiB."""
+    folder = shutil.copytree(runs[1], tmp_path / "run")
+    written = tiny.checkpoints(folder)[STEPS, 2 * STEPS] / "default"
+    stored = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{written}/"}).result()
+    metadata = json.loads(stored.read("params.embedding/.zarray").result().value)
+    metadata |= {"chunks": [2**16, 16], "compressor": {"id": "zlib", "level": 1}}
+    stored.write("params.embedding/.zarray", json.dumps(metadata).encode()).result()
+    stored.write("params.embedding/0.0", zlib.compress(bytes(2**16 * 16 * 4))).result()
+    write_checksums(written)
+    with pytest.raises(InputError, match=r"a chunk of params/embedding of checkpoint .* got \(65536, 16\)"):
+        saved.read_state(saved.find_saved(folder))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ import growlm
 from growlm.commands.probe import plan_probe
 from growlm.data.batches import batches, next_windows, read_windows
 from growlm.errors import InputError
+from growlm.files import write_sealed
 from growlm.models import flops_per_token, parameter_count
 from growlm.training import chosen
 from growlm.training.choice import ChoiceConfig, window_scores
@@ -249,6 +251,31 @@ def test_damaged_windows_are_one_line(whole, mixture, tmp_path, damage):
         shutil.rmtree(checkpoint)
     with pytest.raises(InputError, match=rf"{WINDOWS_FILE} must be as it was written, of {288} bytes, got 28"):
         train(run_of(mixture), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chosen": None}, "choice.json: chosen must be an object"),
+        ({"chosen": {"a": "2"}}, "choice.json: chosen: a must be an integer"),
+        ({"chosen": {"a": -1, "b": 4}}, "must have 3 numbers of windows"),
+        ({"chosen": {"a": 4}}, r"must have 4 numbers of windows, got \(3,\) int64"),
+        ({"bytes": 10**12}, "must be as it was written, of 1000000000000 bytes"),
+    ],
+)
+def test_a_report_of_a_choice_that_growlm_has_not_written_is_one_line(tmp_path, changes, said):
+    np.save(tmp_path / WINDOWS_FILE, np.arange(3))
+    report = {"chosen": {"a": 3}} | chosen._stamp((tmp_path / WINDOWS_FILE).read_bytes())
+    write_sealed(tmp_path / CHOICE_FILE, report)
+    assert chosen._read(tmp_path) == {"a": [0, 1, 2]}
+    write_sealed(tmp_path / CHOICE_FILE, report | changes)
+    assert re.search(said, str(chosen._read(tmp_path)))
+
+
+def test_windows_that_are_no_numbers_are_one_line(tmp_path):
+    (tmp_path / WINDOWS_FILE).write_bytes(b"\x93NUMPY, or not")
+    write_sealed(tmp_path / CHOICE_FILE, {"chosen": {"a": 1}} | chosen._stamp((tmp_path / WINDOWS_FILE).read_bytes()))
+    assert "must be numbers of windows, got " in str(chosen._read(tmp_path))
 
 
 @pytest.mark.parametrize(

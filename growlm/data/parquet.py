@@ -13,6 +13,8 @@ from growlm.errors import InputError, import_library, in_one_line
 
 PARQUET = ".parquet"
 MAX_ROW = MAX_JSON  # bytes, as a line of JSON may have
+# Rows of a file: a few bytes hold any number of equal ones, and each takes its time.
+MAX_ROWS, ROWS_PER_BYTE = 2**20, 8
 
 
 def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Document]:
@@ -25,8 +27,11 @@ def documents(path: str, start: int, stop: int, reading: Reading) -> Iterator[Do
         _check_columns(path, file.schema_arrow, reading)
         text = None if reading.chat else reading.field
         columns = text and [text, *(each.field for each in reading.filters)]
-        row = 0
-        for group, begin in enumerate(_begins(file.metadata, Path(path).stat().st_size)):
+        size, row = Path(path).stat().st_size, 0
+        rows = sum(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+        if rows > (most := MAX_ROWS + ROWS_PER_BYTE * size):
+            raise InputError(f"{path} must have at most {most:,} rows in its {size:,} bytes, got {rows:,}")
+        for group, begin in enumerate(_begins(file.metadata, size)):
             if start <= begin < stop:
                 with _named_errors(path):  # a row at a time: a text that a page holds once may be that of many rows
                     check_pages(path, group, columns and {name.partition(".")[0] for name in columns})

@@ -23,6 +23,10 @@ from growlm.errors import InputError, import_library, in_one_line, must_be
 # A part is large enough to be worth a file, and small enough for all cores to have work until the end.
 MOST_PARTS, SMALLEST_PART, LARGEST_PART = 256, 2**22, 2**29  # the last two in bytes
 
+# What a packed file may unpack to, in bytes: text packs to a hundredth at best, and zstd makes gigabytes of a few kB.
+SMALL_TEXT, MOST_TIMES = 2**26, 1000
+MOST_EMPTY = 2**20  # lines without a record, one after the other
+
 LINES = (".jsonl", ".ndjson")
 PACKED = (".gz", ".zst")
 END = sys.maxsize
@@ -144,16 +148,40 @@ def _named_errors(path: str) -> Iterator[None]:
         raise InputError(f"{path} must be a whole {Path(path).suffix} file, got {in_one_line(error)}") from None
 
 
+class _Unpacked(io.RawIOBase):
+    """What is read of a packed file, until it is far more than one of its size can have been made of."""
+
+    def __init__(self, stream: BinaryIO, path: str):
+        self._stream, self._path, self._read = stream, path, 0
+        self._most = SMALL_TEXT + MOST_TIMES * Path(path).stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._stream.readinto(buffer)
+        self._read += count
+        if self._read > self._most:
+            raise InputError(f"{self._path} must unpack to at most {self._most:,} bytes, a text of its size, got more")
+        return count
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 def _open(path: str) -> BinaryIO:
-    suffix = Path(path).suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rb")
-    if suffix != ".zst":
+    if Path(path).suffix.lower() not in PACKED:
         return Path(path).open("rb")
+    return io.BufferedReader(_Unpacked(_unpacking(path), path), PIECE_BYTES)
+
+
+def _unpacking(path: str) -> BinaryIO:
+    if path.lower().endswith(".gz"):
+        return gzip.open(path, "rb")
     if sys.version_info >= (3, 14):
         return _zstd().open(path, "rb")
-    reader = _zstd().ZstdDecompressor()
-    return io.BufferedReader(reader.stream_reader(Path(path).open("rb"), read_across_frames=True), PIECE_BYTES)
+    return _zstd().ZstdDecompressor().stream_reader(Path(path).open("rb"), read_across_frames=True)
 
 
 def _zstd_errors(path: str) -> tuple[type[Exception], ...]:
@@ -170,8 +198,12 @@ def _lines(file: File, stream: BinaryIO, reading: Reading) -> Iterator[Document]
     if position:  # a line across the border belongs to the range before
         stream.seek(position - 1)
         position += len(stream.readline(MAX_JSON + 1)) - 1
+    empty = 0
     while position < file.stop and (line := stream.readline(MAX_JSON + 1)):  # longer ones are refused
-        if line.strip() and (document := _on_line(file, position, line, reading)):
+        empty = 0 if line.strip() else empty + 1
+        if empty > MOST_EMPTY:
+            raise InputError(f"{file.path} must be JSON lines, got {empty:,} empty ones on end")
+        if not empty and (document := _on_line(file, position, line, reading)):
             yield document
         position += len(line)
 

@@ -220,7 +220,7 @@ def _two_files(source: str, files: dict[str, bytes]) -> _Library:
     """A byte-level BPE from its vocabulary and its merges."""
     library = import_library("tokenizers")
     try:
-        vocabulary = json.loads(files[VOCABULARY])
+        vocabulary = parse_json(files[VOCABULARY])
         lines = [line for line in files[MERGES].decode().splitlines() if line and not line.startswith("#version")]
         model = library.models.BPE(vocabulary, [tuple(line.split(" ")) for line in lines])
     except Exception as error:  # the library raises nothing narrower

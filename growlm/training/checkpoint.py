@@ -201,6 +201,10 @@ def _check_stored(place: Path, stored: Any, expected: dict[str, Any]) -> None:
     for path in sorted(want.keys() | have.keys(), key=lambda path: (not path.startswith("params/"), path)):
         if have.get(path) != want.get(path):
             raise must_be(f"{path} of checkpoint {place}", str(want.get(path)), have.get(path))
+    for p, x in jax.tree_util.tree_leaves_with_path(stored):  # a chunk is unpacked whole, whatever is read of it
+        chunk = getattr(x.storage, "chunk_shape", None) or ()
+        if any(size > most for size, most in zip(chunk, x.shape, strict=False)):
+            raise must_be(f"a chunk of {path_of(p)} of checkpoint {place}", f"at most {x.shape}", tuple(chunk))
 
 
 class Checkpoints:

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from growlm.checked import EACH, check_regular, check_shape
 from growlm.data.batches import next_windows, read_windows
-from growlm.errors import InputError
+from growlm.errors import InputError, in_one_line
 from growlm.files import read_json, write_sealed, write_whole
 from growlm.models import Params
 from growlm.training.choice import window_scores
@@ -26,6 +27,7 @@ from growlm.training.texts import Text
 
 # The report of a choice, which is written last, and the numbers of the windows of all sources, one after the other.
 CHOICE_FILE, WINDOWS_FILE = "choice.json", "windows.npy"
+REPORT = {"chosen!": {EACH: int}, "bytes!": int, "sha256!": str}  # what is read of it
 Chosen = Mapping[str, np.ndarray]  # the numbers of windows, rising, by the fingerprint of a corpus
 
 
@@ -132,13 +134,20 @@ def _read(folder: Path) -> dict[str, list[int]] | InputError | None:
     path = folder / WINDOWS_FILE
     try:
         report = read_json(folder / CHOICE_FILE, "choice")
-        content = path.read_bytes() if path.exists() else b""
-        if _stamp(content) != {name: report.get(name) for name in _stamp(b"")}:
-            return InputError(f"{path} must be as it was written, of {report.get('bytes')} bytes, got {len(content)}")
-        ends = np.cumsum([*report["chosen"].values()])[:-1]
-        parts = np.split(np.load(io.BytesIO(content)), ends)
+        check_shape(report, REPORT, folder / CHOICE_FILE)
+        check_regular(path, WINDOWS_FILE)
+        size = path.stat().st_size if path.exists() else 0
+        content = path.read_bytes() if size == report["bytes"] else b""
+        if _stamp(content) != {name: report[name] for name in _stamp(b"")}:
+            return InputError(f"{path} must be as it was written, of {report['bytes']} bytes, got {size}")
+        windows, counts = np.load(io.BytesIO(content)), [*report["chosen"].values()]
+        if windows.dtype != np.int64 or windows.shape != (sum(counts),) or min(counts, default=0) < 0:
+            return InputError(f"{path} must have {sum(counts)} numbers of windows, got {windows.shape} {windows.dtype}")
     except InputError as error:
         return error
+    except ValueError as error:
+        return InputError(f"{path} must be numbers of windows, got {in_one_line(error)}")
+    parts = np.split(windows, np.cumsum(counts)[:-1])
     return {corpus: part.tolist() for corpus, part in zip(report["chosen"], parts, strict=True)}
 
 

@@ -94,8 +94,8 @@ def _numbers(stages: Sequence[Stage], stage: Stage, records: Sequence[Mapping[st
 
 
 def _last_records(path: Path) -> list[dict[str, Any]]:
-    """The last whole records in a file; none without it."""
-    if not path.exists():
+    """The last whole records in a file; none without it, and none of a pipe."""
+    if not path.is_file():
         return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
