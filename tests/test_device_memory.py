@@ -104,4 +104,4 @@ def test_a_command_that_is_out_of_memory_ends_in_a_line(monkeypatch, capsys, err
     monkeypatch.setattr(dispatch, "_dispatch", fail)
     assert dispatch.outcome(["sample"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("growlm: sample is out of memory: ") and line.endswith("; a smaller model needs less")
+    assert line.startswith("growlm: sample is out of memory: ") and line.endswith("batch or length needs less")

@@ -93,7 +93,8 @@ def outcome(arguments: Sequence[str]) -> int:
         from growlm.training.processes import gone, lost_peer
 
         if reason := exhausted(error):
-            print(f"growlm: {arguments[0]} is out of memory: {reason}; a smaller model needs less", file=sys.stderr)
+            less = "a smaller model, batch or length needs less"
+            print(f"growlm: {arguments[0]} is out of memory: {reason}; {less}", file=sys.stderr)
             return 2
         if not lost_peer(error):
             raise
