@@ -313,6 +313,25 @@ def law(name: str, letter: str, paper: Sequence[float]) -> str:
     return f"{shown}\n\n{fit.used} of {len(fit.slices)} slices; {scatter}{constant}"
 
 
+def ladder() -> str:
+    """The gain of growth at every rung of the ladder, and at how many of them its interval is above zero."""
+    lines, above = [], {"grown": 0, "untied": 0}
+    groups = read_groups(RECORDS / "ladder")
+    for number, group in enumerate(groups, 1):
+        by_name = {row.run: row for row in rows(group)}
+        gains = {"grown": by_name["grown"].gain.speedup, "untied": over(by_name["untied"], "untied_scratch")}
+        for run, gain in gains.items():
+            above[run] += gain is not None and gain.low is not None and gain.low > 0
+        nats = t_interval(differences(group, [("grown", "scratch")], last_loss))
+        size = [style.count(by_name["scratch"].parameters), style.flops(by_name["scratch"].flops)]
+        cells = [percent(gains["grown"]), written(nats, partial(rounded, spec="+.3f"))]
+        beside = [percent(over(by_name["grown"], "average_size")), percent(gains["untied"])]
+        lines.append([str(number), *size, *cells, *beside])
+    gains = ("G_stack over scratch", "less scratch, nats a byte", "over average_size", "untied over untied_scratch")
+    held = f"Above zero at {above['grown']} and {above['untied']} of {len(groups)} rungs."
+    return f"{table(('rung', 'parameters', 'FLOPs', *gains), lines)}\n\n{held}"
+
+
 def timing_design() -> str:
     """How well larger studies of growth timing would tell the law's exponents, by the sharpest valley that was seen."""
     group = study("growth_timing")
@@ -417,6 +436,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "stacking": stacking,
     "gradual": partial(league, "gradual"),
     "gradual_doubling": partial(league, "gradual_doubling"),
+    "ladder": ladder,
     "ladder_1": partial(league, "ladder", labels=ARMS),
     "learning_rate": partial(league, "learning_rate", without=SAME_RATE),
     "capacity": facts_known,
