@@ -79,7 +79,7 @@ QUEUE = (
     Row("operators_small_modern", "operators", "small_modern", together=True, options=RATES_MUON),
     Row("capacity", "capacity", "small", before=FACTS),
     Row("systems_looped", "systems", "small_looped", together=True, options=RATES_MODERN),
-    Row("experts", "experts", "small", together=True, options=RATES_LONG),
+    Row("experts", "experts", "small", together=True, options=RATES),
     Row("moments", "moments", "small", together=True),
     Row("samba", "samba", "small"),
     Row("growth_factor", "growth_factor", "small"),
