@@ -8,10 +8,10 @@ Rungs 1 to 5 are 12 layers of width 32, 48, 64, 80 and 96, on 10 tokens a parame
 equal FLOPs, on the architecture `modern` and Muon with its modern parts: `scratch`; `grown`, G_stack from 3 layers
 trained on 20 % of the budget's tokens; on the looped architecture of arXiv 2609.19107 with that paper's betas, schedule
 and factors, `untied`, cores copied in place after 75 % of the tokens, and `untied_scratch`, its target from scratch.
-`N_search` tries every arm at five peak rates, at rungs 1 and 2; `RATES` has what came out, and a power law in FLOPs
-carries it to the other rungs. Rungs 1 and 2 have the controls untrained, average_size and short as well. The small
-model of `grown` has one rate at all rungs, ours: half of what a first search at rung 1, from 0.005 to 0.08, found best
-for `grown` and `scratch`, which was its upper end. `:tiny` and `:tiny_search` take a minute, to compile.
+`N_search` tries every arm at five peak rates, at rungs 1 and 2 (2: four); `TRIED` has what came out, and a power law in
+FLOPs of each arm carries its rate to the other rungs. Rungs 1 and 2 have the controls untrained, average_size and short
+as well. The small model of `grown` has the rate of `grown`, which at rung 1 was half of what a first search there, from
+0.005 to 0.08, found best, its upper end. `:tiny` and `:tiny_search` take a minute, to compile.
 
 Cost of a run on one free core of an AMD EPYC: 1 minute at rung 1, and ESTIMATED from steps of `scratch` 3.5, 9, 19 and
 37 at the others: 30,100, 11,500 and 8,400 tokens a second at rungs 1, 3 and 4. A seed has 7 runs at rungs 1 and 2, else
@@ -39,8 +39,13 @@ from growlm.training.recipe import MODERN, Scale
 WIDTHS = {"1": 32, "2": 48, "3": 64, "4": 80, "5": 96, "tiny": 16}
 TOKENS_PER_PARAMETER = 10
 SEARCHED = (0.02, 0.04, 0.08, 0.16, 0.32)
-# The best peak rates of the searches at seed 0, by arm, at rungs 1 and 2; not searched yet, rung 2 has those of 1.
-RATES = {"scratch": (0.08, 0.08), "grown": (0.04, 0.04), "untied": (0.04, 0.04), "untied_scratch": (0.04, 0.04)}
+# Validation losses of the tries about the best peak rate, in the searches at rungs 1 and 2.
+TRIED = {
+    "scratch": ({0.04: 1.7549, 0.08: 1.7362, 0.16: 1.7698}, {0.02: 1.4654, 0.04: 1.4630, 0.08: 1.4911}),
+    "grown": ({0.02: 1.7474, 0.04: 1.7136, 0.08: 1.7209}, {0.02: 1.4637, 0.04: 1.4636, 0.08: 1.4899}),
+    "untied": ({0.02: 1.6879, 0.04: 1.6190, 0.08: 1.6593}, {0.02: 1.4066, 0.04: 1.4058, 0.08: 1.4811}),
+    "untied_scratch": ({0.02: 1.7425, 0.04: 1.6389, 0.08: 1.6817}, {0.02: 1.4330, 0.04: 1.4265, 0.08: 1.4933}),
+}
 # arXiv 2609.19107, Untied-2: rates of embedding and head as shares of the matrices' own, betas and eps.
 LOOPED = MODERN | {"beta2": 0.99, "eps": 1e-8, "learning_rates": {"embedding": 0.16, "head": 0.16}}
 TO_ZERO = {"kind": "wsd", "decay": 1.0}
@@ -50,7 +55,8 @@ def get_config(variant: str = "1") -> ConfigDict:
     rung, _, rest = variant.partition("_")
     check_name("variant", variant, [*WIDTHS, *(f"{name}_search" for name in WIDTHS)])
     size, looped = _scales(rung)
-    rates = {arm: carried(arm, size) for arm in RATES}
+    rates = {arm: carried(arm, rung) for arm in TRIED}
+    size = replace(size, base_lr=rates["grown"])
     grown = size.grown([size.base(0.2)], "g_stack", rates["grown"])
     runs = {"grown": grown, "untied": looped.system("untied_grow", rates["untied"])}
     untied_scratch = looped.scratch(rates["untied_scratch"], schedule=TO_ZERO)
@@ -92,8 +98,21 @@ def _parameters(size: Scale) -> int:
     return parameter_count(build_model(size.model()))
 
 
-def carried(arm: str, size: Scale) -> float:
-    """The rate of an arm by the power law in parameters, so in FLOPs, through its best rates at rungs 1 and 2."""
-    first, second, here = (_parameters(one) for one in (_scales("1")[0], _scales("2")[0], size))
-    low, high = RATES[arm]
+def carried(arm: str, rung: str) -> float:
+    """The peak rate of an arm: at rungs 1 and 2 the best that was tried, and elsewhere by a power law in parameters.
+
+    It goes through the minima at these rungs, each of a parabola in the rate's logarithm: the best of a few rates, a
+    factor of 2 apart, would tell the exponent to no better than that.
+    """
+    if rung in ("1", "2"):
+        losses = TRIED[arm][int(rung) - 1]
+        return min(losses, key=losses.__getitem__)
+    first, second, here = (_parameters(_scales(one)[0]) for one in ("1", "2", rung))
+    low, high = map(_minimum, TRIED[arm])
     return low * (high / low) ** (math.log(here / first) / math.log(second / first))
+
+
+def _minimum(losses: dict[float, float]) -> float:
+    """The rate at the minimum of the parabola through the losses at three rates of equal ratios."""
+    (left, one), (middle, two), (right, three) = sorted(losses.items())
+    return middle * (right / left) ** ((one - three) / (4 * (one - 2 * two + three)))

@@ -152,20 +152,22 @@ def test_the_arms_of_the_ladder_cost_the_same(rung):
     assert costs == pytest.approx(dict.fromkeys(costs, costs["scratch"]), rel=0.05 if rung == "tiny" else 2e-3)
     ends = {run.stages[-1].learning_rate_at(run.stages[-1].last_step) for run in sweep.runs.values()}
     assert max(ends) < 0.04 * max(
-        rate for rates in ladder["RATES"].values() for rate in rates
+        rate for rungs in ladder["TRIED"].values() for losses in rungs for rate in losses
     )  # decayed to zero: what is left is the last step's
 
 
-def test_the_rates_of_the_ladder_are_the_searched_ones_and_a_power_law_beyond():
+def test_the_rates_of_the_ladder_are_the_searched_ones_and_a_power_law_of_their_minima_beyond():
     ladder = runpy.run_path(str(EXPERIMENTS / "ladder.py"))
-    sizes = [ladder["_scales"](rung)[0] for rung in "123"]
-    ladder["RATES"]["grown"] = (0.01, 0.04)
-    first, second, third = (ladder["carried"]("grown", size) for size in sizes)
-    params = [ladder["_parameters"](size) for size in sizes]
-    assert (first, second) == pytest.approx((0.01, 0.04))
-    assert math.log(third / first) / math.log(second / first) == pytest.approx(
-        math.log(params[2] / params[0]) / math.log(params[1] / params[0])
-    )
+
+    def about(best, rates):
+        """Losses that are lowest at that rate, on a parabola in its logarithm."""
+        return {rate: 1.5 + 0.1 * math.log(rate / best) ** 2 for rate in rates}
+
+    ladder["TRIED"]["grown"] = (about(0.012, (0.005, 0.01, 0.02)), about(0.035, (0.02, 0.04, 0.08)))
+    assert [ladder["carried"]("grown", rung) for rung in "12"] == [0.01, 0.04]
+    first, second, third = (ladder["_parameters"](ladder["_scales"](rung)[0]) for rung in "123")
+    power = math.log(third / first) / math.log(second / first)
+    assert ladder["carried"]("grown", "3") == pytest.approx(0.012 * (0.035 / 0.012) ** power)
 
 
 def test_the_studys_queue_names_sweeps_that_can_be_planned():
