@@ -11,6 +11,7 @@ from growlm.laws.evidence import OUR_MUON, OURS
 from growlm.report.compare import rows
 from growlm.report.records import read_groups
 from growlm.report.report import report_page
+from growlm.report.search import searches
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,6 +96,18 @@ def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, run,
     assert (said.low, said.high) == (round(row.gain.speedup.low, 2), round(row.gain.speedup.high, 2))
     (stage,) = next(iter(group.each("scratch").values())).stages
     assert (said.flops, said.tokens) == pytest.approx((stage["flops"], stage["tokens"]), rel=0.02)
+
+
+def test_the_rates_of_the_ladder_are_those_about_the_best_of_its_searches():
+    tried = runpy.run_path(str(ROOT / "experiments" / "ladder.py"))["TRIED"]
+    groups = read_groups(ROOT / "experiments" / "records" / "ladder_search")
+    assert len(groups) == 2
+    for rung, group in enumerate(groups):
+        (search,) = searches(group)
+        for arm, of_run in search["runs"].items():
+            losses = {one["value"]: one["val_loss"] for one in of_run["tries"]}
+            about = [rate for rate in losses if 0.4 < rate / of_run["chosen"] < 2.5]
+            assert tried[arm][rung] == pytest.approx({rate: losses[rate] for rate in about}, abs=6e-5)
 
 
 def test_every_picture_is_a_figure_of_its_study(results):

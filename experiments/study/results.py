@@ -442,6 +442,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "capacity": facts_known,
     "moments": partial(league, "moments", without=("scratch_tuned",)),
     "ladder_1_tried": partial(tried, "ladder_search", labels=ARMS),
+    "ladder_2_tried": partial(tried, "ladder_search", 1, labels=ARMS),
 }
 
 # Of docs/: the study, the figure of its report, and the axis where it has several.
