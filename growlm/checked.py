@@ -87,7 +87,8 @@ def _integer(digits: str) -> int:
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with its checksum as the last key."""
     record = {key: value for key, value in record.items() if key != KEY}
-    return record | {KEY: _checksum(record)}
+    # What json reads of its own text it writes as that text again.
+    return record | {KEY: _checksum(json.loads(json.dumps(record)))}
 
 
 def unsealed(value: Any, place: object) -> Any:
@@ -131,15 +132,16 @@ def lines_of(path: Path, what: object) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    # What json reads of its own text it writes as that text again.
-    return f"{zlib.crc32(json.dumps(json.loads(json.dumps(record))).encode()):08x}"
+    """Of a record that json has read."""
+    return f"{zlib.crc32(json.dumps(record).encode()):08x}"
 
 
 # Of a record of training: what must be there, and what is a number where it is there.
 COUNTS = ("stage", "step")
 COSTS = ("tokens", "flops", "flops_exact", "seconds")
 NUMBERS = (*COSTS, "loss", "val_loss", "learning_rate", "tokens_per_second")
-MOST = 1e100  # of a count or a cost, whose products and differences are numbers too
+BOUNDED = (*COUNTS, *COSTS)
+MOST = 1e100  # of these, whose products and differences are numbers too
 
 
 def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
@@ -159,8 +161,8 @@ def parse_record(line: str | bytes, place: object) -> dict[str, Any]:
 def is_record(value: Any) -> bool:
     """Whether a JSON value is a record of training."""
     whole = isinstance(value, dict) and all(type(value.get(key)) is int for key in COUNTS)
-    whole = whole and all(value.get(key) is None or is_number(value[key]) for key in NUMBERS)
-    return whole and all(abs(value.get(key) or 0) <= MOST for key in (*COUNTS, *COSTS))
+    whole = whole and all(map(is_number, [value[key] for key in NUMBERS if value.get(key) is not None]))
+    return whole and not [key for key in BOUNDED if not abs(value.get(key) or 0) <= MOST]
 
 
 # --- Folders ---

@@ -83,7 +83,7 @@ def test_the_report_draws_the_gain_of_every_grown_run_and_says_what_is_extrapola
 
 def test_a_run_without_a_baseline_has_no_gain(tmp_path):
     (group,) = read_groups(write_sweep(tmp_path / "s", {"grown": 0.7}))
-    assert gains(group) == [] and gain_text(group) == ""
+    assert gains(group) == [] and gain_text(group, []) == ""
     assert "Gain over tokens" not in report_page(tmp_path / "s")[0]
 
 

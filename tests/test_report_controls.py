@@ -128,7 +128,8 @@ def test_the_page_shows_every_control_with_loss_and_speed_up(tmp_path):
 
 
 def test_comparisons_of_a_run_stand_around_its_name_and_apart(tmp_path):
-    figure = speedup_figure(rows(group_of(write_seeds(tmp_path / "s", SEEDS))))
+    group = group_of(write_seeds(tmp_path / "s", SEEDS))
+    figure = speedup_figure(group, rows(group))
     places = {run: [] for run in figure.y.names}
     for mark in (mark for one in figure.series for mark in one.marks):
         places[mark.text.split(" over ")[0]].append(mark.y)

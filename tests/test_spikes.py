@@ -64,6 +64,10 @@ def group_of(folder):
     return group
 
 
+def table_of(folder):
+    return spike_table(group_of(folder), spike_rows(group_of(folder)))
+
+
 def only(folder, *validations, init_from=None, **training):
     """The one spike of a run of two stages, its cells by column, and its group."""
     write(folder, {"grown": run_of(*validations, **training)})
@@ -184,7 +188,7 @@ def test_over_seeds_the_jump_has_student_s_interval_and_the_way_back_its_range(t
         "200 (150 to 250)",
         "20.00%",
     ]
-    assert "Student's" in spike_table(group)
+    assert "Student's" in spike_table(group, spike_rows(group))
 
 
 def test_one_seed_that_is_not_recovered_leaves_no_mean_of_the_lucky_ones(tmp_path):
@@ -231,20 +235,20 @@ def test_the_report_has_the_table_and_the_figures(tmp_path, capsys):
 
 def test_without_growth_nothing_is_said(tmp_path):
     group = group_of(write(tmp_path, {"scratch": run_of(FALLING)}))
-    assert spike_table(group) == "" and spike_figures(group, []) == []
+    assert spike_table(group, []) == "" and spike_figures(group, []) == []
     assert "Loss at growth" not in write_report(tmp_path).read_text() and not (tmp_path / "spike.png").exists()
     assert "jump" not in overview(tmp_path)
 
 
 def test_it_is_said_where_a_jump_is_that_of_the_text(tmp_path):
     write(tmp_path, {"grown": run_of(FALLING, [2.6, 2.3, 2.1, 1.9])})
-    assert "that of the text" not in spike_table(group_of(tmp_path))
+    assert "that of the text" not in table_of(tmp_path)
     stages = [{"batch": 4, "length": 16}, {"batch": 4, "length": 32}]
     (tmp_path / "grown" / "config.json").write_text(json.dumps({"stages": stages}))
-    assert "that of the text" in spike_table(group_of(tmp_path))
+    assert "that of the text" in table_of(tmp_path)
 
 
 def test_archived_records_give_the_same_table(tmp_path):
     records = run_of(FALLING * 3, [3.0 - 0.05 * n for n in range(41)])
     folder = write(tmp_path / "sweep", {"grown": records})
-    assert spike_table(group_of(archive(folder, tmp_path / "archive"))) == spike_table(group_of(folder))
+    assert table_of(archive(folder, tmp_path / "archive")) == table_of(folder)

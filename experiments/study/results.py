@@ -27,14 +27,14 @@ from growlm.laws.intervals import Interval, speedup_over_seeds, t_interval
 from growlm.laws.isoflop import guideline_half_widths
 from growlm.laws.published import FACTOR, GROWTH_FACTOR, TIMING
 from growlm.report import style
-from growlm.report.compare import Row, paired, rows
+from growlm.report.compare import Row, paired
 from growlm.report.drawing import png
 from growlm.report.fit import GrowthFit
 from growlm.report.law_figures import growth_fits
-from growlm.report.records import Group, Run, read_groups
-from growlm.report.report import report_page
+from growlm.report.records import Group, Run
+from growlm.report.report import Report
 from growlm.report.search import search_table
-from growlm.report.spikes import NO_RISE, NOT_RECOVERED, Spike, spike_rows
+from growlm.report.spikes import NO_RISE, NOT_RECOVERED, Spike
 
 ROOT = Path(__file__).parents[2]
 RECORDS, DOCS = ROOT / "experiments" / "records", ROOT / "docs"
@@ -96,9 +96,14 @@ FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2,
 
 
 @cache
+def report(name: str) -> Report:
+    """The report of a study."""
+    return Report(RECORDS / name)
+
+
 def study(name: str, number: int = 0) -> Group:
     """The records of a study: the number of the group among those of its folder."""
-    return read_groups(RECORDS / name)[number]
+    return report(name).groups[number]
 
 
 def league(
@@ -118,8 +123,8 @@ def league(
         without: runs that are left out, such as a scratch_tuned where the baseline was searched as well.
         note: the head of one more column, and what it says of a run.
     """
-    group = study(name, number)
-    found = sorted((row for row in rows(group) if row.loss and row.run not in without), key=lambda row: row.loss.value)
+    group, compared = study(name, number), report(name).sections[number].rows
+    found = sorted((row for row in compared if row.loss and row.run not in without), key=lambda row: row.loss.value)
     controls = dict.fromkeys(control for row in found for control, gain in row.over.items() if gain)
     controls = [control for control in controls if control not in without]
     seeds = [seed.removeprefix("seed ") for seed in group.studies]
@@ -263,7 +268,7 @@ def first_loss(run: Run) -> float:
 def at_growth(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS) -> str:
     """How high the loss jumps at the growths of a study, and after how many tokens it is back. In order of `labels`."""
     header, lines = ("run", "before", "after", "jump", "highest", "back after tokens", "share of the run's"), []
-    for row in sorted(spike_rows(study(name, number)), key=lambda row: [*labels].index(row.run) if labels else 0):
+    for row in sorted(report(name).sections[number].spikes, key=lambda row: [*labels].index(row.run) if labels else 0):
         losses = [f"{row.mean(key):.3f}" for key in ("before", "after", "highest")]
         jump = written(row.jump, partial(rounded, spec="+.3f"))
         lines.append([labels.get(row.run, row.name), *losses[:2], jump, losses[2], *back(row.seeds)])
@@ -285,7 +290,7 @@ def back(seeds: Sequence[Spike]) -> tuple[str, str]:
 @cache
 def fitted(name: str) -> GrowthFit:
     """The law of growth that a study determines."""
-    (found,) = growth_fits(read_groups(RECORDS / name))
+    (found,) = growth_fits(report(name).groups)
     return found
 
 
@@ -316,19 +321,19 @@ def law(name: str, letter: str, paper: Sequence[float]) -> str:
 def ladder() -> str:
     """The gain of growth at every rung of the ladder, and at how many of them its interval is above zero."""
     lines, above = [], {"grown": 0, "untied": 0}
-    groups = read_groups(RECORDS / "ladder")
-    for number, group in enumerate(groups, 1):
-        by_name = {row.run: row for row in rows(group)}
+    rungs = report("ladder").sections
+    for number, rung in enumerate(rungs, 1):
+        by_name = {row.run: row for row in rung.rows}
         gains = {"grown": by_name["grown"].gain.speedup, "untied": over(by_name["untied"], "untied_scratch")}
         for run, gain in gains.items():
             above[run] += gain is not None and gain.low is not None and gain.low > 0
-        nats = t_interval(differences(group, [("grown", "scratch")], last_loss))
+        nats = t_interval(differences(rung.group, [("grown", "scratch")], last_loss))
         size = [style.count(by_name["scratch"].parameters), style.flops(by_name["scratch"].flops)]
         cells = [percent(gains["grown"]), written(nats, partial(rounded, spec="+.3f"))]
         beside = [percent(over(by_name["grown"], "average_size")), percent(gains["untied"])]
         lines.append([str(number), *size, *cells, *beside])
     gains = ("G_stack over scratch", "less scratch, nats a byte", "over average_size", "untied over untied_scratch")
-    held = f"Above zero at {above['grown']} and {above['untied']} of {len(groups)} rungs."
+    held = f"Above zero at {above['grown']} and {above['untied']} of {len(rungs)} rungs."
     return f"{table(('rung', 'parameters', 'FLOPs', *gains), lines)}\n\n{held}"
 
 
@@ -350,7 +355,7 @@ def timing_design() -> str:
 
 def measured() -> str:
     """The README's table: the headline numbers beside the paper's."""
-    by_name = {row.run: row for row in rows(study("operators"))}
+    by_name = {row.run: row for row in report("operators").sections[0].rows}
     stack = by_name["direct_depth"]
     factor = max(fitted("growth_factor").slices, key=lambda one: one.flops).best
     gains = {run: row.gain.speedup for run, row in by_name.items() if row.gain and row.gain.speedup}
@@ -478,7 +483,7 @@ def block(found: re.Match) -> str:
 def draw() -> None:
     """Draw the figures again."""
     for study_name in dict.fromkeys(name for name, _, _ in FIGURES.values()):
-        figures = {figure.name: figure for figure in report_page(RECORDS / study_name)[1]}
+        figures = {figure.name: figure for figure in report(study_name).page()[1]}
         for file, (name, figure, key) in FIGURES.items():
             if name == study_name:
                 axis = next(axis for axis in figures[figure].x if axis.key == key)

@@ -16,14 +16,15 @@ OPTIONS = {
 def run(args: argparse.Namespace, keys: Keys) -> int:
     """Runs the command; returns the exit code."""
     from growlm.buckets import mirrored
-    from growlm.report.report import compared, overview, write_report
+    from growlm.report.report import Report
 
     if (args.workdir is None) == (args.runs is None):
         raise InputError("report must be given either --workdir=DIR or --runs=DIR")
     folder = args.workdir or args.runs
     with mirrored(folder) as mirror:
-        shown = compared(mirror.folder, args.loss) if args.json else overview(mirror.folder, args.loss)
-        page = folder / write_report(mirror.folder, args.loss).name
+        report = Report(mirror.folder, args.loss)
+        shown = report.values() if args.json else report.text()
+        page = folder / report.write().name
     if args.json:
         print_json({"sweeps": shown, "report": page})
     else:

@@ -23,8 +23,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     """Run the command; returns the exit code."""
     options.announce_loading()
     from growlm.buckets import mirrored
-    from growlm.report.records import read_groups
-    from growlm.report.report import summarise, table, verdict, write_report
+    from growlm.report.report import Report, table, verdict
     from growlm.report.search import search_text
     from growlm.training.config import experiment_text, load_config
     from growlm.training.goodput import process_seconds
@@ -63,8 +62,9 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
             return 1 if errors else 0
         try:
             with mirrored(args.workdir) as mirror:
-                rows, searched = summarise(mirror.folder), search_text(read_groups(mirror.folder)[0])
-                page = write_report(mirror.folder)
+                report = Report(mirror.folder)
+                rows, searched = report.only().rows, search_text(report.only().group)
+                page = report.write()
             texts = table(rows), verdict(rows), searched, f"report: {args.workdir / page.name}"
             print("\n" + "\n\n".join(filter(None, texts)))
         except InputError:

@@ -11,8 +11,7 @@ LOSS, EPOCHS = "val_loss/", "epochs/"
 
 def names(group: Group, kind: str = LOSS) -> list[str]:
     """The sources that were validated on, or trained on, in the order of the records."""
-    keys = dict.fromkeys(key for run in group.runs for record in run.metrics for key in record)
-    return [key.removeprefix(kind) for key in keys if key.startswith(kind)]
+    return [key.removeprefix(kind) for key in group.recorded if key.startswith(kind)]
 
 
 def source_figures(group: Group, prefix: str = "") -> list[Figure]:

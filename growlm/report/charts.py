@@ -1,7 +1,7 @@
 """Curves of runs over compute, tokens and time, with their growths: losses, benchmarks, and how training went."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,6 +10,7 @@ import numpy as np
 from growlm.errors import is_number
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.records import Group, Run
+from growlm.report.shown import Shown, drawn, shown
 from growlm.report.style import LIGHT
 
 COSTS = (
@@ -42,9 +43,9 @@ def loss_figure(group: Group, name: str = "loss") -> Figure:
     measured = (sum(record.get("val_loss") is not None for record in run.metrics) for run in group.runs)
     key = "val_loss" if max(measured) > 1 else "loss"
     y = Axis(key, LOSSES[key], "loss")
-    series = curves(group, y)
-    axes = _recorded(series)
-    return Figure(name, y.label.split(" (")[0].capitalize(), axes, y, series, views_of(series, axes, y, end=True))
+    found, title = curves(group, y), y.label.split(" (")[0].capitalize()
+    axes = _recorded(found.drawn)
+    return figure_of(found, name, title, axes, y, views_of(found.drawn, axes, y, end=True))
 
 
 def benchmark_figures(group: Group, prefix: str = "") -> tuple[list[Figure], list[Figure]]:
@@ -53,7 +54,7 @@ def benchmark_figures(group: Group, prefix: str = "") -> tuple[list[Figure], lis
     A task's own figure is of its accuracy, or of what was measured first.
     """
     tasks: dict[str, list[str]] = {}
-    for key in _recorded_keys(group):
+    for key in group.recorded:
         if key.startswith(BENCHMARK):
             tasks.setdefault(key.removeprefix(BENCHMARK).partition("/")[0], []).append(key)
     own: list[Figure] = []
@@ -75,15 +76,10 @@ def training_figures(group: Group, prefix: str = "") -> list[Figure]:
         title = name.replace("_", " ").capitalize()
         figures += whole_figure(group, prefix + name, title, y, ("tokens",))
     known = {y.key for y in TRAINING.values()} | BOOKKEEPING
-    for key in _recorded_keys(group):
+    for key in group.recorded:
         if key not in known and "/" not in key:  # a task's or a source's: drawn with these
             figures += _recorded_figure(group, key, prefix, ("tokens",))
     return figures
-
-
-def _recorded_keys(group: Group) -> list[str]:
-    """All names in the metrics, in their order."""
-    return list({key: None for run in group.runs for record in run.metrics for key in record})
 
 
 def _recorded_figure(group: Group, key: str, prefix: str, costs: Sequence[str]) -> list[Figure]:
@@ -95,12 +91,25 @@ def _recorded_figure(group: Group, key: str, prefix: str, costs: Sequence[str]) 
 
 def whole_figure(group: Group, name: str, title: str, y: Axis, costs: Sequence[str]) -> list[Figure]:
     """A figure of all that was recorded of a quantity; none where nothing was."""
-    series = curves(group, y)
-    if not series:
+    found = curves(group, y)
+    if not found.drawn:
         return []
-    recorded = {axis.key: axis for axis in _recorded(series)}
+    recorded = {axis.key: axis for axis in _recorded(found.drawn)}
     axes = tuple(recorded[key] for key in costs if key in recorded)
-    return [Figure(name, title, axes, y, series, views_of(series, axes, y))]
+    return [figure_of(found, name, title, axes, y, views_of(found.drawn, axes, y))]
+
+
+def figure_of(
+    found: Shown,
+    name: str,
+    title: str,
+    axes: tuple[Axis, ...],
+    y: Axis,
+    views: Mapping[str, tuple[float, float, float, float]],
+    note: str = "",
+) -> Figure:
+    """The figure of what is shown of some curves."""
+    return Figure(name, title, axes, y, found.drawn, views, note, undrawn=found.undrawn, left_out=found.left_out)
 
 
 def change(run: Run, number: int) -> str:
@@ -116,9 +125,14 @@ def change(run: Run, number: int) -> str:
     return ", ".join(f"{key} {source[key]} → {target[key]}" for key in keys) or "growth"
 
 
-def styles(runs: Sequence[Run]) -> dict[str, tuple[int | None, int]]:
-    """(colour, dash) of every run: the others than the baseline have the colours in turn; controls are dashed."""
-    others = [run for run in runs if run.role != "baseline"]
+def styles(group: Group) -> dict[str, tuple[int | None, int]]:
+    """(colour, dash) of every run: the others than the baseline have the colours in turn; controls are dashed.
+
+    Of many runs those that charts show come first, so that their colours differ.
+    """
+    runs = group.first.runs.values()
+    kept = drawn(group, group.first.runs)
+    others = sorted((run for run in runs if run.role != "baseline"), key=lambda run: run.name not in kept)
     found = {}
     for number, run in enumerate(others):
         dash = 1 if run.role == "control" else DASHES[number // COLOURS % len(DASHES)]
@@ -126,30 +140,28 @@ def styles(runs: Sequence[Run]) -> dict[str, tuple[int | None, int]]:
     return {run.name: found.get(run.name, (None, 0)) for run in runs}
 
 
-def curves(group: Group, y: Axis) -> tuple[Series, ...]:
+def curves(group: Group, y: Axis) -> Shown:
     """The curves of a quantity: one for each run; at several seeds, a thin one for each and their mean."""
-    found: list[Series] = []
-    style = styles(list(group.first.runs.values()))
+    found: dict[str, list[Series]] = {}
+    style = styles(group)
     for name, first in group.first.runs.items():
         label = name if first.role == "run" else f"{name} ({first.role})"
         own = [
             _series(run, y, f"{name}, {seed}" if len(group.studies) > 1 else name, label, *style[name])
             for seed, run in group.each(name).items()
         ]
-        found += with_mean([one for one in own if one is not None], name)
-    return tuple(found)
+        found[name] = with_mean([one for one in own if one is not None], name)
+    return shown(group, found)
 
 
 def _series(run: Run, y: Axis, name: str, label: str, colour: int | None, dash: int) -> Series | None:
     """The curve of one run, in order of cost; None where nothing was recorded."""
-    records = [record for record in run.metrics if _finite(record.get(y.key)) and _finite(record.get("flops"))]
-    if not records:
+    flops = run.column("flops")
+    (measured,) = np.nonzero(np.isfinite(flops) & np.isfinite(run.column(y.key)))
+    if not measured.size:
         return None
-    records.sort(key=lambda record: record["flops"])
-    columns = {
-        key: np.array([record[key] if _finite(record.get(key)) else np.nan for record in records], np.float64)
-        for key in (*(axis.key for axis in COSTS), y.key)
-    }
+    order = measured[np.argsort(flops[measured], kind="stable")]
+    columns = {key: run.column(key)[order] for key in (*(axis.key for axis in COSTS), y.key)}
     return Series(name, label, columns, "line", colour, dash, tuple(_growths(run, columns, y.key)))
 
 

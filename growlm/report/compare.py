@@ -1,17 +1,18 @@
 """What every run reached and what growing saved, over seeds: the table and the figure."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from growlm.errors import InputError
 from growlm.laws.intervals import Interval, SeedSpeedup, loss_gap, speedup_over_seeds, t_interval
-from growlm.laws.speedup import Curve, curve
+from growlm.laws.speedup import Curve
 from growlm.report import style
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.records import Group, Run
+from growlm.report.shown import MOST_CONTROLS, shown
 
 HEADER = ("run", "FLOPs", "tokens", "validation loss", "speed-up", "compute saved")
 NOT_REACHED = "not reached"
@@ -36,8 +37,10 @@ class Row:
         loss: the last validation loss, with its interval over seeds.
         seconds: of training so far.
         gain: speed-up over the baseline at equal validation loss; None for the baseline.
-        over: the speed-up of a grown run over each control.
-        gaps: its validation loss less that of each control at equal FLOPs; None where one failed or is not measured.
+        over: the speed-up of a grown run over each control; of more than MOST_CONTROLS over those that come nearest to
+            the best grown run, or beat it, at equal FLOPs.
+        gaps: its validation loss less that of each of these at equal FLOPs; None where one failed or is not measured.
+        further: of the best grown run, `gaps` over the other controls, the nearest first.
         searched: whether its learning rate was searched in the sweep.
         decayed: whether its learning rate ends at zero, or as good as that.
         note: what is wrong or unfinished, in one line; empty where nothing is.
@@ -57,6 +60,7 @@ class Row:
     gain: SeedSpeedup | None
     over: dict[str, SeedSpeedup | None] = field(default_factory=dict)
     gaps: dict[str, Interval | None] = field(default_factory=dict)
+    further: dict[str, Interval | None] = field(default_factory=dict)
     searched: bool = False
     decayed: bool = False
     note: str = ""
@@ -96,7 +100,34 @@ def rows(group: Group, loss: float | None = None) -> list[Row]:
         group: a study at one seed or several.
         loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
     """
-    return [_row(name, group, loss) for name in group.first.runs]
+    found = [_row(name, group, loss) for name in group.first.runs]
+    grown, controls = ([row for row in found if row.role == role] for role in ("grown", "control"))
+    if not grown or not controls:
+        return found
+    best = next(iter(contenders(found)), grown[0]).run
+    gaps = {control.run: _gap(group, best, control.run) for control in controls}
+    nearest = sorted(gaps, key=lambda name: -math.inf if gaps[name] is None else gaps[name].value, reverse=True)
+    kept = [name for name in gaps if name in nearest[:MOST_CONTROLS]]
+
+    def compared(row: Row) -> Row:
+        if row.role != "grown":
+            return row
+        further = {name: gaps[name] for name in nearest[MOST_CONTROLS:]} if row.run == best else {}
+        over = {name: _gain(group, row.run, name, loss) for name in kept}
+        own = {name: gaps[name] if row.run == best else _gap(group, row.run, name) for name in kept}
+        return replace(row, over=over, gaps=own, further=further)
+
+    return [compared(row) for row in found]
+
+
+def contenders(rows: Sequence[Row]) -> list[Row]:
+    """The grown runs for which a speed-up over the baseline may be claimed, the best first.
+
+    A run that is not done is none while another is: the beginning of a run is no rival.
+    """
+    measured = [row for row in rows if row.role == "grown" and row.speedup is not None]
+    done = [row for row in measured if row.status == "done"] or measured
+    return sorted(done, key=lambda row: row.speedup, reverse=True)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -139,14 +170,12 @@ def counted(runs: Iterable[Run]) -> list[Run]:
 
 
 def _row(name: str, group: Group, loss: float | None) -> Row:
-    """The row of one run, compared with the baseline and, if it is a grown one, with the controls."""
+    """The row of one run, compared with the baseline."""
     runs, baseline = group.each(name), group.first.baseline
     known = counted(runs.values())
     first, search = group.first.runs[name], group.first.search
-    curves = [found for run in known if (found := _curve(run)[0])]
+    curves = [found for run in known if (found := run.curve[0])]
     gain = _gain(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
-    others = group.first.runs.values() if first.role == "grown" else ()
-    controls = [other.name for other in others if other.role == "control"]
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
     notes = [_status_note(run, seed if len(runs) > 1 else "") for seed, run in runs.items()]
     notes.append(uncounted := _init_from_note(first))
@@ -160,24 +189,12 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
         **{key: _mean(known, key) for key in ("tokens", "flops", "flops_exact", "seconds")},
         loss=t_interval(np.array([one.loss[-1] for one in curves])) if curves else None,
         gain=gain,
-        over={other: _gain(group, name, other, loss) for other in controls},
-        gaps={other: _gap(group, name, other) for other in controls},
         searched=search.get("key") == "peak_lr" and name in search.get("runs", {}),
         decayed=bool(known) and all(map(_decays, known)),
         note="; ".join(dict.fromkeys(filter(None, notes))),
         uncounted=uncounted,
         status=worst or "done",
     )
-
-
-def _curve(run: Run) -> tuple[Curve | None, str]:
-    """The curve of validation losses, or why there is none."""
-    if not run.metrics:
-        return None, "no metrics yet"
-    try:
-        return curve(run.metrics), ""
-    except InputError as error:
-        return None, str(error)
 
 
 def _init_from_note(run: Run) -> str:
@@ -193,7 +210,7 @@ def _status_note(run: Run, seed: str) -> str:
     """A note for an unfinished or damaged run; empty for a complete one."""
     error = " ".join((run.error or "").split())
     status = "" if run.status == "done" else f"{run.status}: {error}" if error else run.status
-    note = "; ".join(filter(None, (status, _curve(run)[1])))
+    note = "; ".join(filter(None, (status, run.curve[1])))
     return f"{seed}: {note}" if note and seed else note
 
 
@@ -226,7 +243,7 @@ def paired(group: Group, name: str, other: str) -> tuple[list[Curve], list[Curve
     pairs = [(study.runs[name], study.runs[other]) for study in group.studies.values()]
     if len(pairs) > 1:
         pairs = [pair for pair in pairs if all(run.status == "done" for run in pair)]
-    curves = [tuple(_curve(run)[0] for run in pair) for pair in pairs]
+    curves = [tuple(run.curve[0] for run in pair) for pair in pairs]
     found = [(mine, others) for mine, others in curves if mine and others]
     return [mine for mine, _ in found], [others for _, others in found]
 
@@ -243,11 +260,15 @@ def _mean(runs: Sequence[Run], key: str) -> float | None:
     return float(np.mean(values)) if values and None not in values else None
 
 
-def speedup_figure(rows: Sequence[Row], name: str = "speedup") -> Figure | None:
-    """Every run over the baseline and over each control, with intervals over seeds; None where nothing is measured."""
+def speedup_figure(group: Group, rows: Sequence[Row], name: str = "speedup") -> Figure | None:
+    """Every run over the baseline and over each control, with intervals over seeds; None where nothing is measured.
+
+    Of many runs it has those that other charts show.
+    """
     baseline = next((row.run for row in rows if row.role == "baseline"), "")
     gains = {row.run: _measured({baseline: row.gain} | row.over) for row in rows}
-    gains = {run: found for run, found in gains.items() if found}
+    seen = shown(group, {run: [run] for run, found in gains.items() if found}, "The tables of the report have all.")
+    gains = {run: gains[run] for run in seen.drawn}
     if not gains:
         return None
     runs = [*reversed(gains)]
@@ -257,7 +278,7 @@ def speedup_figure(rows: Sequence[Row], name: str = "speedup") -> Figure | None:
     series = tuple(_series(gains, runs, other, others, APART / tall) for other in others)
     marks = [mark for one in series for mark in one.marks]
     views = {SPEEDUP.key: (*_seen(marks), -0.6, len(runs) - 0.4)}
-    return Figure(name, "Speed-up", (SPEEDUP,), y, series, views, row_height=tall)
+    return Figure(name, "Speed-up", (SPEEDUP,), y, series, views, row_height=tall, left_out=seen.left_out)
 
 
 def _measured(gains: dict[str, SeedSpeedup | None]) -> dict[str, SeedSpeedup]:

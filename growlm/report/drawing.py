@@ -1,6 +1,7 @@
 """A figure as a PNG, by matplotlib, which takes half a second to import: whoever writes figures imports this then."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
     columns = 1 if any(len(one.label) > 24 for one in named) else 2
     labels = {one.label for one in named}
     rows = 0.28 * figure.row_height * len(figure.y.names) if figure.y.names else 2.7
-    height = 1 + rows + 0.22 * -(-len(labels) // columns)
+    said = textwrap.fill(figure.left_out, 90)
+    height = 1 + rows + 0.22 * -(-len(labels) // columns) + 0.18 * len(said.splitlines())
     canvas = Canvas((5.8, height), 170, layout="constrained", facecolor=theme.paper)
     axes = canvas.add_subplot()
     if axis.key not in figure.views:
@@ -67,10 +69,14 @@ def draw(figure: Figure, axis: Axis, theme: Theme = LIGHT) -> Canvas:
         line(0, color=theme.ink, linewidth=1, zorder=1.5)  # below the curves
     if all(one.style == "line" for one in named):
         _name_ends(axes, named, axis, figure.y, size, theme)
-    drawn = {line.get_label(): line for line in reversed(axes.lines)}  # matplotlib's own list lacks a name such as _a
+    # matplotlib's own list lacks a name such as _a; a list, for axes.lines looks through all artists for each line.
+    drawn = {line.get_label(): line for line in reversed([*axes.lines])}
     entries = {label: drawn[label] for label in dict.fromkeys(one.label for one in named)}
     look = {"frameon": False, "fontsize": 9, "labelcolor": theme.ink}
-    canvas.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, **look)
+    legend = canvas.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, **look)
+    if said:
+        legend.set_title(said, {"size": 9})
+        legend.get_title().set_color(theme.ink)
     return canvas
 
 

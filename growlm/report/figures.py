@@ -109,6 +109,8 @@ class Figure:
         series: the curves.
         views: the ranges at first, by key of the x axis: x from, x to, y from, y to.
         note: a sentence below it.
+        undrawn: curves that are in the CSV alone, since more than these cannot be read; `left_out` says so.
+        left_out: what is not drawn, and where it is; empty where all is.
         row_height: of an axis of names, in times of the usual.
     """
 
@@ -120,6 +122,8 @@ class Figure:
     views: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
     note: str = ""
     row_height: float = 1.0
+    undrawn: tuple[Series, ...] = ()
+    left_out: str = ""
 
 
 def unit(figure: Figure, axis: Axis) -> tuple[float, str]:
@@ -163,12 +167,12 @@ def as_csv(figure: Figure) -> str:
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["curve", "kind", *keys, "low", "high", "text"])
-    for series in figure.series:
+    for series in (*figure.series, *figure.undrawn):
         kind = "fitted" if series.style == "fit" else "measured"
-        columns = [series.columns.get(key, np.full(_length(series), np.nan)) for key in [*keys, "low", "high"]]
-        for row in zip(*columns, strict=True):
+        columns = (series.columns.get(key, np.full(_length(series), np.nan)) for key in [*keys, "low", "high"])
+        for row in zip(*(column.tolist() for column in columns), strict=True):
             place = [_cell(axis, value) for axis, value in zip(axes, row, strict=False)]
-            bars = ["" if math.isnan(value) else float(value) for value in row[len(axes) :]]
+            bars = ["" if math.isnan(value) else value for value in row[len(axes) :]]
             rows.writerow([series.name, kind, *place, *bars, ""])
         for mark in series.marks:
             place = [_cell(axis, mark.x.get(axis.key, math.nan)) for axis in figure.x]
@@ -187,7 +191,7 @@ def _cell(axis: Axis, value: float) -> str | float:
 
 def cells(figure: Figure) -> int:
     """How many cells its CSV has at least, each of two bytes at least."""
-    return sum(_length(series) for series in figure.series) * len(figure.x)
+    return sum(_length(series) for series in (*figure.series, *figure.undrawn)) * len(figure.x)
 
 
 def thinned(series: Series, points: int = SHOWN_POINTS) -> dict[str, np.ndarray]:

@@ -1,16 +1,17 @@
 """The gain of grown runs along their tokens: speed-up and loss gain as figures and as a table."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from growlm.laws.gain import FITTED_FROM, GainCurve, GainFit, fit_gain, gain_curve
 from growlm.report import style
-from growlm.report.charts import COSTS, styles, views_of, with_mean
+from growlm.report.charts import COSTS, figure_of, styles, views_of, with_mean
 from growlm.report.compare import paired
 from growlm.report.figures import Axis, Figure, Series
 from growlm.report.records import Group, Run
+from growlm.report.shown import shown
 from growlm.report.verdict import TUNED
 
 FLOPS, TOKENS = COSTS[0], Axis("tokens", COSTS[1].label, "count", log=True)
@@ -61,9 +62,9 @@ def gain_lines(found: Sequence[Gains]) -> list[list[str]]:
     return lines
 
 
-def gain_text(group: Group) -> str:
-    """The table for a terminal; empty without a fit."""
-    lines = gain_lines(gains(group))
+def gain_text(group: Group, found: Sequence[Gains]) -> str:
+    """The table of the gains of a group for a terminal; empty without a fit."""
+    lines = gain_lines(found)
     return f"{style.table(HEADER, lines, left=('over',))}\n\n{gain_note(group)}" if lines else ""
 
 
@@ -80,20 +81,22 @@ def gain_note(group: Group) -> str:
 def gain_figures(group: Group, found: Sequence[Gains], prefix: str = "") -> list[Figure]:
     """Speed-up and loss gain of every grown run over the baseline along its tokens; the gain with its fit."""
     over = [one for one in found if one.over == group.first.baseline]
-    figures = []
+    bands, looks, figures = len(over) <= BANDS, styles(group), []
     for name, title, y in (("gain_speedup", "Speed-up over tokens", SPEEDUP), ("gain", "Loss gain over tokens", GAP)):
-        series = [part for one in over for part in _curves(group, one, y)]
-        if not series:
+        series = shown(group, {one.run: _curves(one, y, *looks[one.run]) for one in over})
+        if not series.drawn:
             continue
-        bands = len(over) <= BANDS
-        fits = [part for one in over for part in _fits(group, one, bands)] if y is GAP else []
-        views = views_of([*series, *fits], (TOKENS, FLOPS), y)
+        kept = {one.label for one in series.drawn}
+        every = [(one.run in kept, _fits(one, bands, looks[one.run][0])) for one in over if y is GAP]
+        fits, undrawn = (tuple(fit for seen, own in every if seen is flag for fit in own) for flag in (True, False))
+        both = replace(series, drawn=series.drawn + fits, undrawn=series.undrawn + undrawn)
+        views = views_of(both.drawn, (TOKENS, FLOPS), y)
         views = {key: (*seen[:2], *_with_zero(*seen[2:])) for key, seen in views.items()}
         note = f"Over {group.first.baseline}, from the last growth on."
         if fits:
             band = " with its 95 % band over seeds" if bands and len(over[0].seeds) > 1 else ""
             note += f" Thin dashed: a + b log10 of the tokens{band}, EXTRAPOLATED beyond the curves."
-        figures.append(Figure(prefix + name, title, (TOKENS, FLOPS), y, (*series, *fits), views, note))
+        figures.append(figure_of(both, prefix + name, title, (TOKENS, FLOPS), y, views, note))
     return figures
 
 
@@ -103,9 +106,8 @@ def _with_zero(low: float, high: float) -> tuple[float, float]:
     return min(low, 0.0) - room, max(high, 0.0) + room
 
 
-def _curves(group: Group, one: Gains, y: Axis) -> list[Series]:
+def _curves(one: Gains, y: Axis, colour: int | None, dash: int) -> list[Series]:
     """A curve of every seed, and their mean."""
-    look = styles(list(group.first.runs.values()))[one.run]
     several = len(one.seeds) > 1
     own = []
     for number, curve in enumerate(one.seeds):
@@ -113,15 +115,15 @@ def _curves(group: Group, one: Gains, y: Axis) -> list[Series]:
         at = np.isfinite(value)
         columns = {FLOPS.key: curve.flops[at], TOKENS.key: curve.tokens[at], y.key: value[at]}
         if at.any():
-            own.append(Series(f"{one.run}, {number + 1}" if several else one.run, one.run, columns, "line", *look))
+            name = f"{one.run}, {number + 1}" if several else one.run
+            own.append(Series(name, one.run, columns, "line", colour, dash))
     return with_mean(own, one.run)
 
 
-def _fits(group: Group, one: Gains, band: bool) -> Iterator[Series]:
+def _fits(one: Gains, band: bool, colour: int | None) -> list[Series]:
     """The fit from its first token to beyond its last, with a band over seeds if asked for."""
     if one.fit is None:
-        return
-    colour, _ = styles(list(group.first.runs.values()))[one.run]
+        return []
     along = np.geomspace(one.fit.first, BEYOND * one.fit.last, 40)
     said = [one.fit.gap(tokens) for tokens in along]
     mean = one.seeds[0]
@@ -129,4 +131,4 @@ def _fits(group: Group, one: Gains, band: bool) -> Iterator[Series]:
     columns = {FLOPS.key: flops, TOKENS.key: along, GAP.key: np.array([each.value for each in said])}
     if band and said[0].low is not None:
         columns |= {end: np.array([getattr(each, end) for each in said]) for end in ("low", "high")}
-    yield Series(f"{one.run}, fit", f"{one.run}, fit", columns, "fit", colour, 1)
+    return [Series(f"{one.run}, fit", f"{one.run}, fit", columns, "fit", colour, 1)]

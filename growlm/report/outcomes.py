@@ -9,7 +9,7 @@ from typing import Any
 
 from growlm.errors import InputError, is_number
 from growlm.laws.shapes import Shape
-from growlm.laws.speedup import Curve, curve, loss_at
+from growlm.laws.speedup import Curve, loss_at
 from growlm.report.records import Run, read, study_folders
 
 GROWN_BY = 0.8  # the largest share of a budget at which a run may grow, to be in its slice
@@ -115,10 +115,9 @@ def outcome(name: str, run: Run) -> Outcome:
         raise InputError(f"run {name} must have FLOPs and tokens at two steps of its last stage in its metrics")
     growths = run.planned_growths
     before = [[r for r in run.metrics if r["stage"] < number] for number in (1, len(growths))]
-    try:
-        losses = curve(run.metrics)
-    except InputError as error:
-        raise InputError(f"run {name}: {error}") from error
+    losses, problem = run.curve
+    if losses is None:
+        raise InputError(f"run {name}: {problem}")
     return Outcome(
         name=name,
         seed=run.config["seed"],

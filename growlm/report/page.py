@@ -24,8 +24,10 @@ _COLOURS = f"""
 
 
 # A page that would be larger than this many bytes has no tables of points in it, which lie beside it; if that is not
-# enough its curves have fewer points, half as many again and again.
+# enough its curves have fewer points, half as many again and again. But tables of hundreds of runs leave the charts
+# LEAST_BYTES.
 MOST_BYTES = 5_900_000
+LEAST_BYTES = 500_000
 LEAST_POINTS = 8
 _CHART = re.compile("<!--chart (.*?)-->")  # where one is to be; texts of a run have no "<" in a page
 
@@ -101,10 +103,10 @@ def _drawn(body: str, figures: Mapping[str, Figure], most: int) -> tuple[str, st
     def drawn(points: int, whole: bool) -> str:
         return _CHART.sub(lambda found: _chart(figures[found[1]], points, whole), body)
 
-    shown = [figures[name] for name in _CHART.findall(body)]
-    if 2 * sum(map(cells, shown)) <= most and len(text := drawn(SHOWN_POINTS, whole=True)) <= most:
+    shown, rest = [figures[name] for name in _CHART.findall(body)], len(_CHART.sub("", body))
+    if rest + 2 * sum(map(cells, shown)) <= most and len(text := drawn(SHOWN_POINTS, whole=True)) <= most:
         return text, ""
-    points = SHOWN_POINTS
+    points, most = SHOWN_POINTS, max(most, rest + LEAST_BYTES)
     while len(text := drawn(points, whole=False)) > most and points > LEAST_POINTS:
         points //= 2
     said = f"Curves have at most {points} points here, to keep the page small; the CSV files beside it have all."
@@ -115,7 +117,7 @@ def _chart(figure: Figure, points: int, whole: bool) -> str:
     """A figure with its data, which plotly draws, and its CSV, `whole` in the page or else beside it."""
     data = json.dumps(plotly(figure, points), separators=(",", ":")).replace("<", "\\u003c")
     rows = f' style="--rows: {figure.row_height * len(figure.y.names):g}"' if figure.y.names else ""
-    name = f"{escape(figure.name)}.csv"
+    name, said = f"{escape(figure.name)}.csv", " ".join(filter(None, (figure.note, figure.left_out)))
     if whole:
         table = base64.b64encode(as_csv(figure).encode()).decode()
         link = f'download="{name}" title="all points" href="data:text/csv;base64,{table}"'
@@ -124,7 +126,7 @@ def _chart(figure: Figure, points: int, whole: bool) -> str:
     return (
         f'<figure class="chart" id="chart-{escape(figure.name)}"{rows}><figcaption>{escape(figure.title)} '
         f'<a class="csv" {link}>CSV</a></figcaption>'
-        f'<script type="application/json">{data}</script><div class="plot"></div>{quiet(figure.note)}'
+        f'<script type="application/json">{data}</script><div class="plot"></div>{quiet(said)}'
         f"<details><summary>In numbers</summary>{_ends(figure)}</details></figure>\n"
     )
 

@@ -2,15 +2,19 @@
 
 import csv
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from growlm.checked import DamagedError, check_shape, is_record, lines_of, parse_json, parse_record
 from growlm.errors import InputError, is_number, must_be
 from growlm.files import check_within, inside, read_object
+from growlm.laws.speedup import Curve, curve
 from growlm.report.shapes import CONFIG, DECISION, EVALUATION, GROWTH, INIT_FROM, RECORD, SWEEP
 
 MOST_NAMES = 1000  # of a run's metrics, and of its stages
@@ -51,7 +55,34 @@ class Run:
     init_from: dict[str, Any] = field(default_factory=dict)
     decisions: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def curve(self) -> tuple[Curve | None, str]:
+        """The curve of its validation losses, or None and why there is none."""
+        if not self.metrics:
+            return None, "no metrics yet"
+        try:
+            return curve(self.metrics), ""
+        except InputError as error:
+            return None, str(error)
+
+    def column(self, key: str) -> np.ndarray:
+        """What its records have under a name, in order: float64[records], NaN where that is no finite number."""
+        if key not in self._columns:
+            values = (record.get(key) for record in self.metrics)
+            numbers = [value if is_number(value) and math.isfinite(value) else math.nan for value in values]
+            self._columns[key] = np.array(numbers, np.float64)
+        return self._columns[key]
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {}
+
+    @cached_property
+    def recorded(self) -> list[str]:
+        """All names in its metrics, in their order."""
+        return list({key: None for record in self.metrics for key in record})
+
+    @cached_property
     def held_out(self) -> set[tuple]:
         """What its stages are validated on, where its config says so: corpus, batches, batch and length."""
         found = set()
@@ -144,6 +175,11 @@ class Group:
     def runs(self) -> list[Run]:
         """All runs of all seeds."""
         return [run for study in self.studies.values() for run in study.runs.values()]
+
+    @property
+    def recorded(self) -> list[str]:
+        """All names in the metrics of all runs, in their order."""
+        return list(dict.fromkeys(key for run in self.runs for key in run.recorded))
 
     @property
     def labelled(self) -> list[tuple[str, Run]]:

@@ -1,7 +1,7 @@
 """The report of a run, a sweep, or a sweep at several seeds: one page, and its figures as PNG and CSV."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,59 +10,110 @@ from growlm.errors import InputError
 from growlm.evaluation.table import scores
 from growlm.files import write_whole
 from growlm.report import page, style
-from growlm.report.by_source import names, source_figures, source_table, source_text
-from growlm.report.charts import benchmark_figures, change, loss_figure, training_figures
-from growlm.report.compare import HEADER, Row, cells, gained, rows, speedup_figure, table
+from growlm.report.by_source import names, source_table, source_text
+from growlm.report.charts import change
+from growlm.report.compare import HEADER, Row, cells, gained, table
 from growlm.report.contours import QUANTITIES, fit_contours
 from growlm.report.decisions import decision_lines
 from growlm.report.figures import Figure
 from growlm.report.fit import GrowthFit, law_text, slices_text
 from growlm.report.gains import HEADER as GAINS
-from growlm.report.gains import Gains, gain_figures, gain_lines, gain_note, gain_text, gains
+from growlm.report.gains import gain_lines, gain_note, gain_text
 from growlm.report.goodput import HEADER as GOODPUT
 from growlm.report.goodput import NOTE, goodput_lines, goodput_text, goodput_values
 from growlm.report.law_figures import growth_fits, law_figure, parabola_figure
 from growlm.report.multiplier import multiplier_figures
 from growlm.report.page import Part
 from growlm.report.records import Group, Run, Study, read_groups
-from growlm.report.search import search_figure, search_notes, search_table, search_text, searches
+from growlm.report.search import search_notes, search_table, search_text, searches
+from growlm.report.sections import Section
+from growlm.report.shown import drawn
 from growlm.report.spikes import HEADER as AT_GROWTH
-from growlm.report.spikes import SpikeRow, back_flops, spike_cells, spike_figures, spike_notes, spike_rows, spike_table
+from growlm.report.spikes import back_flops, spike_cells, spike_notes, spike_table
 from growlm.report.verdict import verdict
 
-__all__ = ["overview", "summarise", "table", "verdict", "write_report"]
+__all__ = ["Report", "overview", "summarise", "table", "verdict", "write_report"]
 
 EXPECTED = ("What is expected", "What was expected")  # with which experiment files begin to say so
 
 
-@dataclass(frozen=True)
-class Section:
-    """A group with its rows and figures."""
+class Report:
+    """What is said of everything in a folder: it is read once, and compared once.
 
-    group: Group
-    rows: list[Row]
-    loss: Figure
-    speedups: Figure | None
-    search: Figure | None
-    sources: list[Figure]
-    gains: list[Gains]
-    gain_figures: list[Figure]
-    benchmarks: tuple[list[Figure], list[Figure]]
-    training: list[Figure]
-    spikes: list[SpikeRow]
-    spike_figures: list[Figure]
+    Args:
+        folder: of a run, of a sweep, or of several; those that differ only in their seeds are compared as one.
+        loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
 
-    @property
-    def figures(self) -> list[Figure]:
-        """All figures."""
-        some = [figure for figure in (self.speedups, self.search) if figure]
-        scores = [one for part in self.benchmarks for one in part]
-        return [self.loss, *some, *self.sources, *self.gain_figures, *scores, *self.training, *self.spike_figures]
+    Raises:
+        InputError: no such folder, no run in it, or no run with any metrics.
+    """
 
-    @property
-    def title(self) -> str:
-        """The title of its studies."""
-        return self.group.first.title
+    def __init__(self, folder: str | Path, loss: float | None = None) -> None:
+        self.folder = Path(folder)
+        self.groups = read_groups(folder)
+        self.sections = [Section(group, number, loss) for number, group in enumerate(self.groups)]
+
+    def only(self) -> Section:
+        """The one sweep of the folder. Raises InputError where it holds several that differ."""
+        if len(self.groups) > 1:
+            titles = " and ".join(repr(group.first.title) for group in self.groups[:3])
+            raise InputError(f"{self.folder} must hold one sweep, at one seed or several, got {titles}")
+        return self.sections[0]
+
+    def text(self) -> str:
+        """The results, their verdict and the losses at growth, for a terminal."""
+        parts = []
+        for one in self.sections:
+            group = one.group
+            seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
+            texts = [f"{one.title}{seeds}", table(one.rows), verdict(one.rows), source_text(group), search_text(group)]
+            texts += [gain_text(group, one.gains), spike_table(group, one.spikes), goodput_text(group)]
+            parts.append("\n\n".join(filter(None, texts)))
+        return "\n\n\n".join(parts)
+
+    def values(self) -> list[dict[str, Any]]:
+        """What the text says as values, of every sweep."""
+        found = []
+        for one in self.sections:
+            more = "val_loss", "speedup", "saved"
+            said = [vars(row) | {name: getattr(row, name) for name in more} for row in one.rows]
+            values = {"rows": said, "verdict": verdict(one.rows), "goodput": goodput_values(one.group)}
+            found.append({"title": one.title, "seeds": len(one.group.studies)} | values)
+        return found
+
+    def page(self) -> tuple[str, list[Figure]]:
+        """The page as HTML, one file that needs no network, and the figures on it."""
+        groups, sections = self.groups, self.sections
+        laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
+        figures = [figure for one in sections for figure in one.figures]
+        multipliers = multiplier_figures(groups)
+        figures += [figure for _, of_law in laws for figure in of_law] + [figure for figure, _ in multipliers]
+        title = sections[0].title if len(sections) == 1 else self.folder.resolve().name
+        parts = [part for one in sections for part in _parts(one)]
+        if len(sections) > 1:
+            parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
+        scales = "".join(page.chart(figure) + page.verbatim(text) for figure, text in multipliers)
+        parts += [
+            Part("When and how to grow", _laws(laws)),
+            Part("Gain over scales", scales),
+            Part("To reproduce", _reproduce(groups)),
+        ]
+        return page.page(title, _head(sections), parts, figures), figures
+
+    def write(self) -> Path:
+        """Writes report.html into the folder, and every figure as PNG (loss_flops.png ...) and as CSV.
+
+        Returns:
+            The path of the page.
+        """
+        from growlm.report.drawing import write_figure
+
+        html, figures = self.page()
+        for figure in figures:
+            write_figure(self.folder, figure)
+        target = self.folder / "report.html"
+        write_whole(target, html.encode())
+        return target
 
 
 def summarise(folder: str | Path) -> list[Row]:
@@ -71,109 +122,27 @@ def summarise(folder: str | Path) -> list[Row]:
     Raises:
         InputError: the folder is missing, is of neither kind, has no metrics, or holds sweeps that differ.
     """
-    groups = read_groups(folder)
-    if len(groups) > 1:
-        titles = " and ".join(repr(group.first.title) for group in groups[:3])
-        raise InputError(f"{folder} must hold one sweep, at one seed or several, got {titles}")
-    return rows(groups[0])
+    return Report(folder).only().rows
 
 
 def overview(folder: str | Path, loss: float | None = None) -> str:
-    """The results of everything in a folder, its verdict and its losses at growth, as text for a terminal.
-
-    Args:
-        folder: of a run, of a sweep, or of several.
-        loss: the validation loss to compare at; by default, of every pair of runs, the worse of its two final ones.
-
-    Raises:
-        InputError: no such folder, no run in it, or no run with any metrics.
-    """
-    parts = []
-    for group in read_groups(folder):
-        found = rows(group, loss)
-        seeds = f" ({len(group.studies)} seeds)" if len(group.studies) > 1 else ""
-        texts = [f"{group.first.title}{seeds}", table(found), verdict(found), source_text(group), search_text(group)]
-        texts += [gain_text(group), spike_table(group), goodput_text(group)]
-        parts.append("\n\n".join(filter(None, texts)))
-    return "\n\n\n".join(parts)
+    """The text of the report of a folder. Arguments and errors are those of `Report`."""
+    return Report(folder, loss).text()
 
 
 def compared(folder: str | Path, loss: float | None = None) -> list[dict[str, Any]]:
-    """What `overview` says as values, of every sweep; arguments and errors are its."""
-    found = []
-    for group in read_groups(folder):
-        compared = rows(group, loss)
-        said = [vars(row) | {name: getattr(row, name) for name in ("val_loss", "speedup", "saved")} for row in compared]
-        values = {"rows": said, "verdict": verdict(compared), "goodput": goodput_values(group)}
-        found.append({"title": group.first.title, "seeds": len(group.studies)} | values)
-    return found
+    """What `overview` says as values. Arguments and errors are those of `Report`."""
+    return Report(folder, loss).values()
 
 
 def write_report(folder: str | Path, loss: float | None = None) -> Path:
-    """Writes report.html into the folder, and every figure as PNG (loss_flops.png, loss_tokens.png ...) and as CSV.
-
-    The page is one file that needs no network.
-
-    Args:
-        folder: of a run, of a sweep, or of several; those that differ only in their seeds are compared as one.
-        loss: as in `overview`.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: no such folder, no run in it, or no run with any metrics.
-    """
-    from growlm.report.drawing import write_figure
-
-    html, figures = report_page(folder, loss)
-    for figure in figures:
-        write_figure(Path(folder), figure)
-    target = Path(folder) / "report.html"
-    write_whole(target, html.encode())
-    return target
+    """Writes the report of a folder into it. Arguments and errors are those of `Report`, the result of its `write`."""
+    return Report(folder, loss).write()
 
 
 def report_page(folder: str | Path, loss: float | None = None) -> tuple[str, list[Figure]]:
-    """The page as HTML, and the figures on it. Arguments and errors are those of `write_report`."""
-    folder = Path(folder)
-    groups = read_groups(folder)
-    sections = [_section(group, number, loss) for number, group in enumerate(groups)]
-    laws = [(fit, _law_figures(fit, number)) for number, fit in enumerate(growth_fits(groups))]
-    figures = [figure for one in sections for figure in one.figures]
-    multipliers = multiplier_figures(groups)
-    figures += [figure for _, of_law in laws for figure in of_law] + [figure for figure, _ in multipliers]
-    title = groups[0].first.title if len(groups) == 1 else folder.resolve().name
-    parts = [part for one in sections for part in _parts(one)]
-    if len(sections) > 1:
-        parts = [Part(one.title, page.nested(_parts(one))) for one in sections]
-    scales = "".join(page.chart(figure) + page.verbatim(text) for figure, text in multipliers)
-    parts += [
-        Part("When and how to grow", _laws(laws)),
-        Part("Gain over scales", scales),
-        Part("To reproduce", _reproduce(groups)),
-    ]
-    return page.page(title, _head(sections), parts, figures), figures
-
-
-def _section(group: Group, number: int, loss: float | None) -> Section:
-    """The rows and figures of a group; the files of all groups but the first are numbered."""
-    prefix = f"{number + 1}_" if number else ""
-    found, spikes, gained = rows(group, loss), spike_rows(group), gains(group)
-    return Section(
-        group=group,
-        rows=found,
-        loss=loss_figure(group, f"{prefix}loss"),
-        speedups=speedup_figure(found, f"{prefix}speedup"),
-        search=search_figure(group, f"{prefix}search"),
-        sources=source_figures(group, prefix),
-        gains=gained,
-        gain_figures=gain_figures(group, gained, prefix),
-        benchmarks=benchmark_figures(group, prefix),
-        training=training_figures(group, prefix),
-        spikes=spikes,
-        spike_figures=spike_figures(group, spikes, prefix),
-    )
+    """The page as HTML, and the figures on it. Arguments and errors are those of `Report`."""
+    return Report(folder, loss).page()
 
 
 def _head(sections: list[Section]) -> str:
@@ -265,6 +234,12 @@ def _controls(rows: list[Row]) -> str:
         "Validation loss of a grown run less that of a control, in nats, at equal FLOPs: where the cheaper of the two "
         "ends. Below 0 the grown run is better; an interval that holds 0 does not tell."
     )
+    if whole := next((row for row in grown if row.further), None):
+        every = len(whole.gaps) + len(whole.further)
+        how += (
+            f" Of {every} controls these are the {len(controls)} that do best against {whole.run}; the verdict on that "
+            f"run is over all of them. In a table of all {len(grown)} x {every} pairs nothing would be found."
+        )
     less, over = "loss less that of", "speed-up over"
     tables = page.table([less, *controls], gaps, (less,)), page.table([over, *controls], gains, (over,))
     return "\n".join([tables[0], page.quiet(how), tables[1]])
@@ -325,11 +300,11 @@ def _decisions(group: Group) -> str:
     lines = [[label, *line] for label, run in group.labelled for line in decision_lines(run)]
     files = [
         page.folded(f"{label}, decision-{number}.json", decided)
-        for label, run in group.labelled
+        for label, run in _in_full(group)
         for number, decided in run.decisions.items()
     ]
     header = ["run", "stage", "decided", "after tokens", "why"]
-    return page.table(header, lines, ("run", "decided", "why")) + "".join(files) if lines else ""
+    return page.table(header, lines, ("run", "decided", "why")) + "".join(files) + _elsewhere(group) if lines else ""
 
 
 def _evaluations(group: Group) -> str:
@@ -359,12 +334,10 @@ def _samples(group: Group) -> str:
 
 def _growths(group: Group) -> str:
     """A table of the growths, with what they changed, claimed and did to the loss; and their reports, folded."""
-    lines, reports = [], []
+    lines = []
     for label, run in group.labelled:
         for number, report in enumerate(run.growths, start=1):
-            title = f"{label}, growth {number}"
-            lines.append([title, *_growth(run, number, report)])
-            reports.append(page.folded(title, report))
+            lines.append([f"{label}, growth {number}", *_growth(run, number, report)])
     if not lines:
         return ""
     header = ["run", "shape", "operator", "parameters", "tokens", "loss before", "after", "keeps function", "optimizer"]
@@ -379,7 +352,9 @@ def _growths(group: Group) -> str:
     growths = [report for run in group.runs for report in run.growths]
     claims = dict.fromkeys((_keeps(report), str(report.get("reason") or "")) for report in growths)
     why = page.listed((f"keeps function: {keeps}", reason) for keeps, reason in claims)
-    whole = f"<details><summary>whole reports</summary>{''.join(reports)}</details>"
+    named = ((label, number, one) for label, run in _in_full(group) for number, one in enumerate(run.growths, start=1))
+    reports = "".join(page.folded(f"{label}, growth {number}", one) for label, number, one in named)
+    whole = f"<details><summary>whole reports</summary>{reports}{_elsewhere(group)}</details>"
     return f"{page.table([*header, 'pause'], lines, text)}\n{why}\n{page.quiet(small)}\n{whole}"
 
 
@@ -476,6 +451,20 @@ def _laws(laws: Iterable[tuple[GrowthFit | str, list[Figure]]]) -> str:
 def _reproduce(groups: list[Group]) -> str:
     """The commands, and the config of every run."""
     commands = [study.command for group in groups for study in group.studies.values() if study.command]
-    runs = [labelled for group in groups for labelled in group.labelled]
-    configs = [page.folded(f"config of {label}", run.config) for label, run in runs if run.config]
+    configs = []
+    for group in groups:
+        configs += [page.folded(f"config of {label}", run.config) for label, run in _in_full(group) if run.config]
+        configs.append(_elsewhere(group))
     return page.verbatim("\n".join(commands)) + "".join(configs)
+
+
+def _in_full(group: Group) -> list[tuple[str, Run]]:
+    """The runs whose files stand in the page, with their labels: those that charts show."""
+    kept = drawn(group, group.first.runs)
+    return [(label, run) for label, run in group.labelled if run.name in kept]
+
+
+def _elsewhere(group: Group) -> str:
+    """What the page says of the files of all other runs; nothing where there are none."""
+    others = len(group.labelled) - len(_in_full(group))
+    return page.quiet(f"Those of {others} more runs lie in their folders.") if others else ""

@@ -7,9 +7,10 @@ import numpy as np
 
 from growlm.errors import is_number
 from growlm.report import style
-from growlm.report.charts import styles
+from growlm.report.charts import figure_of, styles
 from growlm.report.figures import Axis, Figure, Mark, Series
 from growlm.report.records import Group
+from growlm.report.shown import shown
 
 LOSS = Axis("val_loss", "last validation loss (nats per token)", "loss")
 FORMAT = "{:.4g}".format
@@ -87,8 +88,12 @@ def search_text(group: Group) -> str:
 def search_figure(group: Group, name: str = "search") -> Figure | None:
     """The last validation loss of every run over the values tried for it, the chosen one marked; None without one."""
     several = searches(group)
-    series = tuple(one for search in several for one in _series(group, search, len(several) > 1))
-    if not any(len(one.columns[LOSS.key]) for one in series):
+    curves: dict[str, list[Series]] = {}
+    for search in several:
+        for run, one in _series(group, search, len(several) > 1):
+            curves.setdefault(run, []).append(one)
+    found = shown(group, curves)
+    if not found.drawn:
         return None
     key, values = several[0]["key"], _values(several)
     label = key.replace("_", " ")
@@ -97,11 +102,11 @@ def search_figure(group: Group, name: str = "search") -> Figure | None:
         seen = _reach(values, x.log)
     else:
         x, seen = Axis(key, label, "name", names=tuple(map(str, values))), (-0.5, len(values) - 0.5)
-    losses = np.concatenate([one.columns[LOSS.key] for one in series])
+    losses = np.concatenate([one.columns[LOSS.key] for one in found.drawn])
     pad = 0.08 * (losses.max() - losses.min()) or 0.01
     note = "A diamond is the value that was chosen. A try that diverged has no point."
     view = {key: (*seen, losses.min() - pad, losses.max() + pad)}
-    return Figure(name, f"Search over {key}", (x,), LOSS, series, view, note)
+    return figure_of(found, name, f"Search over {key}", (x,), LOSS, view, note)
 
 
 def _reach(values: Sequence[float], log: bool) -> tuple[float, float]:
@@ -114,9 +119,9 @@ def _reach(values: Sequence[float], log: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Series]:
-    """A curve for every searched run with a try that is done, in its colour of the other charts."""
-    looks, values = styles(list(group.first.runs.values())), _values(searches(group))
+def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[tuple[str, Series]]:
+    """Every searched run with a try that is done, and its curve in its colour of the other charts."""
+    looks, values = styles(group), _values(searches(group))
     for name, of_run in search["runs"].items():
         if name not in group.first.runs:
             continue
@@ -133,7 +138,7 @@ def _series(group: Group, search: dict[str, Any], several: bool) -> Iterator[Ser
         chosen = [(place, one) for place, one in done if one["value"] == of_run["chosen"]]
         marks = [Mark("chosen", {search["key"]: place}, one["val_loss"], "chosen") for place, one in chosen]
         own = f"{name}, seed {search['seed']}" if several else name
-        yield Series(own, label, columns, "line", *looks[name], tuple(marks))
+        yield name, Series(own, label, columns, "line", *looks[name], tuple(marks))
 
 
 def searches(group: Group) -> list[dict[str, Any]]:

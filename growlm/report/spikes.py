@@ -7,7 +7,7 @@ Source: arXiv 2405.15319, appendix K.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,11 @@ import numpy as np
 
 from growlm.laws.intervals import Interval, t_interval
 from growlm.report import style
-from growlm.report.charts import DASHES, styles, with_mean
+from growlm.report.charts import DASHES, figure_of, styles, with_mean
 from growlm.report.compare import counted
 from growlm.report.figures import Axis, Figure, Series
 from growlm.report.records import Group, Run
+from growlm.report.shown import Shown, shown
 
 AVERAGED = 3  # training losses in a row of which the mean is taken
 SAME = 1e-4  # nats; a growth that preserves the function does so to float32's rounding
@@ -137,9 +138,8 @@ def spikes(run: Run) -> list[Spike]:
     return [_spike(run, parent, stage) for parent, stage in pairwise([-1, *stages]) if stage > 0]
 
 
-def spike_table(group: Group) -> str:
-    """The rows as a table for a terminal, with its notes; empty without a growth."""
-    rows = spike_rows(group)
+def spike_table(group: Group, rows: Sequence[SpikeRow]) -> str:
+    """The rows of a group as a table for a terminal, with its notes; empty without a growth."""
     if not rows:
         return ""
     return "\n".join([style.table(HEADER, map(spike_cells, rows)), "", *spike_notes(group)])
@@ -178,38 +178,53 @@ def back_flops(row: SpikeRow) -> str:
 
 def spike_figures(group: Group, rows: Sequence[SpikeRow], prefix: str = "") -> list[Figure]:
     """The change of validation and of training loss around growth, over tokens since it; a curve for every growth."""
-    return [figure for key in LOSSES if (figure := _figure(group, rows, key, prefix))]
+    looks = styles(group)
+    known = {row.run: {seed: (run, spikes(run)) for seed, run in group.each(row.run).items()} for row in rows}
+    figures = []
+    for key, (_, _, label, level) in LOSSES.items():
+        y = Axis("rise", label, "loss", signed=True)
+        curves: dict[str, list[Series]] = {}
+        for row in rows:
+            curves.setdefault(row.run, []).extend(_curves(row, known[row.run], looks[row.run], key, level, y))
+        if any(curves.values()):
+            figures.append(_figure(rows, shown(group, curves), key, y, prefix))
+    return figures
 
 
-def _figure(group: Group, rows: Sequence[SpikeRow], key: str, prefix: str) -> Figure | None:
-    name, title, label, level = LOSSES[key]
-    y = Axis("rise", label, "loss", signed=True)
-    series = tuple(one for row in rows for one in _curves(group, row, key, level, y))
-    if not series:
-        return None
-    left, right = _reach(rows, series)
-    cut = tuple(kept for one in series if (kept := _cut(one, left, right)))
-    view = _view(cut, left, right, y)
+def _figure(rows: Sequence[SpikeRow], found: Shown, key: str, y: Axis, prefix: str) -> Figure:
+    """The figure of one of the losses, of the curves around growth."""
+    name, title, _, _ = LOSSES[key]
+    left, right = _reach(rows, found.drawn)
+    parts = found.drawn, found.undrawn
+    drawn, undrawn = (tuple(kept for one in part if (kept := _cut(one, left, right))) for part in parts)
+    view = _view(drawn, left, right, y)
     note = "Zero is the last validation loss before the growth."
     if key == "loss":
         note = f"Zero is the mean of the last {AVERAGED} training losses before the growth; a point is one batch's."
-    return Figure(f"{prefix}{name}", title, (SINCE,), y, cut, {SINCE.key: view}, note)
+    cut = replace(found, drawn=drawn, undrawn=undrawn)
+    return figure_of(cut, f"{prefix}{name}", title, (SINCE,), y, {SINCE.key: view}, note)
 
 
-def _curves(group: Group, row: SpikeRow, key: str, level: str, y: Axis) -> list[Series]:
+def _curves(
+    row: SpikeRow,
+    seeds: Mapping[str, tuple[Run, list[Spike]]],
+    look: tuple[int | None, int],
+    key: str,
+    level: str,
+    y: Axis,
+) -> list[Series]:
     """The curves of one growth: those of its seeds, and their mean."""
-    colour, dash = styles(list(group.first.runs.values()))[row.run]
+    colour, dash = look
     if row.number > 1:  # the growths of one run have its colour
         dash = DASHES[(row.number - 1) % len(DASHES)]
     own = []
-    for seed, run in group.each(row.run).items():
-        found = spikes(run)
+    for seed, (run, found) in seeds.items():
         if len(found) < row.number or getattr(found[row.number - 1], level) is None:
             continue
-        spike, label = found[row.number - 1], f"{row.name}, {seed}" if len(group.studies) > 1 else row.name
+        spike, label = found[row.number - 1], f"{row.name}, {seed}" if len(seeds) > 1 else row.name
         stages = sorted({record["stage"] for record in run.metrics})
         after = stages.index([stage for stage in stages if stage > 0][row.number - 1])
-        near = [record for record in run.metrics if record["stage"] in stages[max(after - 1, 0) : after + 1]]
+        near = [record for stage in stages[max(after - 1, 0) : after + 1] for record in run.of_stage(stage)]
         tokens, flops, loss = column(near, key)
         if len(loss) > 1:
             columns = {"flops": flops, SINCE.key: tokens - spike.tokens, y.key: loss - getattr(spike, level)}

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from growlm.laws.intervals import Interval
 from growlm.report import style
-from growlm.report.compare import Row, gained
+from growlm.report.compare import Row, contenders, gained
+from growlm.report.shown import named
 
 # The controls of a claim of speed-up by name, as growlm.training.recipe's `Scale.controls` has them.
 CONTROLS = ("untrained", "average_size", "short")
@@ -18,14 +19,13 @@ def verdict(rows: Sequence[Row]) -> str:
     if not grown or baseline is None:
         return "Nothing to compare here: that takes a grown run and a baseline."
     open_runs = [row.run for row in rows if row.status != "done"]
-    caution = f"Preliminary, since these are not done: {', '.join(open_runs)}." if open_runs else ""
-    measured = [row for row in grown if row.speedup is not None]
-    if not measured:
+    caution = f"Preliminary, since these are not done: {named(open_runs)}." if open_runs else ""
+    done = contenders(rows)
+    if not done:
         why = grown[0].note or "nothing is measured"
         found = f"Whether growing beats {baseline} cannot be said yet: {why}."
     else:
-        done = [row for row in measured if row.status == "done"] or measured  # the beginning of a run is no rival
-        best = max(done, key=lambda row: row.speedup)
+        best = done[0]
         who = best.run if len(done) == 1 else f"the best of {len(done)} grown runs, {best.run},"
         found = f"{_against_controls(best, who)}\nIt {_outcome(best, baseline)}"
         found += f" It {best.uncounted}." if best.uncounted else ""
@@ -46,21 +46,22 @@ def standing(gap: Interval | None) -> str:
 
 def _against_controls(row: Row, who: str) -> str:
     """The sentence about a grown run and the controls; those that it does not beat come first."""
-    if not row.gaps:
+    gaps = row.gaps | row.further
+    if not gaps:
         return f"There is no control of {who.rstrip(',')}: what made a difference may not be the growing."
     groups: dict[str, list[str]] = {"lost": [], "unclear": [], "missing": [], "beaten": []}
-    for name, gap in row.gaps.items():
+    for name, gap in gaps.items():
         loss = f" (loss {style.interval(gap, style.nats)})" if gap else ""
         groups[standing(gap)].append(f"{name}{loss}")
-    if len(groups["beaten"]) == len(row.gaps):
-        return f"At equal FLOPs {who} beats every control that was run: {', '.join(groups['beaten'])}."
+    if len(groups["beaten"]) == len(gaps):
+        return f"At equal FLOPs {who} beats every control that was run: {named(groups['beaten'])}."
     sentences = {
         "lost": "does not beat {}",
         "unclear": "is not clearly different from {}",
         "missing": "cannot be compared with {}",
         "beaten": "beats {}",
     }
-    parts = [form.format(", ".join(groups[kind])) for kind, form in sentences.items() if groups[kind]]
+    parts = [form.format(named(groups[kind])) for kind, form in sentences.items() if groups[kind]]
     return f"At equal FLOPs {who} {'; it '.join(parts)}."
 
 
