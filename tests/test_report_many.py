@@ -12,6 +12,7 @@ from growlm.__main__ import main
 from growlm.report import compare, drawing, page, records
 from growlm.report.charts import COLOURS, DASHES, styles
 from growlm.report.figures import as_csv
+from growlm.report.own import own_fits
 from growlm.report.report import Report
 from growlm.report.shown import MOST_CONTROLS, MOST_RUNS, drawn
 
@@ -92,6 +93,13 @@ def test_the_verdict_is_over_all_controls_and_the_tables_have_the_hardest(report
     assert line.endswith(f" and {CONTROLS - 1 - MOST_CONTROLS} more.")
     text = report.page()[0]
     assert f"Of {CONTROLS} controls these are the {MOST_CONTROLS} that do best against grown_0" in text
+
+
+def test_a_plan_has_the_speed_up_over_a_control_that_no_table_has(tmp_path):
+    folder = write_sweep(tmp_path / "s", FACTORS | {"scratch_tuned": 3.0})
+    (row,) = (row for row in Report(folder).only().rows if row.run == "grown_0")
+    assert "scratch_tuned" in row.further
+    assert {points.baseline for points in own_fits(folder).gains} == {"(scratch)", "(scratch_tuned)"}
 
 
 def test_tables_of_many_runs_leave_the_charts_their_points(report, monkeypatch):

@@ -113,7 +113,7 @@ def rows(group: Group, loss: float | None = None) -> list[Row]:
         if row.role != "grown":
             return row
         further = {name: gaps[name] for name in nearest[MOST_CONTROLS:]} if row.run == best else {}
-        over = {name: _gain(group, row.run, name, loss) for name in kept}
+        over = {name: gain_over(group, row.run, name, loss) for name in kept}
         own = {name: gaps[name] if row.run == best else _gap(group, row.run, name) for name in kept}
         return replace(row, over=over, gaps=own, further=further)
 
@@ -175,7 +175,7 @@ def _row(name: str, group: Group, loss: float | None) -> Row:
     known = counted(runs.values())
     first, search = group.first.runs[name], group.first.search
     curves = [found for run in known if (found := run.curve[0])]
-    gain = _gain(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
+    gain = gain_over(group, name, baseline, loss) if baseline in group.first.runs and name != baseline else None
     worst = next((run.status for status in ("failed", "pending") for run in runs.values() if run.status == status), "")
     notes = [_status_note(run, seed if len(runs) > 1 else "") for seed, run in runs.items()]
     notes.append(uncounted := _init_from_note(first))
@@ -214,7 +214,7 @@ def _status_note(run: Run, seed: str) -> str:
     return f"{seed}: {note}" if note and seed else note
 
 
-def _gain(group: Group, name: str, other: str, loss: float | None) -> SeedSpeedup | None:
+def gain_over(group: Group, name: str, other: str, loss: float | None = None) -> SeedSpeedup | None:
     """The speed-up of one run over another, seed by seed; None where no seed has both."""
     if reason := _failed(group, name, other):
         return SeedSpeedup(None, None, (), reason)

@@ -8,7 +8,7 @@ from growlm.laws.evidence import Evidence, Ladder, Measured, Points
 from growlm.laws.intervals import Interval
 from growlm.laws.isoflop import mean_minimum
 from growlm.laws.planner import Own
-from growlm.report.compare import Row, rows
+from growlm.report.compare import Row, gain_over, rows
 from growlm.report.fit import GrowthFit
 from growlm.report.law_figures import growth_fits
 from growlm.report.multiplier import named_families
@@ -90,10 +90,13 @@ def _points(groups: Sequence[Group], folder: Path) -> list[Measured]:
         best = min(grown, key=lambda row: row.val_loss)
         several = f"{best.run} of {group.first.title!r}, the best of {len(grown)}" if len(grown) > 1 else best.run
         for name in (group.first.baseline, "scratch_tuned"):
-            gain = best.gain if name == group.first.baseline else best.over.get(name)
-            if name not in found or not gain or not gain.speedup:
+            other = found.get(name)
+            if other is None or other.role not in ("baseline", "control"):
                 continue
-            if best.parameters and found[name].parameters == best.parameters:
+            gain = gain_over(group, best.run, name)
+            if not gain or not gain.speedup:
+                continue
+            if best.parameters and other.parameters == best.parameters:
                 note = f"{several}, {len(gain.seeds)} seed{'s' * (len(gain.seeds) > 1)}"
                 points.setdefault(name, []).append(_evidence(best, gain.speedup, note))
     return [Points("your grown runs", str(folder), f"({name})", tuple(every)) for name, every in points.items()]
