@@ -83,15 +83,16 @@ def test_a_study_that_was_started_by_several_commands_has_them_all(results):
 
 
 @pytest.mark.parametrize(
-    ("study", "run", "said"),
+    ("study", "number", "run", "said"),
     [
-        ("operators_small", "direct_depth", OURS.points[1]),
-        ("operators_small_modern", "direct_depth", OUR_MUON.points[0]),
-        ("ladder", "grown", OUR_MUON.points[1]),
+        ("operators_small", 0, "direct_depth", OURS.points[1]),
+        ("operators_small_modern", 0, "direct_depth", OUR_MUON.points[0]),
+        ("ladder", 0, "grown", OUR_MUON.points[1]),
+        ("ladder", 1, "grown", OUR_MUON.points[2]),
     ],
 )
-def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, run, said):
-    group = read_groups(ROOT / "experiments" / "records" / study)[0]
+def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, number, run, said):
+    group = read_groups(ROOT / "experiments" / "records" / study)[number]
     (row,) = (row for row in rows(group) if row.run == run)
     assert (said.low, said.high) == (round(row.gain.speedup.low, 2), round(row.gain.speedup.high, 2))
     (stage,) = next(iter(group.each("scratch").values())).stages
