@@ -41,20 +41,11 @@ RECORDS, DOCS = ROOT / "experiments" / "records", ROOT / "docs"
 PAGES = (ROOT / "README.md", ROOT / "experiments" / "README.md", *sorted(DOCS.glob("*.md")))
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n\n).*?<!-- end of results -->", re.DOTALL)
 
-OPERATORS = {
-    "direct_depth": "direct in depth (G_stack)",
-    "direct_width": "direct in width, even split",
-    "learn_depth": "learn in depth",
-    "learn_width": "learn in width",
-    "random_depth": "random in depth",
-    "random_width": "random in width",
-    "zero_depth": "zero in depth",
-    "zero_width": "zero in width",
-}
-SMALL = OPERATORS | {
-    "direct_width": "direct in width, uneven split",
-    "direct_width_even": "direct in width, even split",
-}
+WAYS = [(name, way) for name in ("direct", "learn", "random", "zero") for way in ("depth", "width")]
+OPERATORS = {f"{name}_{way}": f"{name} in {way}" for name, way in WAYS}
+OPERATORS |= {"direct_depth": "direct in depth (G_stack)", "direct_width": "direct in width, even split"}
+SMALL = {**OPERATORS, "direct_width": "direct in width, uneven split", "direct_width_even": OPERATORS["direct_width"]}
+SEARCHED = {"labels": SMALL, "without": ("scratch_tuned",)}  # the baseline was searched as well
 ARMS = {
     "grown": "G_stack by 4, after 20 % of the tokens",
     "scratch": "scratch, for G_stack",
@@ -88,9 +79,7 @@ INTERLEAVED = {"interleave": "123456x4", "by_3_interleave": "by_3", "late_interl
 # Of capacity: each less the other.
 FACTS_APART = (
     *((run, "scratch") for run in ("stack", "zero", "width_copies", "width_zero", "untrained", "base_only")),
-    ("stack", "base_only"),
-    ("stack", "zero"),
-    ("width_copies", "width_zero"),
+    *(("stack", "base_only"), ("stack", "zero"), ("width_copies", "width_zero")),
 )
 FACTORS = {f"by_{factor}": f"by {factor}, from {12 // factor}" for factor in (2, 3, 4, 6, 12)}
 
@@ -320,21 +309,19 @@ def law(name: str, letter: str, paper: Sequence[float]) -> str:
 
 def ladder() -> str:
     """The gain of growth at every rung of the ladder, and at how many of them its interval is above zero."""
-    lines, above = [], {"grown": 0, "untied": 0}
-    rungs = report("ladder").sections
-    for number, rung in enumerate(rungs, 1):
-        by_name = {row.run: row for row in rung.rows}
-        gains = {"grown": by_name["grown"].gain.speedup, "untied": over(by_name["untied"], "untied_scratch")}
-        for run, gain in gains.items():
-            above[run] += gain is not None and gain.low is not None and gain.low > 0
-        nats = t_interval(differences(rung.group, [("grown", "scratch")], last_loss))
-        size = [style.count(by_name["scratch"].parameters), style.flops(by_name["scratch"].flops)]
-        cells = [percent(gains["grown"]), written(nats, partial(rounded, spec="+.3f"))]
-        beside = [percent(over(by_name["grown"], "average_size")), percent(gains["untied"])]
-        lines.append([str(number), *size, *cells, *beside])
-    gains = ("G_stack over scratch", "less scratch, nats a byte", "over average_size", "untied over untied_scratch")
-    held = f"Above zero at {above['grown']} and {above['untied']} of {len(rungs)} rungs."
-    return f"{table(('rung', 'parameters', 'FLOPs', *gains), lines)}\n\n{held}"
+    lines, gains = [], []
+    for number, one in enumerate(report("ladder").sections, 1):
+        by_name = {row.run: row for row in one.rows}
+        grown, scratch = by_name["grown"], by_name["scratch"]
+        gains.append((grown.gain.speedup, over(by_name["untied"], "untied_scratch")))
+        nats = t_interval(differences(one.group, [("grown", "scratch")], last_loss))
+        cells = [str(number), style.count(scratch.parameters), style.flops(scratch.flops), percent(gains[-1][0])]
+        cells += [written(nats, partial(rounded, spec="+.3f")), percent(over(grown, "average_size"))]
+        lines.append([*cells, percent(gains[-1][1])])
+    header = ("G_stack over scratch", "less scratch, nats a byte", "over average_size", "untied over untied_scratch")
+    above = [sum(gain.low > 0 for gain in each) for each in zip(*gains, strict=True)]
+    shown = table(("rung", "parameters", "FLOPs", *header), lines)
+    return f"{shown}\n\nAbove zero at {above[0]} and {above[1]} of {len(lines)} rungs."
 
 
 def timing_design() -> str:
@@ -416,13 +403,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "measured": measured,
     "novels": partial(league, "novels"),
     "operators": partial(league, "operators", labels=OPERATORS, papers=PAPER),
-    "operators_small": partial(league, "operators_small", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)),
-    "operators_small_tried": partial(tried, "operators_small", labels=SMALL, without=("scratch_tuned",)),
-    "operators_modern": partial(
-        league, "operators_small_modern", labels=SMALL, papers=PAPER_SMALL, without=("scratch_tuned",)
-    ),
-    "operators_modern_tried": partial(tried, "operators_small_modern", labels=SMALL, without=("scratch_tuned",)),
-    "operators_small_lens": partial(lens, "operators_small", labels=SMALL, without=("scratch_tuned",)),
+    "operators_small": partial(league, "operators_small", papers=PAPER_SMALL, **SEARCHED),
+    "operators_small_tried": partial(tried, "operators_small", **SEARCHED),
+    "operators_modern": partial(league, "operators_small_modern", papers=PAPER_SMALL, **SEARCHED),
+    "operators_modern_tried": partial(tried, "operators_small_modern", **SEARCHED),
+    "operators_small_lens": partial(lens, "operators_small", **SEARCHED),
     "operators_at_growth": partial(at_growth, "operators", labels=OPERATORS),
     "timing": partial(league, "growth_timing", 0, SHARES),
     "timing_narrow": partial(league, "growth_timing", 1, SHARES),
