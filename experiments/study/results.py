@@ -321,7 +321,8 @@ def ladder() -> str:
     header = ("G_stack over scratch", "less scratch, nats a byte", "over average_size", "untied over untied_scratch")
     above = [sum(gain.low > 0 for gain in each) for each in zip(*gains, strict=True)]
     shown = table(("rung", "parameters", "FLOPs", *header), lines)
-    return f"{shown}\n\nAbove zero at {above[0]} and {above[1]} of {len(lines)} rungs."
+    said = "Rungs at which the interval is above zero: of G_stack over scratch {}, of untied growth {}, of {}."
+    return f"{shown}\n\n{said.format(*above, len(lines))}"
 
 
 def timing_design() -> str:
