@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
-import numpy as np
-
 from growlm.errors import InputError, is_number
 
 KEY = "crc32"
@@ -61,6 +59,8 @@ def _most_values(text: str) -> int:
     """At least as many values as a JSON text has: where it may have too many, marks within quotes are left out."""
     if (marks := sum(map(text.count, "[{,"))) <= MAX_VALUES:
         return marks
+    import numpy as np  # here: a text that is kept is printed without it
+
     content = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"")
     marks, quoted = 0, False
     for start in range(0, len(content), PIECE_BYTES):
