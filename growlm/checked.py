@@ -39,14 +39,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"more than {MAX_JSON:,} bytes")
     try:
         text = text if isinstance(text, str) else text.decode(json.detect_encoding(text), "surrogatepass")
-        if _most_values(text) > (most := MAX_VALUES + len(text) // BYTES_PER_VALUE):
+        brackets, most = text.count("[") + text.count("{"), MAX_VALUES + len(text) // BYTES_PER_VALUE
+        if brackets + text.count(",") > MAX_VALUES and _values(text) > most:
             raise ValueError(f"more than {most:,} values")
         value = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError("brackets in brackets without end") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"no UTF-8 at byte {error.start}") from None
-    level, depth = [value] if text.count("[") + text.count("{") > MAX_DEPTH else [], 0
+    level, depth = [value] if brackets > MAX_DEPTH else [], 0
     while level and depth <= MAX_DEPTH:
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level, depth = [one for items in inner for one in items], depth + 1
@@ -55,10 +56,8 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def _most_values(text: str) -> int:
-    """At least as many values as a JSON text has: where it may have too many, marks within quotes are left out."""
-    if (marks := sum(map(text.count, "[{,"))) <= MAX_VALUES:
-        return marks
+def _values(text: str) -> int:
+    """At least as many values as a JSON text has: brackets that open, and commas, but those within quotes."""
     import numpy as np  # here: a text that is kept is printed without it
 
     content = text.encode("utf-8", "surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"")

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from growlm.buckets import holds_something, is_bucket, whole
-from growlm.checked import check_text, parse_json, read_whole, sealed, unsealed
+from growlm.checked import check_regular, check_text, parse_json, read_whole, sealed, unsealed
 from growlm.errors import InputError, InUseError, must_be
 
 LOCK = ".lock"
@@ -193,9 +193,10 @@ def locked(folder: Path, timeout: float = 0.0) -> Iterator[None]:
         InUseError: another process has it for longer than `timeout` seconds; -1 waits for ever.
         InputError: the lock is a link, which would be emptied where it leads to, or no file.
     """
-    if (folder / LOCK).is_symlink() or ((folder / LOCK).exists() and not (folder / LOCK).is_file()):
-        raise InputError(f"{folder / LOCK} must be a regular file, remove what is there")
-    lock = FileLock(folder / LOCK)
+    if (path := folder / LOCK).is_symlink():
+        raise InputError(f"{path} must be a regular file, got a link")
+    check_regular(path, LOCK)
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.05)
     except Timeout:

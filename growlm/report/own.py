@@ -93,7 +93,7 @@ def _points(groups: Sequence[Group], folder: Path) -> list[Measured]:
             other = found.get(name)
             if other is None or other.role not in ("baseline", "control"):
                 continue
-            gain = gain_over(group, best.run, name)
+            gain = best.gain if other.role == "baseline" else gain_over(group, best.run, name)
             if not gain or not gain.speedup:
                 continue
             if best.parameters and other.parameters == best.parameters:
