@@ -21,8 +21,8 @@ LONGEST_WORD = 256  # characters in a WordPiece model, which takes the third pow
 STEPS = ("normalizers", "pretokenizers", "decoders")  # of a sequence
 
 
-def check_json(content: bytes, source: object) -> None:
-    """Raises InputError for a tokenizer.json that makes far more of a text than it was, or is no JSON."""
+def check_json(content: bytes, source: object) -> dict[str, Any]:
+    """What a tokenizer.json holds. Raises InputError where it makes far more of a text than it was, or is no JSON."""
     try:
         whole = parse_json(content)
     except ValueError as error:
@@ -44,6 +44,15 @@ def check_json(content: bytes, source: object) -> None:
     word = model.get("max_input_chars_per_word", 0)
     if is_number(word) and word > LONGEST_WORD:
         raise InputError(f"max_input_chars_per_word of {source} must be at most {LONGEST_WORD}, got {word}")
+    return whole
+
+
+def searches_tokens(whole: dict[str, Any]) -> bool:
+    """Whether the tokens that a tokenizer.json adds are normalised by a regular expression, when it is read."""
+    tokens = whole.get("added_tokens")
+    normalised = isinstance(tokens, list) and any(isinstance(one, dict) and one.get("normalized") for one in tokens)
+    patterns = (step.get("pattern") for step in _steps(whole.get("normalizer"), "a tokenizer"))
+    return normalised and any(isinstance(pattern, dict) and "Regex" in pattern for pattern in patterns)
 
 
 def check_model(content: bytes, source: object) -> None:

@@ -7,14 +7,18 @@ token: a document with '</s>' or '<|endoftext|>' in it must not end there.
 import contextlib
 import hashlib
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from growlm.buckets import WEIGHTS, here
 from growlm.checked import check_text, parse_json, read_whole
-from growlm.data.expansion import check_json, check_model
+from growlm.data.expansion import check_json, check_model, searches_tokens
 from growlm.errors import InputError, import_library, in_one_line, must_be
 from growlm.files import write_json, write_whole
 from growlm.hub import local_folder, pinned
@@ -29,7 +33,12 @@ SETTINGS_FILES = (SETTINGS, "special_tokens_map.json", "generation_config.json",
 EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 
+# How long the library `tokenizers` may take: the regular expressions of a file have no bound but half a second for each
+# character. It has a minute and, where there is more text, the time of a hundredth of what known ones do a second.
+SECONDS, BYTES_A_SECOND = 60.0, 10_000
+
 Ids = list[int]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +220,20 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
 def _fast(source: str, files: dict[str, bytes]) -> _Library:
     """A tokenizer.json."""
     library = import_library("tokenizers")
-    check_json(files[JSON], source)
+    if searches_tokens(check_json(files[JSON], source)):
+        _try_elsewhere(files[JSON], source)
     with failing(f"{source} must be a tokenizer.json"):
         return _of_library(library.Tokenizer.from_str(files[JSON].decode()), source)
+
+
+def _try_elsewhere(content: bytes, source: str) -> None:
+    """Reads a file in a process that can be ended: the library keeps the interpreter to itself while it reads."""
+    trial = "import sys, tokenizers; tokenizers.Tokenizer.from_str(sys.stdin.read())"
+    command = [sys.executable, "-P", "-X", "utf8", "-c", trial]
+    try:
+        subprocess.run(command, input=content, timeout=SECONDS, capture_output=True)
+    except subprocess.TimeoutExpired:
+        raise _slow(source, "be read", SECONDS) from None
 
 
 def _two_files(source: str, files: dict[str, bytes]) -> _Library:
@@ -249,12 +269,20 @@ def _of_library(tokenizer: Any, source: str) -> _Library:
     tokenizer.no_padding()
 
     def encode_all(texts: Sequence[str]) -> list[Ids]:
-        with failing(f"tokenizer {source} must have tokens for any text"):
+        def encoded() -> list[Ids]:
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+        with failing(f"tokenizer {source} must have tokens for any text"):
+            return _in_time(encoded, sum(map(len, texts)), "characters", source)
+
     def decode(ids: Sequence[int]) -> str:
+        numbers = [int(id) for id in ids]
+
+        def decoded() -> str:  # as a batch: the library keeps the interpreter to itself while it decodes a single text
+            return tokenizer.decode_batch([numbers], skip_special_tokens=True)[0]
+
         with failing(f"tokenizer {source} must have a text for any tokens"):
-            return tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+            return _in_time(decoded, len(numbers), "tokens", source)
 
     return _Library(
         vocab=max(tokenizer.get_vocab().values(), default=-1) + 1,
@@ -265,6 +293,30 @@ def _of_library(tokenizer: Any, source: str) -> _Library:
         encode_all=encode_all,
         decode=decode,
     )
+
+
+def _in_time(work: Callable[[], _Result], size: int, unit: str, source: str) -> _Result:
+    """What `work` returns of `size` characters or tokens. Raises InputError where it takes too long.
+
+    It is done in a thread of its own, which cannot be ended, but need not be waited for and ends with the process.
+    """
+    future, seconds = Future(), SECONDS + size / BYTES_A_SECOND
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # the library's panics are not narrower
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise _slow(source, f"be done with {size:,} {unit}", seconds) from None
+
+
+def _slow(source: str, what: str, seconds: float) -> InputError:
+    return InputError(f"tokenizer {source} must {what} within {seconds:.0f} s, its regular expressions take longer")
 
 
 _READERS = {MODEL: _sentencepiece, JSON: _fast, VOCABULARY: _two_files}
