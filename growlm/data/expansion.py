@@ -47,12 +47,16 @@ def check_json(content: bytes, source: object) -> dict[str, Any]:
     return whole
 
 
-def searches_tokens(whole: dict[str, Any]) -> bool:
-    """Whether the tokens that a tokenizer.json adds are normalised by a regular expression, when it is read."""
+def searches(whole: dict[str, Any], *parts: str) -> bool:
+    """Whether one of these parts of a tokenizer.json has a regular expression of its own; the library's are quick."""
+    patterns = (step.get("pattern") for part in parts for step in _steps(whole.get(part), "a tokenizer"))
+    return any(isinstance(pattern, dict) and "Regex" in pattern for pattern in patterns)
+
+
+def normalises_tokens(whole: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json adds tokens that are normalised when it is read."""
     tokens = whole.get("added_tokens")
-    normalised = isinstance(tokens, list) and any(isinstance(one, dict) and one.get("normalized") for one in tokens)
-    patterns = (step.get("pattern") for step in _steps(whole.get("normalizer"), "a tokenizer"))
-    return normalised and any(isinstance(pattern, dict) and "Regex" in pattern for pattern in patterns)
+    return isinstance(tokens, list) and any(isinstance(one, dict) and one.get("normalized") for one in tokens)
 
 
 def check_model(content: bytes, source: object) -> None:

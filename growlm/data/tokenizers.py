@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from growlm.buckets import WEIGHTS, here
 from growlm.checked import check_text, parse_json, read_whole
-from growlm.data.expansion import check_json, check_model, searches_tokens
+from growlm.data.expansion import check_json, check_model, normalises_tokens, searches
 from growlm.errors import InputError, import_library, in_one_line, must_be
 from growlm.files import write_json, write_whole
 from growlm.hub import local_folder, pinned
@@ -38,7 +39,7 @@ BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 SECONDS, BYTES_A_SECOND = 60.0, 10_000
 
 Ids = list[int]
-_Result = TypeVar("_Result")
+_Run = Callable[[Callable[[], Any], int, str], Any]  # of work, its size and the unit of that
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,10 +221,13 @@ def _sentencepiece(source: str, files: dict[str, bytes]) -> _Library:
 def _fast(source: str, files: dict[str, bytes]) -> _Library:
     """A tokenizer.json."""
     library = import_library("tokenizers")
-    if searches_tokens(check_json(files[JSON], source)):
+    whole = check_json(files[JSON], source)
+    if normalises_tokens(whole) and searches(whole, "normalizer"):
         _try_elsewhere(files[JSON], source)
+    encode = partial(_in_time, source) if searches(whole, "normalizer", "pre_tokenizer") else _at_once
+    decode = partial(_in_time, source) if searches(whole, "decoder") else _at_once
     with failing(f"{source} must be a tokenizer.json"):
-        return _of_library(library.Tokenizer.from_str(files[JSON].decode()), source)
+        return _of_library(library.Tokenizer.from_str(files[JSON].decode()), source, encode, decode)
 
 
 def _try_elsewhere(content: bytes, source: str) -> None:
@@ -249,7 +253,7 @@ def _two_files(source: str, files: dict[str, bytes]) -> _Library:
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     tokenizer.add_special_tokens([token for token in (*EOS_NAMES, *BOS_NAMES) if token in vocabulary])
-    return _of_library(tokenizer, source)
+    return _of_library(tokenizer, source, _at_once, _at_once)
 
 
 @contextlib.contextmanager
@@ -263,7 +267,8 @@ def failing(what: str) -> Iterator[None]:
         raise
 
 
-def _of_library(tokenizer: Any, source: str) -> _Library:
+def _of_library(tokenizer: Any, source: str, in_encoding: _Run, in_decoding: _Run) -> _Library:
+    """The two say how its work of a size is run: what searches has a limit of time."""
     tokenizer.encode_special_tokens = True  # as plain text
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -273,7 +278,7 @@ def _of_library(tokenizer: Any, source: str) -> _Library:
             return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
         with failing(f"tokenizer {source} must have tokens for any text"):
-            return _in_time(encoded, sum(map(len, texts)), "characters", source)
+            return in_encoding(encoded, sum(map(len, texts)), "characters")
 
     def decode(ids: Sequence[int]) -> str:
         numbers = [int(id) for id in ids]
@@ -282,7 +287,7 @@ def _of_library(tokenizer: Any, source: str) -> _Library:
             return tokenizer.decode_batch([numbers], skip_special_tokens=True)[0]
 
         with failing(f"tokenizer {source} must have a text for any tokens"):
-            return _in_time(decoded, len(numbers), "tokens", source)
+            return in_decoding(decoded, len(numbers), "tokens")
 
     return _Library(
         vocab=max(tokenizer.get_vocab().values(), default=-1) + 1,
@@ -295,7 +300,11 @@ def _of_library(tokenizer: Any, source: str) -> _Library:
     )
 
 
-def _in_time(work: Callable[[], _Result], size: int, unit: str, source: str) -> _Result:
+def _at_once(work: Callable[[], Any], size: int, unit: str) -> Any:
+    return work()
+
+
+def _in_time(source: str, work: Callable[[], Any], size: int, unit: str) -> Any:
     """What `work` returns of `size` characters or tokens. Raises InputError where it takes too long.
 
     It is done in a thread of its own, which cannot be ended, but need not be waited for and ends with the process.
