@@ -47,7 +47,7 @@ def test_a_step_that_does_not_fit_is_refused_with_what_would(wide, tmp_path, mon
         train(wide, tmp_path / "some")
     said = str(refused.value)
     assert len(said.splitlines()) == 1
-    assert said.startswith("stages[0] must fit into") and "what would fit: " in said
+    assert said.startswith("stages[0] must fit into") and "what would fit, in a new workdir: " in said
     assert "remat=full and microbatches=16 (" in said and "remat=full (" not in said
     (folder,) = (path.parent for path in (tmp_path / "some").rglob("stage.json"))
     assert not (folder / "metrics.jsonl").exists(), "nothing was trained"
@@ -80,7 +80,10 @@ def test_a_real_limit_of_memory_is_one_line_and_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert last.startswith("growlm: stages[0] must fit into ") and "what would fit: microbatches=" in last
+    assert (
+        last.startswith("growlm: stages[0] must fit into ")
+        and "what would fit, in a new workdir: microbatches=" in last
+    )
 
 
 def test_what_a_device_says_in_pages_is_one_line(wide):

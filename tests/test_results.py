@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def results():
-    return runpy.run_path(str(ROOT / "experiments" / "study" / "results.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "experiments" / "study")
+        return runpy.run_path(str(ROOT / "experiments" / "study" / "results.py"))
 
 
 def test_every_table_of_a_page_is_what_the_records_give(results):
@@ -115,5 +117,5 @@ def test_every_picture_is_a_figure_of_its_study(results):
     for file, (study, figure, axis) in results["FIGURES"].items():
         assert (results["DOCS"] / file).exists()
         if study == "novels":  # the others take seconds each
-            named = {one.name: one for one in report_page(results["RECORDS"] / study)[1]}
+            named = {one.name: one for one in report_page(ROOT / "experiments" / "records" / study)[1]}
             assert axis in [one.key for one in named[figure].x]

@@ -80,7 +80,7 @@ def would_fit(spec: StepSpec, program: Any, batch: int, length: int, mesh: Mesh,
             least = min(filter(None, (least, (needed, named))))
             fits += [f"{named} ({_size(needed)})"] if needed <= limit else []
     if fits:
-        return f"what would fit: {', or '.join(fits)}"
+        return f"what would fit, in a new workdir: {', or '.join(fits)}"
     best = f", where {least[1]} needs {_size(least[0])}" if least else ""
     return f"nothing that was tried fits{best}: a smaller batch or model, or more devices in mesh.fsdp"
 
