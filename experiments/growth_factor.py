@@ -13,7 +13,7 @@ What is expected: the best between 2 and 4, and a base of 1 layer worse than tra
 section 4.2); against it, growth from 1 layer is said to work (2511.04981).
 
 Result: cpu, three seeds. By 4 is the lowest, the parabola's minimum is at 4.18 [3.58, 4.66]; from 1 layer is the worst,
-and better than the same recipe from scratch. small, three seeds: by 2, 3 and 4 level, from 1 layer no better than
++20 % [-2, 46] over the same recipe from scratch. small, three seeds: by 2, 3 and 4 level, from 1 layer no better than
 scratch that can be told. Of the law over both sizes the constant is 3.77 [2.19, 4.26]. At cpu the controls untrained,
 average_size and short, and the gpu variant, are not run yet.
 """
