@@ -20,10 +20,10 @@ Result: cpu, three seeds, over scratch_tuned. In depth direct +23, learn +20, ra
 zero +14, learn +2 %. Direct in width, -34 %, is of the even split: what the records call direct_width is
 direct_width_even here. small, three seeds, every rate searched, over scratch: random +28 % in width and +29 in depth,
 zero +23 and +18, learn +12 and +23, direct +11 (uneven; even: -44) and +21. So the uneven split is level with scratch
-as in the paper, stacking pays and is not seen to be the best, and random, zero and learn in width do better than the paper has
-them. small_modern, the same with Muon and schedules that decay to zero: random +16 % in width and -2 in depth, zero
-+15 and +15, learn +11 and +13, direct -47 (uneven; even: -55) and +17; none is ahead of the average size beyond its
-interval, and stacked from an untrained base it ends as scratch does. The gpu variant is not run yet.
+as in the paper, stacking pays and is not seen to be the best, and random, zero and learn in width do better than the
+paper has them. small_modern, the same with Muon and schedules that decay to zero: random +16 % in width and -2 in
+depth, zero +15 and +15, learn +11 and +13, direct -47 (uneven; even: -55) and +17; none is ahead of the average size
+beyond its interval, and stacked from an untrained base it ends as scratch does. The gpu variant is not run yet.
 """
 
 from ml_collections import ConfigDict
