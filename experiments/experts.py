@@ -16,7 +16,10 @@ gains over a dense model that goes on, not over a mixture from scratch; arXiv 25
 slowly, and drop_upcycling overtake). expert_upcycling's half costs as much a token as the target: by FLOPs of active
 parameters it saves nothing, and what it saves is memory.
 
-Result: not run yet.
+Result: small, three seeds, every rate the best of five, in nats a byte: scratch 1.815, drop_upcycling 1.829,
+sparse_upcycling 1.835, orthogonal_experts 1.838, expert_upcycling 1.908, from an untrained dense model 1.827,
+average_size 1.875. So none is ahead of the mixture from scratch, and only expert_upcycling is behind it beyond its
+interval, -25 % [-37, -10]. cpu and gpu are not run yet.
 """
 
 from dataclasses import replace
