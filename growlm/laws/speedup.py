@@ -136,10 +136,11 @@ def loss_at(curve: Curve, flops: float) -> float | None:
 def speedup(grown: Curve, scratch: Curve, loss: float | None = None, window: int = 1) -> Speedup:
     """FLOPs(scratch) / FLOPs(grown) - 1 to reach one loss.
 
-    Without `loss`, they are compared at the worse of the two final losses, which both of them reach. So the
-    run that ends worse is taken at its end, its schedule complete, and the better one somewhere in the middle
-    of its own: what learning-rate decay does to the end of a curve counts against the better run. A run that
-    is merely short and decayed therefore looks fast beside a longer one.
+    Without `loss`, they are compared at the worse of the two final losses, which both of them reach, each where
+    it first has it. So the run that ends worse is taken at its end, its schedule complete, or before where its
+    loss was as low once and rose again; and the better one somewhere in the middle of its own: what learning-rate
+    decay does to the end of a curve counts against the better run. A run that is merely short and decayed
+    therefore looks fast beside a longer one.
 
     Args:
         grown: the grown run, from the first step of its smallest model.

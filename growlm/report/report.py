@@ -277,12 +277,13 @@ def _how_compared(group: Group) -> str:
         text = "All validation losses are of the same held-out batches. "
     return page.quiet(
         f"Speed-up is FLOPs of {baseline} / FLOPs of the run - 1, compute saved 1 - FLOPs of the run / FLOPs "
-        f"of {baseline}, both at equal validation loss: the worse of the two final ones, or the one asked for. "
+        f"of {baseline}, both where they first have one validation loss: the worse of the two final ones, or the one "
+        "asked for. "
         "Curves are compared as they were measured, unsmoothed, and no loss is extrapolated. Every stage's FLOPs are "
         "counted, 6 x parameters x tokens; exact FLOPs have attention. "
-        "So the run that ends worse is taken at its end, its learning rate decayed, and the other in the middle of its "
-        "schedule: a run that is only shorter looks fast by this measure, which is what a short control is there to "
-        f"show. {text}{spread}"
+        "So the run that ends worse is taken at its end, its learning rate decayed, or where its loss was as low once "
+        "before; and the other in the middle of its schedule: a run that is only shorter looks fast by this measure, "
+        f"which is what a short control is there to show. {text}{spread}"
     )
 
 
