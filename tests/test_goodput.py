@@ -62,10 +62,10 @@ def test_records_after_the_checkpoint_are_lost_time(tmp_path, clock):
         for step in (0, 1, 2):
             with counted.spending(counted.TRAIN):
                 clock(1)
-            log.write({"stage": 0, "step": step, "seconds": 0.0})
+            log.write({"stage": 0, "step": step, "seconds": 0.0}, {})
     clock(1000)  # no process runs
     with counted.time_counted(before=3.0), contextlib.closing(MetricsLog(path, 1, {})) as log:
-        log.write({"stage": 0, "step": 2, "seconds": 0.0})
+        log.write({"stage": 0, "step": 2, "seconds": 0.0}, {})
     assert [one["time"] for one in tiny.read_lines(path)] == [
         {"train": 8.0},
         {"train": 9.0},

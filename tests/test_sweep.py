@@ -134,6 +134,27 @@ def test_one_run_of_a_sweep_alone_and_then_the_rest(corpus, alone, tmp_path, tra
     assert_as_alone(tmp_path / "sweep", alone)
 
 
+def test_a_run_that_is_added_where_its_stage_is_trained_already_has_what_is_measured_where_it_leaves(corpus, tmp_path):
+    """At step 5 there is no line yet, at step 6 one without a validation loss, at step 4 one without a sample."""
+    options = {"log_every_steps": 2, "checkpoint": {"max_to_keep": 1}}
+    options["evaluation"] = {"batches": 2, "every_tokens": 4 * STEP, "prompts": ("a ",), "prompt_tokens": 3}
+    runs = {"long": [tiny.stage(9)]}
+    added = {f"at{step}": [tiny.stage(step)] for step in (4, 6)} | {"grown": [tiny.stage(5), tiny.grown(2)]}
+    for folder, steps in (("work", (runs, runs | added)), ("whole", (runs | added,))):
+        for of_step in steps:
+            sweep = plan_sweep(tiny.sweep_config(corpus, of_step, "long", **options))
+            assert run_sweep(sweep, tmp_path / folder, GO_ON, "", list(sweep.runs)) == {}
+    for name in added:
+        assert tiny.timeless(tmp_path / "work" / name) == tiny.timeless(tmp_path / "whole" / name)
+        records = tiny.records(tmp_path / "work" / name)
+        for clock in (lambda one: one["seconds"], lambda one: sum(one["time"].values())):
+            assert (times := [*map(clock, records)]) == sorted(times)
+    left = [tiny.records(tmp_path / "work" / name)[-1] for name in ("at4", "at6")]
+    assert [one["step"] for one in left] == [4, 6] and all({"val_loss", "samples", "loss"} <= {*one} for one in left)
+    of_base = [one["step"] for one in tiny.records(tmp_path / "work" / "grown") if one["stage"] == 0]
+    assert of_base == [0, 2, 4, 5]
+
+
 def test_a_stage_with_a_horizon_is_shared_only_where_it_ends_alike(corpus):
     def runs(schedule):
         return {f"at{n}": [tiny.stage(n, schedule=schedule), tiny.grown(2)] for n in (4, 8)} | {

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -105,7 +106,7 @@ def train_stage(
                 validation = steps.validate(state, all_held_out)
             recorder.check(stage.first_step, validation_loss=validation["val_loss"])
             samples = _samples(benchmarks, state, display) if stage.parent else {}
-            recorder.record(stage.first_step, loss=None, **validation, **samples)
+            recorder.record(stage.first_step, {"loss": None}, validation | samples)
             display.step(stage.first_step, loss=None, tokens_per_second=0.0, val_loss=validation["val_loss"])
 
         watch.start()
@@ -334,7 +335,7 @@ class Recorder:
         measured = validation if evaluated and validation else {}
         rates = self._rates(step)
         if evaluated or step % self._stage.run.log_every_steps == 0:
-            self.record(step, **values, **rates, **measured, **self._notes)
+            self.record(step, values | rates | self._notes, measured)
             self._marks.append(self._now(step))
             self._notes = {}
         self._display.step(
@@ -350,8 +351,8 @@ class Recorder:
             named = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
             raise DivergedError(f"{named} between steps {self._last_finite} and {step}: stopped")
 
-    def record(self, step: int, **values: float | None) -> None:
-        """Write one line of metrics.jsonl, with what every line has."""
+    def record(self, step: int, values: Mapping[str, float | None], measured: Mapping[str, Any]) -> None:
+        """Write one line of metrics.jsonl, with what every line has; `measured` is of the state after the step."""
         stage, cost = self._stage, self._stage.cost_at(step)
         of_new = {"learning_rate_new": stage.new_learning_rate_at(step)} if stage.two_rates else {}
         self._log.write(
@@ -366,7 +367,8 @@ class Recorder:
             }
             | of_new
             | _exposure(stage, step)
-            | values
+            | values,
+            measured,
         )
 
     def _rates(self, step: int) -> dict[str, float]:

@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 
 from growlm.checked import lines_of, parse_record, sealed
 from growlm.errors import InputError
 from growlm.files import named, read_json, write_whole
-from growlm.training.goodput import gone_on, with_new
+from growlm.training.goodput import PRECISION, gone_on, with_new
 
 BETWEEN = {"command": "\n", "hardware": "; ", "commit": ", "}  # the values of several starts of a sweep
 
@@ -97,21 +98,58 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, known_step: int, time_before: Mapping[str, float]):
-        self._path, self._known = path, known_step
+        self._path, self._known_step = path, known_step
         found = read_records(path)
         records = [record for record in found if record["step"] <= known_step]
         self.seconds = records[-1]["seconds"] if records else None
         self._time = gone_on(*((of[-1].get("time", {}) if of else time_before) for of in (found, records)))
+        self._known = {record["step"]: record for record in records}
         write_records(path, records)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write one line with the time, handed to the system at once; a step on record is not written again."""
-        if record["step"] > self._known:
-            self._time = with_new(self._time)
-            with named(self._path):
-                self._file.write(json.dumps(sealed({**record, "time": self._time})) + "\n")
-                self._file.flush()
+    def write(self, record: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        """Write one line with the time, handed to the system at once.
+
+        A step that was trained before is not written again, but what its record lacks of `measured` is: another run
+        may leave the stage there only now.
+        """
+        if record["step"] <= self._known_step:
+            self._complete(record, measured)
+            return
+        self._time = with_new(self._time)
+        with named(self._path):
+            self._file.write(json.dumps(sealed({**record, **measured, "time": self._time})) + "\n")
+            self._file.flush()
+
+    def _complete(self, record: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+        """Bring on record what is measured of a step that was trained before; no later one is in the file yet."""
+        step = record["step"]
+        known = self._known.get(step, {})
+        lacking = {name: value for name, value in measured.items() if name not in known}
+        if not lacking:
+            return
+        self._known[step] = (known or {**record, **self._clock_at(step)}) | lacking
+        self._file.close()
+        write_records(self._path, [self._known[one] for one in sorted(self._known)])
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def _clock_at(self, step: int) -> dict[str, Any]:
+        """The times of a step between those of the records around it, so that they rise.
+
+        This process has trained the step again, which is no part of how long the stage took until it.
+        """
+        steps = sorted(self._known)
+        if not steps:
+            return {}
+        records = [self._known[one] for one in steps]
+        times = [one.get("time", {}) for one in records]
+        causes = sorted({cause for one in times for cause in one})
+
+        def between(values: list[float]) -> float:
+            return float(np.interp(step, steps, values))
+
+        time = {cause: round(between([one.get(cause, 0.0) for one in times]), PRECISION) for cause in causes}
+        return {"seconds": between([one["seconds"] for one in records]), "time": time}
 
     def sync(self) -> None:
         """Have what was written on the disk: no checkpoint is there without the records until it."""
