@@ -9,6 +9,7 @@ import tiny
 
 from growlm.errors import InputError
 from growlm.models import ModelConfig, parameter_count
+from growlm.report.archive import archive
 from growlm.training import decisions
 from growlm.training.checkpoint import Checkpoints
 from growlm.training.config import build_run, plain
@@ -301,6 +302,26 @@ def test_a_run_that_dies_around_a_decision_decides_the_same(settings, whole, tmp
     monkeypatch.setattr(Checkpoints, "save", save)
     train(config, tmp_path / "run", GO_ON)
     assert_as_whole(tmp_path / "run", whole)
+
+
+def test_a_sweep_that_goes_on_from_an_archive_decides_nothing_again(corpus, settings, tmp_path, monkeypatch):
+    """The run that has ended stays as it is, and one that shares the stage leaves it where that one did."""
+    base = settings["stages"][0]
+    runs = {"grown": [base, tiny.grown(2)], "later": [base, tiny.grown(1)]}
+    plan = plan_sweep(tiny.sweep_config(corpus, runs, "grown", evaluation=EVERY_2))
+    assert run_sweep(plan, tmp_path / "work", GO_ON, "", ["grown"]) == {}
+    copy = archive(tmp_path / "work", tmp_path / "copy", ended=True)
+    assert not (copy / "stages").exists() and not (copy / "later").exists()
+    before = (copy / "grown" / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(decisions, "write_decision", lambda *_: 1 / 0)
+    plan = plan_sweep(plan.config, copy)
+    assert [run.stages[0].last_step for run in plan.runs.values()] == [6, 6]
+    assert run_sweep(plan, copy, GO_ON, "", list(plan.runs)) == {}
+    assert (copy / "grown" / "metrics.jsonl").read_bytes() == before
+    trained = {path.name for path in (copy / "stages").iterdir()}
+    assert trained == {stage.stage_hash for stage in plan.runs["later"].stages}, "grown was trained again"
+    assert tiny.timeless(copy / "later")[:-2] == tiny.timeless(copy / "grown")[:-3]
+    assert tiny.read_json(copy / "later" / "decision-0.json") == tiny.read_json(copy / "grown" / "decision-0.json")
 
 
 def test_a_finished_run_decides_nothing_again(settings, whole, monkeypatch):

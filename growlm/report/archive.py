@@ -13,6 +13,7 @@ OF_RUN = (
     "metrics.jsonl",
     "growth-*.json",
     "decision-*.json",
+    "choice-*.json",
     "init_from.json",
     "run.json",
     "evaluations/results_*.json",

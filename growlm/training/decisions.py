@@ -1,5 +1,7 @@
 """What is decided while a run trains: kept with its stage, and read at every start, so that nothing is decided twice.
 
+A run's own folder has copies, which are all that an archive of a sweep has.
+
 The stages after a decision follow from it: `growlm.training.stages.resolve` takes decisions as they are read here.
 """
 
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from growlm.checked import check_shape
+from growlm.checked import EACH, check_shape
 from growlm.files import read_record, write_sealed
 from growlm.training.criteria import Curve
 from growlm.training.metrics import read_records
@@ -18,19 +20,51 @@ from growlm.training.processes import broadcast
 from growlm.training.stages import Stage
 
 DECISION_FILE = "decision.json"
+SUMMARY = "sweep.json"  # has the stages of every run of a sweep by their hashes
 # The kinds: the step at which a rule ended the stage, the candidate that a probe chose.
 END, GROWTH = "end", "growth"
 SHAPE = {END: {"step!": int}, GROWTH: {"chosen!": str}}  # what later stages follow from
+RUNS = {"runs!": {EACH: {"status!": str, "stages!": [{"address!": str}]}}}
 
 Decisions = dict[str, Mapping[str, Any]]  # by the hash of a stage, by kind
 
 
 def read_decisions(store: Path) -> Decisions:
-    """All decisions in a folder of stages. Raises InputError where one is none."""
-    found = {path: read_record(path, "decision") for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
-    for path, decision in found.items():
-        check_shape(decision, SHAPE, path)
-    return {path.parent.name: decision for path, decision in found.items()}
+    """All decisions in a folder of stages; of stages that are not there, as in an archive, by its runs' copies.
+
+    Raises InputError where one is none.
+    """
+    kept = {path.parent.name: path for path in sorted(store.glob(f"*/{DECISION_FILE}"))}
+    decisions = {}
+    for stage_hash, path in (_copies(store.parent) | kept).items():
+        decisions[stage_hash] = read_record(path, "decision")
+        check_shape(decisions[stage_hash], SHAPE, path)
+    return decisions
+
+
+def _copies(folder: Path) -> dict[str, Path]:
+    """The copies of decisions that the runs of a sweep have which have ended, by the hash of the stage."""
+    copies, path = {*folder.glob("*/decision-*.json")}, folder / SUMMARY
+    if not copies or not path.exists():
+        return {}
+    check_shape(summary := read_record(path, SUMMARY), RUNS, path)
+    found = {}
+    for name, run in summary["runs"].items():
+        for number, stage in enumerate(run["stages"] if run["status"] != "pending" else ()):
+            if (copy := folder / name / copy_of(DECISION_FILE, number)) in copies:
+                found[stage["address"]] = copy
+    return found
+
+
+def copy_of(file: str, number: int) -> str:
+    """The name of a run's copy of a file of its stage of this number, such as decision-0.json."""
+    return f"{Path(file).stem}-{number}.json"
+
+
+def keep_decisions(folder: Path, decided: Mapping[str, Any]) -> None:
+    """Keep what was decided of a stage in its folder, where that is begun anew."""
+    if decided and not (folder / DECISION_FILE).exists():
+        write_sealed(folder / DECISION_FILE, decided)
 
 
 def write_decision(folder: Path, kind: str, decision: Mapping[str, Any]) -> None:
@@ -49,7 +83,8 @@ class Criterion:
     """
 
     def __init__(self, stage: Stage, folder: Path, known: int):
-        self._stage, self._folder, self._rule = stage, folder, stage.config.grow_when
+        self._stage, self._folder = stage, folder
+        self._rule = None if END in stage.decided else stage.config.grow_when
         self._flops: list[float] = []
         self._losses: list[float] = []
         for record in read_records(folder / "metrics.jsonl") if self._rule else ():

@@ -10,7 +10,7 @@ from growlm.errors import InUseError, must_be
 from growlm.files import locked, read_record, write_sealed
 from growlm.training.checkpoint import stored_steps
 from growlm.training.chosen import CHOICE_FILE
-from growlm.training.decisions import DECISION_FILE
+from growlm.training.decisions import DECISION_FILE, copy_of
 from growlm.training.metrics import read_records, write_records
 from growlm.training.processes import is_first
 from growlm.training.saved import GROWTH_FILE, INIT_FROM_FILE, copy_imported
@@ -84,7 +84,7 @@ def publish(stages: Sequence[Stage], records: Path, folder: Path, followers: Seq
     for stage in stages:
         stage_folder = records / stage.stage_hash
         merged += [r for r in read_records(stage_folder / "metrics.jsonl") if r["step"] <= stage.last_step]
-        copies = {file: f"{Path(file).stem}-{stage.number}.json" for file in (GROWTH_FILE, DECISION_FILE, CHOICE_FILE)}
+        copies = {file: copy_of(file, stage.number) for file in (GROWTH_FILE, DECISION_FILE, CHOICE_FILE)}
         copies[INIT_FROM_FILE] = INIT_FROM_FILE
         for name, copy in copies.items():
             if (stage_folder / name).exists():

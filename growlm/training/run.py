@@ -22,7 +22,15 @@ from growlm.training.checkpoint import newest_whole, open_checkpoints, stored_st
 from growlm.training.chosen import chosen_text
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_folder, previous_config
-from growlm.training.decisions import END, GROWTH, Criterion, Decisions, read_decisions, write_decision
+from growlm.training.decisions import (
+    END,
+    GROWTH,
+    Criterion,
+    Decisions,
+    keep_decisions,
+    read_decisions,
+    write_decision,
+)
 from growlm.training.device_memory import exhaustion_said
 from growlm.training.goodput import GROW, spending, time_counted
 from growlm.training.growing import grow_into
@@ -284,6 +292,7 @@ def train_run(
                 began = {"address": stage_hash, "commit": commit_of(stage, records) or here}
                 began["validated"] = stage.text.validated
                 write_sealed(stage_folder / "stage.json", stage.settings | began)
+                keep_decisions(stage_folder, stage.decided)
                 display.begin(folder, plan.stages, number)
                 for line in repeats(plan.stages[-1]) if number == first else ():
                     display.say(line)

@@ -17,7 +17,7 @@ from growlm.secrets import without_secrets
 from growlm.training.checkpoint import stored_steps
 from growlm.training.config import plain
 from growlm.training.continuation import check_store, claim_best, claim_folder, previous_config
-from growlm.training.decisions import END, Decisions, read_decisions
+from growlm.training.decisions import END, SUMMARY, Decisions, read_decisions
 from growlm.training.goodput import time_counted
 from growlm.training.host_memory import check_memory
 from growlm.training.mesh import mesh_of
@@ -35,7 +35,6 @@ from growlm.training.texts import corpus_cache, repeats
 from growlm.training.trackers import check_trackers, tracked
 
 STORE = "stages"
-SUMMARY = "sweep.json"
 MAX_LINE = 200  # characters of an error
 
 
