@@ -1,5 +1,6 @@
 """Archives say what the sweep says, and those of earlier versions are read."""
 
+import contextlib
 import dataclasses
 import json
 import runpy
@@ -54,11 +55,28 @@ def test_an_archive_gives_the_same_table_page_and_outcomes(folder, tmp_path):
 
 
 def test_outcomes_are_those_of_the_models(folder):
-    """Parameters are read off the FLOPs, and the factor off the growth report or the shape."""
+    """Parameters are on record, and the factor is read off the growth report or the shape."""
     for run in outcomes(folder)[0]:
         models = [stage["model"] for stage in read(folder).runs[run.name].config["stages"]]
         assert run.params == parameter_count(build_model(models[-1]))
         assert run.factor == models[-1]["layers"] / models[0]["layers"]  # they have the same blocks
+
+
+def groups(folder):
+    """The studies of a folder of records; none where it holds none."""
+    with contextlib.suppress(InputError):
+        return read_groups(folder)
+    return []
+
+
+@pytest.mark.slow
+def test_parameters_read_off_the_flops_of_all_records_of_the_repository_are_those_of_their_models():
+    """They were made before metrics said them."""
+    runs = [run for folder in sorted(RECORDS.iterdir()) for group in groups(folder) for run in group.runs]
+    assert len(runs) > 500
+    for run in runs:
+        model = build_model(run.config["stages"][-1]["model"])
+        assert run.parameters == parameter_count(model, active=True), run.name
 
 
 @pytest.mark.parametrize("name", ["operators", "growth_factor", "growth_timing", "novels"])

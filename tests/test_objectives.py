@@ -24,6 +24,8 @@ from growlm.errors import InputError
 from growlm.models import ModelConfig, flops_per_token, loss, parameter_count
 from growlm.models.loss import Teacher, cross_entropy
 from growlm.models.sharding import AXES
+from growlm.report.outcomes import outcome
+from growlm.report.records import read
 from growlm.training import objectives
 from growlm.training.loop import held_out_batches, training_batches
 from growlm.training.mesh import MeshConfig, make_mesh
@@ -191,6 +193,15 @@ def test_the_forward_pass_of_a_teacher_is_billed_while_it_runs(distilled):
         exact = flops_per_token(small, 16) * (before + taught / 3) + flops_per_token(large, 16) * after
         assert by_step[step]["flops"] == pytest.approx(flops, rel=1e-12)
         assert by_step[step]["flops_exact"] == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_teacher_adds_no_parameters_to_a_run_and_older_records_are_read_off_their_flops(distilled):
+    """Two of the six steps are taught, and a forward pass is a third of training: that reads as a ninth of it."""
+    small, large = (parameter_count(dataclasses.replace(MODEL, layers=layers)) for layers in (1, 2))
+    (run,) = read(distilled).runs.values()
+    assert run.parameters == large == outcome("run", run).params
+    older = [{name: value for name, value in one.items() if name != "parameters"} for one in run.metrics]
+    assert dataclasses.replace(run, metrics=older).parameters == round(large + small / 9)
 
 
 def test_a_budget_pays_for_the_teacher(corpus):

@@ -27,7 +27,7 @@ TRAINING = {
 }
 # Of a record, beside losses and TRAINING: where it stands, and what is drawn or told elsewhere.
 BOOKKEEPING = {"stage", "step", "tokens", "flops", "flops_exact", "seconds", "loss", "val_loss", "pause_seconds"}
-BOOKKEEPING |= {"data_wait", "mfu", "epochs", "unique_tokens", "samples", "time"}
+BOOKKEEPING |= {"parameters", "data_wait", "mfu", "epochs", "unique_tokens", "samples", "time"}
 # The share of the longest run that is left out, and the height of the figure over the spread of the final losses.
 VIEW = {"flops": (0.03, 12), "tokens": (0.1, 8), "seconds": (0.1, 8)}
 COLOURS = len(LIGHT.runs)

@@ -123,8 +123,14 @@ class Run:
 
     @property
     def parameters(self) -> int | None:
-        """Parameters N of the last stage, read off its FLOPs, which are 6 N tokens; of a mixture the active ones."""
+        """Parameters N of the last stage's model; of a mixture the active ones.
+
+        An older growlm did not record them: there they are read off the stage's FLOPs, which are 6 N tokens, more where
+        it has a teacher and less where it has sub-models.
+        """
         records = self.of_stage(self.metrics[-1]["stage"]) if self.metrics else []
+        if records and records[-1].get("parameters"):
+            return records[-1]["parameters"]
         spent = [(r["flops"], r["tokens"]) for r in records if None not in (r.get("flops"), r.get("tokens"))]
         if not spent or spent[-1][1] == spent[0][1]:
             return None

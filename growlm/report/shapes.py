@@ -17,7 +17,7 @@ DECISION = {
 }
 EVALUATION = {"growlm": {"tokens": NUMBER}, "results": {EACH: {"alias": str}}}
 INIT_FROM = {"folder!": str, "flops": NUMBER}
-RECORD = {"samples": [{"prompt!": str, "text!": str}], "pause_seconds": NUMBER, "time": dict}
+RECORD = {"samples": [{"prompt!": str, "text!": str}], "pause_seconds": NUMBER, "time": dict, "parameters": int}
 TRY = {"run!": str, "value!": str | NUMBER, "val_loss!": NUMBER | None, "status!": str}
 TRIES = {"tries!": [TRY], "chosen!": str | NUMBER | None, "at_end!": bool | None}
 STAGE = {"stage_hash": str, "address": str, "tokens": NUMBER, "flops": NUMBER}

@@ -362,6 +362,7 @@ class Recorder:
                 "tokens": stage.tokens_at(step),
                 "flops": cost.flops,
                 "flops_exact": cost.flops_exact,
+                "parameters": stage.parameters,
                 "seconds": self._watch.seconds,
                 "learning_rate": stage.learning_rate_at(step),
             }

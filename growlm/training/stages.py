@@ -303,6 +303,11 @@ class Stage:
         """The weight of the teacher in the loss of the update that leads to `step`; 0 where it does not run."""
         return self.config.objective.teacher_weight(self.tokens_at(step - 1) - self.first_tokens)
 
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters N of its model, of a mixture the active ones: not those of sub-models, nor of a teacher."""
+        return parameter_count(self.config.model, active=True, density=density(self.config.model, self.config.sparsity))
+
     @property
     def batch_tokens(self) -> int:
         """Tokens of an update."""
