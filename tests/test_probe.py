@@ -151,6 +151,19 @@ def test_a_run_that_dies_in_its_probe_probes_again_and_chooses_the_same(corpus, 
     assert run_module.write_decision is write
 
 
+def test_what_is_tried_of_a_sparse_stage_is_as_sparse(corpus, tmp_path):
+    """Noise is on weights that are not kept, too: with it the loss at growth is another."""
+    noisy = probing({"noisy": {"operator": "direct", "options": {"noise": 0.5}}})
+    run = settings(corpus, noisy)
+    run["stages"][1] |= {"model": tiny.MODEL}
+    run["stages"] = [stage | {"sparsity": 0.5} for stage in run["stages"]]
+    train(build_run(run), tmp_path / "run", GO_ON)
+    tried = decision_of(tmp_path / "run")["candidates"]["noisy"]
+    own = [record for record in tiny.records(tmp_path / "run") if record["stage"] == 1]
+    assert tried["val_loss"] == [own[0]["val_loss"], own[2]["val_loss"]]
+    assert tried["losses"] == [own[1]["loss"], own[2]["loss"]]
+
+
 def test_a_loss_that_is_not_finite_is_never_the_best(corpus, tmp_path):
     broken = {"operator": "ruin", "options": {"by": float("nan")}}
     config = build_run(settings(corpus, probing({"a": broken, "b": {"operator": "ruin"}}, steps=1)))
@@ -266,6 +279,23 @@ def test_the_command_tries_growths_on_a_run_and_leaves_it_as_it_is(corpus, whole
     assert ["best:", "stack"] in rows
     assert main(arguments) == 2
     assert "probe.json must not be there yet" in capsys.readouterr().err
+
+
+def test_the_command_has_the_teacher_of_the_stage(corpus, whole, tmp_path):
+    """The model before growth is the forked one; from its folder it is the same, and it teaches."""
+    taught, base = ({"kind": "distill", "teacher": name} for name in ("parent", str(tmp_path / "base")))
+    own = settings(corpus, probing({"stack": EXACT}))
+    own["stages"][1]["objective"] = taught
+    train(build_run(own), tmp_path / "run", GO_ON)
+    train(build_run(own | {"stages": own["stages"][:1]}), tmp_path / "base", GO_ON)
+    for name, objective in {"parent": taught, "folder": base}.items():
+        own["stages"][1]["objective"] = objective
+        config = tiny.write_config(tmp_path / f"{name}.py", own)
+        arguments = [f"--config={config}", f"--checkpoint={tmp_path}/run", f"--workdir={tmp_path}/{name}"]
+        assert main(["probe", *arguments]) == 0
+        found = tiny.read_json(tmp_path / name / "probe.json")["candidates"]
+        assert found == decision_of(tmp_path / "run")["candidates"]
+    assert found["stack"]["losses"] != decision_of(whole)["candidates"]["stack"]["losses"]
 
 
 def test_a_command_that_cannot_probe_is_one_line(corpus, whole, tmp_path, capsys):

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, keys: Keys) -> int:
     return 0
 
 
-def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> tuple[Any, Any, Any]:
+def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> tuple[Any, Any, Any, Any]:
     """What is tried on a run: the config's last stage, after the stage of the run that a checkpoint is of.
 
     Args:
@@ -57,11 +57,12 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
       step: of the checkpoint; by default the last one of the stage before the config's last, or of the run.
 
     Returns:
-      (the stage, the checkpoint, the stage's text).
+      (the stage, the checkpoint, the stage's text, the saved models that the stage names).
 
     Raises:
       InputError: no probe, no run, masks that are not open, whatever does not fit.
     """
+    from growlm.training.init_from import find_sources
     from growlm.training.run import check_stage
     from growlm.training.saved import check_open, find_saved
     from growlm.training.stages import begin_stage
@@ -84,14 +85,16 @@ def plan_probe(config: RunConfig, checkpoint: Path, step: int | None = None) -> 
     check_open(saved)
     parent = dataclasses.replace(saved.stage, decided=saved.stage.decided | {"end": {"step": saved.step}})
     text, own = load_texts(config, corpus_cache())[-1], dataclasses.replace(config, seed=parent.run.seed)
-    stage = begin_stage(last, own, text.known, parent)
-    check_stage(stage, text)
-    return stage, saved, text
+    (said,), sources = find_sources([last], None)
+    stage = begin_stage(dataclasses.replace(last, **said), own, text.known, parent)
+    check_stage(stage, text, sources)
+    return stage, saved, text, sources
 
 
-def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
+def run_probe(stage: Any, saved: Any, text: Any, sources: Any) -> dict[str, Any]:
     """Try the candidates on a saved state, which is only read: the decision, and what was forked."""
     from growlm.buckets import origin
+    from growlm.training.init_from import read_teacher
     from growlm.training.mesh import mesh_of
     from growlm.training.probe import probe
     from growlm.training.processes import is_first
@@ -102,7 +105,9 @@ def run_probe(stage: Any, saved: Any, text: Any) -> dict[str, Any]:
             print(f"growlm: {text}", file=sys.stderr, flush=True)
 
     mesh = mesh_of(stage.run.mesh, stage.run.batch_sizes)
-    found = probe(stage, read_state(saved, mesh), text=text, mesh=mesh, say=say)
+    store = saved.checkpoints.parent.parent
+    teacher = read_teacher(stage, sources, mesh, store, saved.step)
+    found = probe(stage, read_state(saved, mesh), text=text, mesh=mesh, say=say, teacher=teacher)
     return found | {"checkpoint": origin(saved.folder), "step": saved.step}
 
 

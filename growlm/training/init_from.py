@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ from growlm.training.saved import (
     read_stored,
     save_imported,
 )
-from growlm.training.settings import RunConfig, StageConfig
+from growlm.training.settings import StageConfig
 from growlm.training.stages import Stage
 from growlm.training.step import abstract_state
 
@@ -216,11 +216,11 @@ def _named(stage: StageConfig, setting: str) -> _Named:
     return _Named(*(getattr(owner, field, None) for field in (fields.place, fields.fingerprint, fields.model)))
 
 
-def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], Sources]:
+def find_sources(stages: Sequence[StageConfig], previous: Any) -> tuple[list[dict[str, Any]], Sources]:
     """What every stage is to say of the saved models that it names, by field, and those that are there.
 
     Args:
-      run: as it was written.
+      stages: of a run, as they were written.
       previous: the config.json of the run's folder, if there is one: a stage that is trained, or has a checkpoint of
         its own, goes on where what it began from is gone.
 
@@ -228,7 +228,7 @@ def find_sources(run: RunConfig, previous: Any) -> tuple[list[dict[str, Any]], S
       InputError: as `find_source` does.
     """
     said, found = [], {}
-    for number, stage in enumerate(run.stages):
+    for number, stage in enumerate(stages):
         own: dict[str, Any] = {}
         for setting, fields in NAMED.items():
             named = _named(stage, setting)

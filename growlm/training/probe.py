@@ -13,6 +13,7 @@ from growlm.state import TrainState
 from growlm.training.goodput import GROW, spending
 from growlm.training.growing import grow_into
 from growlm.training.loop import Steps, held_out_batches, step_specs, training_batches
+from growlm.training.sparsity import emptied
 from growlm.training.stages import Cost, Stage
 from growlm.training.texts import Text
 
@@ -73,6 +74,8 @@ def _try(
 ) -> dict[str, Any]:
     """Grow a state, and train it on: its losses, and what they cost with the learning of maps."""
     state, _ = grow_into(candidate, before, training_batches(candidate, text, mesh, int(before.examples)), mesh)
+    if (kept := candidate.kept(mesh)) is not None:  # as the stage begins
+        state = emptied(state, kept)
     compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh, teacher)
     held_out = held_out_batches(candidate, text, mesh)
     source = training_batches(candidate, text, mesh, int(state.examples))

@@ -164,7 +164,7 @@ def plan_run(
     Raises:
       InputError.
     """
-    said, sources = find_sources(config, previous)
+    said, sources = find_sources(config.stages, previous)
     stages = tuple(dataclasses.replace(stage, **own) for stage, own in zip(config.stages, said, strict=True))
     config = dataclasses.replace(config, stages=stages)
     run = written_out(config)
@@ -174,11 +174,7 @@ def plan_run(
         if stage.config.grow_when and END not in stage.decided:
             stage.config.grow_when.check()
         _check_budget(stage)
-        check_stage(stage, text)
-        check_sources(stage, sources, text.trained.first)
-        if needs := stage.config.objective.row.needs:
-            for corpus in (*text.trained.corpora.values(), *text.validated.corpora.values()):
-                needs(stage.config.objective, corpus)
+        check_stage(stage, text, sources)
     evaluations = [stage.evaluation for stage in plan.stages]
     for number, evaluation in enumerate(evaluations):
         if evaluation not in evaluations[:number]:
@@ -186,8 +182,11 @@ def plan_run(
     return plan
 
 
-def check_stage(stage: Stage, text: Text) -> None:
-    """Raises InputError where a stage does not fit its text, or a growth with which it may begin not the stage."""
+def check_stage(stage: Stage, text: Text, sources: Sources) -> None:
+    """Raises InputError where a stage does not fit its text, a model that it names or a growth that may begin it.
+
+    sources: as in `find_sources`.
+    """
     check_text(stage, text)
     for one in [*stage.candidates.values()] or [stage]:
         _ = one.growth  # planned: it may not fit, and random copies may fit or not
@@ -196,6 +195,10 @@ def check_stage(stage: Stage, text: Text) -> None:
         raise must_be("probe.steps", f"at most the {stage.steps} of stages[{stage.number}]", stage.probe.probe.steps)
     for before in stage.parent.possible if stage.parent else ():
         _check_unmasked(before)
+    check_sources(stage, sources, text.trained.first)
+    if needs := stage.config.objective.row.needs:
+        for corpus in (*text.trained.corpora.values(), *text.validated.corpora.values()):
+            needs(stage.config.objective, corpus)
 
 
 def _check_budget(stage: Stage) -> None:
