@@ -273,6 +273,10 @@ BAD = {
     "no option": ([SOURCE, OUTPUT, FACTOR, "--option.ordr=stack"], ("'ordr'", "did you mean 'order'")),
     "no order": ([SOURCE, OUTPUT, FACTOR, "--option.order=stck"], ("'stck'", "did you mean 'stack'")),
     "an empty option": ([SOURCE, OUTPUT, FACTOR, "--option.=3"], ("'--option.=3'", "--option.key=value")),
+    "half a token": (
+        [SOURCE, OUTPUT, FACTOR, "--operator=random", "--option.mask_tokens=0.5"],
+        ("mask_tokens must be a whole number >= 0, got 0.5",),
+    ),
     "no record": ([SOURCE, OUTPUT, FACTOR, "--option.order={{1}}"], ("--option", "set")),
     "no state": ([SOURCE, OUTPUT, FACTOR, "--optimizer_state=kept"], ("'kept'", "keep_old, map, map_aged, reset")),
     "no step": ([SOURCE, OUTPUT, FACTOR, "--step=5"], ("step of", "2, 4, 6", "got 5")),
@@ -313,11 +317,15 @@ def copy_of(folder, to, **files):
 
 def test_a_folder_that_is_damaged_is_one_line(here, home, capsys):
     good = grow(home / "work", "--target.mlp=36", "--no_verify", output="good")
-    model = read(good, "model.json")
+    model, growth = read(good, "model.json"), read(good, "growth.json")
+    growth["masks"] = {"tokens": 0, "in_turn": False, "whole_blocks": False, "norm": "isometry"}
     damage = {
         "model": [("{", "must be JSON"), ("{}", "no 'layers'"), (json.dumps(model | {"mlp": 40}), "40")],
         "optimizer": [('{"betta": 1}', "betta")],
-        "growth": [("{}", "growth.json has no 'key'")],
+        "growth": [
+            ("{}", "growth.json has no 'key'"),
+            (json.dumps(growth), "masks.tokens must be an"),
+        ],
     }
     capsys.readouterr()
     for number, (name, text, part) in enumerate((name, *case) for name, cases in damage.items() for case in cases):

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from growlm.errors import check_count
 from growlm.growth.expand import expand_params
 from growlm.growth.maps import Array, AxisMap, Gather, identity, numpy_or_jax
 from growlm.growth.norms import NORM_RULES
@@ -41,6 +42,9 @@ class Masks(Effect):
     in_turn: bool
     whole_blocks: bool
     norm: str
+
+    def __post_init__(self):
+        check_count("masks.tokens", self.tokens, low=1)
 
     def acting(self, growth: Growth, target: DecoderConfig) -> Growth:
         """With all masks at 0, as training begins."""

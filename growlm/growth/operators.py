@@ -7,6 +7,7 @@ operator is one function and one row of OPERATORS; none knows the name of an axi
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -196,7 +197,8 @@ def random(
       whole_blocks: one mask for each new block, as in the published code, instead of the paper's two (attention, FFN).
       norm: as in `zero`, while masks are below 1.
     """
-    check_range("mask_tokens", mask_tokens, low=0)
+    if not (0 <= mask_tokens < math.inf and mask_tokens == int(mask_tokens)):
+        raise must_be("mask_tokens", "a whole number >= 0", mask_tokens)
     layers = np.full(target.depth, -1)
     if source.depth:
         layers = ordered(order, source, target)
