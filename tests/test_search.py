@@ -105,6 +105,13 @@ BAD = {
         "search": LEARN,
         "own": {"grown": {"search": {"weight_decay": [0.1, 0.2]}}},
     },
+    "search of run grown must be over a setting, no seed: config.seeds trains several, got 'seed'": {
+        "search": {"seed": [1, 2]}
+    },
+    "search of run grown must be over a key that vary does not set, got 'stages[1].schedule.peak_lr'": {
+        "vary": LEARN,
+        "own": {"grown": {"search": {"stages[1].schedule.peak_lr": [1, 2]}}},
+    },
     "over one key, got": {"search": LEARN | {"weight_decay": [0.1, 0.2]}},
     "config key in runs.grown@sede=1 must be one of": {"search": {"sede": [1, 2]}},
     "index in stages[4].tokens of run grown must be 0 to 1, or from the end, -1 to -2, got '4'": {

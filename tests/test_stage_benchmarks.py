@@ -110,6 +110,10 @@ def test_tasks_may_be_typed_as_one_text():
         ({"tasks": ("piqa",), "data_dir": "gone"}, "data_dir must be a folder with a file TASK.jsonl"),
         ({"limit": 3}, "evaluation.limit must be unset without evaluation.tasks, got 3"),
         ({"tasks_every_tokens": 64}, "evaluation.tasks_every_tokens must be unset without evaluation.tasks, got 64"),
+        (
+            {"prompts_every_tokens": 9},
+            "evaluation.prompts_every_tokens must be unset without evaluation.prompts, got 9",
+        ),
         ({"tasks": ("piqa",), "limit": -1}, "evaluation.limit must be >= 0, got -1"),
     ],
 )

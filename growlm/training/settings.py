@@ -153,6 +153,9 @@ class EvaluationConfig:
         for name in ("tasks_every_tokens", "data_dir", "limit"):
             if getattr(self, name) and not self.tasks:
                 raise must_be(f"evaluation.{name}", "unset without evaluation.tasks", getattr(self, name))
+        if self.prompts_every_tokens and not self.prompts:
+            rule = "unset without evaluation.prompts"
+            raise must_be("evaluation.prompts_every_tokens", rule, self.prompts_every_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

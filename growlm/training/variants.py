@@ -75,6 +75,7 @@ def _spell_out(sweep: Mapping[str, Any]) -> dict[str, Any]:
     for name, given in sweep["runs"].items():
         run, axes = dict(given), {"vary": vary, "search": of_all}
         axes |= {axis: _values(run.pop(axis), f"runs.{name}.{axis}") for axis in axes if axis in run}
+        _check_searched(name, run, **axes)
         made = _variants(name, run, axes["vary"])
         runs |= made
         variants[name] = list(made)
@@ -183,6 +184,18 @@ def _as_the_baseline(sweep: Mapping[str, Any], runs: Mapping[str, Any], tries: M
     tried = {name: [runs[trial] for trial in tries[name]] for name in tries}
     controls = sweep["controls"] if isinstance(sweep.get("controls"), dict) else {}
     return [name for name in controls if name in tried and tried[name] == tried.get(sweep.get("baseline"))]
+
+
+def _check_searched(name: str, run: Mapping[str, Any], vary: Mapping[str, Any], search: Mapping[str, Any]) -> None:
+    """Raises InputError where a run is searched over its seed, of which the best is luck, or over what it varies."""
+    stages = run.get("stages")
+    last = f"stages[{len(stages) - 1}]" if isinstance(stages, list | tuple) else "stages[-1]"
+    varied = {path.replace("stages[-1]", last) for path in vary}
+    for path in search:
+        if path == "seed":
+            raise must_be(f"search of run {name}", "over a setting, no seed: config.seeds trains several", path)
+        if path.replace("stages[-1]", last) in varied:
+            raise must_be(f"search of run {name}", "over a key that vary does not set", path)
 
 
 def _check_alike(searches: Mapping[str, dict[str, list[Any]]], compared: Sequence[str]) -> None:
