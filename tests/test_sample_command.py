@@ -87,12 +87,23 @@ def test_lines_of_the_standard_input(workdir, capsys, monkeypatch):
     assert sampled(capsys, workdir, "--temperature=0") == f"a model that{texts[0]}\nlayer by{texts[1]}\n"
 
 
+def test_the_seeds_of_lines_go_on_at_0_after_the_largest(workdir, capsys, monkeypatch):
+    model, _ = open_checkpoint(workdir)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a model that\na model that\n"))
+    texts = [generate(model, ["a model that"], Sampling(most=9, temperature=9, seed=s))[0] for s in (2**31 - 1, 0)]
+    said = sampled(capsys, workdir, "--temperature=9", f"--seed={2**31 - 1}", "--json")
+    assert said == "".join(f"a model that{text}\n" for text in texts) and texts[0] != texts[1]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--temperature=-1"], "temperature must be >= 0"),
         (["--top_p=0"], "top_p must be above 0 and at most 1, got 0.0"),
-        (["--top_k=-1"], "top_k must be >= 0, got -1"),
+        (["--top_k=-1"], "top_k must be >= 0 and <= 2147483647, got -1"),
+        (["--top_k=99999999999999999999"], "top_k must be >= 0 and <= 2147483647, got 99999999999999999999"),
+        (["--seed=4294967296"], "seed must be >= 0 and <= 2147483647, got 4294967296"),
+        (["--length=0"], "length must be >= 1, got 0"),
         (["--samples=0"], "--samples must be >= 1, got 0"),
         (["--max_tokens=0"], "most tokens to generate must be >= 1, got 0"),
         (["--prompts=gone.txt"], "gone.txt cannot be read"),

@@ -262,6 +262,8 @@ def test_a_run_is_undone_to_the_shape_before_its_growth(run, tmp_path, capsys, m
 
 BAD = {
     "both": (["--undo", "--operator=zero"], "--undo and --operator must not be given both"),
+    "a seed": (["--undo", "--seed=0"], "--undo and --seed must not be given both"),
+    "a factor": (["--undo", "--factor=0"], "--undo and --factor must not be given both"),
     "not grown": (["--undo", "--step=2"], "must be a model that growlm grew"),
     "larger": (["--operator=shrink", "--target.layers=3"], "model.layers must be <= the source's, 2, got 3"),
     "unasked": (["--target.layers=1"], "model.layers must be >= the source's, 2, got 1"),

@@ -26,6 +26,7 @@ from growlm.data import first_corpus, tokenizer_of
 from growlm.data.tokenizers import SETTINGS, Tokenizer, failing, load_tokenizer
 from growlm.errors import InputError, must_be, unknown
 from growlm.evaluation import LanguageModel, check_tasks, evaluate, perplexity
+from growlm.evaluation.benchmark import check_numbers
 from growlm.evaluation.table import table
 from growlm.files import read_object, write_sealed
 from growlm.formats.folder import CONFIG, is_hugging_face, open_folder, read_params
@@ -89,6 +90,11 @@ def run_evaluation(
     """
     if not tasks and not texts:
         raise InputError("evaluate needs --tasks=NAME,... or --perplexity=FILE (see growlm evaluate --help)")
+    options = {"limit": limit, "shots": shots, "batch": batch}
+    check_numbers(**options)
+    for name, value in {"limit": limit, "shots": shots, "data_dir": data_dir and str(data_dir)}.items():
+        if value is not None and not tasks:
+            raise must_be(f"--{name}", "unset without --tasks", value)
     contents = {str(path): read_text(path) for path in texts}
     checkpoint = local_folder(checkpoint)
     output = output or (Path(RESULTS) if pinned(checkpoint) else checkpoint / RESULTS)
@@ -96,7 +102,6 @@ def run_evaluation(
     if tasks:
         check_tasks(tasks, data_dir, shots)
     model, origin = open_checkpoint(checkpoint, **opened_as)
-    options = {"limit": limit, "shots": shots, "batch": batch}
     results = evaluate(model, tasks, data_dir=data_dir, **options) if tasks else {"results": {}}
     for name, text in contents.items():
         measured = perplexity(model, [text], batch)
@@ -178,7 +183,7 @@ def open_checkpoint(
             raise InputError(f"--step is of runs, and {folder} is a Hugging Face checkpoint")
         source = open_folder(folder)
         check_memory([source.model], devices, trained=False)
-        reads = _as_imported(folder, source.settings, tokenizer, length or source.model.longest)
+        reads = _as_imported(folder, source.settings, tokenizer, source.model.longest if length is None else length)
         model = LanguageModel(source.model, params={}, dtype=dtype, **reads)  # checks it before anything large is read
         return dataclasses.replace(model, params=read_params(source)).on_mesh(devices), {}
     saved = find_saved(folder, step)
@@ -186,7 +191,7 @@ def open_checkpoint(
     check_files(imported)
     if saved.data is None and imported.is_dir():
         settings = read_object(imported / CONFIG)
-        reads = _as_imported(imported, settings, tokenizer, length or saved.model.longest)
+        reads = _as_imported(imported, settings, tokenizer, saved.model.longest if length is None else length)
     else:
         reads = _as_trained(saved, tokenizer, length)
     model = LanguageModel(saved.model, params={}, dtype=dtype, **reads)
@@ -212,7 +217,8 @@ def _as_trained(saved: Saved, tokenizer: str | None, length: int | None) -> dict
     loaded = load_tokenizer(tokenizer)
     if length is None and saved.data is None:
         raise InputError(f"{saved.folder} does not say how long its examples were: --length=N is needed")
-    return {"tokenizer": loaded, "length": length or saved.data.length, "prefix": loaded.eos, "add_bos": False}
+    length = saved.data.length if length is None else length
+    return {"tokenizer": loaded, "length": length, "prefix": loaded.eos, "add_bos": False}
 
 
 def _as_imported(
@@ -221,7 +227,7 @@ def _as_imported(
     """How lm-evaluation-harness reads text with a Hugging Face model: after BOS where its tokenizer puts it."""
     source = local_folder(tokenizer, weights=False) if tokenizer else folder
     loaded = load_tokenizer(source)
-    length = length or settings.get("max_position_embeddings")
+    length = settings.get("max_position_embeddings") if length is None else length
     if length is None:
         raise InputError(f"{folder / CONFIG} has no max_position_embeddings: --length=N is needed")
     prefix = loaded.eos if loaded.bos is None else loaded.bos

@@ -58,7 +58,7 @@ def _grow(args: argparse.Namespace, options: dict[str, Any], sizes: dict[str, An
             "option": options,
             "target": sizes,
         }
-        if extra := [name for name, value in given.items() if value]:
+        if extra := [name for name, value in given.items() if value not in (None, {})]:
             raise InputError(f"--undo and --{extra[0]} must not be given both: what is undone is in growth.json")
         plan = plan_undone(args.source, **settings)
     else:

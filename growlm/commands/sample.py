@@ -16,6 +16,7 @@ from growlm.data.markers import with_markers
 from growlm.data.shards import read_manifest
 from growlm.errors import InputError, check_range
 from growlm.evaluation import LanguageModel, Sampling, generate
+from growlm.evaluation.sampling import LARGEST
 from growlm.formats.folder import is_hugging_face
 from growlm.hub import local_folder
 from growlm.training.peers import join_job
@@ -116,7 +117,8 @@ def _talk(model: LanguageModel, sampling: Sampling, begin: str, chat: bool) -> i
             said = begin
             continue
         said = f"{said}{render([('user', line)])}{ASSISTANT}" if chat else line
-        (text,) = generate(model, [said], dataclasses.replace(sampling, seed=sampling.seed + number))
+        seed = (sampling.seed + number) % (LARGEST + 1)
+        (text,) = generate(model, [said], dataclasses.replace(sampling, seed=seed))
         said += text + END
         print(text if chat else line + text, flush=True)
     return 0

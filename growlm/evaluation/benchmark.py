@@ -51,9 +51,7 @@ def evaluate(
       InputError: an unknown task, data that is missing or does not fit, a number out of range, or the extra `eval` is
         not installed.
     """
-    for name, value, low in (("limit", limit, 1), ("shots", shots, 0), ("batch", batch, 1)):
-        if value is not None:
-            check_range(name, value, low=low)
+    check_numbers(limit, shots, batch)
     evaluator = _harness()
     from growlm.evaluation.harness import Adapter, answers
     from growlm.evaluation.tasks import manager, named
@@ -68,6 +66,13 @@ def evaluate(
     found = results["results"]
     average = {"average": paper_average(found), "averaged": averaged(found)} if averaged(found) else {}
     return _plain(results | average)
+
+
+def check_numbers(limit: int | None, shots: int | None, batch: int | None) -> None:
+    """Raises InputError where `evaluate` would refuse these numbers, or `perplexity` the batch."""
+    for name, value, low in (("limit", limit, 1), ("shots", shots, 0), ("batch", batch, 1)):
+        if value is not None:
+            check_range(name, value, low=low)
 
 
 def check_tasks(tasks: Sequence[str], data_dir: Path | None = None, shots: int | None = None) -> None:

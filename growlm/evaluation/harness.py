@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from growlm.errors import unknown
+from growlm.errors import must_be, unknown
 from growlm.evaluation.resolution import Answer
 from growlm.evaluation.sampling import Sampling, generate
 from growlm.evaluation.score import LanguageModel, score, windows
@@ -76,6 +76,10 @@ def encode_pairs(model: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list
     """Tokens of contexts and continuations: both are encoded as one text, and cut where the context alone would end.
 
     Spaces at the end of a context belong to the continuation. Before an empty context stands the model's prefix.
+
+    Raises:
+      InputError: a continuation has no tokens of its own: the harness's backend fails there, and a likelihood of 1
+        would win every multiple choice.
     """
     moved = [_spaces_moved(*pair) for pair in pairs]
     whole = _encoded(model, (context + continuation for context, continuation in moved if context))
@@ -90,6 +94,9 @@ def encode_pairs(model: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list
             tokens = bare[continuation]
             has_prefix = tokens[:1] == [model.prefix]
             found.append((tokens[:1], tokens[1:]) if has_prefix else ([model.prefix], tokens))
+        if continuation and not found[-1][1]:
+            rule = f"text with tokens of its own after {context[-40:]!r}, for tokenizer {model.tokenizer.name}"
+            raise must_be("a continuation", rule, continuation)
     return found
 
 

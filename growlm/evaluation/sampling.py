@@ -25,6 +25,7 @@ from growlm.models.memory import Memory, new_memory, read_on
 
 PIECE = 256  # the most tokens of a prompt that are read at a time: scores are [B, H, PIECE, room]
 STEPS = 16  # new tokens between two looks at what was written
+LARGEST = 2**31 - 1  # number that a device takes, as the seed of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Sampling:
     def __post_init__(self):
         check_range("most tokens to generate", self.most, low=1)
         check_range("temperature", self.temperature, low=0)
-        check_range("seed", self.seed, low=0)
-        check_range("top_k", self.top_k, low=0)
+        check_range("seed", self.seed, low=0, high=LARGEST)
+        check_range("top_k", self.top_k, low=0, high=LARGEST)
         if not 0 < self.top_p <= 1:
             raise must_be("top_p", "above 0 and at most 1", self.top_p)
 
