@@ -275,7 +275,7 @@ BAD = {
     "an empty option": ([SOURCE, OUTPUT, FACTOR, "--option.=3"], ("'--option.=3'", "--option.key=value")),
     "half a token": (
         [SOURCE, OUTPUT, FACTOR, "--operator=random", "--option.mask_tokens=0.5"],
-        ("mask_tokens must be a whole number >= 0, got 0.5",),
+        ("mask_tokens must be 0 or at least 1, got 0.5",),
     ),
     "no record": ([SOURCE, OUTPUT, FACTOR, "--option.order={{1}}"], ("--option", "set")),
     "no state": ([SOURCE, OUTPUT, FACTOR, "--optimizer_state=kept"], ("'kept'", "keep_old, map, map_aged, reset")),

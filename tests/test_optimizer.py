@@ -394,7 +394,6 @@ def test_the_averaged_copy_follows_the_parameters():
             {"optimizer": {"kind": "moun"}},
             "optimizer.kind must be one of adamw, muon, got 'moun'; did you mean 'muon'?",
         ),
-        ({"optimizer": {"muon": {"steps": 3}}}, "optimizer.muon.steps must be unset with kind 'adamw', got 3"),
         ({"optimizer": {"ema": 1.0}}, "optimizer.ema must be >= 0 and < 1, got 1.0"),
         (
             {"optimizer": {"moment_dtype": "float16"}},

@@ -197,8 +197,8 @@ def random(
       whole_blocks: one mask for each new block, as in the published code, instead of the paper's two (attention, FFN).
       norm: as in `zero`, while masks are below 1.
     """
-    if not (0 <= mask_tokens < math.inf and mask_tokens == int(mask_tokens)):
-        raise must_be("mask_tokens", "a whole number >= 0", mask_tokens)
+    if not (mask_tokens == 0 or 1 <= mask_tokens < math.inf):  # a part of a token would be a schedule of none
+        raise must_be("mask_tokens", "0 or at least 1", mask_tokens)
     layers = np.full(target.depth, -1)
     if source.depth:
         layers = ordered(order, source, target)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from growlm.errors import check_name, check_range, must_be
+from growlm.errors import check_name, check_range
 from growlm.growth.plan import slice_mask
 from growlm.models import DecoderConfig, Kind, Role, Weight, parametrization, path_of
 from growlm.training.ages import Ages, bias, initial_ages
@@ -81,9 +81,6 @@ class OptimizerConfig:
             check_name("optimizer.moment_dtype", self.moment_dtype, MOMENT_DTYPES)
         for name in self.decay:
             check_name("group in optimizer.decay", name, GROUPS)
-        if self.kind == "adamw" and self.muon != MuonConfig():
-            changed = next(f.name for f in dataclasses.fields(MuonConfig) if getattr(self.muon, f.name) != f.default)
-            raise must_be(f"optimizer.muon.{changed}", "unset with kind 'adamw'", getattr(self.muon, changed))
         for name, factor in self.learning_rates.items():
             check_name("group in optimizer.learning_rates", name, (*GROUPS, *SLICES))
             check_range(f"optimizer.learning_rates[{name!r}]", factor, low=0)
