@@ -13,9 +13,9 @@ FLOPs of each arm carries its rate to the other rungs. Rungs 1 and 2 have the co
 as well. The small model of `grown` has the rate of `grown`, which at rung 1 was half of what a first search there, from
 0.005 to 0.08, found best, its upper end. `:tiny` and `:tiny_search` take a minute, to compile.
 
-Cost of a run on one free core: 1 minute at rung 1 (AMD EPYC), 5 at rung 2 (Intel Xeon), and ESTIMATED from steps of
-`scratch` on the first 9, 19 and 37 at the others: 11,500 and 8,400 tokens a second at rungs 3 and 4. A seed has 7 runs
-at rungs 1 and 2, else 4, and a search 20 or 16.
+Cost of a run on one core: 1 minute at rung 1 (AMD EPYC), 5 at rung 2 (Intel Xeon), 14 to 19 at rung 3, beside other
+work; ESTIMATED from steps of `scratch` on the first 27 and 53 at the others. A seed has 7 runs at rungs 1 and 2, else
+4, and a search 20 or 16.
 
 What is expected: a compute multiplier above 1 at every rung, 1.05 to 1.2 for growing alone, as the ladders of
 arXiv 2609.19107 have it (1.08 at 2e18 FLOPs to 1.18 at 1e20, one seed), five orders of magnitude above these; less than
@@ -23,8 +23,9 @@ the 1.49 to 1.55 of arXiv 2405.15319, whose baseline has one rate and is not dec
 growing pays if the lower end of the multiplier's 95 % interval over three seeds is above 1 at every rung.
 
 Result: three seeds, in nats a byte. Rung 1: scratch 1.743, grown 1.722, a speed-up of 17 % [1, 35], but average_size,
-10 layers, 1.715. Rung 2: scratch 1.466, grown 1.464, 4 % [-9, 18], average_size 1.454: the gate is not passed. untied
-1.626 and 1.408, untied_scratch 1.655 and 1.427: 15 % [2, 31] and 9 % [6, 13]. Rungs 3 to 5 are not run yet.
+10 layers, 1.715. Rung 2: scratch 1.466, grown 1.464, 4 % [-9, 18], average_size 1.454. Rung 3: scratch 1.314, grown
+1.321, -7 % [-33, 29]. So the gate is not passed. untied 1.626, 1.408 and 1.267, untied_scratch 1.655, 1.427 and 1.282:
+15 % [2, 31], 9 % [6, 13] and 9 % [-1, 21]. Rungs 4 and 5 are not run yet.
 """
 
 import math

@@ -91,6 +91,7 @@ def test_a_study_that_was_started_by_several_commands_has_them_all(results):
         ("operators_small_modern", 0, "direct_depth", OUR_MUON.points[0]),
         ("ladder", 0, "grown", OUR_MUON.points[1]),
         ("ladder", 1, "grown", OUR_MUON.points[2]),
+        ("ladder", 2, "grown", OUR_MUON.points[3]),
     ],
 )
 def test_what_a_plan_says_was_measured_here_is_what_the_records_give(study, number, run, said):

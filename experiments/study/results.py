@@ -213,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ladder": ladder,
     "ladder_1": partial(league, "ladder", labels=ARMS),
     "ladder_2": partial(league, "ladder", 1, labels=ARMS),
+    "ladder_3": partial(league, "ladder", 2, labels=ARMS),
     "learning_rate": partial(league, "learning_rate", without=SAME_RATE),
     "capacity": facts_known,
     "experts": partial(league, "experts"),

@@ -198,6 +198,7 @@ OUR_MUON = Points(
         Evidence(1.17e5, 1.4e6, 0.07, 0.28, "a model of its average size does as well"),
         Evidence(1.64e5, 1.64e6, 0.01, 0.35, "a model of its average size does as well"),
         Evidence(3.56e5, 3.56e6, -0.09, 0.18, "a model of its average size does as well"),
+        Evidence(6.23e5, 6.23e6, -0.33, 0.29, "both sides at rates carried from smaller sizes"),
     ),
 )
 PUBLISHED: tuple[Measured, ...] = (TUNED, UNTUNED, OURS, OUR_MUON)
