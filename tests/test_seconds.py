@@ -77,7 +77,8 @@ def test_growing_is_training_time_too_but_not_compiling(corpus, tmp_path, monkey
 def test_rates_are_of_as_many_steps_as_lie_between_two_lines_of_the_log():
     clock, still, records = SimpleNamespace(seconds=0.0), SimpleNamespace(seconds=0.0), []
     (stage,) = resolve(tiny.run_config("none", tiny.stage(30), log_every_steps=10), "fingerprint")
-    log, display = SimpleNamespace(write=records.append), SimpleNamespace(step=lambda *_, **__: None)
+    log = SimpleNamespace(write=lambda record, measured: records.append(record | measured))
+    display = SimpleNamespace(step=lambda *_, **__: None)
     recorder = loop.Recorder(stage, log=log, display=display, watch=clock, waiting=still, peak=0.0)
     recorder.begin(0)
     for step in range(1, 31):
