@@ -123,6 +123,25 @@ def differences(group: Group, pairs: Sequence[tuple[str, str]], loss: Callable[[
     return np.mean(each, axis=0)
 
 
+def elsewhere(name: str, other: str, baseline: str, labels: Mapping[str, str]) -> str:
+    """The runs of a study over the baseline that another study has, by the seeds of both.
+
+    Args:
+        name, other: the studies, of one text, size and budget.
+        baseline: of the other.
+        labels: of the runs that are shown, in their order.
+    """
+    group, there = study(name), study(other)
+    theirs = np.array([last_loss(run) for run in there.each(baseline).values()])
+    curves = paired(there, baseline, baseline)[1]
+    lines = []
+    for run, label in labels.items():
+        less = t_interval(np.array([last_loss(one) for one in group.each(run).values()]) - theirs)
+        gain = speedup_over_seeds(paired(group, run, run)[0], curves).speedup
+        lines.append([label, written(less, partial(rounded, spec="+.3f")), percent(gain)])
+    return table(("run", f"less {baseline} of {other}, nats a byte", "speed-up over it"), lines)
+
+
 def tried(name: str, number: int = 0, labels: Mapping[str, str] = NO_LABELS, without: Sequence[str] = ()) -> str:
     """The last loss of every run of a study at every value that its search tried; a star marks the best."""
     header, lines = search_table(study(name, number))

@@ -74,8 +74,7 @@ def _try(
 ) -> dict[str, Any]:
     """Grow a state, and train it on: its losses, and what they cost with the learning of maps."""
     state, _ = grow_into(candidate, before, training_batches(candidate, text, mesh, int(before.examples)), mesh)
-    if (kept := candidate.kept(mesh)) is not None:  # as the stage begins
-        state = emptied(state, kept)
+    state = emptied(state, candidate.kept(mesh))  # as the stage begins
     compiled = Steps(candidate, state, step_specs(candidate, candidate.first_step), mesh, teacher)
     held_out = held_out_batches(candidate, text, mesh)
     source = training_batches(candidate, text, mesh, int(state.examples))

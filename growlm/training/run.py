@@ -323,8 +323,8 @@ def train_run(
                             stage = plan.stages[number]
                             display.begin(folder, plan.stages, number)
                         state = _grow(stage, state, text, mesh, stage_folder, display)
-                    if newest < 0 and (kept := stage.kept(mesh)) is not None:
-                        state = emptied(state, kept)
+                    if newest < 0:
+                        state = emptied(state, stage.kept(mesh))
                     if state.step < stage.last_step or not stage.steps:  # rule 5; without steps it is validated alone
                         state = train_stage(
                             stage,

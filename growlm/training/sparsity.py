@@ -95,8 +95,10 @@ def by_path(kept: Params | None) -> dict[str, jax.Array]:
     return {path_of(path): mask for path, mask in jax.tree_util.tree_leaves_with_path(kept)}
 
 
-def emptied(state: TrainState, kept: Params) -> TrainState:
-    """A state whose weights are zero where they are not kept, with their averaged copy."""
+def emptied(state: TrainState, kept: Params | None) -> TrainState:
+    """A state whose weights are zero where they are not kept, with their averaged copy; as it is without masks."""
+    if kept is None:
+        return state
     masks = by_path(kept)
 
     def of_leaf(path: tuple, leaf: jax.Array) -> jax.Array:
